@@ -1,0 +1,104 @@
+"""A cell: one training run, and the parts of a study file that decide its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from search_spaces.methods import label
+from search_spaces.scales import SCALES, Scale
+
+
+class Frozen(BaseModel):
+    """Base of every model in a study file: immutable, no unknown fields, no silent NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSpec(Frozen):
+    """What the model is, beside its scale."""
+
+    tied: bool = Field(default=False, description="One matrix for the input and the output embedding.")
+    init: Literal["xavier", "normal"] = Field(
+        default="xavier",
+        description="Linear layers: Xavier normal, or plain normal with standard deviation 0.02.",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout probability on residual branches.")
+
+
+class TrainingSpec(Frozen):
+    """How a cell is trained; every field changes its result. Defaults are those of the published runs."""
+
+    steps: int = Field(default=100_000, gt=0, description="Optimizer steps.")
+    batch_size: int = Field(default=64, gt=0, description="Global batch, in sequences, over all workers.")
+    sequence_length: int = Field(default=2048, gt=0, description="Tokens a sequence.")
+    warmup_steps: int = Field(default=5_000, ge=0, description="Steps of linear warm-up.")
+    min_lr: float = Field(default=1e-5, ge=0, description="Learning rate at the end of the cosine.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's two decay rates.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(
+        default=1e-4,
+        ge=0,
+        lt=1,
+        description="Independent weight decay: the fraction taken off each matrix a step, whatever the lr.",
+    )
+    grad_clip: float = Field(default=1.0, gt=0, description="Largest global L2 norm of the gradient.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="float32 throughout, or bfloat16 autocast."
+    )
+    logits_dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="Precision that the logits are rounded to, forward and backward."
+    )
+    eval_sequences: int = Field(default=160, gt=0, description="Sequences of a validation pass.")
+
+
+class Cell(Frozen):
+    """One training run. Its ``id`` is a hash of exactly what changes its result.
+
+    Workers, micro batch, compilation and evaluation interval change no more than the last bits, or nothing, and
+    stay out of it: equal cells are one cell, however they were run.
+    """
+
+    scale: str
+    method: str
+    gamma: float | None = Field(description="Strength of the method (its cap c for soft-cap); None without.")
+    lr: float = Field(description="Peak learning rate.")
+    seed: int
+    data: str = Field(description="Digest of the tokens that it trains and is evaluated on.")
+    V: int = Field(description="Vocabulary with padding.")
+    model: ModelSpec
+    training: TrainingSpec
+
+    @property
+    def shape(self) -> Scale:
+        return SCALES[self.scale]
+
+    @cached_property
+    def id(self) -> str:
+        """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and its scale's shape."""
+        content = self.model_dump(mode="json") | {"scale": asdict(self.shape)}
+        return digest(content)[:12]
+
+    @property
+    def label(self) -> str:
+        return f"{self.scale} {label(self.method, self.gamma)} lr={self.lr:g} seed={self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.training.steps * self.training.batch_size * self.training.sequence_length
+
+    @property
+    def flops(self) -> float:
+        return self.tokens * self.shape.flops_per_token(self.V, self.training.sequence_length)
+
+
+def digest(content: Any) -> str:
+    """SHA-256, as 64 hexadecimal digits, of the canonical JSON (sorted keys, no spaces) of ``content``."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,21 @@
+"""The one error for bad input: it names the field, the value met, and the remedy."""
+
+from __future__ import annotations
+
+
+class InvalidInput(ValueError):
+    """Input that can not be run as it stands; the command line turns it into exit code 2.
+
+    Args:
+        field: what the user wrote or should have written, e.g. ``training.batch_size``.
+        value: the value met.
+        problem: what is wrong with it, in one clause.
+        remedy: what would be right.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+        super().__init__(f"{field}: {value!r} {problem}; {remedy}")
+
+    def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str, str]]:
+        return type(self), (self.field, self.value, self.problem, self.remedy)

@@ -1,0 +1,125 @@
+"""From a study to its curves and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from search_spaces.cell import Cell
+from search_spaces.methods import METHODS
+from search_spaces.scales import SCALES
+from search_spaces.study import Study
+
+NOMINAL_FLOPS_PER_WORKER = 2e10
+"""FLOP/s assumed of a worker before anything has been measured: about one core of a processor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The cells of one (scale, method, gamma) over learning rates and seeds."""
+
+    scale: str
+    method: str
+    gamma: float | None
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with its data: everything that is to be run, before anything runs."""
+
+    study: Study
+    data: str
+    """Digest of the tokens."""
+
+    def cell(self, scale: str, method: str, gamma: float | None, lr: float, seed: int) -> Cell:
+        return Cell(
+            scale=scale,
+            method=method,
+            gamma=gamma,
+            lr=lr,
+            seed=seed,
+            data=self.data,
+            V=self.study.data.V,
+            model=self.study.model,
+            training=self.study.training,
+        )
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """Scale by scale, the largest first, so that no long cell is left for the end of a sweep."""
+        scales = sorted(self.study.scales, key=lambda s: -SCALES[s].parameters(self.study.data.V))
+        return tuple(
+            Curve(
+                scale=scale,
+                method=choice.method,
+                gamma=gamma,
+                cells=tuple(
+                    self.cell(scale, choice.method, gamma, lr, seed)
+                    for lr in self.study.lrs
+                    for seed in self.study.seeds
+                ),
+            )
+            for scale in scales
+            for choice in self.study.methods
+            for gamma in choice.strengths
+        )
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The grid, in the order to run it: within a scale, learning rate by learning rate over all curves, so
+        that every curve grows at the same pace."""
+        curves_of: dict[str, list[Curve]] = {}
+        for curve in self.curves:
+            curves_of.setdefault(curve.scale, []).append(curve)
+        return tuple(
+            cell
+            for curves in curves_of.values()
+            for column in zip(*(curve.cells for curve in curves), strict=True)
+            for cell in column
+        )
+
+    @property
+    def refinements(self) -> Iterator[tuple[str, str, int]]:
+        """``(scale, method, trials)`` of the Optuna trials that follow the grid."""
+        for scale in dict.fromkeys(curve.scale for curve in self.curves):
+            for choice in self.study.methods:
+                yield scale, choice.method, self.study.refine.trials
+
+    @property
+    def cell_count(self) -> int:
+        return len(self.cells) + sum(trials for *_, trials in self.refinements)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on by the whole study, refinement included."""
+        return int(sum(tokens for _, tokens in self._work(lambda cell: cell.tokens)))
+
+    def seconds(self, tokens_per_second: Mapping[str, float], concurrency: int) -> float:
+        """Estimated wall seconds of the study's training, ``concurrency`` cells at once.
+
+        Args:
+            tokens_per_second: measured rate a cell, by scale; other scales are estimated from FLOPs at
+                ``NOMINAL_FLOPS_PER_WORKER``.
+        """
+        nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
+        total = 0.0
+        for scale, flops in self._work(lambda cell: cell.flops):
+            per_token = SCALES[scale].flops_per_token(self.study.data.V, self.study.training.sequence_length)
+            total += flops / per_token / tokens_per_second.get(scale, nominal / per_token)
+        return total / concurrency
+
+    def _work(self, measure: Callable[[Cell], float]) -> Iterator[tuple[str, float]]:
+        """``(scale, measure)`` of every grid cell and, as they are of equal size, of every refinement."""
+        first = {cell.scale: cell for cell in reversed(self.cells)}
+        yield from ((cell.scale, measure(cell)) for cell in self.cells)
+        yield from ((scale, trials * measure(first[scale])) for scale, _, trials in self.refinements)
+
+
+def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]]:
+    """The box that refinement searches on a log scale: ``lr`` over the grid's span, ``gamma`` over the method's."""
+    space = {"lr": (study.lrs[0], study.lrs[-1])}
+    if strength := METHODS[method].strength:
+        space["gamma"] = (strength.low, strength.high)
+    return space

@@ -1,0 +1,57 @@
+"""The ladder of model scales.
+
+Legend: L layers (blocks), D model width, H attention heads, V vocabulary with padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A model shape. ``name`` counts, for the published ones, the blocks and one embedding."""
+
+    name: str
+    L: int  # blocks
+    D: int  # model width
+    H: int  # attention heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the SwiGLU: two thirds of 4D, rounded up to a multiple of 256."""
+        return 256 * -(-(2 * 4 * self.D) // (3 * 256))
+
+    def parameters(self, V: int, *, tied: bool = False) -> int:
+        """Trainable parameters of the default model with qk-norm, both embeddings counted unless tied.
+
+        A block holds QKV and Proj (4 D^2), the three matrices of the SwiGLU, two norms, and the scales of the
+        norms on Q and K (one head wide each).
+        """
+        block = 4 * self.D**2 + 3 * self.D * self.hidden + 2 * self.D + 2 * (self.D // self.H)
+        return self.L * block + self.D + V * self.D * (1 if tied else 2)
+
+    def flops_per_token(self, V: int, T: int) -> float:
+        """Forward and backward FLOPs a token, ``6 N + 12 L D T`` (arXiv 2204.02311, appendix B), N without
+        the input embedding, which is a lookup."""
+        return 6.0 * (self.parameters(V) - V * self.D) + 12.0 * self.L * self.D * T
+
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(name="tiny", L=2, D=64, H=4),  # for processors: seconds a run
+        Scale(name="5M", L=3, D=96, H=4),
+        Scale(name="8M", L=4, D=128, H=4),
+        Scale(name="10M", L=5, D=160, H=4),
+        Scale(name="16M", L=6, D=224, H=4),
+        Scale(name="23M", L=8, D=288, H=4),
+        Scale(name="29M", L=9, D=320, H=4),
+        Scale(name="37M", L=10, D=384, H=4),
+        Scale(name="57M", L=12, D=480, H=4),
+        Scale(name="85M", L=14, D=576, H=4),
+        Scale(name="109M", L=15, D=640, H=4),
+        Scale(name="149M", L=18, D=704, H=4),
+        Scale(name="221M", L=21, D=832, H=4),
+    )
+}

@@ -1,0 +1,358 @@
+"""The study file: what to try, as a frozen model, from and to YAML."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import METHODS
+from search_spaces.scales import SCALES
+
+T = TypeVar("T")
+SHIPPED = Path(__file__).parent / "studies"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def bad(problem: str, remedy: str) -> PydanticCustomError:
+    """An error for a validator to raise; ``Study.load`` adds the field and the value."""
+    return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})
+
+
+def known(kind: str, name: object, names: Iterable[str]) -> str:
+    """``name`` if it is one of ``names``; else an error with the nearest match."""
+    names = list(names)
+    if name in names:
+        return str(name)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise bad(f"is not a known {kind}", f"{hint}choose from {', '.join(names)}")
+
+
+def grid(values: tuple[float, ...]) -> tuple[float, ...]:
+    """A grid: not empty, positive, strictly ascending."""
+    if not values:
+        raise bad("is an empty grid", "give at least one value")
+    if any(v <= 0 for v in values):
+        raise bad("holds a value that is not positive", "every value must be above 0")
+    if any(a >= b for a, b in pairwise(values)):
+        raise bad("is not strictly ascending", "sort it and drop duplicates")
+    return values
+
+
+class DataSpec(Frozen):
+    """Where the tokens come from."""
+
+    source: Literal["builtin", "text", "shards"] = Field(
+        default="builtin",
+        description="builtin: the sources of Python's standard library; text: local files; shards: token files.",
+    )
+    path: str | None = Field(
+        default=None, description="text: a folder, a file or a glob; shards: a glob of the training shards."
+    )
+    validation: str | None = Field(
+        default=None, description="shards: a glob of the validation shards, apart from the training ones."
+    )
+    tokenizer: Literal["bpe", "bytes", "gpt2"] = Field(
+        default="bpe",
+        description="builtin and text: byte pairs trained on the text itself, plain bytes, or GPT-2's.",
+    )
+    vocab_size: int = Field(
+        default=1024,
+        ge=256,
+        le=65_536,
+        description="Token ids in use: the size of the trained vocabulary, or of the one the shards were made "
+        "with (50257 for GPT-2). The model pads it to a multiple of 64.",
+    )
+
+    @model_validator(mode="after")
+    def _paths_belong_to_the_source(self) -> Self:
+        wanted = {"builtin": (), "text": ("path",), "shards": ("path", "validation")}[self.source]
+        for name in ("path", "validation"):
+            if (getattr(self, name) is None) == (name in wanted):
+                problem = "needs" if name in wanted else "takes no"
+                raise bad(
+                    f"{problem} data.{name}",
+                    f"data.source {self.source} takes {' and '.join(wanted) or 'neither path nor validation'}",
+                )
+        return self
+
+    @property
+    def V(self) -> int:
+        """Vocabulary of the model: the token ids in use, padded to a multiple of 64."""
+        used = {"bytes": 256, "gpt2": 50_257}.get(self.tokenizer, self.vocab_size)
+        if self.source == "shards":
+            used = self.vocab_size
+        return -(-used // 64) * 64
+
+
+def _method_from_name(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+class MethodChoice(Frozen):
+    """A method and the strengths it is tried at; without any, its default strength."""
+
+    method: str
+    gamma: tuple[float, ...] | None = Field(default=None, description="Strengths of a regularizer.")
+    c: tuple[float, ...] | None = Field(default=None, description="Caps of soft-cap.")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        return known("method", value, METHODS)
+
+    @field_validator("gamma", "c")
+    @classmethod
+    def _grid(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if value is None else grid(value)
+
+    @model_validator(mode="after")
+    def _strength_belongs_to_the_method(self) -> Self:
+        strength = METHODS[self.method].strength
+        for symbol in ("gamma", "c"):
+            if getattr(self, symbol) is not None and (strength is None or strength.symbol != symbol):
+                takes = f"its strength is {strength.symbol}" if strength else "it has no strength"
+                raise bad(f"gives {symbol} to {self.method}", f"remove {symbol}; {takes}")
+        return self
+
+    @property
+    def strengths(self) -> tuple[float | None, ...]:
+        """The strengths to try, ``(None,)`` for a method without one."""
+        strength = METHODS[self.method].strength
+        if strength is None:
+            return (None,)
+        return getattr(self, strength.symbol) or (strength.default,)
+
+
+class RefineSpec(Frozen):
+    """Optuna trials over (log lr, log gamma) after the grid, for each scale and method."""
+
+    trials: int = Field(default=0, ge=0, description="Further cells for each (scale, method).")
+    sampler: Literal["tpe", "gp"] = Field(default="tpe", description="Tree-structured Parzen, or Gaussian process.")
+
+
+class Intervals(Frozen):
+    """How often a cell is looked at; does not change its result."""
+
+    evaluate: int | None = Field(
+        default=None, gt=0, description="Steps between evaluations; a twentieth of the run by default."
+    )
+    checkpoint: int | None = Field(
+        default=None, gt=0, description="Steps between checkpoints; at every evaluation by default."
+    )
+
+
+class ResourceSpec(Frozen):
+    """What runs a cell; does not change its result."""
+
+    workers: int = Field(default=1, gt=0, description="DDP workers a cell.")
+    cpus_per_worker: int = Field(default=1, gt=0, description="Cores a worker.")
+    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="Accelerators a worker: 0 (gloo) or 1 (NCCL).")
+    concurrency: int | None = Field(
+        default=None, gt=0, description="Cells at once; as many as the cluster holds by default."
+    )
+    compile: bool = Field(default=False, description="torch.compile; falls back to eager with a warning.")
+
+
+class Study(Frozen):
+    """A study: one picture of final loss against learning rate, per scale, method and strength."""
+
+    name: str = Field(description="Lower-case letters, digits, '.', '_' and '-'; it names a folder.")
+    description: str = Field(default="", description="What it is for, in a sentence.")
+    scales: tuple[str, ...] = Field(description="Model scales.")
+    data: DataSpec = Field(default=DataSpec(), description="The tokens.")
+    methods: tuple[
+        Annotated[MethodChoice, BeforeValidator(_method_from_name, json_schema_input_type=str | MethodChoice)],
+        ...,
+    ] = Field(description="Methods, each by name, or with its strengths.")
+    lrs: tuple[float, ...] = Field(description="Peak learning rates: the grid of every curve.")
+    seeds: tuple[int, ...] = Field(default=(1,), description="Seeds: every cell is run once a seed.")
+    model: ModelSpec = Field(default=ModelSpec())
+    training: TrainingSpec = Field(default=TrainingSpec())
+    refine: RefineSpec = Field(default=RefineSpec())
+    intervals: Intervals = Field(default=Intervals())
+    resources: ResourceSpec = Field(default=ResourceSpec())
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if not NAME.fullmatch(value) or ".." in value:
+            raise bad(
+                "can not name a folder",
+                "use at most 63 lower-case letters, digits, '.', '_' and '-', starting with a letter or digit",
+            )
+        return value
+
+    @field_validator("scales")
+    @classmethod
+    def _known_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(known("scale", name, SCALES) for name in _distinct(value))
+
+    @field_validator("lrs")
+    @classmethod
+    def _lrs(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return grid(value)
+
+    @field_validator("seeds", mode="wrap")
+    @classmethod
+    def _seeds(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[int, ...]:
+        """``seeds: 3`` is short for ``[1, 2, 3]``."""
+        seeds: tuple[int, ...] = handler(range(1, value + 1) if type(value) is int else value)
+        if any(seed < 0 for seed in seeds):
+            raise bad("holds a negative seed", "seeds are 0 or above")
+        return _distinct(seeds)
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_once(cls, value: tuple[MethodChoice, ...]) -> tuple[MethodChoice, ...]:
+        _distinct(tuple(choice.method for choice in value))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        batch, workers = self.training.batch_size, self.resources.workers
+        if batch % workers:
+            raise bad(
+                f"training.batch_size {batch} is not divided by resources.workers {workers}",
+                f"use {batch - batch % workers or workers} or {batch - batch % workers + workers} sequences, "
+                "or another number of workers",
+            )
+        if self.training.warmup_steps > self.training.steps:
+            raise bad(
+                f"training.warmup_steps {self.training.warmup_steps} exceeds training.steps {self.training.steps}",
+                "shorten the warm-up",
+            )
+        if self.training.min_lr > self.lrs[0]:
+            raise bad(
+                f"training.min_lr {self.training.min_lr:g} exceeds the smallest learning rate {self.lrs[0]:g}",
+                "lower min_lr",
+            )
+        return self
+
+    @cached_property
+    def hash(self) -> str:
+        """12 digits over everything but the description, the intervals and the resources."""
+        return digest(self.model_dump(mode="json", exclude={"description", "intervals", "resources"}))[:12]
+
+    @property
+    def evaluate_every(self) -> int:
+        return self.intervals.evaluate or max(1, self.training.steps // 20)
+
+    @property
+    def checkpoint_every(self) -> int:
+        return self.intervals.checkpoint or self.evaluate_every
+
+    def to_yaml(self) -> str:
+        """The study as YAML that ``parse`` reads back to an equal study."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=110
+        )
+
+    @classmethod
+    def parse(cls, text: str, origin: str = "study") -> Self:
+        """A study from YAML.
+
+        Raises:
+            InvalidInput: not YAML, not a mapping, or any field that is unknown, missing or out of range.
+        """
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            where = getattr(error, "problem_mark", None)
+            at = f" at line {where.line + 1}" if where else ""
+            raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the form") from error
+        if not isinstance(content, dict):
+            raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _invalid(error.errors()[0]) from error
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """A shipped study by name, or a study file by path.
+
+        Raises:
+            InvalidInput: there is no such study, or it can not be read; see ``parse``.
+        """
+        path = SHIPPED / f"{name_or_path}.yaml" if NAME.fullmatch(name_or_path) else Path(name_or_path)
+        if not path.is_file():
+            path = Path(name_or_path)
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), name_or_path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                "study",
+                name_or_path,
+                f"can not be read ({type(error).__name__})",
+                f"give the path of a study file, or a shipped study: {', '.join(shipped())}",
+            ) from error
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def json_schema() -> str:
+    """The JSON schema of a study file, for editors and forms."""
+    return json.dumps(Study.model_json_schema(), indent=2)
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values:
+        raise bad("is empty", "give at least one")
+    if len(set(values)) != len(values):
+        raise bad("names one twice", "drop the duplicate")
+    return values
+
+
+def _invalid(error: ErrorDetails) -> InvalidInput:
+    """The first error of a validation as one message with field, value and remedy."""
+    field = ".".join(str(part) for part in error["loc"]) or "study"
+    value = error["input"]
+    if error["type"] == "oec":
+        problem, remedy = error["ctx"]["problem"], error["ctx"]["remedy"]
+        if isinstance(value, dict):
+            value = next((value[key] for key in ("name", "source", "method") if key in value), "study")
+    elif error["type"] == "extra_forbidden":
+        fields = _fields_beside(error["loc"])
+        close = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
+        problem = "is not a field of a study"
+        remedy = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(fields)}"
+    elif error["type"] == "missing":
+        value, problem, remedy = None, "is missing", "every study names its " + field.split(".")[-1]
+    else:
+        problem, remedy = "is not allowed", error["msg"][0].lower() + error["msg"][1:]
+    return InvalidInput(field, value, problem, remedy)
+
+
+def _fields_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The field names that could have stood where ``loc`` ends."""
+    model: type[Frozen] = Study
+    for part in loc[:-1]:
+        inner: type[Frozen] | None = MethodChoice if part == "methods" else None
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = annotation if isinstance(annotation, type) and issubclass(annotation, Frozen) else inner
+        model = inner or model
+    return list(model.model_fields)
