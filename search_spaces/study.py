@@ -282,6 +282,15 @@ class Study(Frozen):
             raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the form") from error
         if not isinstance(content, dict):
             raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
+        return cls.validate_fields(content)
+
+    @classmethod
+    def validate_fields(cls, content: dict[str, Any]) -> Self:
+        """A study from its fields.
+
+        Raises:
+            InvalidInput: any field that is unknown, missing or out of range.
+        """
         try:
             return cls.model_validate(content)
         except ValidationError as error:

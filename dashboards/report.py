@@ -1,0 +1,170 @@
+"""One study as a folder that needs nothing else: a page, figures, tables, and the runs behind them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import vl_convert
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from dashboards.figures import VEGA_LITE, Figure, color_of, figures, save
+from dashboards.sensitivity import CurveFacts, curves
+from dashboards.tables import RENDERERS, published_layout, sensitivity_table, shown
+from search_spaces.methods import label
+
+
+def write_report(
+    runs: pd.DataFrame,
+    folder: str | Path,
+    *,
+    title: str,
+    grid: Sequence[float] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.csv`` into ``folder``; the path of the page.
+
+    The page is one file that works from disk without a network. Files of an earlier report are overwritten.
+
+    Args:
+        runs: columns ``RUN_COLUMNS``, of one study.
+        title: the page's heading.
+        grid: the learning rates of the study; None for all that occur at a scale.
+        provenance: what the section "How it was made" lists, by name.
+        notes: sentences for the reader, shown with the warnings.
+
+    Raises:
+        InvalidInput: see ``dashboards.sensitivity.curves``.
+        OSError: the folder can not be written.
+    """
+    folder = Path(folder)
+    found = curves(runs, grid)
+    drawn = figures(found)
+    table = sensitivity_table(found)
+    save(drawn, folder / "figures")
+    tables = folder / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    for extension, render in RENDERERS.items():
+        (tables / f"sensitivity.{extension}").write_text(render(table), encoding="utf-8")
+    for value in ("LRS", "best_loss", "best_lr", "overhead_percent"):
+        published_layout(table, value).to_csv(tables / f"{value}.csv")
+    runs.to_csv(folder / "runs.csv", index=False)
+    page = folder / "report.html"
+    page.write_text(_page(runs, found, drawn, title, provenance or {}, notes), encoding="utf-8")
+    return page
+
+
+def answer(found: Sequence[CurveFacts]) -> str:
+    """The study in two sentences: which method is least sensitive, and how far that can be trusted."""
+    ranked = [curve for curve in found if curve.LRS is not None]
+    if not ranked:
+        missing = sum(len(curve.missing) for curve in found)
+        return f"No curve has an LRS yet. Cells without a result: {missing}, in {len(found)} curves."
+    best = _best_by_scale(ranked)
+    return f"{_winners(ranked, best)} {_caveat(found, ranked, best)}"
+
+
+def _best_by_scale(ranked: Sequence[CurveFacts]) -> dict[str, CurveFacts]:
+    best: dict[str, CurveFacts] = {}
+    for curve in sorted(ranked, key=_lrs_of):
+        best.setdefault(curve.scale, curve)
+    return best
+
+
+def _winners(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
+    scales_of: dict[str, list[str]] = {}
+    for scale in dict.fromkeys(curve.scale for curve in ranked):
+        scales_of.setdefault(best[scale].label, []).append(scale)
+    winners = _listed([f"{name} at {_listed(scales)}" for name, scales in scales_of.items()])
+    verb = "is" if len(scales_of) == 1 else "are"
+    sentence = f"{winners} {verb} the least sensitive to the learning rate, with an LRS of {_span(best.values())}"
+    baselines = [curve for curve in ranked if curve.method == "baseline"]
+    if set(scales_of) == {"baseline"}:
+        return f"{sentence}."
+    return f"{sentence}, against {_span(baselines)} for the baseline." if baselines else f"{sentence}; no baseline."
+
+
+def _caveat(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
+    left_out = len(found) - len(ranked)
+    also = f"; not ranked for want of cells: {left_out} of {len(found)} curves" if left_out else ""
+    if min(curve.seeds for curve in ranked) < 2:
+        return f"This rests on one seed, which can not tell a small difference from chance{also}."
+    close = [c for c in ranked if c is not best[c.scale] and _overlap(c.interval, best[c.scale].interval)]
+    if close:
+        names = _listed([f"{curve.label} at {curve.scale}" for curve in close])
+        return f"The 95 % interval of the best overlaps with that of {names}{also}."
+    return f"The 95 % interval of the best, over seeds, overlaps with no other{also}."
+
+
+def _overlap(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bool:
+    return a is not None and b is not None and a[0] <= b[1] and b[0] <= a[1]
+
+
+def _span(curves: Iterable[CurveFacts]) -> str:
+    values = sorted({shown(curve.LRS, "LRS") for curve in curves}, key=float)
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _lrs_of(curve: CurveFacts) -> float:
+    return math.inf if curve.LRS is None else curve.LRS
+
+
+def _page(
+    runs: pd.DataFrame,
+    found: Sequence[CurveFacts],
+    drawn: Sequence[Figure],
+    title: str,
+    provenance: Mapping[str, str],
+    notes: Sequence[str],
+) -> str:
+    scales = list(dict.fromkeys(curve.scale for curve in found))
+    panels: dict[str, dict[str, dict[str, Any]]] = {}
+    for figure in drawn:
+        panels.setdefault(figure.title, {})[figure.scale or ""] = {"spec": figure.spec, "caption": figure.caption}
+    warnings = [f"{curve.scale} {curve.label}: {warning}." for curve in found for warning in curve.warnings]
+    if found and max(curve.seeds for curve in found) < 2:
+        warnings.insert(0, "One seed: no interval can be given.")
+    return (
+        Environment(loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            answer=answer(found),
+            scales=scales,
+            panels=panels,
+            specs=_json(panels),
+            vega=_vega(),
+            curves=found,
+            best=list(_best_by_scale([curve for curve in found if curve.LRS is not None]).values()),
+            intervals=any(curve.interval for curve in found),
+            color_of=color_of,
+            shown=shown,
+            warnings=[*warnings, *notes],
+            crashed=runs[runs["state"] == "crashed"].to_dict("records"),
+            runs=runs.to_dict("records"),
+            name=lambda run: label(run["method"], None if pd.isna(run["gamma"]) else run["gamma"]),
+            provenance=provenance,
+        )
+    )
+
+
+def _json(content: Any) -> Markup:
+    """JSON that can stand in a script element: no ``<`` in it, so nothing in it can close the element."""
+    return Markup(json.dumps(content, allow_nan=False).replace("<", "\\u003c"))
+
+
+def _vega() -> Markup:
+    """Vega, Vega-Lite and vega-embed as one script, from the installed package."""
+    return Markup(
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).replace("</script", "<\\/script")
+    )

@@ -1,0 +1,203 @@
+"""A table of runs, one row a run, and the three places that it is read from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dashboards.published import L_INIT
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import METHODS
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+RUN_COLUMNS = (
+    "study",
+    "cell",
+    "scale",
+    "method",
+    "gamma",
+    "lr",
+    "seed",
+    "state",
+    "val_loss",
+    "train_loss",
+    "l_init",
+    "steps",
+    "tokens",
+    "train_seconds",
+    "tokens_per_second",
+    "output_mu_norm",
+    "logits_mean",
+    "logits_std",
+    "logits_absmax",
+    "log_z_squared",
+    "output_b_ratio",
+    "attention_logit_max",
+    "loss_spikes",
+    "reason",
+)
+"""Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength."""
+
+STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
+
+_TEXT = ("study", "cell", "scale", "method", "state", "reason")
+_INTEGERS = ("seed", "steps", "tokens")
+_REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
+_PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
+_NO_LOSS = "finished, but no final loss was recorded"
+
+
+def from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of runs from mappings, one a run: what the ledger hands over.
+
+    A column that a record lacks is a missing value, a key that is no column is dropped. A record without a state
+    is planned, or finished if it has a loss. A finished run that recorded no loss at all is crashed, with that
+    as its reason: it must not be mistaken for one that diverged.
+
+    Raises:
+        InvalidInput: a value of the wrong kind; see ``_checked``.
+    """
+    rows = []
+    for record in records:
+        row = {column: record.get(column) for column in RUN_COLUMNS}
+        if row["state"] is None:
+            row["state"] = "planned" if row["val_loss"] is None else "finished"
+        if row["state"] == "finished" and row["val_loss"] is None:
+            row |= {"state": "crashed", "reason": _NO_LOSS}
+        rows.append(row)
+    return _checked(pd.DataFrame(rows, columns=list(RUN_COLUMNS), dtype=object))
+
+
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """A table of runs from a CSV file: one of ours, or one with the columns of the published runs.
+
+    In a file without states an empty or non-finite loss is a diverged run. Where ``l_init`` is absent it is that
+    of the published runs; where ``study`` is, it is the file's name.
+
+    Raises:
+        InvalidInput: the file can not be read, holds no run, lacks a column, or holds a value of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        # As text, so that only an empty field is a missing one and every other wrong value is named.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise InvalidInput(
+            "csv", str(path), f"can not be read ({type(error).__name__})", "give a comma-separated file with a header"
+        ) from error
+    table = table.rename(columns=_PUBLISHED_NAMES)
+    if missing := [column for column in _REQUIRED if column not in table]:
+        raise InvalidInput("csv", str(path), f"lacks the columns {', '.join(missing)}", f"needs {', '.join(_REQUIRED)}")
+    if table.empty:
+        raise InvalidInput("csv", str(path), "holds no run", "give at least one row under the header")
+    defaults: dict[str, str | float] = {"l_init": L_INIT, "study": path.stem, "state": "finished"}
+    for column, value in defaults.items():
+        if column not in table:
+            table[column] = value
+    return _checked(table.reindex(columns=list(RUN_COLUMNS)).astype(object))
+
+
+def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
+    """A table of the runs of ``study`` that MLflow holds: every run with the tag ``oec.cell``.
+
+    Scale, method, gamma, lr and seed are its parameters, the final loss is the metric ``final_val_loss``, every
+    other number is the latest value of the metric named like the column.
+
+    Raises:
+        InvalidInput: the server can not be asked, or has no such experiment or no cell of this study.
+    """
+    # Importing mlflow takes seconds; reports from the ledger do without.
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if "'" in study:
+        raise InvalidInput("study", study, "holds a quote", "give the name of a study")
+    try:
+        client = MlflowClient(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise InvalidInput("experiment", experiment, "is not in this MLflow", "check the name and the tracking URI")
+        runs: list[Run] = []
+        page: str | None = None
+        while page is None or page:
+            answer = client.search_runs([found.experiment_id], f"tags.`oec.study` = '{study}'", page_token=page)
+            runs += answer
+            page = answer.token or ""
+    except MlflowException as error:
+        raise InvalidInput(
+            "tracking_uri", tracking_uri, f"can not be read ({error.error_code})", "is it up?"
+        ) from error
+    cells = [run for run in runs if "oec.cell" in run.data.tags]
+    if not cells:
+        raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
+    return from_records(_mlflow_record(run) for run in cells)
+
+
+def _mlflow_record(run: Run) -> dict[str, Any]:
+    tags = run.data.tags
+    return {
+        **run.data.metrics,
+        **run.data.params,
+        "val_loss": run.data.metrics.get("final_val_loss"),
+        "study": tags["oec.study"],
+        "cell": tags["oec.cell"],
+        "state": tags.get("oec.state"),
+        "reason": tags.get("oec.reason"),
+    }
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with the dtypes of a table of runs: text as objects, whole numbers as Int64, the rest as float64.
+
+    A finished run whose loss is NaN, infinite or above ``l_init`` becomes a diverged one, so that everything
+    downstream asks the state alone. The strength of a method without one becomes a missing value.
+
+    Raises:
+        InvalidInput: not a number where one is needed; a learning rate that is not positive and finite; a scale
+            or method that is missing; an unknown state.
+    """
+    for column in RUN_COLUMNS:
+        if column not in _TEXT:
+            table[column] = _numbers(table[column])
+        else:
+            table[column] = table[column].where(table[column].notna(), None)
+    for column in ("scale", "method", "seed"):
+        if table[column].isna().any():
+            raise InvalidInput(column, None, "is missing from a run", f"give every run its {column}")
+    for lr in table["lr"]:
+        if not (lr > 0 and math.isfinite(lr)):
+            raise InvalidInput("lr", lr, "is not a learning rate", "give a positive number")
+    for state in set(table["state"]) - set(STATES):
+        raise InvalidInput("state", state, "is not a state of a run", f"choose from {', '.join(STATES)}")
+    without_strength = [name for name, method in METHODS.items() if method.strength is None]
+    table.loc[table["method"].isin(without_strength), "gamma"] = np.nan
+    broken = ~np.isfinite(table["val_loss"]) | (table["val_loss"] > table["l_init"])
+    table.loc[(table["state"] == "finished") & broken, "state"] = "diverged"
+    return table.reset_index(drop=True)
+
+
+def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
+    whole = column.name in _INTEGERS
+    numbers = pd.Series([_number(str(column.name), value, whole) for value in column], dtype="float64")
+    return numbers.astype("Int64") if whole else numbers
+
+
+def _number(name: str, value: object, whole: bool) -> float:
+    # "None" is how a parameter of MLflow writes a strength that is not there.
+    if value is None or value is pd.NA or value == "None":
+        return math.nan
+    kind = "a whole number" if whole else "a number"
+    try:
+        number = float(str(value))
+        if whole and not (math.isnan(number) or number.is_integer()):
+            raise ValueError(kind)
+    except ValueError as error:
+        raise InvalidInput(name, value, f"is not {kind}", f"give {kind} in every row") from error
+    return number

@@ -1,0 +1,282 @@
+"""From runs to curves: final loss over learning rate, and learning-rate sensitivity (LRS) as one number a curve.
+
+LRS is that of arXiv 2309.14322, section 2: the mean over a grid of learning rates of ``min(l(lr), l_init) - l_best``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import METHODS, label
+from search_spaces.scales import SCALES
+
+Floats = npt.NDArray[np.float64]
+Divisor = Literal["published", "definition"]
+
+NOT_PLANNED: dict[Hashable, Any] = {"state": "not planned"}
+
+RESAMPLES = 2000
+"""Bootstrap resamples behind an interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One cell of a curve that has a result."""
+
+    cell: str
+    lr: float
+    seed: int
+    loss: float
+    """Final validation loss in nats, ``l_init`` for a diverged cell."""
+    diverged: bool
+    run: Mapping[Hashable, Any]
+    """Its row in the table of runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveFacts:
+    """What is known of one (scale, method, gamma) over the grid of learning rates."""
+
+    scale: str
+    method: str
+    gamma: float | None
+    lr: tuple[float, ...]
+    """The grid, ascending."""
+    points: tuple[Point, ...]
+    """The cells with a result, by learning rate and seed."""
+    missing: tuple[str, ...]
+    """The cells without one, each with its state, e.g. ``lr=0.1 seed=2 (crashed)``."""
+    l_init: float
+    """Loss at initialisation in nats, mean over the curve; NaN if no run recorded it."""
+    mean: tuple[float, ...]
+    """Mean loss over the seeds at each learning rate of the grid; NaN where a cell is missing."""
+    LRS: float | None = None
+    """Divided by n - 1, as published. None if a cell is missing, or for a grid of one learning rate."""
+    LRS_n: float | None = None
+    """Divided by n, as defined."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval of ``LRS`` over seeds; None with one seed."""
+    overhead_percent: float | None = None
+    """Extra training time over the baseline of the same scale; see ``overhead_percent``."""
+
+    @property
+    def label(self) -> str:
+        return label(self.method, self.gamma)
+
+    @property
+    def seeds(self) -> int:
+        return len({point.seed for point in self.points})
+
+    @property
+    def diverged(self) -> int:
+        return sum(point.diverged for point in self.points)
+
+    @property
+    def best_loss(self) -> float | None:
+        """Smallest mean loss on the grid; None if any cell is missing, as the best may be the missing one."""
+        return None if self.missing else min(self.mean)
+
+    @property
+    def best_lr(self) -> float | None:
+        return None if self.missing else self.lr[int(np.argmin(self.mean))]
+
+    @property
+    def at_edge(self) -> bool:
+        """The best learning rate is the first or last of the grid: a better one may lie outside."""
+        return self.best_lr in (self.lr[0], self.lr[-1])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know before using the numbers, in full sentences but for the full stop."""
+        found = []
+        if self.missing:
+            found.append(f"no LRS, without a result: {', '.join(self.missing)}")
+        elif len(self.lr) == 1:
+            found.append("no LRS from one learning rate")
+        if self.at_edge:
+            side = "smallest" if self.best_lr == self.lr[0] else "largest"
+            found.append(f"best lr {self.best_lr:g} is the {side} of the grid; the window may have to slide")
+        return tuple(found)
+
+
+def lrs(losses: npt.ArrayLike, l_init: float, divisor: Divisor = "published") -> float:
+    """Learning-rate sensitivity in nats of one curve.
+
+    Args:
+        losses: final loss at each learning rate, shape ``(n,)``; NaN, infinity or above ``l_init`` is a diverged
+            run and counts as ``l_init``.
+        l_init: loss at initialisation.
+        divisor: ``published`` divides by n - 1, as the tables of arXiv 2601.02031 do; ``definition`` by n, as
+            arXiv 2309.14322 defines it.
+
+    Raises:
+        InvalidInput: ``l_init`` is not finite, or too few losses for the divisor.
+    """
+    curve = np.asarray(losses, dtype=np.float64)
+    if not math.isfinite(l_init):
+        raise InvalidInput("l_init", l_init, "is not a loss", "give the loss at initialisation, about ln V")
+    needed = 2 if divisor == "published" else 1
+    if curve.ndim != 1 or curve.size < needed:
+        raise InvalidInput("losses", curve.shape, "is too short a curve", f"give at least {needed} losses in a row")
+    return float(_lrs(clipped(curve, l_init), divisor))
+
+
+def clipped(losses: Floats, l_init: float) -> Floats:
+    """``losses`` with those of diverged runs (NaN, infinite, above ``l_init``) at ``l_init``; any shape."""
+    return np.where(np.isfinite(losses) & (losses <= l_init), losses, l_init)
+
+
+def curves(runs: pd.DataFrame, grid: Sequence[float] | None = None) -> list[CurveFacts]:
+    """The curves of a table of runs, by scale, method in the order of the registry, and strength.
+
+    Pruned runs are left out of everything, runs off the grid (refinement) out of the curves. A curve without any
+    run on the grid, a strength that only refinement tried, is none. A run diverged if its state says so.
+
+    Args:
+        runs: columns ``RUN_COLUMNS``, of one study.
+        grid: the learning rates of the study; None for all that occur at a scale.
+
+    Raises:
+        InvalidInput: the runs are of several studies, or one cell stands twice in a curve.
+    """
+    studies = runs["study"].dropna().unique()
+    if len(studies) > 1:
+        raise InvalidInput("study", list(studies), "are several studies", "take the runs of one")
+    runs = runs[runs["state"] != "pruned"]
+    found = []
+    for scale in in_order(runs["scale"].unique(), SCALES):
+        at_scale = runs[runs["scale"] == scale]
+        lrs_of_grid = tuple(sorted(float(lr) for lr in (at_scale["lr"].unique() if grid is None else grid)))
+        at_scale = at_scale.assign(lr=at_scale["lr"].map(partial(_nearest, lrs_of_grid))).dropna(subset="lr")
+        curves_at_scale = [
+            _curve(group, scale, method, gamma, lrs_of_grid) for method, gamma, group in _groups(at_scale)
+        ]
+        baseline = next((curve for curve in curves_at_scale if curve.method == "baseline"), None)
+        for curve in curves_at_scale:
+            if baseline is not None and curve is not baseline:
+                curve = replace(curve, overhead_percent=overhead_percent(curve, baseline))
+            found.append(curve)
+    return found
+
+
+def overhead_percent(curve: CurveFacts, baseline: CurveFacts) -> float | None:
+    """Extra training time of ``curve`` over ``baseline``, in percent; None without a pair of runs to compare.
+
+    The ratio of the total seconds over the (lr, seed) at which both finished: a diverged run ends early. On the
+    published runs this comes nearest to the published overheads, within 0.15 percentage points in all six; no
+    mean, median or quantile of ratios, nor ratio of those, gives all six to the published digit.
+    """
+    theirs = _finished_seconds(baseline)
+    ours = {pair: seconds for pair, seconds in _finished_seconds(curve).items() if pair in theirs}
+    total = sum(theirs[pair] for pair in ours)
+    return 100 * (sum(ours.values()) / total - 1) if total else None
+
+
+def in_order(names: Iterable[str], registry: Iterable[str]) -> list[str]:
+    """``names`` in the order of ``registry``; those that it does not know last, by alphabet."""
+    known = list(registry)
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _groups(runs: pd.DataFrame) -> Iterator[tuple[str, float | None, pd.DataFrame]]:
+    for method in in_order(runs["method"].unique(), METHODS):
+        of_method = runs[runs["method"] == method]
+        for gamma, group in of_method.groupby("gamma", dropna=False, sort=True):
+            strength = float(str(gamma))
+            yield method, None if math.isnan(strength) else strength, group
+
+
+def _curve(group: pd.DataFrame, scale: str, method: str, gamma: float | None, grid: tuple[float, ...]) -> CurveFacts:
+    name = f"{scale} {label(method, gamma)}"
+    l_init = float(group["l_init"].mean())
+    cells: dict[tuple[float, int], dict[Hashable, Any]] = {}
+    for run in group.to_dict("records"):
+        place = run["lr"], run["seed"]
+        if place in cells:
+            raise InvalidInput(
+                "runs", f"{name} lr={place[0]:g} seed={place[1]}", "stands twice", "keep one row for each cell"
+            )
+        cells[place] = run
+    seeds = sorted({seed for _, seed in cells})
+    points, missing = [], []
+    losses = np.full((len(grid), len(seeds)), np.nan)
+    for i, lr in enumerate(grid):
+        for j, seed in enumerate(seeds):
+            run = cells.get((lr, seed), NOT_PLANNED)
+            diverged = run["state"] == "diverged"
+            if not diverged and run["state"] != "finished":
+                missing.append(f"lr={lr:g} seed={seed} ({run['state']})")
+                continue
+            if diverged and math.isnan(l_init):
+                missing.append(f"lr={lr:g} seed={seed} (diverged, and no run of the curve has an l_init)")
+                continue
+            losses[i, j] = l_init if diverged else np.fmin(run["val_loss"], l_init)
+            points.append(
+                Point(
+                    cell=run["cell"] or f"{name} lr={lr:g} seed={seed}",
+                    lr=lr,
+                    seed=seed,
+                    loss=float(losses[i, j]),
+                    diverged=diverged,
+                    run=run,
+                )
+            )
+    facts = CurveFacts(
+        scale=scale,
+        method=method,
+        gamma=gamma,
+        lr=grid,
+        points=tuple(points),
+        missing=tuple(missing),
+        l_init=l_init,
+        mean=tuple(losses.mean(axis=1).tolist()),
+    )
+    if missing or len(grid) == 1:
+        return facts
+    return replace(
+        facts,
+        LRS=float(_lrs(losses.mean(axis=1), "published")),
+        LRS_n=float(_lrs(losses.mean(axis=1), "definition")),
+        interval=_interval(losses) if len(seeds) > 1 else None,
+    )
+
+
+def _lrs(curves: Floats, divisor: Divisor) -> Floats:
+    """LRS of clipped curves ``(..., n)``, shape ``(...)``."""
+    n = curves.shape[-1] - (divisor == "published")
+    return np.asarray((curves - curves.min(axis=-1, keepdims=True)).sum(axis=-1) / n)
+
+
+def _interval(losses: Floats) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the LRS of the mean curve; ``losses`` is ``(lr, seed)``.
+
+    A whole seed is drawn at a time: its runs share initialisation and data. The generator is fixed, so that one
+    table of runs always gives one report.
+    """
+    seeds = losses.shape[1]
+    drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
+    means = losses[:, drawn].mean(axis=2).T  # (resample, lr)
+    low, high = np.quantile(_lrs(means, "published"), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _nearest(grid: tuple[float, ...], lr: float) -> float:
+    """The learning rate of the grid that ``lr`` is, but for the digits lost in a text file; NaN off the grid."""
+    return next((on_grid for on_grid in grid if math.isclose(lr, on_grid, rel_tol=1e-6)), math.nan)
+
+
+def _finished_seconds(curve: CurveFacts) -> dict[tuple[float, int], float]:
+    return {
+        (point.lr, point.seed): point.run["train_seconds"]
+        for point in curve.points
+        if not point.diverged and math.isfinite(point.run["train_seconds"])
+    }

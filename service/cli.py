@@ -1,0 +1,224 @@
+"""The command line. Handlers parse and call, nothing else.
+
+Exit codes: 0 done; 1 done, but cells crashed; 2 bad input; 75 interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import METHODS
+from search_spaces.study import Study, json_schema, shipped
+from service.home import Home
+from service.ledger import Ledger
+
+EXIT_CRASHED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
+DIVISORS = ("published", "definition")
+
+home_option = click.option(
+    "--home",
+    default="oec-home",
+    envvar="OEC_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="Folder that holds studies, cells and data.",
+)
+study_argument = click.argument("study", metavar="STUDY")
+
+
+def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn ``InvalidInput`` into one message and exit code 2."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except InvalidInput as error:
+            click.echo(f"oec: {error}", err=True)
+            sys.exit(EXIT_BAD_INPUT)
+
+    return wrapper
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="oec-sensitivity")
+def main() -> None:
+    """How sensitive is the final loss to the learning rate, per stabilization method?
+
+    STUDY is the path of a study file, or the name of a shipped study (oec plan -h lists them).
+    """
+
+
+@main.command()
+@study_argument
+@home_option
+@click.option("--address", envvar="OEC_RAY_ADDRESS", help="Ray cluster to join; an embedded one by default.")
+@click.option("--retry-crashed", is_flag=True, help="Also try the crashed cells again.")
+@bad_input_exits
+def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None:
+    """Train every cell of STUDY that the home does not know, and report."""
+    from service.run import Interrupted
+    from service.run import run as run_study
+
+    console = Console()
+    spec, place = Study.load(study), Home.open(home)
+    try:
+        outcome = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
+    except Interrupted as signal:
+        console.print(f"interrupted ({signal}); the same command goes on with the missing cells")
+        sys.exit(EXIT_INTERRUPTED)
+    from service.mlflow_sink import Store
+    from service.reporting import load, report
+
+    page = report(load(spec.name, place), None, console)
+    if outcome.trained:
+        Store(place.tracking_uri, place, spec).artifacts(page.parent)
+    if outcome.undelivered:
+        console.print(f"MLflow lacks {outcome.undelivered} cells: oec sync {study} delivers them")
+    if outcome.crashed:
+        console.print(f"{outcome.crashed} cells crashed: oec status {study} says why, --retry-crashed tries them again")
+        sys.exit(EXIT_CRASHED)
+
+
+@main.command(epilog=f"Shipped studies: {', '.join(shipped())}.")
+@study_argument
+@home_option
+@bad_input_exits
+def plan(study: str, home: str) -> None:
+    """What STUDY will train: curves, cells, tokens and the estimated time; trains nothing."""
+    from search_spaces.plan import Plan
+    from service.run import tokens_of
+    from service.show import plan_tables
+
+    console = Console()
+    spec, place = Study.load(study), Home.open(home)
+    for renderable in plan_tables(Plan(spec, tokens_of(spec, place, console.print).digest), place):
+        console.print(renderable, soft_wrap=True)
+
+
+@main.command()
+@click.argument("study", required=False)
+@home_option
+@click.option("--cells", is_flag=True, help="A line for every cell.")
+@bad_input_exits
+def status(study: str | None, home: str, cells: bool) -> None:
+    """Cells by state, of STUDY or of every study of the home, and why cells crashed."""
+    from service.show import status_tables
+
+    console = Console()
+    for renderable in status_tables(Home.open(home), study, cells):
+        console.print(renderable, soft_wrap=True)
+
+
+@main.command()
+@click.argument("source")
+@home_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for page, figures and tables.")
+@bad_input_exits
+def report(source: str, home: str, out: Path | None) -> None:
+    """Table, page and figures of SOURCE: a study of the home, mlflow:STUDY, or a CSV of runs."""
+    from service.reporting import load
+    from service.reporting import report as write
+
+    write(load(source, Home.open(home)), out, Console())
+
+
+@main.command()
+@study_argument
+@home_option
+@click.option("--scale", help="Model scale; the study's first by default.")
+@click.option("--method", required=True, help="Head method.")
+@click.option("--gamma", type=float, help="Its strength; the method's default without.")
+@click.option("--lr", type=float, required=True, help="Peak learning rate.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@bad_input_exits
+def train(study: str, home: str, scale: str | None, method: str, gamma: float | None, lr: float, seed: int) -> None:
+    """Train one cell of STUDY in this process, without Ray, by the same loop."""
+    from service.single import train_one
+
+    train_one(Study.load(study), Home.open(home), scale, method, gamma, lr, seed, Console())
+
+
+@main.group()
+def data() -> None:
+    """Token files."""
+
+
+@data.command()
+@study_argument
+@home_option
+@bad_input_exits
+def prepare(study: str, home: str) -> None:
+    """Tokenize the text of STUDY into the home, or check the token files that it names."""
+    from service.run import tokens_of
+
+    console = Console()
+    tokens = tokens_of(Study.load(study), Home.open(home), console.print)
+    console.print(
+        f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
+        f"{tokens.vocab_size} ids in use, digest {tokens.digest}",
+        soft_wrap=True,
+    )
+
+
+@main.command()
+def methods() -> None:
+    """The head methods: what they do, their strength, their source."""
+    table = Table("method", "acts on", "definition", "strength", "default", "source")
+    for method in METHODS.values():
+        strength = method.strength
+        range_ = f"{strength.symbol} in {strength.low:g} .. {strength.high:g}" if strength else ""
+        default = f"{strength.default:g}" if strength else ""
+        table.add_row(method.name, method.acts_on, method.summary, range_, default, method.source)
+    Console().print(table)
+
+
+@main.command()
+def schema() -> None:
+    """The JSON schema of a study file."""
+    click.echo(json_schema())
+
+
+@main.command()
+@study_argument
+@home_option
+@bad_input_exits
+def sync(study: str, home: str) -> None:
+    """Deliver to MLflow what it lacks of STUDY."""
+    from service import mlflow_sink
+
+    place = Home.open(home)
+    name = study if place.ledger(study).is_file() else Study.load(study).name
+    if not place.ledger(name).is_file():
+        raise InvalidInput("STUDY", study, "has no ledger in this home", f"studies here: {', '.join(place.known())}")
+    mlflow_sink.check(place.tracking_uri)
+    spec = Study.load(str(place.study(name) / "study.yaml"))
+    folder = place.study(name) / "report"
+    cells = mlflow_sink.sync(
+        place.tracking_uri, place, spec, Ledger(place.ledger(name), name), folder if folder.is_dir() else None
+    )
+    click.echo(f"{cells} cells are in MLflow")
+
+
+@main.command()
+@home_option
+@click.option("--port", type=int, default=5000, show_default=True)
+@bad_input_exits
+def ui(home: str, port: int) -> None:
+    """The MLflow UI on the home's store, on loopback."""
+    uri = Home.open(home).tracking_uri
+    if uri.startswith("http"):
+        raise InvalidInput("MLFLOW_TRACKING_URI", uri, "is a server that has its own UI", "open it in a browser")
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # less memory; we submit no jobs to it
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
+    os.execv(sys.executable, command)

@@ -1,0 +1,104 @@
+"""The Ray cluster: the one we are told of, or an embedded one; and how many cells fit into it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import ResourceSpec
+
+EMBEDDED_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",  # even on loopback: other users of the machine have no business here
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a laptop is not preempted; it costs a process a group
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow are the logs
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours, see service.sweep
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a sweep resumes from the ledger, not from Tune's own state
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+CONNECT_TIMEOUT_S = 5.0
+
+
+def address(given: str | None) -> str | None:
+    """The cluster to join: the one given, ``RAY_ADDRESS`` (set within a Ray job), or None for an embedded one."""
+    return given or os.environ.get("RAY_ADDRESS") or None
+
+
+def connect(given: str | None) -> None:
+    """Join the cluster, or start an embedded one on all cores of this machine.
+
+    Raises:
+        InvalidInput: there is no cluster at the address.
+    """
+    for name, value in EMBEDDED_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    joined = address(given)
+    try:
+        if joined:
+            reach(joined)
+            ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=local_cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        reason = str(error).splitlines()[0]
+        remedy = "start it, or leave the address out for a cluster of this machine's own"
+        raise InvalidInput("--address", joined, f"is no Ray cluster ({reason})", remedy) from error
+
+
+def reach(joined: str) -> None:
+    """See that something listens at ``[ray://]host:port``; ``ray.init`` waits for minutes where nothing does.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, _, port = joined.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
+def local_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def concurrency(resources: ResourceSpec, available: Mapping[str, float]) -> int:
+    """How many cells run at once.
+
+    Args:
+        available: the cluster's ``CPU`` and ``GPU``.
+
+    Raises:
+        InvalidInput: not even one cell fits; the message shows the arithmetic.
+    """
+    fits = []
+    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
+        if not each:
+            continue
+        total = int(available.get(kind, 0))
+        need = resources.workers * each
+        if need > total:
+            raise InvalidInput(
+                "resources.workers",
+                resources.workers,
+                f"is more than the cluster has: {resources.workers} workers x {each} {kind} = {need} {kind}, "
+                f"of {total}",
+                f"use at most {total // each} workers" if total >= each else f"use a cluster with {kind}s",
+            )
+        fits.append(total // need)
+    return min([*fits, *([resources.concurrency] if resources.concurrency else [])])

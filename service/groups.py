@@ -1,0 +1,140 @@
+"""A warm worker group: one Ray Train run that trains cell after cell.
+
+It lives in the process of a Tune trial actor. Tune reuses that actor from trial to trial, and the group with it;
+``shared`` finds the one of this process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+
+from search_spaces.study import ResourceSpec
+from service.mailbox import Mailbox
+from trainers.data import Tokens
+from trainers.job import Event, Job
+
+POLL_S = 1.0
+"""How often a trial looks whether its group is still alive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """What a group is; trials of equal configs share one."""
+
+    tokens: Tokens
+    """Paths and digest; the files are opened by the workers."""
+    resources: ResourceSpec
+    ray_folder: Path
+    micro_batch_memo: Path
+    max_failures: int = 2
+    """How often a cell is taken again after its group died."""
+    agreement_timeout_s: float = 120.0
+
+
+class GroupDied(RuntimeError):
+    """The Ray Train run ended although nobody closed it."""
+
+
+class WarmGroup:
+    """A running ``TorchTrainer`` and its mailbox."""
+
+    def __init__(self, config: GroupConfig) -> None:
+        self.config = config
+        self.name = f"group-{uuid.uuid4().hex[:8]}"
+        self._mailbox = Mailbox.remote(config.max_failures)  # type: ignore[attr-defined]
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, name=self.name, daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def run(self, job: Job) -> Iterator[list[Event]]:
+        """Train one cell; yields its events as they come, the last one of kind ``done``.
+
+        A caller that stops listening (Tune ends a trial early) cancels the cell.
+
+        Raises:
+            GroupDied: the group is gone for good.
+        """
+        ray.get(self._mailbox.put.remote(job))
+        done = False
+        try:
+            while not done:
+                events = ray.get(self._mailbox.events.remote(POLL_S))
+                done = any(event["kind"] == "done" for event in events)
+                if not events and not self.alive:
+                    raise GroupDied(f"{self.name} ended: {self._failure}") from self._failure
+                if events:
+                    yield events
+        finally:
+            if not done and self.alive:
+                ray.get(self._mailbox.cancel.remote())
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Let the workers return and wait for the run to end."""
+        atexit.unregister(self.close)
+        if ray.is_initialized() and self.alive:
+            self._mailbox.close.remote()
+            self._thread.join(timeout_s)
+
+    def _fit(self) -> None:
+        from ray.train.torch import TorchTrainer  # imports torch: seconds
+
+        from trainers.ray_worker import WorkerConfig, serve_cells
+
+        config, resources = self.config, self.config.resources
+        per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+        if resources.gpus_per_worker:
+            per_worker["GPU"] = resources.gpus_per_worker
+        trainer = TorchTrainer(
+            serve_cells,  # type: ignore[arg-type]  # Ray wants a plain dict where we name the keys
+            train_loop_config=WorkerConfig(  # type: ignore[arg-type]
+                mailbox=self._mailbox,
+                tokens=config.tokens,
+                compile=resources.compile,
+                micro_batch_memo=config.micro_batch_memo,
+                threads=resources.cpus_per_worker,
+                agreement_timeout_s=config.agreement_timeout_s,
+            ),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=per_worker,
+                placement_strategy="PACK",
+            ),
+            run_config=ray.train.RunConfig(
+                name=self.name,
+                storage_path=str(config.ray_folder),
+                # The mailbox counts failures by cell; a group that trained a thousand cells may fail more often.
+                failure_config=ray.train.FailureConfig(max_failures=-1),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as failure:  # the trial that waits for this group raises it
+            self._failure = failure
+
+
+_group: WarmGroup | None = None
+
+
+def shared(config: GroupConfig) -> WarmGroup:
+    """The warm group of this process; a new one if there is none, it died, or it is of another config."""
+    global _group
+    if _group and (_group.config != config or not _group.alive):
+        _group.close()
+        _group = None
+    if _group is None:
+        _group = WarmGroup(config)
+    return _group

@@ -1,0 +1,118 @@
+"""The home: the folder that holds everything a set of studies knows.
+
+::
+
+    data/<key>/              token files, made once
+    cells/<cell id>/         metrics.jsonl, and checkpoints while the cell is not done
+    studies/<name>/          study.yaml, ledger.jsonl, optuna.journal (a view of the ledger), report/
+    mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
+    ray/                     what Ray Tune and Ray Train write
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import Study
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths of a home; ``open`` makes one that can be written to."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Home:
+        """A home at ``path``, made if needed. Paths in it are absolute: Ray runs its processes elsewhere.
+
+        Raises:
+            InvalidInput: the folder can not be made or written to.
+        """
+        home = cls(Path(path).expanduser().resolve())
+        try:
+            for folder in (home.path, home.cells, home.studies):
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=home.path):
+                pass
+        except OSError as error:
+            raise InvalidInput(
+                "--home", str(path), f"is not writable ({error.strerror})", "choose a folder that is, or make it so"
+            ) from error
+        return home
+
+    @property
+    def cells(self) -> Path:
+        return self.path / "cells"
+
+    @property
+    def studies(self) -> Path:
+        return self.path / "studies"
+
+    @property
+    def ray(self) -> Path:
+        return self.path / "ray"
+
+    @property
+    def micro_batches(self) -> Path:
+        return self.path / "micro_batches.json"
+
+    @property
+    def tracking_uri(self) -> str:
+        """``MLFLOW_TRACKING_URI``, or the home's own SQLite store."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path / 'mlflow.db'}"
+
+    def cell(self, cell_id: str) -> Path:
+        return self.cells / cell_id
+
+    def study(self, name: str) -> Path:
+        return self.studies / name
+
+    def ledger(self, name: str) -> Path:
+        return self.study(name) / "ledger.jsonl"
+
+    def optuna(self, name: str) -> Path:
+        return self.study(name) / "optuna.journal"
+
+    def known(self) -> list[str]:
+        """Names of the studies that have a ledger here."""
+        return sorted(path.parent.name for path in self.studies.glob("*/ledger.jsonl"))
+
+    def claim(self, study: Study) -> None:
+        """Write the study's file, or check that the one there is the same study.
+
+        Raises:
+            InvalidInput: another study ran here under this name.
+        """
+        path = self.study(study.name) / "study.yaml"
+        if path.exists():
+            before = Study.load(str(path))
+            if before.hash != study.hash:
+                raise InvalidInput(
+                    "name",
+                    study.name,
+                    f"is taken: a different study of this name ran in this home ({changes(before, study)})",
+                    "give the changed study another name (equal cells are not trained again), or another --home",
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, study.to_yaml())
+
+
+def changes(before: Study, after: Study) -> str:
+    """The fields in which two studies differ, for a message."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    fields = [name for name in old if old[name] != new[name] and name not in ("description", "intervals", "resources")]
+    return "changed: " + ", ".join(fields)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``, so that a reader or a crash sees the old or the new file, never a half."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)

@@ -1,0 +1,194 @@
+"""The ledger: the durable truth about the cells of one study.
+
+Append-only JSON lines with one writer, each line flushed and synced before the sweep goes on. A line cut short by
+a crash is dropped at the next opening; any other damage is refused by name. Order is the order of the lines
+(``seq``), never the clock. Everything else (MLflow, Optuna, the report) is a view that can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+from search_spaces.cell import Cell
+from search_spaces.errors import InvalidInput
+
+FORMAT = 1
+State = Literal["planned", "running", "finished", "diverged", "crashed", "pruned"]
+STATES: tuple[State, ...] = get_args(State)
+TERMINAL: frozenset[State] = frozenset({"finished", "diverged", "crashed", "pruned"})
+Origin = Literal["grid", "refine"]
+IDENTITY = ("cell", "state", "scale", "method", "gamma", "lr", "seed")
+"""Columns of a runs table that every line of a cell tells anyway, and its result does not repeat."""
+
+
+@dataclass
+class Entry:
+    """What the ledger knows of one cell."""
+
+    cell: Cell
+    origin: Origin
+    state: State = "planned"
+    result: dict[str, Any] = field(default_factory=dict)
+    """The columns of a runs table that the cell's end gave, see ``dashboards.runs``."""
+
+    def record(self, study: str) -> dict[str, Any]:
+        """The cell as one row of a runs table."""
+        identity = {"cell": self.cell.id, "state": self.state}
+        identity |= {name: getattr(self.cell, name) for name in IDENTITY if name not in identity}
+        return {"study": study, **identity, **self.result}
+
+
+class LedgerLocked(InvalidInput):
+    """Another process is writing this ledger."""
+
+
+class Ledger:
+    """Replays the file at ``path``; with ``write``, holds its lock and appends to it."""
+
+    def __init__(self, path: Path, study: str, *, write: bool = False) -> None:
+        """
+        Raises:
+            InvalidInput: the file is damaged elsewhere than in its last line.
+            LedgerLocked: ``write``, and another process holds it.
+        """
+        self.path, self.study = path, study
+        self.entries: dict[str, Entry] = {}
+        self._seq = 0
+        self._file: BinaryIO | None = None
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+")
+            self._lock()
+        if path.exists():
+            whole = self._replay(path.read_bytes())
+            if self._file:
+                self._file.truncate(whole)
+        if self._file and self._seq == 0:
+            self._append([{"event": "open", "format": FORMAT, "study": study}])
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+            self._owner_file.unlink(missing_ok=True)
+
+    def plan(self, cells: Iterable[Cell], origin: Origin = "grid") -> None:
+        """Add the cells that are not there yet."""
+        new = {cell.id: cell for cell in cells if cell.id not in self.entries}
+        self._append(
+            {"event": "planned", "cell": cell.id, "origin": origin, "spec": cell.model_dump(mode="json")}
+            for cell in new.values()
+        )
+
+    def running(self, cell_id: str) -> None:
+        self._append([{"event": "running", "cell": cell_id}])
+
+    def end(self, cell_id: str, state: State, result: Mapping[str, Any], reused_from: str | None = None) -> None:
+        """Record a cell's terminal state, once.
+
+        Raises:
+            ValueError: the cell already has one (a crashed one may be tried again).
+        """
+        before = self.entries[cell_id].state
+        if state not in TERMINAL or before in TERMINAL - {"crashed"}:
+            raise ValueError(f"cell {cell_id} of study {self.study} is {before} and can not become {state}")
+        origin = {"reused_from": reused_from} if reused_from else {}
+        self._append([{"event": state, "cell": cell_id, "result": dict(result), **origin}])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every cell as a row of a runs table."""
+        return [entry.record(self.study) for entry in self.entries.values()]
+
+    def counts(self) -> Counter[State]:
+        return Counter(entry.state for entry in self.entries.values())
+
+    def missing(self, *, retry_crashed: bool = False) -> list[Cell]:
+        """Cells that still have to be trained, in the order in which they were planned."""
+        done = TERMINAL - {"crashed"} if retry_crashed else TERMINAL
+        return [entry.cell for entry in self.entries.values() if entry.state not in done]
+
+    @property
+    def _owner_file(self) -> Path:
+        return self.path.with_suffix(".owner")
+
+    def _lock(self) -> None:
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
+            self._file.close()
+            raise LedgerLocked(
+                "study", self.study, f"is being run by another process ({owner})", "wait for it, or stop it"
+            ) from error
+        self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+
+    def _append(self, events: Iterable[dict[str, Any]]) -> None:
+        """Write the events as lines, durably, then apply them."""
+        if self._file is None:
+            raise ValueError(f"the ledger {self.path} was opened for reading")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        stamped = [{"seq": self._seq + i, "at": now, **event} for i, event in enumerate(events, start=1)]
+        lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in stamped]
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for event in stamped:
+            self._apply(event)
+
+    def _replay(self, content: bytes) -> int:
+        """Apply every whole line; return how many bytes those take."""
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InvalidInput(
+                    "ledger",
+                    f"{self.path}:{number}",
+                    f"is damaged ({type(error).__name__}: {error})",
+                    "restore the file from a backup, or remove that line if the cell may be trained again",
+                ) from error
+        return whole
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        if event["seq"] != self._seq + 1:
+            raise ValueError(f"seq {event['seq']} follows {self._seq}")
+        kind = event["event"]
+        if kind == "open":
+            if event["format"] != FORMAT:
+                raise ValueError(f"format {event['format']} is not {FORMAT}")
+        elif kind == "planned":
+            cell = Cell.model_validate(event["spec"])
+            if cell.id != event["cell"]:
+                raise ValueError(f"cell {event['cell']} has the content of {cell.id}")
+            self.entries[cell.id] = Entry(cell, event["origin"])
+        elif kind in STATES:
+            entry = self.entries[event["cell"]]
+            entry.state, entry.result = kind, event.get("result", {})
+        else:
+            raise ValueError(f"unknown event {kind!r}")
+        self._seq = event["seq"]
+
+
+def finished_elsewhere(ledgers: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Entry]]:
+    """``(study, entry)`` of every finished or diverged cell in the given ledgers of a home."""
+    for study, path in ledgers:
+        for entry in Ledger(path, study).entries.values():
+            if entry.state in ("finished", "diverged"):
+                yield study, entry

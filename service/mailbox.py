@@ -1,0 +1,86 @@
+"""The mailbox between a trial and its warm worker group.
+
+An async actor without a core of its own. A job put in belongs to it until it is reported done, so that a group
+that was restarted takes the same cell again and goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from trainers.job import Event, Job
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """One job at a time; its events in order."""
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._job: Job | None = None
+        self._starts = 0
+        self._cancelled = False
+        self._closed = False
+        self._events: list[Event] = []
+        self._changed = asyncio.Condition()
+
+    async def put(self, job: Job) -> None:
+        """Hand in the next job."""
+        await self._update(_job=job, _cancelled=False)
+
+    async def started(self) -> None:
+        """A group says that it came up. A job that ``max_failures`` restarts did not finish is reported crashed."""
+        self._starts += 1
+        if self._job and self._starts > 1 + self._max_failures:
+            died = f"its worker group died {self._starts - 1} times"
+            await self.post([{"kind": "done", "state": "crashed", "reason": died}])
+
+    async def take(self, timeout_s: float) -> Job | None:
+        """The current job, or None after ``timeout_s`` without one or once closed."""
+        await self._wait(lambda: self._closed or self._job is not None, timeout_s)
+        return self._job
+
+    async def post(self, events: list[Event]) -> None:
+        """Append events of the current job; one of kind ``done`` ends it."""
+        done = any(event["kind"] == "done" for event in events)
+        if done:
+            self._starts = 1
+        await self._update(_events=self._events + events, _job=None if done else self._job)
+
+    async def events(self, timeout_s: float) -> list[Event]:
+        """Events since the last call, waiting up to ``timeout_s`` for the first."""
+        await self._wait(lambda: bool(self._events), timeout_s)
+        events, self._events = self._events, []
+        return events
+
+    async def cancel(self) -> None:
+        """Ask the group to drop the current job."""
+        await self._update(_cancelled=True)
+
+    async def cancelled(self) -> bool:
+        return self._cancelled or self._closed
+
+    async def close(self) -> None:
+        """Let the group end."""
+        await self._update(_closed=True)
+
+    async def closed(self) -> bool:
+        return self._closed
+
+    async def _update(self, **state: Any) -> None:
+        async with self._changed:
+            for name, value in state.items():
+                setattr(self, name, value)
+            self._changed.notify_all()
+
+    async def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Return once ``condition`` holds, or after ``timeout_s``; the caller looks which."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(condition), timeout_s)
+            except TimeoutError:
+                return

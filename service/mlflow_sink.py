@@ -1,0 +1,259 @@
+"""MLflow as a view of the ledger: a parent run a study, a child run a cell.
+
+One thread of the driver is the only writer. What it delivers is read from the home, so that a store that is down
+stops nothing: the thread tries again with back-off, and ``sync`` delivers whatever a study still misses. Every
+write is idempotent: a child run is found by its tags, and a metric carries the step and the time at which the
+worker measured it, which MLflow keeps once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from search_spaces.cell import Cell
+from search_spaces.errors import InvalidInput
+from search_spaces.study import Study
+from service.home import Home
+from service.ledger import Ledger
+from trainers.job import Event
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "oec"
+BATCH = 1000
+"""Metrics a request; the most that MLflow takes."""
+LIVE_S = 20.0
+"""A running cell's metrics are delivered at most this often before its end."""
+BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+def check(uri: str) -> None:
+    """Refuse a store that can not be reached, before anything starts and without importing MLflow.
+
+    Raises:
+        InvalidInput: an unknown kind of address, or a server that does not answer.
+    """
+    parts = urlsplit(uri)
+    shown = re.sub(r"//[^/@]*@", "//", uri)  # without user and password
+    if parts.scheme in ("http", "https"):
+        try:
+            with urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+                return
+        except (URLError, OSError) as error:
+            raise InvalidInput(
+                "MLFLOW_TRACKING_URI", shown, f"is not reachable ({error})", "start the server, or unset the variable"
+            ) from error
+    if parts.scheme not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
+        remedy = "use an http(s) server, or a database such as sqlite:////path/to/mlflow.db"
+        raise InvalidInput("MLFLOW_TRACKING_URI", shown, "is no MLflow store", remedy)
+    if parts.scheme == "sqlite" and not Path(uri.removeprefix("sqlite:///")).parent.is_dir():
+        raise InvalidInput("MLFLOW_TRACKING_URI", shown, "lies in a folder that does not exist", "make the folder")
+
+
+class MlflowSink:
+    """An observer of a sweep that delivers in the background."""
+
+    def __init__(self, uri: str, home: Home, study: Study) -> None:
+        self._store = Store(uri, home, study)
+        self._todo: queue.Queue[tuple[Cell, dict[str, Any]] | None] = queue.Queue()
+        self._last: dict[str, float] = {}
+        self._undelivered: dict[str, str] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._deliver_all, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def running(self, cell: Cell) -> None:
+        self._last[cell.id] = time.monotonic()
+
+    def row(self, cell: Cell, row: Event) -> None:
+        if time.monotonic() - self._last[cell.id] > LIVE_S:
+            self._last[cell.id] = time.monotonic()
+            self._todo.put((cell, {"state": "running"}))
+
+    def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+        self._todo.put((cell, record))
+
+    def close(self, timeout_s: float) -> list[str]:
+        """Deliver what is left, for at most ``timeout_s``; returns the ids of cells that were not delivered."""
+        self._closing.set()
+        self._todo.put(None)
+        self._thread.join(timeout_s)
+        left = [item[0].id for item in list(self._todo.queue) if item]
+        return sorted({*left, *self._undelivered})
+
+    def _deliver_all(self) -> None:
+        while (item := self._todo.get()) is not None:
+            cell, record = item
+            self._undelivered[cell.id] = "waiting"
+            if self._tried(cell, record):
+                del self._undelivered[cell.id]
+
+    def _tried(self, cell: Cell, record: dict[str, Any]) -> bool:
+        for pause in (*BACKOFF_S, None):
+            try:
+                self._store.deliver(cell, record)
+                return True
+            except Exception as error:  # whatever the store's client raises: training goes on
+                logger.warning("MLflow did not take cell %s: %s", cell.id, error)
+                if pause is None or self._closing.wait(pause):
+                    return False
+        return False
+
+
+class Store:
+    """The runs of one study in one MLflow store. Connects at the first use: MLflow's import takes seconds."""
+
+    def __init__(self, uri: str, home: Home, study: Study) -> None:
+        self._uri, self._home, self._study = uri, home, study
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._parent = ""
+        self._children: dict[str, str] = {}
+        self._rows: dict[str, int] = {}
+
+    def deliver(self, cell: Cell, record: Mapping[str, Any]) -> None:
+        """Make the child run of ``cell`` hold its parameters, its rows and, at its end, its result."""
+        from mlflow.entities import Metric, RunTag
+
+        client = self.connect()
+        run_id = self._child(client, cell)
+        rows = read_rows(self._home.cell(cell.id) / "metrics.jsonl")
+        metrics = [
+            Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
+            for row in rows[self._rows.get(run_id, 0) :]
+            for key, value in row.items()
+            if key not in ("step", "time")
+        ]
+        state = str(record["state"])
+        ended = state != "running"
+        if ended:
+            metrics += [Metric(key, value, *at_end(rows)) for key, value in result_metrics(record).items()]
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+        self._rows[run_id] = len(rows)
+        reason = str(record.get("reason") or "")[:5000]
+        client.log_batch(run_id, tags=[RunTag("oec.state", state), *([RunTag("oec.reason", reason)] if reason else [])])
+        if ended:
+            client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED")
+
+    def artifacts(self, folder: Path) -> None:
+        """Put a folder's files onto the parent run and end it."""
+        client = self.connect()
+        client.log_artifacts(self._parent, str(folder))
+        client.set_terminated(self._parent)
+
+    def connect(self) -> MlflowClient:
+        """The client, with experiment, parent run and known children found or made."""
+        if self._client:
+            return self._client
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its own account of making a database
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, ViewType
+
+        client = MlflowClient(self._uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        embedded = self._uri.startswith("sqlite:")
+        self._experiment = (
+            found.experiment_id
+            if found
+            else client.create_experiment(
+                EXPERIMENT, artifact_location=(self._home.path / "mlflow").as_uri() if embedded else None
+            )
+        )
+        token = None
+        mine = f"tags.`oec.study` = '{self._study.name}' and tags.`oec.hash` = '{self._study.hash}'"
+        while True:
+            page = client.search_runs([self._experiment], mine, ViewType.ACTIVE_ONLY, page_token=token)
+            for run in page:
+                if cell_id := run.data.tags.get("oec.cell"):
+                    self._children[cell_id] = run.info.run_id
+                else:
+                    self._parent = run.info.run_id
+            token = page.token
+            if not token:
+                break
+        if not self._parent:
+            self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
+            flat = {"scales": self._study.scales, "lrs": self._study.lrs, "seeds": self._study.seeds}
+            client.log_batch(self._parent, params=[Param(name, json.dumps(value)) for name, value in flat.items()])
+            client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
+        self._client = client
+        return client
+
+    def _child(self, client: MlflowClient, cell: Cell) -> str:
+        if cell.id not in self._children:
+            run_id = self._create(client, cell.label, {"oec.cell": cell.id, "mlflow.parentRunId": self._parent})
+            client.log_batch(run_id, params=list(params(cell)))
+            self._children[cell.id] = run_id
+        return self._children[cell.id]
+
+    def _create(self, client: MlflowClient, name: str, tags: dict[str, str]) -> str:
+        tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **tags}
+        run_id: str = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+        return run_id
+
+
+def params(cell: Cell) -> Iterator[Any]:
+    """A cell as MLflow params; those that a comparison sorts by first."""
+    from mlflow.entities import Param
+
+    content = cell.model_dump(mode="json")
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from (Param(f"{name}.{key}", str(inner)) for key, inner in value.items())
+        elif value is not None:
+            yield Param(name, str(value))
+
+
+def result_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """A cell's result as metrics. The final validation loss has a key of its own: after a divergence the last
+    value of the curve ``val_loss`` is another."""
+    names = {"val_loss": "final_val_loss", "train_loss": "final_train_loss"}
+    factors = ("gamma", "lr", "seed")
+    return {
+        names.get(key, key): float(value)
+        for key, value in record.items()
+        if isinstance(value, int | float) and key not in factors
+    }
+
+
+def at_end(rows: list[dict[str, float]]) -> tuple[int, int]:
+    """``(milliseconds, step)`` of the last row; 0 without one, so that a repeated delivery writes the same."""
+    return (int(rows[-1]["time"] * 1000), int(rows[-1]["step"])) if rows else (0, 0)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a cell's metrics file; a torn last line is left for the next time."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path | None) -> int:
+    """Deliver every ended cell of a study's ledger, and its report; returns how many cells were looked at."""
+    store = Store(uri, home, study)
+    done = 0
+    for entry in ledger.entries.values():
+        if entry.state not in ("planned", "running"):
+            store.deliver(entry.cell, entry.record(study.name))
+            done += 1
+    if report:
+        store.artifacts(report)
+    return done

@@ -1,0 +1,131 @@
+"""What a person sees while a sweep runs: cells by state, speed, the time left, the best of each method."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces.cell import Cell
+from search_spaces.methods import label
+from search_spaces.plan import Plan
+from service.ledger import Ledger
+from trainers.job import Event
+
+PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """An observer of a sweep that draws on a console; plain lines when it is no terminal."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, console: Console, clock: Callable[[], float] = time.monotonic):
+        self._plan, self._ledger, self._console, self._clock = plan, ledger, console, clock
+        self._started = clock()
+        self._warm: float | None = None
+        self._flops_done = 0.0
+        self._tokens_done = 0.0
+        self._share: dict[str, tuple[Cell, float]] = {}  # running cells and how far they are, 0 to 1
+        self._drawn = -PLAIN_EVERY_S
+        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def running(self, cell: Cell) -> None:
+        self._share[cell.id] = (cell, 0.0)
+
+    def row(self, cell: Cell, row: Event) -> None:
+        self._warm = self._warm or self._clock()
+        self._share[cell.id] = (cell, row["step"] / cell.training.steps)
+
+    def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+        self._share.pop(cell.id, None)
+        self._flops_done += cell.flops * (record.get("steps") or 0) / cell.training.steps
+        self._tokens_done += record.get("tokens") or 0
+        if self._console.is_terminal:
+            return
+        if self._clock() - self._drawn >= PLAIN_EVERY_S or self._remaining_cells() == 0:
+            self._drawn = self._clock()
+            self._console.print(self.line(), highlight=False, soft_wrap=True)
+
+    def line(self) -> str:
+        """The state of the sweep in one line."""
+        counts = self._ledger.counts()
+        done = self._done(counts)
+        parts = [f"{done}/{self._plan.cell_count} cells", f"{len(self._share)} running"]
+        parts += [f"{counts[state]} {state}" for state in ("diverged", "crashed", "pruned") if counts[state]]
+        if speed := self.tokens_per_second():
+            parts.append(f"{speed:,.0f} tokens/s")
+        parts.append(f"{clock_time(self._clock() - self._started)} elapsed")
+        eta = self.eta_seconds()
+        parts.append("starting workers" if self._warm is None else f"{clock_time(eta)} left" if eta is not None else "")
+        return " | ".join(part for part in parts if part)
+
+    def tokens_per_second(self) -> float | None:
+        """Tokens trained on, all cells together, a second since the first worker group was warm."""
+        elapsed = self._elapsed()
+        return self._tokens(self._tokens_done) / elapsed if elapsed else None
+
+    def eta_seconds(self) -> float | None:
+        """Wall seconds left, from the FLOPs done since the first group was warm and those that remain."""
+        elapsed = self._elapsed()
+        done = self._flops_done + sum(cell.flops * share for cell, share in self._share.values())
+        if not elapsed or not done:
+            return None
+        left = sum(entry.cell.flops for entry in self._ledger.entries.values() if entry.state in ("planned", "running"))
+        left -= sum(cell.flops * share for cell, share in self._share.values())
+        return left / done * elapsed
+
+    def best(self) -> list[tuple[str, float, float]]:
+        """``(curve, best loss, its lr)`` of every curve that has one."""
+        best: dict[str, tuple[float, float]] = {}
+        for entry in self._ledger.entries.values():
+            if entry.state == "finished":
+                name = f"{entry.cell.scale} {label(entry.cell.method, entry.cell.gamma)}"
+                candidate = (entry.result["val_loss"], entry.cell.lr)
+                best[name] = min(best.get(name, candidate), candidate)
+        return [(name, loss, lr) for name, (loss, lr) in best.items()]
+
+    def _elapsed(self) -> float:
+        return self._clock() - self._warm if self._warm is not None else 0.0
+
+    def _tokens(self, done: float) -> float:
+        return done + sum(cell.tokens * share for cell, share in self._share.values())
+
+    def _done(self, counts: Counter[Any]) -> int:
+        return sum(counts[state] for state in ("finished", "diverged", "crashed", "pruned"))
+
+    def _remaining_cells(self) -> int:
+        return self._plan.cell_count - self._done(self._ledger.counts())
+
+    def _panel(self) -> RenderableType:
+        done = self._done(self._ledger.counts())
+        table = Table(box=None, pad_edge=False)
+        for column in ("curve", "best loss", "at lr"):
+            table.add_column(column, justify="left" if column == "curve" else "right")
+        for name, loss, lr in self.best():
+            table.add_row(name, f"{loss:.4f}", f"{lr:g}")
+        running = Text("\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in self._share.values()), style="dim")
+        return Group(ProgressBar(total=self._plan.cell_count, completed=done), Text(self.line()), running, table)
+
+
+def clock_time(seconds: float | None) -> str:
+    """``75`` as ``1:15``."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

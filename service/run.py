@@ -1,0 +1,148 @@
+"""One study from its file to its report: every check first, then the cluster, then the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service import cluster, mlflow_sink
+from service.home import Home
+from service.ledger import Ledger, finished_elsewhere
+from service.mlflow_sink import MlflowSink
+from service.progress import Progress
+from trainers.data import Tokens, prepare
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 300.0
+"""How long the end of a study waits for MLflow."""
+FLUSH_INTERRUPTED_S = 5.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; the same command goes on where this one stopped. No handler of Exception may hold it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a study ended."""
+
+    trained: int
+    """Cells that this command trained."""
+    crashed: int
+    undelivered: int
+    """Cells that MLflow did not take; ``oec sync`` delivers them."""
+
+
+def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
+    """The study's tokens, prepared in the home if need be, and long enough for it."""
+    tokens = prepare(study.data, home.path, report=report)
+    tokens.check_length(study.training.sequence_length, study.training.eval_sequences)
+    return tokens
+
+
+def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> Outcome:
+    """Train every cell of the study that the home does not know.
+
+    Raises:
+        InvalidInput: something can not be run as it stands; nothing was lost or started.
+        Interrupted: stopped from outside; the ledger holds what was done.
+    """
+    mlflow_sink.check(home.tracking_uri)
+    embedded = cluster.address(address) is None
+    if embedded:
+        cluster.concurrency(study.resources, {"CPU": cluster.local_cores(), "GPU": local_gpus()})
+    tokens = tokens_of(study, home, console.print)
+    plan = Plan(study, tokens.digest)
+    home.claim(study)
+    with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
+        ledger.plan(plan.cells)
+        reuse(ledger, home, study)
+        todo = len(ledger.missing(retry_crashed=retry_crashed)) + open_refinements(plan, ledger)
+        console.print(f"study {study.name}: {plan.cell_count} cells, {todo} to train; home {home.path}", soft_wrap=True)
+        undelivered: list[str] = []
+        if todo:
+            with interruptible():
+                undelivered = train(
+                    plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console
+                )
+        return Outcome(trained=todo, crashed=ledger.counts()["crashed"], undelivered=len(undelivered))
+
+
+def train(
+    plan: Plan,
+    tokens: Tokens,
+    home: Home,
+    ledger: Ledger,
+    *,
+    address: str | None,
+    retry_crashed: bool,
+    console: Console,
+) -> list[str]:
+    """The sweep between connecting to Ray and letting go of it; returns the cells that MLflow did not take."""
+    sink = MlflowSink(home.tracking_uri, home, plan.study)
+    flush = FLUSH_INTERRUPTED_S
+    try:
+        cluster.connect(address)
+        import ray  # ray and its Tune take seconds to import, and are not needed to refuse a study
+
+        from service.sweep import sweep
+
+        at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        workers = plan.study.resources.workers
+        console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
+        with Progress(plan, ledger, console) as progress:
+            sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
+        flush = FLUSH_S
+    finally:
+        left = sink.close(flush)
+        with contextlib.suppress(ImportError):
+            import ray
+
+            ray.shutdown()
+    return left
+
+
+def reuse(ledger: Ledger, home: Home, study: Study) -> None:
+    """Take over the results of equal cells that other studies of this home have trained."""
+    missing = {cell.id for cell in ledger.missing()}
+    others = [(name, home.ledger(name)) for name in home.known() if name != study.name]
+    for other, entry in finished_elsewhere(others):
+        if entry.cell.id in missing:
+            ledger.end(entry.cell.id, entry.state, entry.result, reused_from=other)
+            missing.discard(entry.cell.id)
+
+
+def open_refinements(plan: Plan, ledger: Ledger) -> int:
+    """Refinement cells that are still to be proposed."""
+    wanted = sum(trials for *_, trials in plan.refinements)
+    return wanted - sum(entry.origin == "refine" for entry in ledger.entries.values())
+
+
+def local_gpus() -> int:
+    """Accelerators of this machine, as an embedded cluster counts them; without importing torch."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into ``Interrupted``."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signal.Signals(signum).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,192 @@
+"""What to train next: the missing cells of the grid first and exact, then Optuna's proposals.
+
+One Optuna study for each (scale, method), as a ``Searcher`` of Ray Tune over all of them, so that one sweep keeps
+every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study, and a sweep for each would
+end in a tail of idle cores; it also names every study alike.) The journal is a view: the ledger decides what is done.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search_spaces.cell import Cell
+from search_spaces.plan import Plan, refinement_space
+from service.ledger import Entry, Ledger
+
+logger = logging.getLogger(__name__)
+
+SIGNIFICANT_DIGITS = 4
+"""Proposals are rounded to this many digits: names stay readable and the loss can not tell."""
+REPEATS = 10
+"""A sampler that proposes known cells this often in a row has nothing more to say."""
+
+
+class CurveSearch:
+    """The Optuna study of one (scale, method)."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, scale: str, method: str) -> None:
+        self.plan, self.ledger, self.scale, self.method = plan, ledger, scale, method
+        spec = plan.study.refine
+        seed = int(plan.study.hash, 16) % 2**32
+        sampler = (
+            optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+            if spec.sampler == "tpe"
+            else optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)
+        )
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name=f"{plan.study.name}/{scale}/{method}/{plan.study.hash}",
+            sampler=sampler,
+            direction="minimize",
+            load_if_exists=True,
+        )
+        self.space: dict[str, BaseDistribution] = {
+            name: FloatDistribution(low, high, log=True)
+            for name, (low, high) in refinement_space(method, plan.study).items()
+        }
+        self._reconcile()
+
+    def ask(self, cell: Cell) -> int:
+        """A trial for a cell that is decided already."""
+        self.study.enqueue_trial(self._params(cell), user_attrs={"cell": cell.id})
+        return self.study.ask(self.space).number
+
+    def propose(self) -> tuple[int, Cell]:
+        """A trial that the sampler proposes, as a cell of the first seed."""
+        trial = self.study.ask(self.space)
+        params = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in trial.params.items()}
+        cell = self.plan.cell(self.scale, self.method, params.get("gamma"), params["lr"], seed=self.plan.study.seeds[0])
+        trial.set_user_attr("cell", cell.id)
+        return trial.number, cell
+
+    def tell(self, number: int, entry: Entry) -> None:
+        """The outcome of a trial. Diverged is a value, ``l_init``; crashed and pruned are no value at all."""
+        value = objective(entry)
+        if value is None:
+            self.study.tell(number, state=TrialState.FAIL)
+        else:
+            self.study.tell(number, value)
+
+    @property
+    def proposed(self) -> int:
+        """Refinement cells planned so far."""
+        return sum(entry.origin == "refine" and self._owns(entry.cell) for entry in self.ledger.entries.values())
+
+    def _reconcile(self) -> None:
+        """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, every outcome
+        is told once."""
+        told = set()
+        for trial in self.study.get_trials(deepcopy=False):
+            number = trial.number
+            if trial.state == TrialState.COMPLETE:
+                told.add(trial.user_attrs["cell"])
+            elif trial.state == TrialState.WAITING:
+                number = self.study.ask(self.space).number  # takes the oldest one that waits, which is this one
+            if not trial.state.is_finished():
+                self.study.tell(number, state=TrialState.FAIL)
+        for cell_id, entry in self.ledger.entries.items():
+            value = objective(entry)
+            if self._owns(entry.cell) and value is not None and cell_id not in told:
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        params=self._params(entry.cell),
+                        distributions=self.space,
+                        value=value,
+                        user_attrs={"cell": cell_id},
+                    )
+                )
+
+    def _owns(self, cell: Cell) -> bool:
+        return (cell.scale, cell.method) == (self.scale, self.method)
+
+    def _params(self, cell: Cell) -> dict[str, float]:
+        gamma = {} if cell.gamma is None else {"gamma": cell.gamma}
+        return {"lr": cell.lr, **gamma}
+
+
+def objective(entry: Entry) -> float | None:
+    """The finite number that Optuna minimises: the final validation loss, at most ``l_init``; None without one."""
+    if entry.state not in ("finished", "diverged"):
+        return None
+    l_init, loss = float(entry.result["l_init"]), entry.result.get("val_loss")
+    return l_init if entry.state == "diverged" or loss is None else min(float(loss), l_init)
+
+
+class CellSearch(Searcher):
+    """Hands Ray Tune one cell a trial: ``{"cell": <Cell as a dict>}``."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, missing: list[Cell]) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._grid = deque(missing)
+        self._curves = {
+            (scale, method): CurveSearch(plan, ledger, storage, scale, method) for scale, method, _ in plan.refinements
+        }
+        self._wanted = {(scale, method): trials for scale, method, trials in plan.refinements}
+        self._running: dict[str, tuple[CurveSearch, int, str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher for ``Tuner.restore``, which is never used: the ledger restores a sweep."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
+        """The next cell; None while refinement waits for the grid; ``FINISHED`` when all is handed out."""
+        if self._grid:
+            cell = self._grid.popleft()
+            curve = self._curves[cell.scale, cell.method]
+            return self._start(trial_id, curve, curve.ask(cell), cell)
+        waiting = False
+        for key, curve in self._curves.items():
+            if curve.proposed >= self._wanted[key]:
+                continue
+            if any(running is curve and not self._refines(cell) for running, _, cell in self._running.values()):
+                waiting = True
+                continue
+            for _ in range(REPEATS):
+                number, cell = curve.propose()
+                if cell.id not in self._ledger.entries:
+                    self._ledger.plan([cell], origin="refine")
+                    return self._start(trial_id, curve, number, cell)
+                curve.tell(number, self._ledger.entries[cell.id])
+            self._wanted[key] = curve.proposed
+            logger.warning("%s %s: the sampler only repeats itself, no further refinement", *key)
+        return None if waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna what the ledger says of the trial's cell."""
+        curve, number, cell_id = self._running.pop(trial_id)
+        if error or result is None:
+            logger.warning("trial of cell %s ended without a result", cell_id)
+        curve.tell(number, self._ledger.entries[cell_id])
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Intermediate losses decide nothing: curves stop only what is not finite."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: ledger and journal are on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: a sweep starts from the ledger."""
+
+    def _refines(self, cell_id: str) -> bool:
+        return self._ledger.entries[cell_id].origin == "refine"
+
+    def _start(self, trial_id: str, curve: CurveSearch, number: int, cell: Cell) -> dict[str, Any]:
+        self._running[trial_id] = (curve, number, cell.id)
+        return {"cell": cell.model_dump(mode="json")}
+
+
+def open_storage(path: Path) -> BaseStorage:
+    """Optuna's journal file: no server, safe on shared storage, appended to by one sweep at a time."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return JournalStorage(JournalFileBackend(str(path)))

@@ -1,0 +1,91 @@
+"""Plans and ledgers as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import label
+from search_spaces.plan import Plan
+from search_spaces.scales import SCALES
+from service.cluster import local_cores
+from service.home import Home
+from service.ledger import STATES, Entry, Ledger
+from service.progress import clock_time
+
+
+def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
+    """Curves, then the totals with an estimate from speeds measured in this home."""
+    study = plan.study
+    table = Table("scale", "parameters", "method", "cells", "learning rates", "tokens a cell", title=study.name)
+    for curve in plan.curves:
+        parameters = SCALES[curve.scale].parameters(study.data.V, tied=study.model.tied)
+        lrs = f"{study.lrs[0]:g} .. {study.lrs[-1]:g}"
+        name = label(curve.method, curve.gamma)
+        tokens = f"{curve.cells[0].tokens:,}"
+        table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
+    yield table
+    at_once = study.resources.concurrency or max(1, local_cores() // study.resources.workers)
+    measured = measured_speeds(home)
+    basis = "speeds measured in this home" if measured else "a nominal speed of one core a worker"
+    known = len(plan.cells) - len(_missing(plan, home))
+    yield (
+        f"{plan.cell_count} cells ({known} already in the home), {plan.tokens:,} tokens; about "
+        f"{clock_time(plan.seconds(measured, at_once))} with {at_once} cells at once, from {basis}"
+    )
+
+
+def measured_speeds(home: Home) -> dict[str, float]:
+    """Tokens per second of a cell, by scale: the last one measured in this home."""
+    speeds = {}
+    for entry in _entries(home):
+        if speed := entry.result.get("tokens_per_second"):
+            speeds[entry.cell.scale] = float(speed)
+    return speeds
+
+
+def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:
+    """Cells by state, a line a study; with ``cells`` a line a cell; and every crash with its reason.
+
+    Raises:
+        InvalidInput: no such study in the home.
+    """
+    known = home.known()
+    if study is not None and study not in known:
+        raise InvalidInput("STUDY", study, "has no ledger in this home", f"studies here: {', '.join(known) or 'none'}")
+    ledgers = [Ledger(home.ledger(name), name) for name in ([study] if study else known)]
+    summary = Table("study", *STATES)
+    for ledger in ledgers:
+        counts = ledger.counts()
+        summary.add_row(ledger.study, *(str(counts[state]) for state in STATES))
+    yield summary
+    if cells:
+        table = Table("cell", "what", "state", "val loss", "train time")
+        for ledger in ledgers:
+            for entry in ledger.entries.values():
+                loss, seconds = entry.result.get("val_loss"), entry.result.get("train_seconds")
+                table.add_row(
+                    entry.cell.id,
+                    entry.cell.label,
+                    entry.state,
+                    "" if loss is None else f"{loss:.4f}",
+                    "" if seconds is None else clock_time(seconds),
+                )
+        yield table
+    for ledger in ledgers:
+        for entry in ledger.entries.values():
+            if entry.state == "crashed":
+                yield f"{entry.cell.id} {entry.cell.label} crashed:\n{entry.result.get('reason', '')}"
+
+
+def _entries(home: Home) -> Iterator[Entry]:
+    for name in home.known():
+        yield from Ledger(home.ledger(name), name).entries.values()
+
+
+def _missing(plan: Plan, home: Home) -> set[str]:
+    done = {entry.cell.id for entry in _entries(home) if entry.state in ("finished", "diverged")}
+    return {cell.id for cell in plan.cells} - done

@@ -1,0 +1,55 @@
+"""One cell in this process: the loop that the workers run, without Ray."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from search_spaces.methods import METHODS
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.home import Home
+from service.run import tokens_of
+
+
+def train_one(
+    study: Study,
+    home: Home,
+    scale: str | None,
+    method: str,
+    gamma: float | None,
+    lr: float,
+    seed: int,
+    console: Console,
+) -> None:
+    """Train one cell of ``study`` and print its rows and its result.
+
+    Raises:
+        InvalidInput: a factor of the cell is not one that a study could hold.
+    """
+    strength = METHODS[method].strength if method in METHODS else None
+    choice = {"method": method} | ({strength.symbol if strength else "gamma": (gamma,)} if gamma is not None else {})
+    one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
+    checked = Study.validate_fields(one)
+    from trainers.loop import Trainer  # imports torch: seconds
+
+    from trainers.world import World
+
+    tokens = tokens_of(checked, home, console.print)
+    (cell,) = Plan(checked, tokens.digest).cells
+    console.print(f"cell {cell.id}: {cell.label}")
+    trainer = Trainer(World.single(), tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches)
+
+    def show(row: dict[str, float]) -> None:
+        shown = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second")
+        values = "  ".join(f"{name} {row[name]:.5g}" for name in shown if name in row)
+        console.print(f"step {row['step']:>6.0f}  {values}", soft_wrap=True, highlight=False)
+
+    result = trainer.run(
+        cell,
+        home.cell(cell.id),
+        evaluate_every=checked.evaluate_every,
+        checkpoint_every=checked.checkpoint_every,
+        on_row=show,
+    )
+    for name, value in result.record().items():
+        console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)

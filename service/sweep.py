@@ -1,0 +1,142 @@
+"""The sweep: every missing cell of a study as a Ray Tune trial on warm worker groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from search_spaces.cell import Cell
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.groups import GroupConfig, shared
+from service.home import Home
+from service.ledger import IDENTITY, TERMINAL, Ledger
+from service.search import CellSearch, open_storage
+from trainers.data import Tokens
+from trainers.job import Event, Job
+
+logger = logging.getLogger(__name__)
+
+TRIAL_MEMORY = 512 * 2**20
+"""Bytes declared for a trial's actor. It asks for no core: those are its workers'."""
+TRIAL_FAILURES = 2
+"""How often Tune starts a trial anew when its actor died."""
+
+
+class Observer(Protocol):
+    """Something that watches a sweep; it must neither block nor raise."""
+
+    def running(self, cell: Cell) -> None: ...
+    def row(self, cell: Cell, row: Event) -> None: ...
+    def ended(self, cell: Cell, record: dict[str, Any]) -> None: ...
+
+
+def sweep(
+    plan: Plan,
+    tokens: Tokens,
+    home: Home,
+    ledger: Ledger,
+    observers: Sequence[Observer],
+    *,
+    at_once: int,
+    retry_crashed: bool = False,
+) -> None:
+    """Train what the ledger misses, ``at_once`` cells at a time; Ray is connected already.
+
+    Returns when every cell has ended; every end is in the ledger before an observer hears of it.
+    """
+    missing = ledger.missing(retry_crashed=retry_crashed)
+    search = CellSearch(plan, ledger, open_storage(home.optuna(plan.study.name)), missing)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable(plan.study, tokens, home), {"memory": TRIAL_MEMORY}),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=-1,  # until the search says that it is finished
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: str(trial.trial_id),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=f"sweep-{plan.study.name}",
+            storage_path=str(home.ray),
+            failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES),
+            callbacks=[Recorder(ledger, observers)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, Any]], None]:
+    """The function of a trial: one cell through the warm group of its actor."""
+    group = GroupConfig(
+        tokens=tokens,
+        resources=study.resources,
+        ray_folder=home.ray,
+        micro_batch_memo=home.micro_batches,
+    )
+
+    def train_cell(config: dict[str, Any]) -> None:
+        cell = Cell.model_validate(config["cell"])
+        job = Job(
+            cell=cell,
+            folder=home.cell(cell.id),
+            evaluate_every=study.evaluate_every,
+            checkpoint_every=study.checkpoint_every,
+        )
+        for events in shared(group).run(job):
+            tune.report({"events": events})
+
+    return train_cell
+
+
+class Recorder(tune.Callback):
+    """Writes what trials report into the ledger, then tells the observers."""
+
+    def __init__(self, ledger: Ledger, observers: Sequence[Observer]) -> None:
+        self._ledger, self._observers = ledger, observers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for ``Tuner.restore``, which is never used: the ledger restores a sweep."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        cell = self._cell(trial)
+        self._ledger.running(cell.id)
+        for observer in self._observers:
+            observer.running(cell)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        cell = self._cell(trial)
+        for event in result["events"]:
+            if event["kind"] == "row":
+                for observer in self._observers:
+                    observer.row(cell, event)
+            elif event["kind"] == "done":
+                self._end(cell, {name: value for name, value in event.items() if name != "kind"})
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial's actor or its group died more often than Tune and the mailbox try again."""
+        reason = Path(trial.error_file).read_text() if trial.error_file else "its trial failed without a message"
+        self._end(self._cell(trial), {"state": "crashed", "reason": reason})
+
+    def _end(self, cell: Cell, result: dict[str, Any]) -> None:
+        if self._ledger.entries[cell.id].state in TERMINAL:
+            logger.warning("cell %s ended once more; the first end counts", cell.id)
+            return
+        outcome = {name: value for name, value in result.items() if name not in IDENTITY}
+        self._ledger.end(cell.id, result["state"], outcome)
+        record = self._ledger.entries[cell.id].record(self._ledger.study)
+        for observer in self._observers:
+            observer.ended(cell, record)
+
+    def _cell(self, trial: Trial) -> Cell:
+        return Cell.model_validate(trial.config["cell"])

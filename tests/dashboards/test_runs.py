@@ -1,0 +1,179 @@
+"""Tables of runs: the columns, the three readers, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up import L_INIT, curve, run, study
+
+from dashboards import published
+from dashboards.runs import RUN_COLUMNS, from_records, read_csv, read_mlflow
+from search_spaces.errors import InvalidInput
+
+
+def test_columns_are_frozen() -> None:
+    assert RUN_COLUMNS == (
+        *("study", "cell", "scale", "method", "gamma", "lr", "seed", "state", "val_loss", "train_loss", "l_init"),
+        *("steps", "tokens", "train_seconds", "tokens_per_second", "output_mu_norm", "logits_mean", "logits_std"),
+        *("logits_absmax", "log_z_squared", "output_b_ratio", "attention_logit_max", "loss_spikes", "reason"),
+    ), "runs.csv is a public format: a changed column breaks every file written so far"
+
+
+@pytest.mark.parametrize("records", [[], [run()], [run(unknown=1, cell="abc")]])
+def test_a_table_always_has_exactly_the_columns(records: list[dict[str, object]]) -> None:
+    table = from_records(records)
+    assert tuple(table) == RUN_COLUMNS
+    assert len(table) == len(records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "finished"),
+        ({"state": None}, "finished"),
+        ({"state": None, "val_loss": None}, "planned"),
+        ({"val_loss": math.nan}, "diverged"),
+        ({"val_loss": math.inf}, "diverged"),
+        ({"val_loss": L_INIT + 0.01}, "diverged"),
+        ({"val_loss": L_INIT + 0.01, "l_init": None}, "finished"),
+        ({"val_loss": None}, "crashed"),
+        ({"state": "diverged", "val_loss": 3.0}, "diverged"),
+        ({"state": "pruned", "val_loss": 9.0}, "pruned"),
+    ],
+)
+def test_state_of_a_record(changes: dict[str, object], state: str) -> None:
+    assert from_records([run(**changes)])["state"].item() == state
+
+
+def test_a_finished_run_without_a_loss_says_so() -> None:
+    assert from_records([run(val_loss=None)])["reason"].item() == "finished, but no final loss was recorded"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"lr": 0}, "lr"),
+        ({"lr": -1e-3}, "lr"),
+        ({"lr": None}, "lr"),
+        ({"lr": math.inf}, "lr"),
+        ({"lr": "fast"}, "lr"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": None}, "seed"),
+        ({"val_loss": "low"}, "val_loss"),
+        ({"scale": None}, "scale"),
+        ({"method": None}, "method"),
+        ({"state": "asleep"}, "state"),
+    ],
+)
+def test_a_wrong_value_is_named(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        from_records([run(), run(**changes)])
+    assert error.value.field == field
+    value = error.value.value
+    assert value in (changes[field], None) or math.isnan(float(str(value)))
+
+
+def test_a_method_without_strength_has_none() -> None:
+    table = from_records([run(gamma=0.0), run(method="mu-centering", gamma=0.0), run(method="z-loss", gamma=0.0)])
+    assert table["gamma"].isna().tolist() == [True, True, False]
+
+
+def test_published_runs() -> None:
+    table = read_csv(published.RUNS_CSV)
+    assert len(table) == 140
+    assert set(table["state"]) == {"finished"}
+    assert set(table["l_init"]) == {math.log(50304)}
+    assert table.loc[table["method"] == "baseline", "gamma"].isna().all()
+    assert (table.loc[table["method"] == "z-loss", "gamma"] == 1e-4).all()
+    assert table["logits_std"].iloc[0] == 2.6094
+    assert table["study"].iloc[0] == "oec_published_runs"
+
+
+def test_a_file_of_ours_reads_back(tmp_path: Path) -> None:
+    table = study(
+        curve([3.0, math.nan, math.inf, 99.0], reason='it said, "no"\nand left'),
+        curve([3.0, 2.0, 2.5, 3.0], method="z-loss", gamma=1e-4, steps=20),
+        [
+            run(state="crashed", val_loss=None, seed=7, reason="out of memory"),
+            run(state="planned", val_loss=None, seed=8),
+        ],
+    )
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "runs.csv"), table)
+
+
+def test_an_empty_loss_without_a_state_is_a_diverged_run(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("scale,method,gamma,lr,seed,test_loss\n16M,baseline,0,0.1,1,\n16M,baseline,0,0.3,1,nan\n")
+    assert read_csv(path)["state"].tolist() == ["diverged", "diverged"]
+
+
+HEADER = b"scale,method,gamma,lr,seed,val_loss\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "can not be read"),
+        (b"\xff\xfe\x00\xd8binary", "can not be read"),
+        (HEADER, "holds no run"),
+        (b"scale,method,lr,seed\n16M,baseline,0.1,1\n", "lacks the columns gamma, val_loss"),
+        (HEADER + b"16M,baseline,,fast,1,3\n", "is not a number"),
+        (HEADER + b"16M,baseline,,-0.1,1,3\n", "is not a learning rate"),
+        (HEADER + b"16M,baseline,,,1,3\n", "is not a learning rate"),
+        (HEADER + b'16M,"baseline,,0.1,1,3\n', "can not be read"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=problem):
+        read_csv(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="can not be read"):
+        read_csv(tmp_path / "none.csv")
+
+
+def test_read_mlflow(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("oec", artifact_location=str(tmp_path / "artifacts"))
+    client.create_run(experiment, tags={"oec.study": "made-up"})  # the study's own run, no cell
+    client.create_run(experiment, tags={"oec.study": "another", "oec.cell": "zzz"})
+    for cell, method, gamma, state in (
+        ("aaa", "baseline", "None", "finished"),
+        ("bbb", "z-loss", "0.0001", "diverged"),
+    ):
+        tags = {"oec.study": "made-up", "oec.cell": cell, "oec.state": state, "oec.reason": "because"}
+        child = client.create_run(experiment, tags=tags).info.run_id
+        for key, value in {"scale": "tiny", "method": method, "gamma": gamma, "lr": "0.1", "seed": "1"}.items():
+            client.log_param(child, key, value)
+        for step, loss in enumerate((4.0, 3.5)):
+            client.log_metric(child, "train_loss", loss, step=step)
+        client.log_metric(child, "l_init", 6.9)
+        client.log_metric(child, "val_loss", 3.6)
+        if state == "finished":
+            client.log_metric(child, "final_val_loss", 3.25)
+
+    table = read_mlflow(uri, "oec", "made-up").sort_values("cell").reset_index(drop=True)
+    assert tuple(table) == RUN_COLUMNS
+    assert table["cell"].tolist() == ["aaa", "bbb"]
+    assert table["state"].tolist() == ["finished", "diverged"]
+    assert table["val_loss"].iloc[0] == 3.25
+    assert table["train_loss"].tolist() == [3.5, 3.5]
+    assert math.isnan(table["gamma"].iloc[0])
+    assert table["gamma"].iloc[1] == 1e-4
+    assert table["reason"].iloc[0] == "because"
+    with pytest.raises(InvalidInput, match="is not in this MLflow"):
+        read_mlflow(uri, "nothing", "made-up")
+    with pytest.raises(InvalidInput, match="has no cell"):
+        read_mlflow(uri, "oec", "nothing")
+    with pytest.raises(InvalidInput, match="holds a quote"):
+        read_mlflow(uri, "oec", "a' OR '1'='1")

@@ -1,0 +1,206 @@
+"""Every bad input of the README, on the real command: exit code 2, one message with field, value and remedy,
+before Ray starts, and nothing lost."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from search_spaces.study import Study
+from trainers.data import write_shard
+
+OEC = Path(sys.executable).with_name("oec")
+
+
+def oec(*arguments: object, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(OEC), *map(str, arguments), "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home.parent), "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], home: Path, *parts: str) -> None:
+    """The run ended as bad input should, and its one message holds ``parts``."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    (message,) = [line for line in result.stderr.splitlines() if line]
+    for part in parts:
+        assert part in message, f"{part!r} is not in: {message}"
+    assert not (home / "ray").exists(), "Ray was started"
+
+
+def smoke(**changes: object) -> dict[str, object]:
+    return yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": "mine"} | changes
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+FIELDS = {
+    "unknown method": (smoke(methods=["zloss"]), "methods.0.method", "'zloss'", "did you mean 'z-loss'"),
+    "unknown scale": (smoke(scales=["17M"]), "scales", "'17M'", "16M"),
+    "unknown field": (smoke(learning_rates=[1]), "learning_rates", "lrs"),
+    "unknown nested field": (smoke(training={"step": 1}), "training.step", "did you mean 'steps'"),
+    "negative lr": (smoke(lrs=[-1, 1]), "lrs", "not positive", "above 0"),
+    "infinite lr": (smoke(lrs=[1, float("inf")]), "lrs.1", "inf", "finite"),
+    "nan lr": (smoke(lrs=[float("nan")]), "lrs.0", "nan", "finite"),
+    "zero gamma": (smoke(methods=[{"method": "z-loss", "gamma": [0]}]), "methods.0.gamma", "not positive"),
+    "infinite gamma": (smoke(methods=[{"method": "z-loss", "gamma": [float("inf")]}]), "methods.0.gamma.0", "inf"),
+    "empty grid": (smoke(lrs=[]), "lrs", "empty", "at least one"),
+    "unsorted grid": (smoke(lrs=[2, 1]), "lrs", "[2, 1]", "sort"),
+    "duplicate in grid": (smoke(lrs=[1, 1]), "lrs", "[1, 1]", "duplicates"),
+    "no methods": (smoke(methods=[]), "methods", "empty"),
+    "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "twice"),
+    "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
+    "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
+    "batch not divided": (smoke(resources={"workers": 3}), "training.batch_size 4", "resources.workers 3", "use 3 or 6"),
+    "sequence too long": (smoke(training={"sequence_length": 10**7, "precision": "float32"}), "sequence_length", "10000000"),
+    "name leaves the home": (smoke(name="../mine"), "name", "'../mine'", "folder"),
+    "missing field": ({"name": "mine"}, "scales", "missing"),
+    "text without a path": (smoke(data={"source": "text"}), "data", "data.path"),
+    "text that is not there": (smoke(data={"source": "text", "path": "/nowhere"}), "data.path", "/nowhere"),
+    "not YAML": ("name: [", "study", "not YAML"),
+    "not a mapping": ("- a", "study", "mapping"),
+    "more workers than cores": (
+        smoke(resources={"workers": 512}, training={"batch_size": 512, "precision": "float32", "sequence_length": 8}),
+        "resources.workers",
+        "512 workers x 1 CPU = 512 CPU",
+        "use at most",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_bad_study(name: str, tmp_path: Path) -> None:
+    content, *parts = FIELDS[name]
+    study = write(tmp_path / "study.yaml", content)
+    refused(oec("run", study, home=tmp_path / "home"), tmp_path / "home", *parts)
+
+
+def header(magic: int = 20240520, version: int = 1, count: int = 1000) -> bytes:
+    return struct.pack("<256i", magic, version, count, *[0] * 253)
+
+
+BODY = np.zeros(1000, dtype=np.uint16).tobytes()
+SHARDS: dict[str, tuple[bytes | None, tuple[str, ...]]] = {
+    "missing": (None, ("data.path",)),
+    "empty": (b"", ("train.bin", "empty")),
+    "truncated": (header() + BODY[:-2], ("train.bin", "1000")),
+    "wrong magic": (header(magic=1) + BODY, ("train.bin", "magic")),
+    "wrong version": (header(version=9) + BODY, ("train.bin", "version")),
+    "token id above the vocabulary": (header() + BODY[:-2] + b"\xff\xff", ("train.bin", "65535", "999")),
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_bad_shard(name: str, tmp_path: Path) -> None:
+    content, parts = SHARDS[name]
+    if content is not None:
+        (tmp_path / "train.bin").write_bytes(content)
+    write_shard(tmp_path / "validation.bin", np.zeros(1000, dtype=np.uint16))
+    data = {
+        "source": "shards",
+        "path": str(tmp_path / "train.bin"),
+        "validation": str(tmp_path / "validation.bin"),
+        "vocab_size": 256,
+    }
+    study = write(tmp_path / "study.yaml", smoke(data=data))
+    refused(oec("run", study, home=tmp_path / "home"), tmp_path / "home", *parts)
+
+
+def test_home_that_is_not_writable(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where a folder should be")  # root may write everywhere else
+    refused(oec("run", "smoke", home=tmp_path / "home"), tmp_path / "home", "--home", "not writable")
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("http://127.0.0.1:9", "not reachable"),
+        ("ftp://somewhere", "no MLflow store"),
+        ("sqlite:////nowhere/at/all/mlflow.db", "does not exist"),
+    ],
+)
+def test_tracking_uri_that_can_not_be_used(uri: str, problem: str, tmp_path: Path) -> None:
+    result = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI=uri)
+    refused(result, tmp_path / "home", "MLFLOW_TRACKING_URI", uri, problem)
+
+
+def test_password_of_a_tracking_uri_is_not_shown(tmp_path: Path) -> None:
+    result = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:9")
+    refused(result, tmp_path / "home", "http://127.0.0.1:9")
+    assert "secret" not in result.stderr + result.stdout
+
+
+def test_no_ray_cluster_at_the_address(tmp_path: Path) -> None:
+    result = oec("run", "smoke", "--address", "127.0.0.1:9", home=tmp_path / "home")
+    assert result.returncode == 2
+    assert "--address: '127.0.0.1:9' is no Ray cluster" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_no_such_study(command: str, tmp_path: Path) -> None:
+    refused(oec(command, "nowhere", home=tmp_path / "home"), tmp_path / "home", "'nowhere'", "demo")
+
+
+def test_study_changed_under_a_name_of_the_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    before = Study.parse(yaml.safe_dump(smoke()))
+    folder = home / "studies" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(before.to_yaml())
+    study = write(tmp_path / "study.yaml", smoke(lrs=[1, 2]))
+    refused(oec("run", study, home=home), home, "'mine'", "lrs", "another name")
+    assert (folder / "study.yaml").read_text() == before.to_yaml(), "the study of the home was overwritten"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("report", "nowhere"), ("SOURCE", "'nowhere'")),
+        (("report", "nowhere.csv"), ("nowhere.csv",)),
+        (("status", "nowhere"), ("STUDY", "'nowhere'")),
+        (("sync", "smoke"), ("STUDY", "'smoke'")),
+        (("train", "smoke", "--method", "zloss", "--lr", "1"), ("methods.0.method", "'zloss'")),
+        (("train", "smoke", "--method", "baseline", "--gamma", "1", "--lr", "1"), ("methods.0", "remove gamma")),
+        (("train", "smoke", "--method", "baseline", "--lr", "nan"), ("lrs.0", "finite")),
+        (("train", "smoke", "--method", "baseline", "--lr", "1", "--scale", "1T"), ("scales", "'1T'")),
+    ],
+)
+def test_other_commands(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
+    refused(oec(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
+
+
+def damage_sequence(content: bytes) -> bytes:
+    return content.replace(b'"seq":2', b'"seq":3', 1)
+
+
+def damage_json(content: bytes) -> bytes:
+    return content.replace(b"{", b"", 1)
+
+
+@pytest.mark.parametrize("damage", [damage_sequence, damage_json])
+def test_damaged_ledger_is_refused_by_line(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    from search_spaces.plan import Plan
+    from service.ledger import Ledger
+
+    home = tmp_path / "home"
+    study = Study.parse(yaml.safe_dump(smoke()))
+    path = home / "studies" / "mine" / "ledger.jsonl"
+    with Ledger(path, "mine", write=True) as ledger:
+        ledger.plan(Plan(study, "data").cells)
+    path.write_bytes(damage(path.read_bytes()))
+    refused(oec("status", "mine", home=home), home, "ledger.jsonl:", "damaged")

@@ -1,0 +1,103 @@
+"""The ledger: replay equals what was written, a torn tail is dropped, one writer, one end a cell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search_spaces.errors import InvalidInput
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.ledger import Ledger, LedgerLocked
+
+CELLS = Plan(Study.load("demo"), "data").cells
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "studies" / "demo" / "ledger.jsonl"
+
+
+def test_replay_equals_what_was_written(path: Path) -> None:
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS)
+        ledger.running(CELLS[0].id)
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.5})
+        ledger.end(CELLS[1].id, "diverged", {"val_loss": None, "reason": "loss is nan at step 3"})
+        written = ledger.records()
+    read = Ledger(path, "demo")
+    assert read.records() == written
+    assert read.counts() == {"finished": 1, "diverged": 1, "planned": 47}
+    assert read.missing() == list(CELLS[2:])
+    assert written[0]["gamma"] is None
+    assert written[0]["lr"] == CELLS[0].lr
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(min_value=1, max_value=10**6))
+def test_torn_tail_is_dropped_and_written_anew(cut: int, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:3])
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    path.write_bytes(whole[: last + cut % (len(whole) - last)])
+    with Ledger(path, "demo", write=True) as ledger:
+        assert ledger.entries[CELLS[0].id].state == "planned"
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+    assert Ledger(path, "demo").entries[CELLS[0].id].result == {"val_loss": 1.0}
+
+
+def test_second_writer_is_refused_with_the_identity_of_the_first(path: Path) -> None:
+    with Ledger(path, "demo", write=True), pytest.raises(LedgerLocked, match=r"pid \d+ on"):
+        Ledger(path, "demo", write=True)
+    Ledger(path, "demo", write=True).close()
+
+
+@pytest.mark.parametrize("first", ["finished", "diverged", "pruned"])
+def test_a_cell_ends_once(path: Path, first: str) -> None:
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:1])
+        ledger.end(CELLS[0].id, first, {})
+        with pytest.raises(ValueError, match="can not become"):
+            ledger.end(CELLS[0].id, "finished", {})
+
+
+def test_a_crashed_cell_may_be_tried_again(path: Path) -> None:
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:2])
+        ledger.end(CELLS[0].id, "crashed", {"reason": "out of memory"})
+        assert ledger.missing() == [CELLS[1]]
+        assert ledger.missing(retry_crashed=True) == list(CELLS[:2])
+        ledger.running(CELLS[0].id)
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 2.0})
+    assert Ledger(path, "demo").entries[CELLS[0].id].state == "finished"
+
+
+def test_content_that_does_not_match_its_id_is_refused(path: Path) -> None:
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:1])
+    path.write_text(path.read_text().replace('"lr":0.001', '"lr":0.002'))
+    with pytest.raises(InvalidInput, match=r"ledger\.jsonl:2.*has the content of"):
+        Ledger(path, "demo")
+
+
+def test_format_of_a_line(path: Path) -> None:
+    """Frozen: other programs read this file. A change is a decision with a line in the changelog."""
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:1])
+        ledger.running(CELLS[0].id)
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0}, reused_from="other")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [list(line) for line in lines] == [
+        ["seq", "at", "event", "format", "study"],
+        ["seq", "at", "event", "cell", "origin", "spec"],
+        ["seq", "at", "event", "cell"],
+        ["seq", "at", "event", "cell", "result", "reused_from"],
+    ]
+    assert list(lines[1]["spec"]) == ["scale", "method", "gamma", "lr", "seed", "data", "V", "model", "training"]

@@ -1,0 +1,132 @@
+"""Two real processes: what one worker computes, two compute; and a fault of one ends both."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import cell
+
+from search_spaces.errors import InvalidInput
+from trainers.loop import Trainer
+from trainers.world import World
+
+CELL = cell("z-loss", 1e-4, steps=20, batch_size=8, lr=1e-2, logits_dtype="float32")
+
+
+def worker(rank: int, folder: Path) -> None:
+    """All checks in one pair of processes: a pair takes seconds to start."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    world = World(rank, 2, torch.device("cpu"))
+    trainer = Trainer(world, tiny.opened(folder), micro_batch_memo=folder / "memo.json")
+    options = {"evaluate_every": 10, "checkpoint_every": 5}
+    found: dict[str, Any] = {}
+
+    def record(name: str, **more: Any) -> None:
+        result = trainer.run(more.pop("cell", CELL), folder / more.pop("folder", name), **(options | more))
+        E_VD = trainer._engine.objective.model.E_VD
+        found[name] = [result.state, result.step, result.val_loss, result.train_loss, result.reason, float(E_VD.sum())]
+
+    record("first")
+
+    engine_step = trainer._engine.step
+
+    def poisoned(batch_BU, **arguments):
+        if arguments["step"] == 3 and rank == 1:
+            with torch.no_grad():
+                trainer._engine.objective.model.blocks[0].norm1.weight.fill_(math.nan)
+        return engine_step(batch_BU, **arguments)
+
+    trainer._engine.step = poisoned
+    record("nan on one rank")
+    trainer._engine.step = engine_step
+
+    asked = iter(range(1000))
+    record("stopped by one rank", folder="resumed", should_stop=lambda: rank == 1 and next(asked) == 7)
+    record("resumed", folder="resumed")
+    record("again")
+
+    engine = trainer._engine
+    trainer.memo = None
+    engine.reset(CELL)
+    batch_BU = trainer.tokens.train.read(range(4 * rank, 4 * rank + 4), tiny.T)
+    found["micro batches"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=1)[:2])
+    engine.reset(CELL)
+    found["one batch"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=4)[:2])
+
+    try:
+        record("odd", cell=cell(batch_size=5))
+    except InvalidInput as error:
+        found["odd"] = error.field
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    tiny.tokens(folder)
+    mp.spawn(worker, (folder,), nprocs=2)
+    first, second = (json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    return first, second, folder
+
+
+def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
+    pair, _, folder = found
+    torch.set_num_threads(1)
+    alone = Trainer(World.single(), tiny.opened(folder)).run(
+        CELL, tmp_path / "run", evaluate_every=10, checkpoint_every=5
+    )
+    assert pair["first"][:2] == [alone.state, alone.step] == ["finished", 20]
+    assert pair["first"][2:4] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-5)
+
+
+def test_both_ranks_return_the_same(found):
+    first, second, _ = found
+    assert first == second
+
+
+def test_nan_on_one_rank_stops_both_as_diverged(found):
+    for pair in found[:2]:
+        state, step, *_, reason, _ = pair["nan on one rank"]
+        assert (state, step, reason) == ("diverged", 3, "training loss is nan at step 3")
+
+
+def test_one_rank_that_says_stop_stops_both_and_the_cell_resumes_bit_for_bit(found):
+    for pair in found[:2]:
+        assert pair["stopped by one rank"][:2] == ["stopped", 7]
+        assert pair["resumed"] == pair["first"]
+
+
+def test_a_cell_repeats_bit_for_bit_in_a_warm_pair(found):
+    assert found[0]["again"] == found[0]["first"]
+
+
+def test_accumulated_micro_batches_are_the_batch(found):
+    assert found[0]["micro batches"] == pytest.approx(found[0]["one batch"], rel=1e-5)
+
+
+def test_a_batch_that_two_can_not_share_names_the_field(found):
+    assert found[0]["odd"] == "training.batch_size"
+
+
+def test_rank_0_alone_writes(found):
+    _, _, folder = found
+    steps = [json.loads(line)["step"] for line in (folder / "first" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 10, 20]
+    assert list(json.loads((folder / "memo.json").read_text()).values()) == [4]

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from tiny import cell
+
+from search_spaces.cell import Cell, ModelSpec
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import METHODS
+from trainers import diagnostics, micro_batch, rows
+from trainers.data import Tokens
+from trainers.engine import Engine
+from trainers.loop import Trainer
+from trainers.result import Result
+from trainers.world import World
+
+TIMES = ("time", "step_seconds", "tokens_per_second")
+WORLD = World.single()
+
+
+def run(trainer: Trainer, cell: Cell, folder: Path, **options: object) -> Result:
+    return trainer.run(cell, folder, **({"evaluate_every": 4, "checkpoint_every": 2} | options))
+
+
+def facts(result: Result, folder: Path) -> tuple[object, ...]:
+    """Everything that must be bit-equal between equal runs."""
+    lines = [{k: v for k, v in row.items() if k not in TIMES} for row in rows.read(folder / "metrics.jsonl")]
+    return result.state, result.step, result.val_loss, result.train_loss, result.l_init, lines
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer._engine.state().items()}
+
+
+def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class StopsAfter:
+    """A ``should_stop`` that says yes before step ``n``."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+GOLDEN = {"l_init": 5.62765, "train_loss": 5.63927, "val_loss": 4.24649, "grad_norm": 3.84568}
+
+
+def test_golden_first_step(tokens, folder):
+    """What one step of a fixed cell gives; it may only change with the science."""
+    result = run(Trainer(WORLD, tokens), cell(steps=1, lr=1e-2, warmup_steps=0, min_lr=1e-2), folder)
+    got = {name: getattr(result, name, result.diagnostics.get(name)) for name in GOLDEN}
+    assert got == pytest.approx(GOLDEN, abs=2e-4), (
+        "One step no longer gives the numbers that it gave. If you changed the model, its initialisation, the order "
+        "of the data or the optimizer on purpose, then cells of before and after can not be compared: say so in the "
+        f"change log, and put the new numbers into GOLDEN: {got}. Otherwise a refactoring changed the result."
+    )
+
+
+def test_it_learns(tokens, folder):
+    result = run(Trainer(WORLD, tokens), cell(steps=40, lr=1e-2), folder, evaluate_every=20)
+    assert result.state == "finished"
+    assert result.l_init == pytest.approx(math.log(tiny.V), abs=0.2)
+    assert result.val_loss < result.l_init - 1
+    assert result.tokens == 40 * 4 * tiny.T
+    assert not (folder / "checkpoints").exists()
+    written = rows.read(folder / "metrics.jsonl")
+    assert [row["step"] for row in written] == [0, 20, 40]
+    assert set(written[-1]) == {"step", "time", *diagnostics.keys(2)}
+    assert written[-1]["val_loss"] == result.val_loss
+
+
+def test_record_has_the_columns_of_the_table(tokens, folder):
+    record = run(Trainer(WORLD, tokens), cell("z-loss", 1e-4), folder).record()
+    columns = (
+        "cell scale method gamma lr seed state val_loss train_loss l_init steps tokens train_seconds "
+        "tokens_per_second output_mu_norm logits_mean logits_std logits_absmax log_z_squared output_b_ratio "
+        "attention_logit_max loss_spikes reason"
+    )
+    assert " ".join(record) == columns
+    assert None not in record.values()
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_cell_repeats_bit_for_bit_in_a_warm_trainer_after_another(tokens, tmp_path, method):
+    this = cell(method.name, method.strength and method.strength.default)
+    fresh, warm = Trainer(WORLD, tokens), Trainer(WORLD, tokens)
+    first = facts(run(fresh, this, tmp_path / "a"), tmp_path / "a")
+    run(warm, cell("z-loss", 1e-1, lr=1e-1, seed=7), tmp_path / "b")
+    engine = warm._engine
+    assert facts(run(warm, this, tmp_path / "c"), tmp_path / "c") == first
+    assert warm._engine is engine
+    assert_equal_weights(weights(warm), weights(fresh))
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.acts_on == "loss"])
+def test_a_regularizer_at_strength_zero_is_the_baseline_bit_for_bit(tokens, tmp_path, method):
+    trainer = Trainer(WORLD, tokens)
+    base = facts(run(trainer, cell(), tmp_path / "a"), tmp_path / "a")
+    baseline = weights(trainer)
+    assert facts(run(trainer, cell(method, 0.0), tmp_path / "b"), tmp_path / "b") == base
+    assert_equal_weights(weights(trainer), baseline)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_mu_stays_zero_with_mu_centering(tokens, folder, tied):
+    """With tied weights too, where a user of the reference code met NaN."""
+    trainer = Trainer(WORLD, tokens)
+    result = run(trainer, cell("mu-centering", lr=3e-2, model=ModelSpec(tied=tied)), folder)
+    assert result.state == "finished"
+    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
+    assert float(trainer._engine.objective.model.E_VD.detach().mean(dim=0).norm()) < 1e-6
+
+
+@pytest.mark.parametrize("model", [ModelSpec(), ModelSpec(dropout=0.2)], ids=["plain", "dropout"])
+@pytest.mark.parametrize("stops", [1, 5, 6])
+def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, stops, model):
+    this = cell("z-loss", 1e-4, model=model)
+    whole = Trainer(WORLD, tokens)
+    uninterrupted = facts(run(whole, this, tmp_path / "a"), tmp_path / "a")
+    stopped = run(Trainer(WORLD, tokens), this, tmp_path / "b", should_stop=StopsAfter(stops))
+    assert (stopped.state, stopped.step) == ("stopped", stops)
+    resumed = Trainer(WORLD, tokens)
+    result = run(resumed, this, tmp_path / "b")
+    assert facts(result, tmp_path / "b") == uninterrupted
+    assert result.train_seconds > stopped.train_seconds
+    assert_equal_weights(weights(resumed), weights(whole))
+
+
+def test_after_a_crash_it_resumes_from_the_checkpoint_before_and_rows_are_not_doubled(tokens, tmp_path):
+    this = cell()
+    uninterrupted = facts(run(Trainer(WORLD, tokens), this, tmp_path / "a"), tmp_path / "a")
+
+    class Crash(Exception):
+        pass
+
+    def crash(row: dict[str, float]) -> None:
+        if row["step"] == 4:  # the row is on disk, the checkpoint of step 4 is not
+            raise Crash
+
+    with pytest.raises(Crash):
+        run(Trainer(WORLD, tokens), this, tmp_path / "b", on_row=crash)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "val_l')  # and a write that the crash tore
+    assert facts(run(Trainer(WORLD, tokens), this, tmp_path / "b"), tmp_path / "b") == uninterrupted
+
+
+def test_a_resumed_cell_keeps_its_micro_batch(tokens, tmp_path):
+    memo = tmp_path / "memo.json"
+    trainer = Trainer(WORLD, tokens, micro_batch_memo=memo)
+    run(trainer, cell(), tmp_path / "run", should_stop=StopsAfter(3))
+    (key,) = json.loads(memo.read_text())
+    memo.write_text(json.dumps({key: 1}))
+    result = run(trainer, cell(), tmp_path / "run", should_stop=StopsAfter(3))
+    assert result.state == "stopped"
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("step-00000006.json")
+    assert json.loads(saved.read_text())["progress"]["micro_batch"] == 4
+
+
+def test_micro_batches_add_up_to_the_batch(tokens, tmp_path):
+    """Each penalty is counted once, however many micro batches there are."""
+    for method, gamma in (("mu-loss", 1.0), ("z-loss", 1e-2)):
+        engine = Engine(cell(method, gamma, logits_dtype="float32"), WORLD, compile=False)
+        batch_BU = tokens.train.read(range(4), tiny.T)
+        after = []
+        for size in (4, 1):
+            engine.reset(engine.cell)
+            step = engine.step(batch_BU, step=0, lr=1e-2, micro_batch=size)
+            after.append((step.loss, step.grad_norm))
+        assert after[0] == pytest.approx(after[1], rel=1e-5)
+
+
+def test_micro_batch_is_the_largest_divisor_that_fits_and_is_remembered(tokens, tmp_path, monkeypatch):
+    engine, memo = Engine(cell(), WORLD, compile=False), tmp_path / "memo.json"
+    room = 3.5 * micro_batch.saved_bytes(engine) / micro_batch.SAVED_SHARE
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda: room)
+    assert micro_batch.choose(engine, 4, None) == 2
+    assert micro_batch.choose(engine, 3, memo) == 3
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda: 0)
+    assert micro_batch.choose(engine, 3, memo) == 3
+    assert micro_batch.choose(engine, 4, memo) == 1
+    memo.write_text("torn {")
+    assert micro_batch.choose(engine, 3, memo) == 1
+
+
+def test_saved_bytes_grow_with_the_sequence():
+    short, long = (micro_batch.saved_bytes(Engine(cell(sequence_length=T), WORLD, compile=False)) for T in (32, 64))
+    assert short > 32 * tiny.V * 4  # the probabilities alone
+    assert 1.9 < long / short < 2.6
+
+
+def test_a_loss_that_is_not_finite_ends_before_the_optimizer_step(tokens, tmp_path):
+    engine = Engine(cell("z-loss", 1e38), WORLD, compile=False)
+    before = {name: tensor.clone() for name, tensor in engine.state().items()}
+    batch_BU = tokens.train.read(range(4), tiny.T)
+    assert not engine.step(batch_BU, step=0, lr=1.0, micro_batch=4).finite  # its gradient overflows
+    assert_equal_weights(engine.state(), before)
+    with torch.no_grad():
+        engine.objective.model.E_VD[0, 0] = math.nan
+    before = {name: tensor.clone() for name, tensor in engine.state().items()}
+    assert math.isnan(engine.step(batch_BU, step=0, lr=1.0, micro_batch=4).loss)
+    for name, tensor in engine.state().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_diverged_cell_is_a_result_and_says_why(tokens, folder):
+    result = run(Trainer(WORLD, tokens), cell("z-loss", 1e38), folder)
+    assert result.state == "diverged"
+    assert "at step 0" in result.reason
+    assert result.val_loss == result.l_init
+    assert not (folder / "checkpoints").exists()
+    json.dumps(result.record(), allow_nan=False)
+
+
+def test_a_final_loss_above_the_initial_one_is_diverged(tokens, folder):
+    result = run(Trainer(WORLD, tokens), cell(lr=30.0, warmup_steps=0, min_lr=30.0), folder)
+    assert result.state == "diverged"
+    assert result.step == 8
+    assert result.val_loss > result.l_init
+    assert "above l_init" in result.reason
+
+
+def test_the_trainer_goes_on_after_a_diverged_cell(tokens, tmp_path):
+    trainer = Trainer(WORLD, tokens)
+    first = facts(run(trainer, cell(), tmp_path / "a"), tmp_path / "a")
+    assert run(trainer, cell("z-loss", 1e38), tmp_path / "b").state == "diverged"
+    assert facts(run(trainer, cell(), tmp_path / "c"), tmp_path / "c") == first
+
+
+@pytest.mark.parametrize(
+    ("tokens_change", "cell_change", "field"),
+    [
+        ({"V": 512}, {}, "cell.V"),
+        ({"digest": "other"}, {}, "cell.data"),
+        ({}, {"sequence_length": 4096}, "training.sequence_length"),
+    ],
+)
+def test_a_cell_that_does_not_fit_names_the_field(tokens: Tokens, folder, tokens_change, cell_change, field):
+    trainer = Trainer(WORLD, dataclasses.replace(tokens, **tokens_change))
+    with pytest.raises(InvalidInput) as caught:
+        run(trainer, cell(**cell_change), folder)
+    assert caught.value.field == field
+
+
+def test_bfloat16_autocast_trains(tokens, folder):
+    result = run(Trainer(WORLD, tokens), cell(precision="bfloat16", lr=1e-2, steps=20), folder)
+    assert result.state == "finished"
+    assert result.val_loss < result.l_init
+
+
+def test_tokens_beyond_15_bits_arrive_whole():
+    engine = Engine(cell(), WORLD, compile=False)
+    assert engine.to_device(np.array([[65_535, 40_000]], dtype=np.uint16)).tolist() == [[65_535, 40_000]]

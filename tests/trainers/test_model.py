@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.cell import ModelSpec
+from search_spaces.scales import SCALES
+from trainers.model import GPT, QueryKey
+
+V, T = 256, 16
+
+
+def gpt(seed: int = 0, **spec: object) -> GPT:
+    model = GPT(SCALES["tiny"], ModelSpec.model_validate(spec), V, T)
+    model.reset_parameters(seed)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_parameter_count_is_the_scales(scale, tied):
+    with torch.device("meta"):
+        model = GPT(scale, ModelSpec(tied=tied), 50_304, T)
+    assert sum(p.numel() for p in model.parameters()) == scale.parameters(50_304, tied=tied)
+
+
+def test_attention_sees_no_future_token():
+    """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
+    model = gpt()
+    embedded = []
+    model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
+    h_BTD = model(torch.randint(V, (1, T), generator=torch.Generator().manual_seed(0)))
+    for t in (0, 5, T - 1):
+        (gradient_BTD,) = torch.autograd.grad(h_BTD[0, t].square().sum(), embedded[0], retain_graph=True)
+        reaches = gradient_BTD[0].abs().sum(dim=-1) > 0
+        assert reaches.tolist() == [s <= t for s in range(T)]
+
+
+def test_rope_turns_only_the_first_half_of_a_head_and_keeps_its_length():
+    K, H = 16, 2
+    queries = QueryKey(K, T)
+    x = torch.randn(1, 1, 2, H, K, generator=torch.Generator().manual_seed(0)).expand(1, T, 2, H, K)
+    y = queries(x)
+    torch.testing.assert_close(y[:, 0], torch.nn.functional.layer_norm(x[:, 0], (K,)))
+    assert torch.equal(y[..., K // 2 :], y[:, :1, ..., K // 2 :].expand(1, T, 2, H, K // 2))
+    assert (y[:, 1:, ..., : K // 2] != y[:, :1, ..., : K // 2]).all()
+    torch.testing.assert_close(y.norm(dim=-1), y[:, :1].norm(dim=-1).expand(1, T, 2, H))
+
+
+def test_attention_logits_depend_on_the_distance_alone():
+    K = 16
+    queries = QueryKey(K, T)
+    x = torch.randn(1, 1, 2, 1, K, generator=torch.Generator().manual_seed(0)).expand(1, T, 2, 1, K)
+    q_TK, k_TK = queries(x)[0, :, :, 0].unbind(1)
+    logits_TT = q_TK @ k_TK.T
+    for distance in (0, 1, 7):
+        diagonal = logits_TT.diagonal(-distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+
+
+def test_queries_and_keys_have_the_norm_of_their_scale():
+    model = gpt()
+    seen = []
+    model.blocks[0].attention.qk.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(torch.arange(T)[None])
+    torch.testing.assert_close(seen[0].square().mean(dim=-1), torch.ones(1, T, 2, 4), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("init", ["xavier", "normal"])
+def test_initial_standard_deviations(init):
+    scale = SCALES["16M"]
+    model = GPT(scale, ModelSpec(init=init), 4096, T)
+    model.reset_parameters(0)
+    block = model.blocks[3]
+    D, F = scale.D, scale.hidden
+    expected = {
+        "qkv": (block.attention.qkv.weight, (2 / (D + D)) ** 0.5),
+        "fc1": (block.mlp.fc1.weight, (2 / (D + F)) ** 0.5),
+        "lm_head": (model.lm_head.weight, (2 / (D + 4096)) ** 0.5),
+    }
+    if init == "normal":
+        expected = {name: (weight, 0.02) for name, (weight, _) in expected.items()}
+    expected |= {
+        "embedding": (model.embedding.weight, D**-0.5),
+        "proj": (block.attention.proj.weight, 0.02 / (2 * scale.L) ** 0.5),
+        "fc2": (block.mlp.fc2.weight, 0.02 / (2 * scale.L) ** 0.5),
+    }
+    for name, (weight, std) in expected.items():
+        assert float(weight.detach().std()) == pytest.approx(std, rel=0.02), name
+
+
+def test_reset_gives_the_same_values_again_in_the_same_memory():
+    model = gpt(seed=3)
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(float("nan"))
+    model.reset_parameters(3)
+    for name, p in model.named_parameters():
+        assert p.data_ptr() == before[name][0]
+        assert torch.equal(p, before[name][1]), name
+    model.reset_parameters(4)
+    assert not torch.equal(model.E_VD, before["lm_head.weight"][1])
+
+
+def test_tied_model_has_one_embedding():
+    model = gpt(tied=True)
+    assert model.E_VD is model.input_embedding_VD
+    assert not any("lm_head" in name for name, _ in model.named_parameters())
+
+
+def test_dropout_only_where_asked_for():
+    assert not any(isinstance(module, nn.Dropout) for module in gpt().modules())
+    model = gpt(dropout=0.5)
+    tokens_BT = torch.arange(T)[None]
+    assert not torch.equal(model(tokens_BT), model(tokens_BT))
+    model.eval()
+    assert torch.equal(model(tokens_BT), model(tokens_BT))

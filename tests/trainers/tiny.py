@@ -1,0 +1,59 @@
+"""Small cells and tokens for the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from trainers.data import Shards, Tokens, write_shard
+
+V = 256
+T = 32
+
+
+def tokens(folder: Path) -> Tokens:
+    """A cyclic text with noise, which a tiny model learns something of in 20 steps."""
+    for name, n in (("train", 20_000), ("validation", 2_000)):
+        generator = np.random.default_rng(len(name))
+        text = np.where(generator.random(n) < 0.2, generator.integers(0, V, n), np.arange(n) % 50)
+        write_shard(folder / f"{name}.bin", text.astype(np.uint16))
+    return opened(folder)
+
+
+def opened(folder: Path) -> Tokens:
+    train, validation = (Shards((folder / f"{name}.bin",)) for name in ("train", "validation"))
+    return Tokens(train=train, validation=validation, vocab_size=V, V=V, digest="test")
+
+
+def cell(
+    method: str = "baseline",
+    gamma: float | None = None,
+    *,
+    lr: float = 3e-3,
+    seed: int = 1,
+    scale: str = "tiny",
+    model: ModelSpec | None = None,
+    **training: Any,
+) -> Cell:
+    defaults: dict[str, Any] = {
+        "steps": 8,
+        "batch_size": 4,
+        "sequence_length": T,
+        "warmup_steps": 2,
+        "precision": "float32",
+        "eval_sequences": 4,
+    }
+    return Cell(
+        scale=scale,
+        method=method,
+        gamma=gamma,
+        lr=lr,
+        seed=seed,
+        data="test",
+        V=V,
+        model=model or ModelSpec(),
+        training=TrainingSpec(**(defaults | training)),
+    )

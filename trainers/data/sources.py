@@ -1,0 +1,284 @@
+"""From a study's data field to opened token shards; text is tokenized once and kept in the home.
+
+home/data/<corpus>-<tokenizer>-<digest>/   train-00000.bin ..., validation-00000.bin ..., manifest.json, bpe.json
+home/data/checked/<digest>                 given shards whose every token was found to be in the vocabulary
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.cell import digest
+from search_spaces.errors import InvalidInput
+from search_spaces.study import DataSpec
+from trainers.data.corpus import Corpus, Document, local, standard_library
+from trainers.data.shards import Shards, write_shard
+from trainers.data.tokenizer import (
+    Tokenizer,
+    bytes_tokenizer,
+    from_encoding,
+    gpt2_encoding,
+    load_encoding,
+    save_encoding,
+    train_bpe,
+)
+
+T = TypeVar("T")
+RECIPE = 1
+"""Counts up when equal text would become other tokens."""
+SAMPLE_CHARACTERS = 4_000_000
+"""Text that byte pairs are trained on."""
+PIECE_CHARACTERS = 1 << 20
+GROUP_CHARACTERS = 16 << 20
+"""Text held in memory at once."""
+SHARD_TOKENS = 100_000_000
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that a study trains and is evaluated on. It pickles as its paths."""
+
+    train: Shards
+    validation: Shards
+    vocab_size: int
+    """Token ids in use."""
+    V: int
+    """Vocabulary of the model: ``vocab_size``, padded."""
+    digest: str
+    """16 hexadecimal digits over the tokens of both and the vocabulary, wherever they came from."""
+    folder: Path | None = None
+    """Where ``prepare`` wrote them; None for given shards."""
+
+    def check_length(self, T: int, eval_sequences: int = 1) -> None:
+        """See that a sequence fits.
+
+        Raises:
+            InvalidInput: the training tokens have no window of T + 1, or validation has fewer than
+                ``eval_sequences``.
+        """
+        for name, shards, needed in (("training", self.train, 1), ("validation", self.validation, eval_sequences)):
+            if (have := shards.windows(T)) < needed:
+                fit = bisect_left(range(1, T), True, key=lambda t: shards.windows(t) < needed)
+                remedies = [f"use at most {fit}"] * (fit > 0) + ["give more text"]
+                remedies += ["lower training.eval_sequences"] * (needed > 1)
+                raise InvalidInput(
+                    "training.sequence_length",
+                    T,
+                    f"divides the {shards.tokens} {name} tokens into {have} sequences, at least {needed} needed",
+                    ", or ".join(remedies),
+                )
+
+    def verify(self) -> None:
+        """Read everything again, at the speed of the disk.
+
+        Raises:
+            InvalidInput: a file is no longer what it was when it was prepared or opened.
+        """
+        if self.folder:
+            for name, entry in _manifest(self.folder)["files"].items():
+                if _sha256(self.folder / name) != entry["sha256"]:
+                    raise _damaged(self.folder, f"has other content in {name} than when it was written")
+        train, validation = (Shards(shards.paths, shards.origin) for shards in (self.train, self.validation))
+        if _identity(train, validation, self.vocab_size) != self.digest:
+            where = str(train.paths[0].parent)
+            raise InvalidInput(train.origin, where, "has other tokens than when it was opened", "open it again")
+
+
+def prepare(spec: DataSpec, home: Path, *, report: Callable[[str], None] = lambda _line: None) -> Tokens:
+    """Open the tokens of a study, after tokenizing its text if that is not in ``home`` yet.
+
+    Any number of processes may do so at once: each builds in a folder of its own, the first one's is kept.
+
+    Args:
+        report: told in a line what is being done, if it takes more than a moment.
+
+    Raises:
+        InvalidInput: the text, the shards, the vocabulary or the tokenizer can not be used as they are.
+    """
+    if spec.source == "shards":
+        return _given(spec, home / "data" / "checked")
+    corpus = CORPORA[spec.source](spec)
+    vocabulary = f"{spec.tokenizer}-{spec.vocab_size}" if spec.tokenizer == "bpe" else spec.tokenizer
+    key = f"{corpus.name}-{vocabulary}-{digest([RECIPE, vocabulary, corpus.fingerprint])[:10]}"
+    folder = home.absolute() / "data" / key
+    if not folder.is_dir():
+        _build(folder, corpus, spec, report)
+    return _open(folder, spec)
+
+
+CORPORA: Mapping[str, Callable[[DataSpec], Corpus]] = {
+    "builtin": lambda _spec: standard_library(),
+    "text": lambda spec: local(str(spec.path)),
+}
+
+
+def _trained(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
+    save_encoding(train_bpe(texts, vocab_size), folder / "bpe.json")
+    return from_encoding(load_encoding(folder / "bpe.json"))
+
+
+TOKENIZERS: Mapping[str, Callable[[Iterable[str], int, Path], Tokenizer]] = {
+    "bytes": lambda _texts, _vocab_size, _folder: bytes_tokenizer(),
+    "bpe": _trained,
+    "gpt2": lambda _texts, _vocab_size, _folder: from_encoding(gpt2_encoding()),
+}
+"""A tokenizer from a sample of the training text, the study's vocabulary size, and the folder to keep it in."""
+
+
+def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str], None]) -> None:
+    """Tokenize into a folder beside ``folder`` and rename it."""
+    train, validation = corpus.documents()
+    report(f"tokenizing {len(train) + len(validation)} documents of {corpus.name} ({spec.tokenizer})")
+    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    building.mkdir(parents=True)
+    try:
+        tokenizer = TOKENIZERS[spec.tokenizer](_sample(train), spec.vocab_size, building)
+        for split, documents in zip(SPLITS, (train, validation), strict=True):
+            count = _write(building, split, _encode(tokenizer, documents))
+            report(f"{split}: {len(documents)} documents, {count:,} tokens")
+        shards = [Shards.match(str(building / f"{split}-*.bin")) for split in SPLITS]
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in building.iterdir()}
+        manifest = {
+            "recipe": RECIPE,
+            "corpus": corpus.name,
+            "tokenizer": spec.tokenizer,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "documents": {"train": len(train), "validation": len(validation)},
+            "tokens": {split: shard.tokens for split, shard in zip(SPLITS, shards, strict=True)},
+            "digest": _identity(shards[0], shards[1], tokenizer.vocab_size),
+            "files": dict(sorted(files.items())),
+        }
+        (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        try:
+            building.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            report("another process was faster: its tokens are used")
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _open(folder: Path, spec: DataSpec) -> Tokens:
+    manifest = _manifest(folder)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise _damaged(folder, f"lacks {name}, or has it in another size than it was written in")
+    train, validation = (
+        Shards(tuple(folder / name for name in manifest["files"] if name.startswith(f"{split}-"))) for split in SPLITS
+    )
+    return Tokens(train, validation, manifest["vocab_size"], spec.V, manifest["digest"], folder)
+
+
+def _given(spec: DataSpec, checked: Path) -> Tokens:
+    """Existing shards. Every token is looked at once, which is remembered by the digest."""
+    train = Shards.match(str(spec.path), "data.path")
+    validation = Shards.match(str(spec.validation), "data.validation")
+    if both := sorted(set(train.paths) & set(validation.paths)):
+        raise InvalidInput(
+            "data.validation", spec.validation, f"holds training shards, like {both[0]}", "keep the two apart"
+        )
+    identity = _identity(train, validation, spec.vocab_size)
+    if not (checked / identity).exists():
+        train.check_vocabulary(spec.vocab_size)
+        validation.check_vocabulary(spec.vocab_size)
+        checked.mkdir(parents=True, exist_ok=True)
+        (checked / identity).touch()
+    return Tokens(train, validation, spec.vocab_size, spec.V, identity)
+
+
+def _identity(train: Shards, validation: Shards, vocab_size: int) -> str:
+    return digest([train.digest, validation.digest, vocab_size])[:16]
+
+
+def _sample(documents: Iterable[Document]) -> Iterator[str]:
+    """Documents in the order of a hash of their names, up to ``SAMPLE_CHARACTERS``."""
+    left = SAMPLE_CHARACTERS
+    for document in sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()).digest()):
+        if left <= 0:
+            return
+        text = (document.text() or "")[:left]
+        left -= len(text)
+        yield text
+
+
+def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[NDArray[np.uint16]]:
+    """The ids of the documents, the end-of-text token before each, as in the published shards."""
+    start = np.array([tokenizer.end_of_text], dtype=np.uint16)
+
+    def encode(piece: tuple[str, bool]) -> NDArray[np.uint16]:
+        text, first = piece
+        ids = tokenizer.encode(text)
+        return np.concatenate([start, ids]) if first else ids
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for pieces in _grouped(_pieces(documents), lambda piece: len(piece[0]), GROUP_CHARACTERS):
+            yield from pool.map(encode, pieces)
+
+
+def _pieces(documents: Iterable[Document]) -> Iterator[tuple[str, bool]]:
+    """Pieces of text, cut at line ends where there are some, each with whether it starts a document."""
+    for document in documents:
+        text, start = document.text() or "", 0
+        while start < len(text):
+            limit = start + PIECE_CHARACTERS
+            end = len(text) if limit >= len(text) else text.rfind("\n", start, limit) + 1 or limit
+            yield text[start:end], start == 0
+            start = end
+
+
+def _write(folder: Path, split: str, arrays: Iterable[NDArray[np.uint16]]) -> int:
+    """Write the shards of a split; returns its tokens."""
+    count = 0
+    for number, group in enumerate(_grouped(arrays, len, SHARD_TOKENS)):
+        ids = np.concatenate(group)
+        write_shard(folder / f"{split}-{number:05}.bin", ids)
+        count += len(ids)
+    return count
+
+
+def _grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """The items in lists, each ended by the item with which its sizes reach ``limit``."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= limit:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, "has no readable manifest.json") from error
+    return manifest
+
+
+def _damaged(folder: Path, problem: str) -> InvalidInput:
+    return InvalidInput("data", str(folder), problem, "delete that folder: it is made again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,165 @@
+"""What stays warm between cells of one shape: model, DDP wrapper, compiled step, optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from search_spaces.cell import Cell
+from trainers import methods
+from trainers.head import Losses, Objective
+from trainers.model import GPT
+from trainers.optimizer import Optimizer, clip
+from trainers.world import World
+
+COMPILED_VARIANTS = 64
+"""Methods and micro batches that one process may compile for; dynamo's own limit of 8 is below the methods."""
+
+
+class Step(NamedTuple):
+    """One training step, the same on every rank."""
+
+    loss: float
+    """Plain cross-entropy, mean over the global batch."""
+    grad_norm: float
+    """Global L2 norm before the clip."""
+    stop: bool
+    """Whether any rank asked to stop; the step was then not taken."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def shape_key(cell: Cell) -> tuple[object, ...]:
+    """What two cells must share to run on the same engine."""
+    spec = cell.training
+    return (cell.shape, cell.V, cell.model, spec.sequence_length, spec.precision, spec.logits_dtype)
+
+
+class Engine:
+    """Takes training steps for one cell after another; ``reset`` puts it at the start of a cell."""
+
+    def __init__(self, cell: Cell, world: World, *, compile: bool) -> None:
+        self.key = shape_key(cell)
+        self.world, self.compile = world, compile
+        spec = cell.training
+        model = GPT(cell.shape, cell.model, cell.V, spec.sequence_length).to(world.device)
+        self.objective = Objective(model, spec.precision, spec.logits_dtype)
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = Optimizer(self.parameters.values())
+        self.strength = torch.zeros((), device=world.device)
+        self.wrapped: Objective | DistributedDataParallel = self.objective
+        if world.size > 1:
+            self.wrapped = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
+        self.settled: set[tuple[object, ...]] = set()
+        self.reset(cell)
+
+    def reset(self, cell: Cell) -> None:
+        """Initial weights, an empty optimizer, and the cell's hyperparameters, all in place."""
+        self.cell = cell
+        self.objective.train()
+        self.objective.model.reset_parameters(cell.seed)
+        self.optimizer.reset(cell.training)
+        self.optimizer.adam.zero_grad()
+        self.strength.fill_(0.0 if cell.gamma is None else cell.gamma)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that a checkpoint holds, by name; the tensors themselves."""
+        adam = {f"adam.{name}": tensor for name, tensor in self.optimizer.state().items()}
+        return {f"model.{name}": tensor.detach() for name, tensor in self.parameters.items()} | adam
+
+    def settle(self, micro_batch: int) -> None:
+        """Does what only the first step of a kind does, outside of any cell: compilation, and DDP's bucket order.
+
+        DDP orders its buckets after its first backward pass; a cell that saw both orders would not be repeatable.
+        """
+        kind = (self.cell.method, micro_batch) if self.compile else ()
+        if kind in self.settled or not (self.compile or self.world.size > 1):
+            return
+        if self.compile and self.objective.compute == self.objective.eager:
+            torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+            self.objective.compute = torch.compile(self.objective.eager, dynamic=False)
+        try:
+            self.try_out(micro_batch)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
+            self.compile, self.objective.compute = False, self.objective.eager
+            self.try_out(micro_batch)
+        self.settled.add(kind)
+
+    def try_out(self, micro_batch: int) -> None:
+        """One forward and backward pass on zeros, without a trace in the weights."""
+        T = self.cell.training.sequence_length
+        tokens_BU = torch.zeros(micro_batch, T + 1, dtype=torch.int64, device=self.world.device)
+        losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
+        torch.autograd.backward(losses.objective)
+        self.optimizer.adam.zero_grad()
+
+    def step(self, batch_BU: NDArray[np.uint16], *, step: int, lr: float, micro_batch: int, stop: bool = False) -> Step:
+        """One optimizer step on this rank's part of the batch, ``(B, T + 1)``, at learning rate ``lr``.
+
+        Nothing is changed where the loss of any rank or the gradient's norm is not finite, or a rank says ``stop``.
+        """
+        if self.cell.model.dropout:
+            torch.manual_seed(_dropout_seed(self.cell.seed, step, self.world.rank))
+        micro_batches = torch.split(self.to_device(batch_BU), micro_batch)
+        last = len(micro_batches) - 1
+        # Mean loss and stop flag, summed over ranks in one small message that travels during the backward pass.
+        flags = torch.zeros(2, device=self.world.device)
+        flags[1] = float(stop)
+        for i, tokens_BU in enumerate(micro_batches):
+            quiet = isinstance(self.wrapped, DistributedDataParallel) and i < last
+            with self.wrapped.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+                losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
+                flags[0] += losses.cross_entropy / (len(micro_batches) * self.world.size)
+                if i == last:
+                    wait = self.world.sum_async(flags)
+                torch.autograd.backward(losses.objective / len(micro_batches))
+        wait()
+        gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
+        norm = clip(gradients, self.cell.training.grad_clip)
+        loss, stopping, grad_norm = torch.cat((flags, norm[None])).tolist()  # the one wait for the device
+        taken = Step(loss, grad_norm, stopping > 0)
+        if taken.finite and not taken.stop:
+            self.optimizer.step(lr)
+            if constrain := methods.weights_map(self.cell.method):
+                constrain(self.objective.model.E_VD)
+        self.optimizer.adam.zero_grad()
+        return taken
+
+    @torch.no_grad()
+    def loss(self, tokens_NU: Tensor, micro_batch: int) -> float:
+        """Mean plain cross-entropy of the sequences ``(N, T + 1)``, shared out over the ranks."""
+        mine = tokens_NU[self.world.rank :: self.world.size]
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self.objective.eval()
+        for tokens_BU in torch.split(mine, micro_batch):
+            total += self.objective.eager(tokens_BU, self.cell.method, self.strength).cross_entropy * len(tokens_BU)
+        self.objective.train()
+        return float(self.world.sum(total)) / len(tokens_NU)
+
+    def to_device(self, tokens: NDArray[np.uint16]) -> Tensor:
+        """Token ids as an index tensor on the device; they travel as 16 bits."""
+        narrow = torch.from_numpy(tokens)
+        if self.world.device.type == "cuda":
+            narrow = narrow.pin_memory().to(self.world.device, non_blocking=True)
+        return narrow.to(torch.int64)
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A function of where the run stands, so that a resumed run drops what an uninterrupted one does."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:7])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -1,0 +1,23 @@
+"""What a worker group is asked to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_spaces.cell import Cell
+
+Event = dict[str, Any]
+"""``{"kind": "warm"}``, ``{"kind": "row", ...metrics}`` or ``{"kind": "done", "state": ..., ...columns}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A cell on its way to a worker group."""
+
+    cell: Cell
+    folder: Path
+    """Where its metrics and checkpoints go: a folder that every worker sees."""
+    evaluate_every: int
+    checkpoint_every: int

@@ -1,0 +1,294 @@
+"""One cell, trained from its start or its last checkpoint to its end, in a process that stays warm for the next."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from search_spaces.cell import Cell
+from search_spaces.errors import InvalidInput
+from trainers import checkpoint, diagnostics, micro_batch
+from trainers.data import Prefetcher, Tokens
+from trainers.engine import Engine, Step, shape_key
+from trainers.optimizer import lr_at
+from trainers.result import Result
+from trainers.rows import Rows
+from trainers.spikes import Spikes
+from trainers.world import World
+
+State = Literal["finished", "diverged", "stopped"]
+
+
+def ignore(row: dict[str, float]) -> None:
+    """The ``on_row`` of a caller who reads ``metrics.jsonl``, or nothing."""
+
+
+def never() -> bool:
+    """The ``should_stop`` of a run that nobody stops."""
+    return False
+
+
+@dataclass
+class Progress:
+    """What a run carries over a checkpoint beside its tensors; JSON values all."""
+
+    step: int = 0
+    micro_batch: int = 0
+    l_init: float | None = None
+    val_loss: float | None = None
+    train_loss: float | None = None
+    grad_norm: float = 0.0
+    train_seconds: float = 0.0
+    spikes: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    interval_steps: int = 0
+    """Steps since the last evaluation, and over them:"""
+    interval_loss: float = 0.0
+    interval_seconds: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    """The last row."""
+
+
+class Trainer:
+    """One per process. Cells of one shape reuse the model, its DDP wrapper, the compiled step and the optimizer."""
+
+    def __init__(
+        self, world: World, tokens: Tokens, *, compile: bool = False, micro_batch_memo: Path | None = None
+    ) -> None:
+        """
+        Args:
+            micro_batch_memo: a JSON file that remembers the micro batch of each shape; shared by all trainers.
+        """
+        self.world, self.tokens, self.compile, self.memo = world, tokens, compile, micro_batch_memo
+        self._engine: Engine | None = None
+        self._validation: Tensor | None = None
+
+    def run(
+        self,
+        cell: Cell,
+        folder: Path,
+        *,
+        evaluate_every: int,
+        checkpoint_every: int,
+        on_row: Callable[[dict[str, float]], None] = ignore,
+        should_stop: Callable[[], bool] = never,
+    ) -> Result:
+        """Trains ``cell`` and returns the same result on every rank. Every rank calls it with the same cell.
+
+        Rank 0 writes ``folder/metrics.jsonl`` and ``folder/checkpoints``, and resumes from what it finds there.
+
+        Args:
+            evaluate_every: steps between evaluations; there is one at step 0 and one at the end as well.
+            checkpoint_every: steps between checkpoints. They go when the cell finishes or diverges.
+            on_row: told each row of ``metrics.jsonl``, on rank 0.
+            should_stop: asked before every step, on every rank; one that says yes stops all of them, with a checkpoint.
+
+        Raises:
+            InvalidInput: the cell does not fit these tokens or this number of workers.
+        """
+        self._check(cell)
+        engine = self._engine_for(cell)
+        run = _Run(self.world, engine, self._validation_for(cell), folder, on_row)
+        run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
+        return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
+
+    def _check(self, cell: Cell) -> None:
+        if cell.V != self.tokens.V:
+            raise InvalidInput("cell.V", cell.V, f"is not the vocabulary of the data, {self.tokens.V}", "plan it anew")
+        if cell.data != self.tokens.digest:
+            raise InvalidInput("cell.data", cell.data, f"is not this data, {self.tokens.digest}", "plan it anew")
+        if cell.training.batch_size % self.world.size:
+            raise InvalidInput(
+                "training.batch_size",
+                cell.training.batch_size,
+                f"is not divided by {self.world.size} workers",
+                "use a multiple of the workers",
+            )
+        self.tokens.check_length(cell.training.sequence_length, cell.training.eval_sequences)
+
+    def _engine_for(self, cell: Cell) -> Engine:
+        if self._engine is None or self._engine.key != shape_key(cell):
+            self._engine = None  # frees the old one before the new one is made
+            self._engine = Engine(cell, self.world, compile=self.compile)
+        else:
+            self._engine.reset(cell)
+        return self._engine
+
+    def _validation_for(self, cell: Cell) -> Tensor:
+        """The first ``eval_sequences`` windows of the validation tokens, ``(N, T + 1)``."""
+        T, N = cell.training.sequence_length, cell.training.eval_sequences
+        if self._validation is None or self._validation.shape != (N, T + 1):
+            read = torch.from_numpy(self.tokens.validation.read(range(N), T))
+            self._validation = read.to(self.world.device, torch.int64)
+        return self._validation
+
+
+class _Run:
+    """One call of ``Trainer.run``."""
+
+    def __init__(
+        self,
+        world: World,
+        engine: Engine,
+        validation_NU: Tensor,
+        folder: Path,
+        on_row: Callable[[dict[str, float]], None],
+    ) -> None:
+        self.world, self.engine, self.cell, self.on_row = world, engine, engine.cell, on_row
+        self.validation_NU = validation_NU
+        self.checkpoints = folder / "checkpoints"
+        self.rows = Rows(folder / "metrics.jsonl")
+        self.progress = Progress()
+        self.spikes = Spikes()
+        self.diagnostics: dict[str, float] = {}
+        if world.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def train(
+        self, tokens: Tokens, evaluate_every: int, checkpoint_every: int, should_stop: Callable[[], bool]
+    ) -> Result:
+        spec, progress = self.cell.training, self.progress
+        if progress.step == 0 and (reason := self.evaluate()):
+            return self.end("diverged", reason)
+        batches = Prefetcher(
+            tokens.train,
+            seed=self.cell.seed,
+            T=spec.sequence_length,
+            batch_size=spec.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            start_step=progress.step,
+            end_step=spec.steps,
+        )
+        with batches:
+            started = time.perf_counter()
+            for batch_BU in batches:
+                lr = lr_at(progress.step, spec, self.cell.lr)
+                taken = self.engine.step(
+                    batch_BU, step=progress.step, lr=lr, micro_batch=progress.micro_batch, stop=should_stop()
+                )
+                if not taken.finite:
+                    return self.end("diverged", _not_finite(taken, progress.step))
+                if taken.stop:
+                    self.checkpoint()
+                    return self.end("stopped", f"asked to stop at step {progress.step}")
+                now = time.perf_counter()
+                self.count(taken, now - started)
+                started = now
+                last = progress.step == spec.steps
+                evaluates = last or progress.step % evaluate_every == 0
+                saves = not last and progress.step % checkpoint_every == 0
+                if evaluates and (reason := self.evaluate(lr)):
+                    return self.end("diverged", reason)
+                if saves:
+                    self.checkpoint()
+                if evaluates or saves:
+                    started = time.perf_counter()
+        assert progress.val_loss is not None
+        assert progress.l_init is not None
+        if progress.val_loss > progress.l_init:
+            above = f"final validation loss {progress.val_loss:.4f} is above l_init {progress.l_init:.4f}"
+            return self.end("diverged", above)
+        return self.end("finished")
+
+    def start(self, choose_micro_batch: Callable[[], int]) -> None:
+        """Takes over the cell's newest valid checkpoint, or what there is before the first step."""
+        found = checkpoint.latest(self.checkpoints, self.cell.id) if self.world.leads else None
+        content: dict[str, Any] | None = self.world.agree(lambda: found.progress if found else None)
+        if content is not None:
+            self.progress = Progress(**content)
+            self.spikes = Spikes(self.progress.recent_losses, self.progress.spikes)
+        else:
+            self.progress.micro_batch = choose_micro_batch()
+        self.engine.settle(self.progress.micro_batch)
+        if content is not None:
+            for name, tensor in self.engine.state().items():
+                if found:
+                    tensor.copy_(found.tensors[name])
+                self.world.broadcast(tensor)
+        if self.world.leads:
+            self.rows.keep_until(self.progress.step if content is not None else -1)
+
+    def count(self, taken: Step, seconds: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.grad_norm = taken.grad_norm
+        progress.train_seconds += seconds
+        progress.interval_seconds += seconds
+        progress.interval_steps += 1
+        progress.interval_loss += taken.loss
+        self.spikes.observe(taken.loss)
+
+    def evaluate(self, lr: float | None = None) -> str:
+        """Writes a row; returns why the run has diverged if the validation loss says so, else an empty string.
+
+        Args:
+            lr: the last step's learning rate; None before the first.
+        """
+        progress, spec = self.progress, self.cell.training
+        val_loss = self.engine.loss(self.validation_NU, progress.micro_batch)
+        row = {"val_loss": val_loss, "loss_spikes": float(self.spikes.count)}
+        if lr is not None and progress.interval_steps:
+            step_seconds = progress.interval_seconds / progress.interval_steps
+            progress.train_loss = progress.interval_loss / progress.interval_steps
+            row |= {
+                "train_loss": progress.train_loss,
+                "lr": lr,
+                "grad_norm": progress.grad_norm,
+                "step_seconds": step_seconds,
+                "tokens_per_second": spec.batch_size * spec.sequence_length / step_seconds,
+            }
+        progress.interval_steps, progress.interval_loss, progress.interval_seconds = 0, 0.0, 0.0
+        looked_at = self.validation_NU[: max(1, diagnostics.TOKENS // spec.sequence_length)]
+        self.engine.objective.eval()
+        row |= diagnostics.measure(self.engine.objective, looked_at, self.cell.method, self.engine.strength)
+        self.engine.objective.train()
+        progress.diagnostics = {name: value for name, value in row.items() if math.isfinite(value)}
+        if self.world.leads:
+            row = {"step": progress.step, "time": time.time(), **progress.diagnostics}
+            self.rows.append(row)
+            self.on_row(row)
+        if not math.isfinite(val_loss):
+            return f"validation loss is {val_loss} at step {progress.step}"
+        progress.val_loss = val_loss
+        if progress.step == 0:
+            progress.l_init = val_loss
+        return ""
+
+    def checkpoint(self) -> None:
+        self.progress.spikes, self.progress.recent_losses = self.spikes.count, list(self.spikes.losses)
+        if self.world.leads:
+            checkpoint.save(
+                self.checkpoints, self.cell.id, self.progress.step, self.engine.state(), asdict(self.progress)
+            )
+
+    def end(self, state: State, reason: str = "") -> Result:
+        progress, spec = self.progress, self.cell.training
+        if state != "stopped" and self.world.leads:
+            checkpoint.remove(self.checkpoints)
+        tokens = progress.step * spec.batch_size * spec.sequence_length
+        return Result(
+            cell=self.cell,
+            state=state,
+            step=progress.step,
+            val_loss=progress.val_loss,
+            train_loss=progress.train_loss,
+            l_init=progress.l_init,
+            tokens=tokens,
+            train_seconds=progress.train_seconds,
+            tokens_per_second=tokens / progress.train_seconds if progress.step else 0.0,
+            reason=reason,
+            diagnostics=progress.diagnostics,
+        )
+
+
+def _not_finite(taken: Step, step: int) -> str:
+    what, value = ("gradient norm", taken.grad_norm) if math.isfinite(taken.loss) else ("training loss", taken.loss)
+    return f"{what} is {value} at step {step}"

@@ -1,0 +1,149 @@
+"""The training loop as a Ray Train worker that outlives its cells; the only file of ``trainers`` that knows Ray.
+
+Rank 0 takes the next job from the group's mailbox and every rank learns of it by broadcast, so that the process
+group, the token files and the compiled step stay warm from one cell to the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypedDict
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from trainers.data import Tokens
+from trainers.job import Event, Job
+from trainers.loop import Trainer
+from trainers.world import World
+
+TAKE_TIMEOUT_S = 20.0
+"""Rank 0 comes back from an empty mailbox this often, so that the other ranks' broadcast does not time out."""
+STOP_POLL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerConfig(TypedDict):
+    """What ``serve_cells`` is given: ``train_loop_config`` of the TorchTrainer."""
+
+    mailbox: Any
+    tokens: Tokens
+    compile: bool
+    micro_batch_memo: Path
+    threads: int
+    agreement_timeout_s: float
+    """Seconds that ranks wait for each other at the end of a cell before the group is given up."""
+
+
+def serve_cells(config: WorkerConfig) -> None:
+    """Train one cell after another until the mailbox is closed.
+
+    Raises:
+        RuntimeError: the ranks disagree about a cell (one of them raised): the group has to be restarted.
+    """
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = World(context.get_world_rank(), context.get_world_size(), device)
+    link = Link(config["mailbox"]) if world.rank == 0 else None
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config["agreement_timeout_s"]))
+    trainer = Trainer(world, config["tokens"], compile=config["compile"], micro_batch_memo=config["micro_batch_memo"])
+    if link:
+        link.post({"kind": "warm"})
+    while True:
+        job = link.take() if link else None
+        over = link.closed() if link and job is None else False
+        message: list[Any] = [job, over]
+        dist.broadcast_object_list(message, src=0, group=control)
+        job, over = message
+        if over:
+            return
+        if job is not None:
+            train(trainer, job, world, link, control)
+
+
+def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: Any) -> None:
+    """One job: its rows as they come, then ``done`` with its result, or ``crashed`` with the traceback.
+
+    An exception on every rank leaves the group in step and is the cell's result. An exception on some ranks only
+    leaves the others in a collective that can not end: the agreement times out and the group is given up.
+    """
+    failure: str | None = None
+    done: Event = {"kind": "done"}
+    try:
+        result = trainer.run(
+            job.cell,
+            job.folder,
+            evaluate_every=job.evaluate_every,
+            checkpoint_every=job.checkpoint_every,
+            on_row=link.row if link else ignore,
+            should_stop=link.stopper() if link else never,
+        )
+        done |= result.record()
+    except Exception:
+        failure = traceback.format_exc()
+        logger.exception("cell %s raised on rank %d", job.cell.id, world.rank)
+    failures: list[str | None] = [None] * world.size
+    dist.all_gather_object(failures, failure, group=control)
+    first = next((failure for failure in failures if failure), None)
+    if link:
+        link.post(done if first is None else {"kind": "done", "state": "crashed", "reason": first})
+
+
+def ignore(_: dict[str, float]) -> None:
+    """Rows are rank 0's to report."""
+
+
+def never() -> bool:
+    """Stopping is rank 0's to decide."""
+    return False
+
+
+class Link:
+    """Rank 0's side of the mailbox."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        ray.get(mailbox.started.remote())
+
+    def take(self) -> Job | None:
+        job: Job | None = ray.get(self._mailbox.take.remote(TAKE_TIMEOUT_S))
+        return job
+
+    def closed(self) -> bool:
+        return bool(ray.get(self._mailbox.closed.remote()))
+
+    def post(self, event: Event) -> None:
+        """Deliver an event and what was sent before it."""
+        ray.get(self._mailbox.post.remote([event]))
+
+    def row(self, row: dict[str, float]) -> None:
+        """Send a row without waiting for it; an actor's calls arrive in the order in which they were made."""
+        self._mailbox.post.remote([{"kind": "row", **row}])
+
+    def stopper(self) -> Callable[[], bool]:
+        """A cheap ``should_stop``: asks the mailbox at most every ``STOP_POLL_S``, and never waits for the answer."""
+        answer = self._mailbox.cancelled.remote()
+        asked = time.monotonic()
+        stopped = False
+
+        def should_stop() -> bool:
+            nonlocal answer, asked, stopped
+            if not stopped and time.monotonic() - asked > STOP_POLL_S:
+                ready, _ = ray.wait([answer], timeout=0)
+                asked = time.monotonic()
+                if ready:
+                    stopped = bool(ray.get(answer))
+                    answer = self._mailbox.cancelled.remote()
+            return stopped
+
+        return should_stop

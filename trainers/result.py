@@ -1,0 +1,66 @@
+"""What a cell comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from search_spaces.cell import Cell
+
+RECORDED = (
+    "output_mu_norm",
+    "logits_mean",
+    "logits_std",
+    "logits_absmax",
+    "log_z_squared",
+    "output_b_ratio",
+    "attention_logit_max",
+    "loss_spikes",
+)
+"""The diagnostics that go into the table of cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The end of a run. Losses are plain cross-entropies, in nats a token."""
+
+    cell: Cell
+    state: Literal["finished", "diverged", "stopped"]
+    step: int
+    """Optimizer steps taken."""
+    val_loss: float | None
+    """Of the last evaluation with a finite one."""
+    train_loss: float | None
+    """Mean over the steps between the last two evaluations."""
+    l_init: float | None
+    """Validation loss before the first step."""
+    tokens: int
+    """Tokens trained on."""
+    train_seconds: float
+    """Wall seconds in training steps, over all resumptions; without evaluations and checkpoints."""
+    tokens_per_second: float
+    reason: str = ""
+    """Why it diverged or stopped; empty for a finished run."""
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    """The last row, without its step and time."""
+
+    def record(self) -> dict[str, float | str | None]:
+        """One line of the table of cells; None where there is no such value."""
+        return {
+            "cell": self.cell.id,
+            "scale": self.cell.scale,
+            "method": self.cell.method,
+            "gamma": self.cell.gamma,
+            "lr": self.cell.lr,
+            "seed": self.cell.seed,
+            "state": self.state,
+            "val_loss": self.val_loss,
+            "train_loss": self.train_loss,
+            "l_init": self.l_init,
+            "steps": self.step,
+            "tokens": self.tokens,
+            "train_seconds": self.train_seconds,
+            "tokens_per_second": self.tokens_per_second,
+            **{name: self.diagnostics.get(name) for name in RECORDED},
+            "reason": self.reason,
+        }
