@@ -14,7 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from itertools import cycle
+from itertools import cycle, pairwise
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from trainers.engine import Engine
 from trainers.head import Precision
 from trainers.model import GPT
+from trainers.optimizer import clip
 from trainers.world import World
 
 LR = 3e-3
@@ -100,6 +102,28 @@ def compare(cell: Cell, device: torch.device, budget: float, compile: bool) -> C
     return loops["trainer"]
 
 
+def shares(cell: Cell, device: torch.device, compile: bool) -> None:
+    """Prints where a step's wall time goes, its parts timed one by one on the trainer's own objects."""
+    engine = Engine(cell, World(0, 1, device), compile=compile)
+    engine.settle(cell.training.batch_size)
+    spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+    for batch_BU in tokens_of(cell, 20):
+        clock = [time.perf_counter()]
+        tokens_BU = engine.to_device(batch_BU)
+        clock.append(time.perf_counter())
+        objective = engine.wrapped(tokens_BU, cell.method, engine.strength).objective
+        clock.append(time.perf_counter())
+        objective.backward()
+        clock.append(time.perf_counter())
+        clip([p.grad for p in engine.optimizer.parameters], cell.training.grad_clip)
+        engine.optimizer.step(LR)
+        engine.optimizer.adam.zero_grad()
+        clock.append(time.perf_counter())
+        for part, (start, end) in zip(spent, pairwise(clock), strict=True):
+            spent[part] += end - start
+    print("   ".join(f"{part} {seconds / sum(spent.values()):.1%}" for part, seconds in spent.items()), "\n")
+
+
 def table(step: Callable[[], object]) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(ROUND):
@@ -110,7 +134,7 @@ def table(step: Callable[[], object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="tiny", choices=SCALES)
-    parser.add_argument("--method", default="baseline")
+    parser.add_argument("--method", default="baseline", choices=METHODS)
     parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
@@ -126,10 +150,11 @@ def main() -> None:
     training = TrainingSpec(
         batch_size=args.batch, sequence_length=args.length, precision=precision, logits_dtype=args.logits_dtype
     )
+    strength = METHODS[args.method].strength
     cell = Cell(
         scale=args.scale,
         method=args.method,
-        gamma=None,
+        gamma=strength.default if strength else None,
         lr=LR,
         seed=0,
         data="random",
@@ -137,7 +162,10 @@ def main() -> None:
         model=ModelSpec(),
         training=training,
     )
-    table(compare(cell, torch.device(args.device), args.seconds, args.compile))
+    device = torch.device(args.device)
+    step = compare(cell, device, args.seconds, args.compile)
+    shares(cell, device, args.compile)
+    table(step)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 CELL_TOOLTIP = ("label:N", "cell:N", "lr:Q", "seed:Q")
 LRS_TOOLTIP = ("label:N", "scale:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")))
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
+LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0}
+"""Without stroke, as a dash would fray the edge of the symbols; the page sets the columns to what its width holds."""
 PRINT_WIDTH, PRINT_HEIGHT = 640, 360
 """Pixels of a saved figure; a PNG has twice as many."""
 
@@ -354,5 +356,5 @@ def color_of(method: str) -> str:
 def _spec(layers: Sequence[alt.Chart]) -> dict[str, Any]:
     # One legend for the layers' like scales; on top, where a narrow screen has room for it.
     chart = alt.layer(*layers).properties(width="container", height=320)
-    spec: dict[str, Any] = chart.configure_legend(orient="top", columns=3, labelLimit=260).to_dict()
+    spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict()
     return spec

@@ -131,7 +131,11 @@ def _page(
     panels: dict[str, dict[str, dict[str, Any]]] = {}
     for figure in drawn:
         panels.setdefault(figure.title, {})[figure.scale or ""] = {"spec": figure.spec, "caption": figure.caption}
-    warnings = [f"{curve.scale} {curve.label}: {warning}." for curve in found for warning in curve.warnings]
+    warned: dict[str, list[str]] = {}
+    for curve in found:
+        for warning in curve.warnings:
+            warned.setdefault(warning, []).append(f"{curve.scale} {curve.label}")
+    warnings = [f"{_listed(names)}: {warning}." for warning, names in warned.items()]
     if found and max(curve.seeds for curve in found) < 2:
         warnings.insert(0, "One seed: no interval can be given.")
     return (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -38,8 +38,8 @@ class Point:
     loss: float
     """Final validation loss in nats, ``l_init`` for a diverged cell."""
     diverged: bool
-    run: Mapping[Hashable, Any]
-    """Its row in the table of runs."""
+    run: Mapping[Hashable, Any] = field(compare=False)
+    """Its row in the table of runs; not compared, as one NaN in it would make a point unequal to itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tens
         with torch.autocast(tokens_BU.device.type, torch.bfloat16, enabled=autocast):
             h_BTD = model(tokens_BU[:, :-1])
             logits_BTV = logits(h_BTD, model.E_VD, objective.logits_dtype)
-    if cap := methods.logits_map(method):
+    if cap := methods.LOGITS_MAPS.get(method):
         logits_BTV = cap(strength, logits_BTV)
     log_z_BT = logits_BTV.logsumexp(dim=-1)
     mu_D = model.E_VD.mean(dim=0)

@@ -86,16 +86,24 @@ class Engine:
         kind = (self.cell.method, micro_batch) if self.compile else ()
         if kind in self.settled or not (self.compile or self.world.size > 1):
             return
-        if self.compile and self.objective.compute == self.objective.eager:
-            torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-            self.objective.compute = torch.compile(self.objective.eager, dynamic=False)
-        try:
-            self.try_out(micro_batch)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
-            self.compile, self.objective.compute = False, self.objective.eager
+        if self.compile:
+            self._settle_compiled(micro_batch)
+        if not self.compile:
             self.try_out(micro_batch)
         self.settled.add(kind)
+
+    def _settle_compiled(self, micro_batch: int) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # seconds to import: only where it is asked for
+        from torch._inductor.exc import InductorError
+
+        torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+        if self.objective.compute == self.objective.eager:
+            self.objective.compute = torch.compile(self.objective.eager, dynamic=False, fullgraph=True)
+        try:
+            self.try_out(micro_batch)
+        except (TorchDynamoException, InductorError) as error:
+            warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
+            self.compile, self.objective.compute = False, self.objective.eager
 
     def try_out(self, micro_batch: int) -> None:
         """One forward and backward pass on zeros, without a trace in the weights."""
@@ -132,7 +140,7 @@ class Engine:
         taken = Step(loss, grad_norm, stopping > 0)
         if taken.finite and not taken.stop:
             self.optimizer.step(lr)
-            if constrain := methods.weights_map(self.cell.method):
+            if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
                 constrain(self.objective.model.E_VD)
         self.optimizer.adam.zero_grad()
         return taken

@@ -47,7 +47,9 @@ class CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, logits_NV: Tensor, targets_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
         p_NV = torch.softmax(logits_NV, dim=-1)
         # The largest p is 1 / sum(exp(logit - largest logit)), between 1/V and 1: no precision is lost in its log.
         log_z_N = logits_NV.amax(dim=-1) - p_NV.amax(dim=-1).log()
@@ -75,12 +77,12 @@ def losses(
     """
     logits_BTV = logits(h_BTD, E_VD, logits_dtype)
     with torch.autocast(h_BTD.device.type, enabled=False):
-        if cap := methods.logits_map(method):
+        if cap := methods.LOGITS_MAPS.get(method):
             logits_BTV = cap(strength, logits_BTV)
         ce_N, log_z_N = CrossEntropy.apply(logits_BTV.flatten(0, 1), targets_BT.flatten())  # type: ignore[no-untyped-call]
         ce = ce_N.mean()
         objective = ce
-        if penalty := methods.penalty(method):
+        if penalty := methods.PENALTIES.get(method):
             objective = ce + penalty(strength, logits_BTV, log_z_N.view_as(targets_BT), E_VD)
         return Losses(objective, ce.detach())
 

@@ -115,6 +115,8 @@ class Trainer:
 
     def _engine_for(self, cell: Cell) -> Engine:
         if self._engine is None or self._engine.key != shape_key(cell):
+            if self._engine is not None:
+                self.compile = self._engine.compile  # where it failed once, it is not tried again
             self._engine = None  # frees the old one before the new one is made
             self._engine = Engine(cell, self.world, compile=self.compile)
         else:

@@ -13,11 +13,12 @@ Legend: B sequences, T tokens a sequence, V vocabulary with padding, D model wid
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from search_spaces.methods import METHODS
+from search_spaces.methods import METHODS, ActsOn
 
 Penalty = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 LogitsMap = Callable[[Tensor, Tensor], Tensor]
@@ -54,20 +55,12 @@ def mu_centering(E_VD: Tensor) -> None:
         E_VD.sub_(E_VD.mean(dim=0))
 
 
-def penalty(method: str) -> Penalty | None:
-    """The term that ``method`` adds to the loss, or None."""
-    return globals()[_name(method)] if METHODS[method].acts_on == "loss" else None
+def _functions(acts_on: ActsOn) -> dict[str, Any]:
+    """The functions of this file that belong to the registry's entries; a missing one is a KeyError at import."""
+    entries = (name for name, method in METHODS.items() if method.acts_on == acts_on)
+    return {name: globals()[name.replace("-", "_")] for name in entries}
 
 
-def logits_map(method: str) -> LogitsMap | None:
-    """What ``method`` does to the logits, or None."""
-    return globals()[_name(method)] if METHODS[method].acts_on == "logits" else None
-
-
-def weights_map(method: str) -> WeightsMap | None:
-    """What ``method`` does to E after a step, or None."""
-    return globals()[_name(method)] if METHODS[method].acts_on == "weights" else None
-
-
-def _name(method: str) -> str:
-    return method.replace("-", "_")
+PENALTIES: dict[str, Penalty] = _functions("loss")
+LOGITS_MAPS: dict[str, LogitsMap] = _functions("logits")
+WEIGHTS_MAPS: dict[str, WeightsMap] = _functions("weights")

@@ -4,6 +4,7 @@ Legend:
   B  sequences       T  tokens a sequence    V  vocabulary with padding
   D  model width     H  attention heads      K  width of a head, D / H
   F  width of the SwiGLU                     R  rotated dimensions of a head, K / 2
+  C  queries and keys side by side, 2D
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
-        qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.H, D // self.H)
-        q_BHTK, k_BHTK = self.qk(qkv_BT3HK[:, :, :2]).permute(2, 0, 3, 1, 4)
-        v_BHTK = qkv_BT3HK[:, :, 2].transpose(1, 2)
+        qk_BTC, v_BTD = torch.split(self.qkv(x_BTD), [2 * D, D], dim=-1)
+        q_BHTK, k_BHTK = self.qk(qk_BTC.reshape(B, T, 2, self.H, D // self.H)).permute(2, 0, 3, 1, 4)
+        v_BHTK = v_BTD.view(B, T, self.H, D // self.H).transpose(1, 2)
         y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         return cast(Tensor, self.proj(y_BHTK.transpose(1, 2).reshape(B, T, D)))
 

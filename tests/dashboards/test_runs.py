@@ -15,11 +15,11 @@ from search_spaces.errors import InvalidInput
 
 
 def test_columns_are_frozen() -> None:
-    assert RUN_COLUMNS == (
+    assert (
         *("study", "cell", "scale", "method", "gamma", "lr", "seed", "state", "val_loss", "train_loss", "l_init"),
         *("steps", "tokens", "train_seconds", "tokens_per_second", "output_mu_norm", "logits_mean", "logits_std"),
         *("logits_absmax", "log_z_squared", "output_b_ratio", "attention_logit_max", "loss_spikes", "reason"),
-    ), "runs.csv is a public format: a changed column breaks every file written so far"
+    ) == RUN_COLUMNS, "runs.csv is a public format: a changed column breaks every file written so far"
 
 
 @pytest.mark.parametrize("records", [[], [run()], [run(unknown=1, cell="abc")]])

@@ -1,0 +1,101 @@
+"""Figures: the facts under each, one colour a method, and files that can be opened."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from made_up import GRID, L_INIT, curve, study
+
+from dashboards import published
+from dashboards.figures import COLORS, diagnostic_facts, figures, loss_facts, lrs_facts, save
+from dashboards.runs import read_csv
+from dashboards.sensitivity import CurveFacts, curves
+from search_spaces.methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def found() -> list[CurveFacts]:
+    """Two strengths, two seeds, a diverged and a crashed cell, no diagnostic but one."""
+    broken = curve([3.4, 3.1, 3.0, 3.3], method="z-loss", gamma=1e-1)
+    broken[0] |= {"state": "crashed", "val_loss": None}
+    return curves(
+        study(
+            *(curve([3.5, 3.0, 3.2, math.nan], seed=seed, output_mu_norm=0.0) for seed in (1, 2)),
+            curve([3.4, 3.1, 3.0, 3.3], method="mu-loss", gamma=1e-4),
+            curve([3.4, 3.1, 3.0, 3.2], method="mu-loss", gamma=1e-1),
+            broken,
+        ),
+        GRID,
+    )
+
+
+def layers_with(spec: dict[str, Any], mark: str) -> list[dict[str, Any]]:
+    return [layer for layer in spec["layer"] if layer["mark"]["type"] == mark]
+
+
+def test_every_method_has_one_color_of_its_own() -> None:
+    assert set(COLORS) == set(METHODS), "a new method needs a colour in dashboards.figures.COLORS"
+    assert len(set(COLORS.values())) == len(COLORS)
+
+
+def test_a_diverged_cell_is_a_fact_at_l_init(found: list[CurveFacts]) -> None:
+    facts = loss_facts(found)
+    assert len(facts) == 8 + 4 + 4 + 3, "every cell with a result is a row"
+    diverged = facts[facts["diverged"]]
+    assert diverged["loss"].tolist() == pytest.approx([L_INIT, L_INIT])
+    assert facts.loc[facts["cell"] == "baseline-None-0.001-1", "mean"].item() == 3.5
+
+
+def test_a_curve_without_lrs_is_not_in_its_facts(found: list[CurveFacts]) -> None:
+    assert set(lrs_facts(found)["label"]) == {"baseline", "mu-loss (gamma=0.0001)", "mu-loss (gamma=0.1)"}
+
+
+def test_a_diagnostic_that_is_not_finite_is_not_drawn() -> None:
+    records = curve([3.5, 3.0, 3.2, 3.4])
+    for record, value in zip(records, (1.0, math.nan, math.inf, 0.0), strict=True):
+        record["logits_mean"] = value
+    assert diagnostic_facts(curves(study(records), GRID), "logits_mean")["value"].tolist() == [1.0, 0.0]
+
+
+def test_which_figures_there_are(found: list[CurveFacts]) -> None:
+    assert [figure.name for figure in figures(found)] == ["loss-tiny", "lrs-gamma-tiny", "output-mu-norm-tiny"]
+    assert figures([]) == []
+    names = {figure.name for figure in figures(curves(read_csv(published.RUNS_CSV)))}
+    assert len(names) == 5 * 5 + 1
+    assert "lrs-scale" in names
+
+
+def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[CurveFacts]) -> None:
+    spec = figures(found)[0].spec
+    points = layers_with(spec, "point")
+    assert len(points) == 2, "one layer of points, one of the baseline's crosses"
+    assert points[0]["mark"].get("shape") != points[1]["mark"]["shape"]
+    assert len(layers_with(spec, "rule")) == 1
+    colors = points[0]["encoding"]["color"]["scale"]
+    assert dict(zip(colors["domain"], colors["range"], strict=True))["mu-loss (gamma=0.1)"] == COLORS["mu-loss"]
+
+
+def test_where_nothing_comes_near_the_ceiling_words_say_where_it_is() -> None:
+    figure = figures(curves(study(curve([3.5, 3.0, 3.2, 3.4])), GRID))[0]
+    assert not layers_with(figure.spec, "rule")
+    assert "6.93" in figure.caption
+
+
+def test_files(found: list[CurveFacts], tmp_path: Path) -> None:
+    paths = save(figures(found)[:1], tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["loss-tiny.png", "loss-tiny.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    words = "".join(ElementTree.parse(paths[1]).getroot().itertext())
+    for word in ("Final loss over learning rate, tiny", "learning rate", "mu-loss (gamma=0.1)", "l_init 6.93"):
+        assert word in words
+
+
+def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
+    drawn = figures(curves(study(curve([3.5, 3.0, 3.2, 3.4], scale="../../up")), GRID))
+    (path,) = save(drawn, tmp_path / "figures", formats=("svg",))
+    assert path.parent == tmp_path / "figures"
+    assert path.is_file()

@@ -1,0 +1,177 @@
+"""The report: one folder, one page that needs no network, and nothing from a study that is read as markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up import GRID, curve, run, study
+
+from dashboards import published
+from dashboards.report import answer, write_report
+from dashboards.runs import from_records, read_csv
+from dashboards.sensitivity import curves
+
+EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements with attributes, text, and the content of each script."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which every text that comes from outside tries to be markup."""
+    records = curve([3.5, 3.0, 3.2, math.nan], method=EVIL, scale=EVIL, study=EVIL)
+    records[0] |= {"state": "crashed", "val_loss": None, "reason": EVIL, "cell": EVIL}
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(study(records), folder, title=EVIL, grid=GRID, provenance={EVIL: EVIL}, notes=[EVIL])
+
+
+@pytest.fixture(scope="module")
+def page(evil: Path) -> Page:
+    return Page(evil)
+
+
+def test_the_folder(evil: Path) -> None:
+    folder = evil.parent
+    assert evil.name == "report.html"
+    tables = {path.name for path in (folder / "tables").iterdir()}
+    assert tables == {
+        *("sensitivity.csv", "sensitivity.md", "sensitivity.tex"),
+        *("LRS.csv", "best_loss.csv", "best_lr.csv", "overhead_percent.csv"),
+    }
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
+    assert len(read_csv(folder / "runs.csv")) == 4
+
+
+def test_nothing_from_outside_is_markup(page: Page) -> None:
+    assert len(page.scripts) == 3, "figures as JSON, Vega, and the page's own"
+    assert not page.all("img")
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    assert not page.all("link")
+    assert not page.all("iframe")
+    for tag, attributes in page.elements:
+        assert not {"src", "href", "srcset", "action", "data"} & set(attributes), f"<{tag}> loads something"
+    (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert "fetch(" not in page.scripts[2]
+    assert "url(" not in page.scripts[0]
+
+
+def test_the_page_can_be_read_without_seeing_it(page: Page) -> None:
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1
+    assert len(page.all("caption")) == len(page.all("table")) >= 3
+    charts = [element for element in page.all("div") if element.get("role") == "img"]
+    assert charts
+    assert all(chart.get("aria-label") for chart in charts)
+    assert all(header.get("scope") for header in page.all("th"))
+
+
+def test_figures_are_embedded_as_json(page: Page) -> None:
+    panels = json.loads(page.scripts[0])
+    figure = panels["Final loss over learning rate"][EVIL]
+    assert figure["spec"]["width"] == "container"
+    assert "</" not in page.scripts[0]
+
+
+def test_the_scale_can_be_chosen_if_there_are_several(page: Page, tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], scale="16M"))
+    several = Page(write_report(runs, tmp_path, title="two", grid=GRID))
+    assert not page.all("select")
+    assert len(several.all("option")) == 2
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    runs = from_records([run(state="planned", val_loss=None)])
+    page = Page(write_report(runs, tmp_path, title="nothing yet", grid=GRID))
+    assert "No curve has an LRS yet" in page.text
+    assert "No curve has an LRS yet" in Page(write_report(from_records([]), tmp_path, title="no runs")).text
+
+
+def test_a_report_can_be_written_again(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]))
+    first = write_report(runs, tmp_path, title="again", grid=GRID).read_bytes()
+    assert write_report(runs, tmp_path, title="again", grid=GRID).read_bytes() == first, "equal runs, equal page"
+
+
+def test_the_answer_to_the_published_runs() -> None:
+    assert answer(curves(read_csv(published.RUNS_CSV))) == (
+        "mu-centering at 16M and mu-loss (gamma=0.0001) at 29M, 57M, 109M and 221M are the least sensitive to the "
+        "learning rate, with an LRS of 0.027 to 0.056, against 0.306 to 0.508 for the baseline. "
+        "This rests on one seed, which can not tell a small difference from chance."
+    )
+
+
+def said(*records: list[dict[str, object]]) -> str:
+    return answer(curves(study(*records), GRID))
+
+
+def test_the_answer_where_the_baseline_wins() -> None:
+    text = said(curve([3.1, 3.0, 3.1, 3.2]), curve([3.5, 3.0, 3.2, 3.4], method="mu-centering"))
+    assert text.startswith("baseline at tiny is the least sensitive to the learning rate, with an LRS of 0.133. ")
+
+
+def test_the_answer_says_which_curves_it_leaves_out() -> None:
+    text = said(curve([3.1, 3.0, 3.1, 3.2]), curve([3.5, 3.0, 3.2, 3.4], method="mu-centering")[:2])
+    assert "1 of 2 curves" in text
+
+
+def test_the_answer_without_a_baseline() -> None:
+    assert "no baseline" in said(curve([3.5, 3.0, 3.2, 3.4], method="mu-centering"))
+
+
+@pytest.mark.parametrize(("shift", "words"), [(0.0, "overlaps with that of mu-centering at tiny"), (1.0, "no other")])
+def test_the_answer_with_seeds_compares_intervals(shift: float, words: str) -> None:
+    records = [curve([3.5 + s / 50, 3.0, 3.2, 3.4], seed=s) for s in range(3)]
+    others = [curve([3.5 + s / 50 + shift, 3.0, 3.2, 3.4], seed=s, method="mu-centering") for s in range(3)]
+    assert words in said(*records, *others)
+
+
+def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
+    code = "import sys, dashboards.report; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()", "a report must not wait for the import of these"
+
+
+def test_the_shipped_runs_are_the_published_ones() -> None:
+    assert len(pd.read_csv(published.RUNS_CSV)) == 140

@@ -1,0 +1,86 @@
+"""Tables of curves: their columns, their layouts, and that no name can break out of a format."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pandas as pd
+import pytest
+from made_up import GRID, curve, study
+from rich.console import Console
+
+from dashboards import published
+from dashboards.runs import read_csv
+from dashboards.sensitivity import curves
+from dashboards.tables import RENDERERS, TABLE_COLUMNS, published_layout, sensitivity_table, terminal_table
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return sensitivity_table(curves(read_csv(published.RUNS_CSV)))
+
+
+def drawn(table: pd.DataFrame, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(terminal_table(table, "title"))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_columns_are_frozen(table: pd.DataFrame) -> None:
+    columns = "scale method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr diverged cells overhead_percent note"
+    assert " ".join(TABLE_COLUMNS) == columns, "tables/sensitivity.csv is a public format"
+    assert tuple(table) == TABLE_COLUMNS
+    assert tuple(sensitivity_table([])) == TABLE_COLUMNS
+
+
+def test_published_layout(table: pd.DataFrame) -> None:
+    wide = published_layout(table)
+    assert list(wide.index) == list(published.SCALES)
+    assert list(wide) == ["baseline", "z-loss (gamma=0.0001)", "mu-loss (gamma=0.0001)", "mu-centering"]
+    for scale in published.SCALES:
+        assert wide.loc[scale].round(3).tolist() == list(published.LRS[scale])
+
+
+def test_a_layout_has_gaps_where_a_scale_lacks_a_method() -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], scale="16M", method="z-loss", gamma=0.1))
+    wide = published_layout(sensitivity_table(curves(runs, GRID)), "best_loss")
+    assert wide.isna().sum().sum() == 2
+
+
+def test_terminal_table_fits_80_columns_with_everything_in_it(table: pd.DataFrame) -> None:
+    text = drawn(table.assign(LRS_low=0.1, LRS_high=0.2))
+    assert "…" not in text
+    assert "mu-centering" in text
+    assert "+6.3" in text
+
+
+def test_terminal_table_says_what_is_missing_below_it() -> None:
+    records = curve([3.5, 3.0, 3.2, 3.4])
+    records[3] |= {"state": "crashed", "val_loss": None}
+    assert "lr=1 seed=1 (crashed)" in " ".join(drawn(sensitivity_table(curves(study(records), GRID))).split())
+
+
+def test_csv_keeps_every_digit(table: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(RENDERERS["csv"](table)), keep_default_na=False, na_values={c: [""] for c in NUMBERS}),
+        table,
+        check_dtype=False,
+    )
+
+
+NUMBERS = [column for column in TABLE_COLUMNS if column not in ("scale", "method", "note")]
+
+
+@pytest.mark.parametrize("form", RENDERERS)
+def test_an_unknown_value_is_never_written_as_nan(form: str) -> None:
+    runs = study(curve([math.nan, math.nan, 3.0, 3.1], l_init=None))
+    assert "nan" not in RENDERERS[form](sensitivity_table(curves(runs, GRID))).lower()
+
+
+def test_names_can_not_break_out_of_a_format() -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4], method="a|b_[red]$&%"))
+    table = sensitivity_table(curves(runs, GRID))
+    assert "a\\|b_[red]" in RENDERERS["md"](table)
+    assert r"a|b\_[red]\$\&\%" in RENDERERS["tex"](table)
+    assert "a|b_[red]$&%" in drawn(table)
