@@ -3,9 +3,9 @@
 ``python -m benchmarks.step [--scale tiny] [--seconds 10] [--threads 1]``
 
 The plain loop is what one writes first: logits, ``F.cross_entropy``, ``clip_grad_norm_``, ``torch.optim.AdamW`` with
-its defaults, and a random slice of the tokens for each sequence. Both compute the same function. After the ratio
-comes a profile of the trainer's step: the share of data, forward, backward and optimizer, and the most expensive
-operations.
+its defaults, and a random slice of the tokens for each sequence. For the baseline both compute the same function; with
+``--method`` the plain loop stays the baseline's and the ratio has the method's cost in it. After the ratio comes where
+the trainer's step spends its time: data, forward, backward, optimizer, and the most expensive operations.
 """
 
 from __future__ import annotations

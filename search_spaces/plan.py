@@ -118,8 +118,11 @@ class Plan:
 
 
 def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]]:
-    """The box that refinement searches on a log scale: ``lr`` over the grid's span, ``gamma`` over the method's."""
+    """The box that refinement searches, on a log scale: ``lr`` over the grid's span, ``gamma`` over the method's range
+    and whatever the study tries beyond it."""
     space = {"lr": (study.lrs[0], study.lrs[-1])}
     if strength := METHODS[method].strength:
-        space["gamma"] = (strength.low, strength.high)
+        tried = [gamma for choice in study.methods if choice.method == method for gamma in choice.strengths]
+        values = [strength.low, strength.high, *(gamma for gamma in tried if gamma is not None)]
+        space["gamma"] = (min(values), max(values))
     return space

@@ -117,6 +117,10 @@ class Ledger:
     def counts(self) -> Counter[State]:
         return Counter(entry.state for entry in self.entries.values())
 
+    def ended(self) -> list[Entry]:
+        """Cells in a terminal state, crashed ones included."""
+        return [entry for entry in self.entries.values() if entry.state in TERMINAL]
+
     def missing(self, *, retry_crashed: bool = False) -> list[Cell]:
         """Cells that still have to be trained, in the order in which they were planned."""
         done = TERMINAL - {"crashed"} if retry_crashed else TERMINAL

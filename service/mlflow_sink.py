@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import re
 import threading
@@ -37,6 +36,8 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "oec"
 BATCH = 1000
 """Metrics a request; the most that MLflow takes."""
+REASON_CHARACTERS = 5000
+"""What MLflow takes as a tag's value; the ledger has the whole traceback."""
 LIVE_S = 20.0
 """A running cell's metrics are delivered at most this often before its end."""
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -68,9 +69,11 @@ def check(uri: str) -> None:
 class MlflowSink:
     """An observer of a sweep that delivers in the background."""
 
-    def __init__(self, uri: str, home: Home, study: Study) -> None:
+    def __init__(self, uri: str, home: Home, study: Study, ledger: Ledger) -> None:
         self._store = Store(uri, home, study)
         self._todo: queue.Queue[tuple[Cell, dict[str, Any]] | None] = queue.Queue()
+        for entry in ledger.ended():  # a killed driver may have left some undelivered
+            self._todo.put((entry.cell, entry.record(study.name)))
         self._last: dict[str, float] = {}
         self._undelivered: dict[str, str] = {}
         self._closing = threading.Event()
@@ -124,6 +127,8 @@ class Store:
         self._experiment = ""
         self._parent = ""
         self._children: dict[str, str] = {}
+        self._states: dict[str, str] = {}
+        """What the store says of each cell; written after everything else of it."""
         self._rows: dict[str, int] = {}
 
     def deliver(self, cell: Cell, record: Mapping[str, Any]) -> None:
@@ -131,6 +136,9 @@ class Store:
         from mlflow.entities import Metric, RunTag
 
         client = self.connect()
+        state = str(record["state"])
+        if self._states.get(cell.id) == state != "running":
+            return
         run_id = self._child(client, cell)
         rows = read_rows(self._home.cell(cell.id) / "metrics.jsonl")
         metrics = [
@@ -139,17 +147,17 @@ class Store:
             for key, value in row.items()
             if key not in ("step", "time")
         ]
-        state = str(record["state"])
         ended = state != "running"
         if ended:
             metrics += [Metric(key, value, *at_end(rows)) for key, value in result_metrics(record).items()]
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run_id, metrics=metrics[start : start + BATCH])
         self._rows[run_id] = len(rows)
-        reason = str(record.get("reason") or "")[:5000]
-        client.log_batch(run_id, tags=[RunTag("oec.state", state), *([RunTag("oec.reason", reason)] if reason else [])])
         if ended:
             client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED")
+        tags = {"oec.reason": str(record.get("reason") or "")[:REASON_CHARACTERS], "oec.state": state}
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items() if value])
+        self._states[cell.id] = state
 
     def artifacts(self, folder: Path) -> None:
         """Put a folder's files onto the parent run and end it."""
@@ -161,9 +169,10 @@ class Store:
         """The client, with experiment, parent run and known children found or made."""
         if self._client:
             return self._client
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its own account of making a database
         from mlflow import MlflowClient
         from mlflow.entities import Param, ViewType
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # without its account of making a database
 
         client = MlflowClient(self._uri)
         found = client.get_experiment_by_name(EXPERIMENT)
@@ -182,6 +191,7 @@ class Store:
             for run in page:
                 if cell_id := run.data.tags.get("oec.cell"):
                     self._children[cell_id] = run.info.run_id
+                    self._states[cell_id] = run.data.tags.get("oec.state", "")
                 else:
                     self._parent = run.info.run_id
             token = page.token
@@ -247,13 +257,10 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path | None) -> int:
-    """Deliver every ended cell of a study's ledger, and its report; returns how many cells were looked at."""
+    """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it holds then."""
     store = Store(uri, home, study)
-    done = 0
-    for entry in ledger.entries.values():
-        if entry.state not in ("planned", "running"):
-            store.deliver(entry.cell, entry.record(study.name))
-            done += 1
+    for entry in ledger.ended():
+        store.deliver(entry.cell, entry.record(study.name))
     if report:
         store.artifacts(report)
-    return done
+    return len(ledger.ended())

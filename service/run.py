@@ -89,7 +89,7 @@ def train(
     console: Console,
 ) -> list[str]:
     """The sweep between connecting to Ray and letting go of it; returns the cells that MLflow did not take."""
-    sink = MlflowSink(home.tracking_uri, home, plan.study)
+    sink = MlflowSink(home.tracking_uri, home, plan.study, ledger)
     flush = FLUSH_INTERRUPTED_S
     try:
         cluster.connect(address)

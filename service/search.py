@@ -41,7 +41,7 @@ class CurveSearch:
         sampler = (
             optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
             if spec.sampler == "tpe"
-            else optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)
+            else optuna.samplers.GPSampler(seed=seed)
         )
         self.study = optuna.create_study(
             storage=storage,

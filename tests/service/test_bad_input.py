@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,20 +13,8 @@ import pytest
 import yaml
 
 from search_spaces.study import Study
+from tests.service.oec import oec
 from trainers.data import write_shard
-
-OEC = Path(sys.executable).with_name("oec")
-
-
-def oec(*arguments: object, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(OEC), *map(str, arguments), "--home", str(home)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(home.parent), "OMP_NUM_THREADS": "1", **environment},
-        check=False,
-    )
 
 
 def refused(result: subprocess.CompletedProcess[str], home: Path, *parts: str) -> None:
@@ -66,8 +53,17 @@ FIELDS = {
     "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "twice"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
     "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
-    "batch not divided": (smoke(resources={"workers": 3}), "training.batch_size 4", "resources.workers 3", "use 3 or 6"),
-    "sequence too long": (smoke(training={"sequence_length": 10**7, "precision": "float32"}), "sequence_length", "10000000"),
+    "batch not divided": (
+        smoke(resources={"workers": 3}),
+        "training.batch_size 4",
+        "resources.workers 3",
+        "use 3 or 6",
+    ),
+    "sequence too long": (
+        smoke(training={"sequence_length": 10**7, "precision": "float32"}),
+        "sequence_length",
+        "10000000",
+    ),
     "name leaves the home": (smoke(name="../mine"), "name", "'../mine'", "folder"),
     "missing field": ({"name": "mine"}, "scales", "missing"),
     "text without a path": (smoke(data={"source": "text"}), "data", "data.path"),

@@ -1,0 +1,39 @@
+"""The real command in a process of its own, for tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+OEC = Path(sys.executable).with_name("oec")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """What a user's shell would hold, without this test session's settings."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**kept, "OEC_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
+
+
+def oec(*arguments: object, home: Path, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(OEC), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(home, **more),
+        check=False,
+    )
+
+
+def start(*arguments: object, home: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The command in the background and in a session of its own, writing to ``log``."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [str(OEC), *map(str, arguments)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(home),
+            start_new_session=True,
+        )

@@ -1,0 +1,202 @@
+"""A whole study through the real command: Ray Tune, Ray Train, DDP workers, Optuna, MLflow, on real text."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from dashboards.runs import RUN_COLUMNS, read_mlflow
+from search_spaces.study import Study
+from service.ledger import Ledger
+from service.mlflow_sink import EXPERIMENT
+from tests.service.oec import oec, start
+
+
+def write(folder: Path, name: str, **changes: object) -> Path:
+    """A study like ``smoke``: three curves of two learning rates, 2-worker DDP; one cell diverges."""
+    content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": name, "lrs": [1e-3, 30.0]} | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="module")
+def home(folder: Path) -> Path:
+    """A home in which study ``first`` has run to its end, with one refinement a method."""
+    done = oec("run", write(folder, "first", refine={"trials": 1}), home=folder / "home")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Learning-rate sensitivity: first" in done.stdout
+    return folder / "home"
+
+
+def ledger_of(home: Path, study: str) -> Ledger:
+    return Ledger(home / "studies" / study / "ledger.jsonl", study)
+
+
+def runs_of(home: Path, study: str) -> tuple[list[Run], dict[str, Run]]:
+    """``(parents, children by cell)`` of a study in MLflow."""
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`oec.study` = '{study}'", max_results=1000)
+    children = [run for run in runs if "oec.cell" in run.data.tags]
+    by_cell = {run.data.tags["oec.cell"]: run for run in children}
+    assert len(by_cell) == len(children), "a cell has two runs in MLflow"
+    return [run for run in runs if run not in children], by_cell
+
+
+def agree(home: Path, study: str) -> None:
+    """Ledger and MLflow say the same of every cell."""
+    parents, children = runs_of(home, study)
+    assert len(parents) == 1
+    entries = ledger_of(home, study).entries
+    assert set(children) == set(entries)
+    for cell_id, entry in entries.items():
+        run = children[cell_id]
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.tags["oec.state"] == entry.state
+        assert float(run.data.params["lr"]) == entry.cell.lr
+        assert run.data.params["method"] == entry.cell.method
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result["val_loss"], rel=1e-6)
+        assert run.data.metrics["l_init"] == pytest.approx(entry.result["l_init"], rel=1e-6)
+
+
+def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
+    ledger = ledger_of(home, "first")
+    counts = ledger.counts()
+    assert counts["finished"] + counts["diverged"] == 6 + 3
+    assert counts["diverged"] >= 1, "a learning rate of 30 must diverge"
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    ended = [line["cell"] for line in lines if line["event"] in ("finished", "diverged")]
+    assert len(ended) == len(set(ended)) == 9
+    for entry in ledger.entries.values():
+        assert set(entry.result) <= set(RUN_COLUMNS), "a result has a column that no table knows"
+        assert entry.result["val_loss"] is not None
+        rows = [
+            json.loads(line) for line in (home / "cells" / entry.cell.id / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert [row["step"] for row in rows][0] == 0
+        if entry.state == "finished":
+            assert rows[-1]["step"] == 20
+            assert rows[-1]["val_loss"] == entry.result["val_loss"]
+        assert not (home / "cells" / entry.cell.id / "checkpoints").exists()
+
+
+def test_ledger_and_mlflow_agree(home: Path) -> None:
+    agree(home, "first")
+
+
+def test_mlflow_holds_the_curves_and_the_report(home: Path) -> None:
+    (parent,), children = runs_of(home, "first")
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"study.yaml", "report.html", "figures", "tables"} <= artifacts
+    finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
+    history = client.get_metric_history(finished[0].info.run_id, "val_loss")
+    assert [point.step for point in history] == [0, 10, 20]
+    assert all(math.isfinite(point.value) for point in history)
+
+
+def test_mlflow_and_ledger_give_the_same_table(home: Path) -> None:
+    table = read_mlflow(f"sqlite:///{home / 'mlflow.db'}", EXPERIMENT, "first").set_index("cell")
+    for record in ledger_of(home, "first").records():
+        row = table.loc[record["cell"]]
+        assert row["state"] == record["state"]
+        assert row["lr"] == record["lr"]
+        assert row["val_loss"] == pytest.approx(record["val_loss"], rel=1e-6)
+
+
+def test_refinement_proposed_one_cell_a_method_within_the_grid(home: Path) -> None:
+    refined = [entry.cell for entry in ledger_of(home, "first").entries.values() if entry.origin == "refine"]
+    assert sorted(cell.method for cell in refined) == ["baseline", "mu-centering", "z-loss"]
+    assert all(1e-3 <= cell.lr <= 30.0 for cell in refined)
+
+
+def test_again_trains_nothing_and_needs_no_cluster(home: Path, folder: Path) -> None:
+    before = ledger_of(home, "first").path.read_bytes()
+    again = oec("run", folder / "first.yaml", home=home, timeout=60)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "0 to train" in again.stdout
+    assert ledger_of(home, "first").path.read_bytes() == before
+
+
+def test_other_commands_read_the_home(home: Path) -> None:
+    status = oec("status", "first", "--cells", home=home)
+    assert status.returncode == 0
+    assert status.stdout.count("baseline") == 3
+    report = oec("report", "mlflow:first", "--out", home.parent / "from-mlflow", home=home)
+    assert report.returncode == 0, report.stderr
+    assert (home.parent / "from-mlflow" / "report.html").is_file()
+    plan = oec("plan", home.parent / "first.yaml", home=home)
+    assert "(6 already in the home)" in plan.stdout
+    sync = oec("sync", "first", home=home)
+    assert sync.stdout == "9 cells are in MLflow\n"
+    agree(home, "first")
+
+
+def test_driver_killed_in_the_middle_then_the_same_command(home: Path, folder: Path) -> None:
+    """Equal cells come from the first study; the others are trained, each exactly once, whatever was killed."""
+    study = write(folder, "second", lrs=[1e-3, 2e-3, 3e-3, 30.0])
+    log = folder / "killed.log"
+    driver = start("run", study, home=home, log=log)
+    try:
+        deadline = time.monotonic() + 180
+        while not trained(home, "second", at_least=2):
+            assert driver.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "two cells did not end in time:\n" + log.read_text()
+            time.sleep(0.02)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    entries = ledger_of(home, "second").entries
+    assert [entry.state for entry in entries.values()].count("planned") >= 1, "it was killed too late to prove anything"
+
+    done = oec("run", study, home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in ledger_of(home, "second").path.read_text().splitlines()]
+    ended = [line for line in lines if line["event"] in ("finished", "diverged")]
+    assert sorted(line["cell"] for line in ended) == sorted(entries), "a cell did not end exactly once"
+    assert sum(line.get("reused_from") == "first" for line in ended) == 6
+    agree(home, "second")
+
+
+def trained(home: Path, study: str, at_least: int) -> bool:
+    path = home / "studies" / study / "ledger.jsonl"
+    if not path.exists():
+        return False
+    own = [line for line in path.read_text().splitlines() if '"result"' in line and "reused_from" not in line]
+    return len(own) >= at_least
+
+
+def test_interrupted_run_says_so_and_leaves_a_resumable_state(home: Path, folder: Path) -> None:
+    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 2000}
+    study = write(
+        folder, "third", methods=["baseline"], training=training, intervals={"evaluate": 50, "checkpoint": 50}
+    )
+    log = folder / "interrupted.log"
+    driver = start("run", study, home=home, log=log)
+    deadline = time.monotonic() + 180
+    while not list((home / "cells").glob("*/checkpoints/*.json")):
+        assert driver.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=30) == 75, log.read_text()
+    assert "the same command goes on" in log.read_text()
+    assert list((home / "cells").glob("*/checkpoints/*.json")), "the checkpoint is gone"
+    assert ledger_of(home, "third").missing()

@@ -1,0 +1,127 @@
+"""The order of a sweep: the grid first and exact, then refinement; and Optuna agrees with the ledger after a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search_spaces.cell import Cell
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.ledger import Ledger
+from service.search import CellSearch, open_storage
+
+
+def study(trials: int, sampler: str = "tpe") -> Study:
+    return Study.validate_fields(
+        {
+            "name": "mine",
+            "scales": ["tiny"],
+            "methods": ["baseline", {"method": "z-loss", "gamma": [1e-4, 1e3]}],
+            "lrs": [1e-3, 1e-2],
+            "refine": {"trials": trials, "sampler": sampler},
+        }
+    )
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(study(trials=2), "data")
+
+
+def started(plan: Plan, folder: Path) -> tuple[Ledger, CellSearch]:
+    ledger = Ledger(folder / "ledger.jsonl", "mine", write=True)
+    ledger.plan(plan.cells)
+    return ledger, CellSearch(plan, ledger, open_storage(folder / "optuna.journal"), ledger.missing())
+
+
+def finish(ledger: Ledger, search: CellSearch, trial: str, cell: Cell, loss: float | None) -> None:
+    state = "finished" if loss is not None else "diverged"
+    ledger.running(cell.id)
+    ledger.end(cell.id, state, {"val_loss": loss, "l_init": 5.0})
+    search.on_trial_complete(trial, {"events": []})
+
+
+def suggested(search: CellSearch, trial: str) -> Cell:
+    config = search.suggest(trial)
+    assert isinstance(config, dict), config
+    return Cell.model_validate(config["cell"])
+
+
+def optuna_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = open_storage(folder / "optuna.journal")
+    return [trial for one in optuna.get_all_study_summaries(storage) for trial in storage.get_all_trials(one._study_id)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_grid_first_and_exact_then_refinement(sampler: str, tmp_path: Path) -> None:
+    plan = Plan(study(trials=2, sampler=sampler), "data")
+    ledger, search = started(plan, tmp_path)
+    for number, cell in enumerate(plan.cells):
+        assert suggested(search, str(number)) == cell
+    assert search.suggest("too early") is None, "refinement waits for its curve's grid"
+    for number, cell in enumerate(plan.cells):
+        finish(ledger, search, str(number), cell, None if cell.lr == 1e-2 else 3.0 + number / 10)
+    refined = []
+    while isinstance(config := search.suggest(f"r{len(refined)}"), dict):
+        cell = Cell.model_validate(config["cell"])
+        finish(ledger, search, f"r{len(refined)}", cell, 3.5)
+        refined.append(cell)
+    assert config == Searcher.FINISHED
+    assert [cell.method for cell in refined] == ["baseline", "baseline", "z-loss", "z-loss"]
+    assert all(1e-3 <= cell.lr <= 1e-2 and float(f"{cell.lr:.4g}") == cell.lr for cell in refined)
+    assert [cell.gamma is None for cell in refined] == [True, True, False, False]
+    trials = optuna_trials(tmp_path)
+    assert {trial.user_attrs["cell"]: trial.value for trial in trials} == {
+        entry.cell.id: 5.0 if entry.state == "diverged" else entry.result["val_loss"]
+        for entry in ledger.entries.values()
+    }
+    lr_of = {entry.cell.id: entry.cell.lr for entry in ledger.entries.values()}
+    assert all(trial.params["lr"] == pytest.approx(lr_of[trial.user_attrs["cell"]], rel=1e-3) for trial in trials)
+    ledger.close()
+
+
+def test_after_a_killed_driver_optuna_agrees_with_the_ledger(plan: Plan, tmp_path: Path) -> None:
+    ledger, search = started(plan, tmp_path)
+    cells = [suggested(search, str(number)) for number in range(3)]
+    finish(ledger, search, "0", cells[0], 3.0)
+    ledger.end(cells[1].id, "finished", {"val_loss": 4.0, "l_init": 5.0})  # killed before Optuna was told
+    search._curves["tiny", "baseline"].study.enqueue_trial({"lr": 1e-3})  # killed between enqueue and ask
+    ledger.close()
+
+    ledger, search = started(plan, tmp_path)
+    trials = optuna_trials(tmp_path)
+    assert not [trial for trial in trials if not trial.state.is_finished()]
+    complete = {trial.user_attrs["cell"]: trial.value for trial in trials if trial.state == TrialState.COMPLETE}
+    assert complete == {cells[0].id: 3.0, cells[1].id: 4.0}
+    assert suggested(search, "again") == cells[2], "the cell that was running is handed out again"
+    ledger.close()
+
+
+def test_a_refinement_cut_short_is_trained_before_new_ones_are_proposed(plan: Plan, tmp_path: Path) -> None:
+    ledger, search = started(plan, tmp_path)
+    for number, cell in enumerate(plan.cells):
+        assert suggested(search, str(number)) == cell
+        finish(ledger, search, str(number), cell, 3.0 + number)
+    cut_short = suggested(search, "r0")
+    ledger.close()
+
+    ledger, search = started(plan, tmp_path)
+    assert suggested(search, "r0") == cut_short
+    finish(ledger, search, "r0", cut_short, 2.0)
+    assert suggested(search, "r1").method == "baseline"
+    assert suggested(search, "r2").method == "z-loss", "two refinements were asked for a method, not three"
+    ledger.close()
+
+
+def test_a_crashed_cell_is_no_value_to_the_sampler(plan: Plan, tmp_path: Path) -> None:
+    ledger, search = started(plan, tmp_path)
+    cell = suggested(search, "0")
+    ledger.end(cell.id, "crashed", {"reason": "out of memory"})
+    search.on_trial_complete("0", None, error=True)
+    assert [trial.state for trial in optuna_trials(tmp_path)] == [TrialState.FAIL]
+    ledger.close()
