@@ -1,6 +1,6 @@
 """What warm worker groups save: the same short cells, each with 2-worker DDP, in two ways in one run.
 
-    python -m benchmarks.orchestration [--cells 8] [--cold-cells 8] [--groups 2]
+    python -m benchmarks.orchestration [--cells 24] [--cold-cells 6]
 
 warm   the engine as ``oec run`` uses it: ledger, checkpoints, Optuna, MLflow and all
 cold   the recipe of Ray's own guide: a Tune trial builds a ``TorchTrainer`` and calls ``fit``
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -27,19 +28,21 @@ from rich.console import Console
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster import EMBEDDED_ENVIRONMENT
+from service.cluster import ENVIRONMENT
 from service.home import Home
 from service.run import run, tokens_of
 
 
 def study(cells: int, workers: int) -> Study:
-    """``cells`` learning rates of the baseline, 20 steps each."""
-    return Study.load("smoke").model_copy(
+    """``cells`` learning rates of the baseline, 10 steps each, with an evaluation before and after and a checkpoint."""
+    smoke = Study.load("smoke")
+    return smoke.model_copy(
         update={
             "name": f"bench-{workers}",
-            "methods": Study.load("smoke").methods[:1],
+            "methods": smoke.methods[:1],
             "lrs": tuple(1e-3 * (1 + i) for i in range(cells)),
-            "resources": Study.load("smoke").resources.model_copy(update={"workers": workers}),
+            "training": smoke.training.model_copy(update={"steps": 10}),
+            "resources": smoke.resources.model_copy(update={"workers": workers}),
         }
     )
 
@@ -56,7 +59,7 @@ def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
     rows = [(home.cell(cell) / "metrics.jsonl").read_text().splitlines() for event, cell in at if event == "planned"]
     first_rows = sorted(json.loads(row[0])["time"] for row in rows)
     return {
-        "period": [after - before for before, after in zip(ends, ends[1:], strict=False)],
+        "period": [after - before for before, after in pairwise(ends)],
         "training": training,
         "in_trainer": [json.loads(row[-1])["time"] - json.loads(row[0])["time"] for row in rows],
         "first_rows": [moment - began for moment in first_rows],
@@ -108,8 +111,8 @@ def cold(cells: int, folder: Path) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=8)
-    parser.add_argument("--cold-cells", type=int, default=8)
+    parser.add_argument("--cells", type=int, default=24)
+    parser.add_argument("--cold-cells", type=int, default=6)
     parser.add_argument("--only", choices=["warm", "side", "cold"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +128,7 @@ def main() -> None:
 
 def measured(only: str, options: list[str]) -> dict[str, list[float]]:
     """One way in a process of its own, so that neither finds the other's settings or warm imports."""
-    environment = {name: value for name, value in os.environ.items() if name not in EMBEDDED_ENVIRONMENT}
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     command = [sys.executable, "-m", "benchmarks.orchestration", "--only", only, *options]
     print(f"running: {only}", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

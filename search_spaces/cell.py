@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,7 +77,7 @@ class Cell(Frozen):
     def shape(self) -> Scale:
         return SCALES[self.scale]
 
-    @cached_property
+    @property  # not cached: model_copy would carry the old one over
     def id(self) -> str:
         """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and its scale's shape."""
         content = self.model_dump(mode="json") | {"scale": asdict(self.shape)}

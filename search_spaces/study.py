@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -248,7 +247,7 @@ class Study(Frozen):
             )
         return self
 
-    @cached_property
+    @property  # not cached: model_copy would carry the old one over
     def hash(self) -> str:
         """12 digits over everything but the description, the intervals and the resources."""
         return digest(self.model_dump(mode="json", exclude={"description", "intervals", "resources"}))[:12]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from search_spaces.errors import InvalidInput
 from search_spaces.study import ResourceSpec
 
-EMBEDDED_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # even on loopback: other users of the machine have no business here
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a laptop is not preempted; it costs a process a group
@@ -32,14 +32,19 @@ def address(given: str | None) -> str | None:
     return given or os.environ.get("RAY_ADDRESS") or None
 
 
+def configure() -> None:
+    """Set what Ray reads from the environment, most of it as early as at its import; what the user set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(given: str | None) -> None:
     """Join the cluster, or start an embedded one on all cores of this machine.
 
     Raises:
         InvalidInput: there is no cluster at the address.
     """
-    for name, value in EMBEDDED_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    configure()
     import ray
 
     joined = address(given)

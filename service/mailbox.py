@@ -17,35 +17,36 @@ from trainers.job import Event, Job
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """One job at a time; its events in order."""
+    """One job at a time; its events in order. What a group says of another cell than the job's is dropped."""
 
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
         self._job: Job | None = None
         self._starts = 0
-        self._cancelled = False
         self._closed = False
         self._events: list[Event] = []
         self._changed = asyncio.Condition()
 
     async def put(self, job: Job) -> None:
-        """Hand in the next job."""
-        await self._update(_job=job, _cancelled=False)
+        """Hand in the next job, in place of the one before."""
+        await self._update(_job=job, _events=[])
 
     async def started(self) -> None:
         """A group says that it came up. A job that ``max_failures`` restarts did not finish is reported crashed."""
         self._starts += 1
         if self._job and self._starts > 1 + self._max_failures:
             died = f"its worker group died {self._starts - 1} times"
-            await self.post([{"kind": "done", "state": "crashed", "reason": died}])
+            await self.post(self._job.cell.id, [{"kind": "done", "state": "crashed", "reason": died}])
 
     async def take(self, timeout_s: float) -> Job | None:
         """The current job, or None after ``timeout_s`` without one or once closed."""
         await self._wait(lambda: self._closed or self._job is not None, timeout_s)
         return self._job
 
-    async def post(self, events: list[Event]) -> None:
-        """Append events of the current job; one of kind ``done`` ends it."""
+    async def post(self, cell_id: str, events: list[Event]) -> None:
+        """Append events of a cell; one of kind ``done`` ends the job."""
+        if self._job is None or self._job.cell.id != cell_id:
+            return
         done = any(event["kind"] == "done" for event in events)
         if done:
             self._starts = 1
@@ -58,11 +59,12 @@ class Mailbox:
         return events
 
     async def cancel(self) -> None:
-        """Ask the group to drop the current job."""
-        await self._update(_cancelled=True)
+        """Drop the current job; its group notices when it asks."""
+        await self._update(_job=None)
 
-    async def cancelled(self) -> bool:
-        return self._cancelled or self._closed
+    async def wanted(self, cell_id: str) -> bool:
+        """Whether the group should go on with this cell."""
+        return not self._closed and self._job is not None and self._job.cell.id == cell_id
 
     async def close(self) -> None:
         """Let the group end."""

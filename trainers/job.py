@@ -9,7 +9,7 @@ from typing import Any
 from search_spaces.cell import Cell
 
 Event = dict[str, Any]
-"""``{"kind": "warm"}``, ``{"kind": "row", ...metrics}`` or ``{"kind": "done", "state": ..., ...columns}``."""
+"""``{"kind": "row", ...metrics}`` or ``{"kind": "done", "state": ..., ...columns}``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,6 @@ def serve_cells(config: WorkerConfig) -> None:
     link = Link(config["mailbox"]) if world.rank == 0 else None
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config["agreement_timeout_s"]))
     trainer = Trainer(world, config["tokens"], compile=config["compile"], micro_batch_memo=config["micro_batch_memo"])
-    if link:
-        link.post({"kind": "warm"})
     while True:
         job = link.take() if link else None
         over = link.closed() if link and job is None else False
@@ -85,8 +83,8 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
             job.folder,
             evaluate_every=job.evaluate_every,
             checkpoint_every=job.checkpoint_every,
-            on_row=link.row if link else ignore,
-            should_stop=link.stopper() if link else never,
+            on_row=link.reporter(job) if link else ignore,
+            should_stop=link.stopper(job) if link else never,
         )
         done |= result.record()
     except Exception:
@@ -96,7 +94,7 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
     dist.all_gather_object(failures, failure, group=control)
     first = next((failure for failure in failures if failure), None)
     if link:
-        link.post(done if first is None else {"kind": "done", "state": "crashed", "reason": first})
+        link.end(job, done if first is None else {"kind": "done", "state": "crashed", "reason": first})
 
 
 def ignore(_: dict[str, float]) -> None:
@@ -122,28 +120,31 @@ class Link:
     def closed(self) -> bool:
         return bool(ray.get(self._mailbox.closed.remote()))
 
-    def post(self, event: Event) -> None:
-        """Deliver an event and what was sent before it."""
-        ray.get(self._mailbox.post.remote([event]))
+    def reporter(self, job: Job) -> Callable[[dict[str, float]], None]:
+        """An ``on_row`` that does not wait; an actor's calls arrive in the order in which they were made."""
 
-    def row(self, row: dict[str, float]) -> None:
-        """Send a row without waiting for it; an actor's calls arrive in the order in which they were made."""
-        self._mailbox.post.remote([{"kind": "row", **row}])
+        def on_row(row: dict[str, float]) -> None:
+            self._mailbox.post.remote(job.cell.id, [{"kind": "row", **row}])
 
-    def stopper(self) -> Callable[[], bool]:
+        return on_row
+
+    def end(self, job: Job, event: Event) -> None:
+        """Deliver a job's last event and every row before it."""
+        ray.get(self._mailbox.post.remote(job.cell.id, [event]))
+
+    def stopper(self, job: Job) -> Callable[[], bool]:
         """A cheap ``should_stop``: asks the mailbox at most every ``STOP_POLL_S``, and never waits for the answer."""
-        answer = self._mailbox.cancelled.remote()
+        answer = self._mailbox.wanted.remote(job.cell.id)
         asked = time.monotonic()
         stopped = False
 
         def should_stop() -> bool:
             nonlocal answer, asked, stopped
             if not stopped and time.monotonic() - asked > STOP_POLL_S:
-                ready, _ = ray.wait([answer], timeout=0)
                 asked = time.monotonic()
-                if ready:
-                    stopped = bool(ray.get(answer))
-                    answer = self._mailbox.cancelled.remote()
+                if ray.wait([answer], timeout=0)[0]:
+                    stopped = not ray.get(answer)
+                    answer = self._mailbox.wanted.remote(job.cell.id)
             return stopped
 
         return should_stop

@@ -90,7 +90,7 @@ def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
         rows = [
             json.loads(line) for line in (home / "cells" / entry.cell.id / "metrics.jsonl").read_text().splitlines()
         ]
-        assert [row["step"] for row in rows][0] == 0
+        assert next(row["step"] for row in rows) == 0
         if entry.state == "finished":
             assert rows[-1]["step"] == 20
             assert rows[-1]["val_loss"] == entry.result["val_loss"]

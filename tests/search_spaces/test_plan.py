@@ -1,0 +1,85 @@
+"""From a study to its cells: counts, order, identity, and estimates."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from search_spaces.cell import Cell
+from search_spaces.methods import METHODS, label
+from search_spaces.plan import NOMINAL_FLOPS_PER_WORKER, Plan, refinement_space
+from search_spaces.scales import SCALES
+from search_spaces.study import Study
+from tests.search_spaces.test_study import studies
+
+
+@pytest.mark.parametrize(("name", "cells"), [("smoke", 6), ("demo", 49), ("paper", 140), ("gamma", 280)])
+def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
+    plan = Plan(Study.load(name), "data")
+    assert len(plan.cells) == plan.cell_count == cells
+
+
+@given(studies())
+def test_the_plan_is_the_whole_grid_once(study: Study) -> None:
+    plan = Plan(study, "data")
+    strengths = sum(len(choice.strengths) for choice in study.methods)
+    assert len(plan.cells) == len(study.scales) * strengths * len(study.lrs) * len(study.seeds)
+    assert len({cell.id for cell in plan.cells}) == len(plan.cells)
+    assert sorted(cell.id for curve in plan.curves for cell in curve.cells) == sorted(cell.id for cell in plan.cells)
+    parameters = [SCALES[cell.scale].parameters(cell.V) for cell in plan.cells]
+    assert parameters == sorted(parameters, reverse=True), "the large first"
+
+
+def test_an_id_is_the_content_and_nothing_else() -> None:
+    """Golden: an id that moves without a reason trains every user's finished cells again."""
+    cell = Plan(Study.load("smoke"), "data").cells[0]
+    assert cell.id == GOLDEN_ID
+    assert Cell.model_validate_json(cell.model_dump_json()).id == cell.id
+    for change in ({"lr": 0.5}, {"seed": 2}, {"data": "other"}, {"V": 512}, {"scale": "5M"}, {"method": "max-z"}):
+        assert cell.model_copy(update=change).id != cell.id, change
+
+
+GOLDEN_ID = "c49c3fae6d9c"
+
+
+def test_equal_cells_of_different_studies_are_one_cell() -> None:
+    smoke = Study.load("smoke")
+    other = Study.validate_fields(smoke.model_dump() | {"name": "other", "resources": {"workers": 1}, "intervals": {}})
+    assert {cell.id for cell in Plan(smoke, "data").cells} == {cell.id for cell in Plan(other, "data").cells}
+
+
+@pytest.mark.parametrize(
+    ("scale", "millions"), [("16M", 15.6), ("29M", None), ("57M", None), ("109M", None), ("221M", 220.8)]
+)
+def test_names_of_the_published_scales(scale: str, millions: float | None) -> None:
+    """The name counts the blocks and one embedding."""
+    counted = SCALES[scale].parameters(50304, tied=True) / 1e6
+    assert counted == pytest.approx(millions or float(scale[:-1]), rel=0.005 if millions else 0.03)
+
+
+def test_hidden_widths() -> None:
+    widths = {name: scale.hidden for name, scale in SCALES.items()}
+    assert widths == {
+        "tiny": 256, "5M": 256, "8M": 512, "10M": 512, "16M": 768, "23M": 768, "29M": 1024, "37M": 1024, "57M": 1280,
+        "85M": 1536, "109M": 1792, "149M": 2048, "221M": 2304,
+    }  # fmt: skip
+
+
+def test_estimate_uses_measured_speeds_where_there_are_some() -> None:
+    plan = Plan(Study.load("smoke"), "data")
+    assert plan.seconds({"tiny": plan.tokens / 10.0}, concurrency=2) == pytest.approx(5.0)
+    nominal = sum(cell.flops for cell in plan.cells) / NOMINAL_FLOPS_PER_WORKER / 2
+    assert plan.seconds({}, concurrency=1) == pytest.approx(nominal), "two workers a cell"
+
+
+def test_refinement_searches_the_grid_and_beyond_it_in_gamma() -> None:
+    study = Study.load("demo").model_copy(update={"methods": (Study.load("gamma").methods[0],)})
+    assert refinement_space("z-loss", study) == {"lr": (1e-3, 10.0), "gamma": (1e-7, 1e2)}
+    assert refinement_space("baseline", study) == {"lr": (1e-3, 10.0)}
+
+
+def test_labels() -> None:
+    assert label("baseline", None) == "baseline"
+    assert label("z-loss", 1e-4) == "z-loss (gamma=0.0001)"
+    assert label("soft-cap", 30) == "soft-cap (c=30)"
+    assert all(method.source and method.summary for method in METHODS.values())

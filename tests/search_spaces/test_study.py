@@ -1,0 +1,123 @@
+"""The study file: YAML and back, shipped studies, the frozen schema, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import METHODS
+from search_spaces.scales import SCALES
+from search_spaces.study import NAME, Study, json_schema, shipped
+
+positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
+grids = st.lists(positive, min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> Study:
+    methods = []
+    for name in draw(st.lists(st.sampled_from(sorted(METHODS)), min_size=1, unique=True)):
+        strength = METHODS[name].strength
+        methods.append({"method": name} | ({strength.symbol: draw(grids)} if strength and draw(st.booleans()) else {}))
+    return Study.validate_fields(
+        {
+            "name": draw(st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)),
+            "scales": draw(st.lists(st.sampled_from(sorted(SCALES)), min_size=1, unique=True)),
+            "methods": methods,
+            "lrs": draw(grids),
+            "seeds": draw(st.integers(min_value=1, max_value=5)),
+            "training": {"min_lr": 0, "batch_size": draw(st.integers(min_value=1, max_value=64))},
+        }
+    )
+
+
+@given(studies())
+def test_yaml_and_back(study: Study) -> None:
+    assert Study.parse(study.to_yaml()) == study
+    assert Study.parse(study.to_yaml()).hash == study.hash
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_studies(name: str) -> None:
+    study = Study.load(name)
+    assert study.name == name
+    assert study.description
+    assert Study.parse(study.to_yaml()) == study
+
+
+def test_published_studies_have_the_published_settings() -> None:
+    for name in ("paper", "gamma"):
+        study = Study.load(name)
+        assert study.scales == ("16M", "29M", "57M", "109M", "221M")
+        assert study.lrs == (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+        assert study.data.V == 50304
+        spec = study.training
+        assert (spec.steps, spec.batch_size, spec.sequence_length, spec.warmup_steps) == (100_000, 64, 2048, 5000)
+        assert (spec.betas, spec.eps, spec.weight_decay, spec.grad_clip) == ((0.9, 0.95), 1e-8, 1e-4, 1.0)
+        assert (spec.min_lr, spec.precision, spec.logits_dtype) == (1e-5, "bfloat16", "bfloat16")
+    assert Study.load("gamma").methods[0].gamma == (1e-7, 1e-4, 1e-1, 1e2)
+
+
+def test_numbers_without_a_dot_are_numbers() -> None:
+    """YAML 1.1 reads 1e-4 as a string; people write it all the same."""
+    study = Study.parse("{name: a, scales: [tiny], methods: [{method: z-loss, gamma: [1e-4]}], lrs: [1e-3], seeds: 2}")
+    assert study.methods[0].gamma == (1e-4,)
+    assert study.seeds == (1, 2)
+
+
+def test_hash_ignores_what_changes_no_result() -> None:
+    study = Study.load("smoke")
+    other = Study.load("demo")
+    for field in ("description", "intervals", "resources"):
+        assert study.model_copy(update={field: getattr(other, field)}).hash == study.hash
+    for field in ("lrs", "methods", "data", "seeds", "training", "refine", "model"):
+        changed = {"seeds": (7,), "refine": other.refine.model_copy(update={"trials": 3})}
+        changed["model"] = other.model.model_copy(update={"tied": True})
+        update = {field: changed.get(field, getattr(other, field))}
+        assert Study.model_validate(study.model_copy(update=update).model_dump()).hash != study.hash, field
+
+
+@given(st.text(alphabet=string.printable, max_size=80))
+def test_any_text_is_a_study_or_a_clear_error(text: str) -> None:
+    try:
+        Study.parse(text)
+    except InvalidInput as error:
+        complete = bool(error.problem and error.remedy)
+        assert complete, error  # noqa: PT017 (no error is fine as well)
+
+
+@given(st.text(max_size=70))
+def test_names_can_not_leave_a_folder(name: str) -> None:
+    if NAME.fullmatch(name) and ".." not in name:
+        assert "/" not in name
+        assert not name.startswith(".")
+    else:
+        with pytest.raises(InvalidInput, match="name"):
+            Study.validate_fields(Study.load("smoke").model_dump() | {"name": name})
+
+
+def test_schema_of_a_study_file() -> None:
+    """Frozen: users' files have these fields. A change is a decision with a line in the changelog."""
+    schema = json.loads(json_schema())
+    fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
+    assert list(schema["properties"]) == [
+        "name", "description", "scales", "data", "methods", "lrs", "seeds", "model", "training", "refine",
+        "intervals", "resources",
+    ]  # fmt: skip
+    assert fields == {
+        "DataSpec": ["path", "source", "tokenizer", "validation", "vocab_size"],
+        "Intervals": ["checkpoint", "evaluate"],
+        "MethodChoice": ["c", "gamma", "method"],
+        "ModelSpec": ["dropout", "init", "tied"],
+        "RefineSpec": ["sampler", "trials"],
+        "ResourceSpec": ["compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "workers"],
+        "TrainingSpec": [
+            "batch_size", "betas", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr", "precision",
+            "sequence_length", "steps", "warmup_steps", "weight_decay",
+        ],
+    }  # fmt: skip

@@ -1,0 +1,122 @@
+"""Public names, frozen: scripts of users depend on them. A change is a decision with a line in the changelog."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from dashboards.runs import RUN_COLUMNS
+from dashboards.tables import TABLE_COLUMNS
+from search_spaces.methods import METHODS
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service import cli, mlflow_sink
+from service.ledger import STATES
+from trainers.diagnostics import keys
+
+
+def options(command: click.Command) -> list[str]:
+    return sorted(name for parameter in command.params for name in (parameter.opts or [parameter.name]))
+
+
+def commands(group: click.Group, prefix: str = "") -> dict[str, list[str]]:
+    found = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            found[f"{prefix}{name}"] = options(command)
+    return found
+
+
+def test_command_line() -> None:
+    assert commands(cli.main) == {
+        "run": ["--address", "--home", "--retry-crashed", "study"],
+        "plan": ["--home", "study"],
+        "status": ["--cells", "--home", "study"],
+        "report": ["--home", "--out", "source"],
+        "train": ["--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
+        "data prepare": ["--home", "study"],
+        "methods": [],
+        "schema": [],
+        "sync": ["--home", "study"],
+        "ui": ["--home", "--port"],
+    }
+    assert (cli.EXIT_CRASHED, cli.EXIT_BAD_INPUT, cli.EXIT_INTERRUPTED) == (1, 2, 75)
+
+
+def test_methods() -> None:
+    assert list(METHODS) == ["baseline", "z-loss", "mu-loss", "mu-centering", "soft-cap", "max-z"]
+
+
+def test_states() -> None:
+    assert STATES == ("planned", "running", "finished", "diverged", "crashed", "pruned")
+
+
+def test_columns() -> None:
+    assert RUN_COLUMNS == (
+        "study", "cell", "scale", "method", "gamma", "lr", "seed", "state", "val_loss", "train_loss", "l_init", "steps",
+        "tokens", "train_seconds", "tokens_per_second", "output_mu_norm", "logits_mean", "logits_std", "logits_absmax",
+        "log_z_squared", "output_b_ratio", "attention_logit_max", "loss_spikes", "reason",
+    )  # fmt: skip
+    assert TABLE_COLUMNS == (
+        "scale", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr", "diverged", "cells",
+        "overhead_percent", "note",
+    )  # fmt: skip
+
+
+def test_mlflow_keys() -> None:
+    assert mlflow_sink.EXPERIMENT == "oec"
+    cell = Plan(Study.load("smoke"), "data").cells[1]
+    assert [param.key for param in mlflow_sink.params(cell)] == [
+        "scale", "method", "gamma", "lr", "seed", "data", "V",
+        *(f"model.{name}" for name in ("tied", "init", "dropout")),
+        *(f"training.{name}" for name in type(cell.training).model_fields),
+    ]  # fmt: skip
+    record = {"gamma": 1e-4, "lr": 1.0, "seed": 1, "val_loss": 2.0, "train_loss": 3.0, "l_init": 4.0, "steps": 5}
+    assert list(mlflow_sink.result_metrics(record)) == ["final_val_loss", "final_train_loss", "l_init", "steps"]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_metrics_of_an_evaluation(layers: int) -> None:
+    per_layer = [
+        f"{part}_{what}/{i}"
+        for part in ("qkv", "proj", "fc1", "fc2")
+        for what in ("rms", "norm")
+        for i in range(layers)
+    ]
+    embeddings = [
+        f"{e}_{what}"
+        for e in ("output", "input")
+        for what in (
+            "mu_norm",
+            "ratio_norm",
+            "row_norm_mean",
+            "row_norm_min",
+            "row_norm_max",
+            "isotropy",
+            "singular_min",
+            "singular_max",
+        )
+    ]
+    assert sorted(keys(layers)) == sorted(
+        [
+            "train_loss",
+            "val_loss",
+            "lr",
+            "grad_norm",
+            "step_seconds",
+            "tokens_per_second",
+            "loss_spikes",
+            "output_b_ratio",
+            "logits_mean",
+            "logits_std",
+            "logits_absmax",
+            "log_z",
+            "log_z_squared",
+            "mu_h_cosine",
+            "attention_logit_max",
+            *embeddings,
+            *per_layer,
+        ]
+    )

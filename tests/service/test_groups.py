@@ -1,0 +1,130 @@
+"""A warm worker group on a real Ray cluster: cell after cell in the same processes, whatever a cell does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from search_spaces.cell import Cell
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service import cluster
+from service.groups import GroupConfig, WarmGroup
+from service.home import Home
+from service.run import tokens_of
+from trainers.data import Tokens
+from trainers.job import Event, Job
+
+STUDY = Study.load("smoke")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home.open(tmp_path_factory.mktemp("groups"))
+
+
+@pytest.fixture(scope="module")
+def tokens(home: Home) -> Tokens:
+    return tokens_of(STUDY, home, print)
+
+
+@pytest.fixture(scope="module")
+def group(home: Home, tokens: Tokens) -> Iterator[WarmGroup]:
+    """Two warm DDP workers on an embedded cluster."""
+    cluster.connect(None)
+    config = GroupConfig(
+        tokens=tokens, resources=STUDY.resources, ray_folder=home.ray, micro_batch_memo=home.micro_batches
+    )
+    group = WarmGroup(config)
+    assert done(group, job(home, cell(tokens, lr=9e-3)))["state"] == "finished"
+    yield group
+    group.close()
+    alive = group.alive
+    ray.shutdown()
+    assert not alive, "the group did not end when it was closed"
+
+
+def cell(tokens: Tokens, **changes: Any) -> Cell:
+    return Plan(STUDY, tokens.digest).cells[0].model_copy(update=changes)
+
+
+def job(home: Home, cell: Cell, folder: str = "") -> Job:
+    return Job(cell=cell, folder=home.cell(folder or cell.id), evaluate_every=10, checkpoint_every=5)
+
+
+def done(group: WarmGroup, job: Job) -> Event:
+    return [event for events in group.run(job) for event in events][-1]
+
+
+def workers() -> set[int]:
+    """Process ids of this cluster's Ray Train workers."""
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if "RayTrainWorker" in "".join(child.cmdline()[:1])}
+
+
+def test_cells_one_after_another_in_the_same_processes(group: WarmGroup, home: Home, tokens: Tokens) -> None:
+    before = workers()
+    first = done(group, job(home, cell(tokens)))
+    second = done(group, job(home, cell(tokens, lr=2e-3)))
+    again = done(group, job(home, cell(tokens), folder="again"))
+    assert len(before) == 2
+    assert workers() == before
+    assert [event["state"] for event in (first, second, again)] == ["finished"] * 3
+    assert again["val_loss"] == first["val_loss"], "the same cell twice is bit-equal"
+    assert second["val_loss"] != first["val_loss"]
+
+
+def test_divergence_is_a_result_and_the_group_stays_warm(group: WarmGroup, home: Home, tokens: Tokens) -> None:
+    before = workers()
+    diverged = done(group, job(home, cell(tokens, lr=1e30)))
+    assert diverged["state"] == "diverged"
+    assert diverged["steps"] < 20, "a loss that is not finite ends the cell at once"
+    assert "not finite" in diverged["reason"] or "nan" in diverged["reason"] or "inf" in diverged["reason"]
+    assert done(group, job(home, cell(tokens, lr=3e-3)))["state"] == "finished"
+    assert workers() == before
+
+
+def test_an_exception_on_all_ranks_is_the_cells_result(group: WarmGroup, home: Home, tokens: Tokens) -> None:
+    before = workers()
+    crashed = done(group, job(home, cell(tokens, data="other tokens")))
+    assert crashed["state"] == "crashed"
+    assert "other tokens" in crashed["reason"]
+    assert "Traceback" in crashed["reason"]
+    assert done(group, job(home, cell(tokens, lr=4e-3)))["state"] == "finished"
+    assert workers() == before
+
+
+def test_a_cell_that_nobody_waits_for_is_dropped(group: WarmGroup, home: Home, tokens: Tokens) -> None:
+    endless = STUDY.training.model_copy(update={"steps": 1_000_000})
+    events = group.run(job(home, cell(tokens, training=endless)))
+    assert next(events)[0]["kind"] == "row"
+    before = workers()
+    events.close()  # type: ignore[attr-defined]
+    assert done(group, job(home, cell(tokens, lr=5e-3)))["state"] == "finished"
+    assert workers() == before
+
+
+def test_a_killed_worker_takes_its_group_along_and_the_cell_resumes(
+    group: WarmGroup, home: Home, tokens: Tokens
+) -> None:
+    long = STUDY.training.model_copy(update={"steps": 400})
+    undisturbed = done(group, job(home, cell(tokens, training=long), folder="undisturbed"))
+    before = workers()
+    events = group.run(job(home, cell(tokens, training=long), folder="disturbed"))
+    seen = list(next(events))
+    while seen[-1].get("step", 0) < 100:
+        seen += next(events)
+    os.kill(min(before), signal.SIGKILL)
+    for more in events:
+        seen += more
+    assert seen[-1]["kind"] == "done"
+    assert workers().isdisjoint(before), "the whole group is replaced"
+    assert seen[-1]["val_loss"] == undisturbed["val_loss"]
+    steps = [event["step"] for event in seen if event["kind"] == "row"]
+    assert steps.count(0) == 1, "it started again instead of resuming"
