@@ -297,6 +297,10 @@ def _by_scale(curves: Iterable[CurveFacts]) -> list[tuple[str, list[CurveFacts]]
     return [(scale, list(group)) for scale, group in groupby(shown, key=lambda curve: curve.scale)]
 
 
+LOG_FACTOR = 3.0
+"""Values that span less than this factor are drawn on a linear axis."""
+
+
 def _log_axis(facts: pd.DataFrame, column: str, title: str) -> alt.X:
     """A logarithmic axis with a tick at each value that was tried."""
     axis = alt.Axis(values=sorted(facts[column].unique().tolist()), format="~e", labelOverlap=True, grid=False)
@@ -304,9 +308,10 @@ def _log_axis(facts: pd.DataFrame, column: str, title: str) -> alt.X:
 
 
 def _lrs_axis(facts: pd.DataFrame) -> alt.Y:
-    """Logarithmic, as methods differ by factors, unless a curve is exactly flat."""
-    if (facts[["LRS", "low"]] <= 0).any(axis=None):
-        return alt.Y("LRS:Q", title="LRS (nats)")
+    """Logarithmic, as methods differ by factors, unless they are closer, or a curve is exactly flat."""
+    low, high = facts["low"].min(), facts["high"].max()
+    if high < LOG_FACTOR * low or low <= 0:
+        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10))
     axis = alt.Axis(values=_ticks(facts[["low", "high"]].to_numpy()))
     return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
 

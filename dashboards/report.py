@@ -60,6 +60,10 @@ def write_report(
     return page
 
 
+HIGH_BY = 0.02
+"""Nats by which a flat curve's best loss may lie above the lowest before the answer says so."""
+
+
 def answer(found: Sequence[CurveFacts]) -> str:
     """The study in two sentences: which method is least sensitive, and how far that can be trusted."""
     ranked = [curve for curve in found if curve.LRS is not None]
@@ -85,9 +89,19 @@ def _winners(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> st
     verb = "is" if len(scales_of) == 1 else "are"
     sentence = f"{winners} {verb} the least sensitive to the learning rate, with an LRS of {_span(best.values())}"
     baselines = [curve for curve in ranked if curve.method == "baseline"]
-    if set(scales_of) == {"baseline"}:
-        return f"{sentence}."
-    return f"{sentence}, against {_span(baselines)} for the baseline." if baselines else f"{sentence}; no baseline."
+    if set(scales_of) != {"baseline"}:
+        sentence += f", against {_span(baselines)} for the baseline" if baselines else "; there is no baseline"
+    return f"{sentence}{_price(ranked, best.values())}."
+
+
+def _price(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:
+    """A curve can be flat because it is bad everywhere; say so."""
+    for curve in best:
+        lowest = min(other.best_loss for other in ranked if other.scale == curve.scale and other.best_loss is not None)
+        if curve.best_loss is not None and curve.best_loss > lowest + HIGH_BY:
+            where = f" of {curve.label} at {curve.scale}"
+            return f"; but the best loss{where} is {curve.best_loss:.3f}, where another curve reaches {lowest:.3f}"
+    return ""
 
 
 def _caveat(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:

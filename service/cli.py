@@ -67,15 +67,14 @@ def main() -> None:
 @bad_input_exits
 def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None:
     """Train every cell of STUDY that the home does not know, and report."""
-    from service.run import Interrupted
     from service.run import run as run_study
 
     console = Console()
     spec, place = Study.load(study), Home.open(home)
     try:
         outcome = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
-    except Interrupted as signal:
-        console.print(f"interrupted ({signal}); the same command goes on with the missing cells")
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on with the missing cells")
         sys.exit(EXIT_INTERRUPTED)
     from service.mlflow_sink import Store
     from service.reporting import load, report

@@ -27,6 +27,7 @@ from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
 from trainers.job import Event
+from trainers.rows import read
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,7 +141,7 @@ class Store:
         if self._states.get(cell.id) == state != "running":
             return
         run_id = self._child(client, cell)
-        rows = read_rows(self._home.cell(cell.id) / "metrics.jsonl")
+        rows = read(self._home.cell(cell.id) / "metrics.jsonl")
         metrics = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in rows[self._rows.get(run_id, 0) :]
@@ -245,15 +246,6 @@ def result_metrics(record: Mapping[str, Any]) -> dict[str, float]:
 def at_end(rows: list[dict[str, float]]) -> tuple[int, int]:
     """``(milliseconds, step)`` of the last row; 0 without one, so that a repeated delivery writes the same."""
     return (int(rows[-1]["time"] * 1000), int(rows[-1]["step"])) if rows else (0, 0)
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a cell's metrics file; a torn last line is left for the next time."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path | None) -> int:

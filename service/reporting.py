@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from dashboards.report import write_report
 from rich.console import Console
 
+from dashboards.report import write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import curves
 from dashboards.tables import sensitivity_table, terminal_table
@@ -33,6 +33,8 @@ class Source:
     runs: pd.DataFrame
     grid: Sequence[float] | None
     provenance: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What a reader should know before relying on it."""
     folder: Path
     """Where its report goes unless told otherwise."""
 
@@ -55,6 +57,7 @@ def load(source: str, home: Home) -> Source:
             runs=runs,
             grid=study.lrs,
             provenance=provenance(study),
+            notes=(study.description,) if study.description else (),
             folder=home.study(source) / "report",
         )
     path = Path(source)
@@ -72,7 +75,6 @@ def provenance(study: Study) -> dict[str, str]:
     return {
         "command": f"oec run {study.name}",
         "study": f"{study.name} ({study.hash})",
-        "description": study.description,
         "seeds": ", ".join(str(seed) for seed in study.seeds),
         "logits": study.training.logits_dtype,
         "versions": versions,
@@ -87,7 +89,7 @@ def report(source: Source, folder: Path | None, console: Console) -> Path:
     console.print(terminal_table(table, title=f"Learning-rate sensitivity: {source.title}"))
     target = folder or source.folder
     page = write_report(
-        source.runs, target, title=source.title, grid=source.grid, provenance=source.provenance, notes=[]
+        source.runs, target, title=source.title, grid=source.grid, provenance=source.provenance, notes=source.notes
     )
     console.print(f"report: {page.resolve()}", soft_wrap=True, highlight=False)
     return page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,10 +26,6 @@ logger = logging.getLogger(__name__)
 FLUSH_S = 300.0
 """How long the end of a study waits for MLflow."""
 FLUSH_INTERRUPTED_S = 5.0
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; the same command goes on where this one stopped. No handler of Exception may hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +51,7 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
 
     Raises:
         InvalidInput: something can not be run as it stands; nothing was lost or started.
-        Interrupted: stopped from outside; the ledger holds what was done.
+        KeyboardInterrupt: SIGINT or SIGTERM; the ledger holds what was done, and the same call goes on.
     """
     mlflow_sink.check(home.tracking_uri)
     embedded = cluster.address(address) is None
@@ -71,10 +67,9 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
         console.print(f"study {study.name}: {plan.cell_count} cells, {todo} to train; home {home.path}", soft_wrap=True)
         undelivered: list[str] = []
         if todo:
-            with interruptible():
-                undelivered = train(
-                    plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console
-                )
+            undelivered = train(
+                plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console
+            )
         return Outcome(trained=todo, crashed=ledger.counts()["crashed"], undelivered=len(undelivered))
 
 
@@ -93,6 +88,7 @@ def train(
     flush = FLUSH_INTERRUPTED_S
     try:
         cluster.connect(address)
+        stop_on_sigterm()  # after Ray, which would exit at once
         import ray  # ray and its Tune take seconds to import, and are not needed to refuse a study
 
         from service.sweep import sweep
@@ -133,16 +129,10 @@ def local_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into ``Interrupted``."""
+def stop_on_sigterm() -> None:
+    """Let SIGTERM (``ray job stop``, a batch system) do what Ctrl-C does."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signal.Signals(signum).name)
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, interrupt)

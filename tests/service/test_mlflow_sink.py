@@ -14,7 +14,7 @@ from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT, MlflowSink, Store, read_rows
+from service.mlflow_sink import EXPERIMENT, MlflowSink, Store
 
 STUDY = Study.load("smoke")
 CELL = Plan(STUDY, "data").cells[1]
@@ -51,10 +51,6 @@ def child(uri: str, study: str, cell: Cell = CELL) -> tuple[MlflowClient, str]:
         [experiment.experiment_id], f"tags.`oec.study` = '{study}' and tags.`oec.cell` = '{cell.id}'"
     )
     return client, run.info.run_id
-
-
-def test_a_torn_last_row_is_left_for_later(home: Home) -> None:
-    assert [row["step"] for row in read_rows(home.cell(CELL.id) / "metrics.jsonl")] == list(range(30))
 
 
 def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:

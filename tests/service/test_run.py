@@ -183,20 +183,31 @@ def trained(home: Path, study: str, at_least: int) -> bool:
     return len(own) >= at_least
 
 
-def test_interrupted_run_says_so_and_leaves_a_resumable_state(home: Path, folder: Path) -> None:
-    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 2000}
-    study = write(
-        folder, "third", methods=["baseline"], training=training, intervals={"evaluate": 50, "checkpoint": 50}
-    )
-    log = folder / "interrupted.log"
-    driver = start("run", study, home=home, log=log)
-    deadline = time.monotonic() + 180
-    while not list((home / "cells").glob("*/checkpoints/*.json")):
-        assert driver.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=30) == 75, log.read_text()
-    assert "the same command goes on" in log.read_text()
-    assert list((home / "cells").glob("*/checkpoints/*.json")), "the checkpoint is gone"
-    assert ledger_of(home, "third").missing()
+def test_interrupted_runs_say_so_and_go_on_from_the_checkpoint(home: Path, folder: Path) -> None:
+    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 3000}
+    intervals = {"evaluate": 50, "checkpoint": 50}
+    study = write(folder, "third", methods=["baseline"], training=training, intervals=intervals)
+    steps: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        log = folder / f"{number.name}.log"
+        driver = start("run", study, home=home, log=log)
+        deadline = time.monotonic() + 120
+        while max(checkpoints(home), default=0) <= max(steps, default=0):
+            assert driver.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        driver.send_signal(number)
+        assert driver.wait(timeout=30) == 75, log.read_text()
+        assert "the same command goes on" in log.read_text()
+        steps.append(max(checkpoints(home)))
+        assert len(ledger_of(home, "third").missing()) == 2
+    rows = [
+        json.loads(line)
+        for line in next((home / "cells").glob("*/checkpoints")).parent.joinpath("metrics.jsonl").open()
+    ]
+    assert [row["step"] for row in rows] == list(range(0, rows[-1]["step"] + 1, 50)), "it did not go on where it was"
+
+
+def checkpoints(home: Path) -> list[int]:
+    """Steps of the whole checkpoints that lie in the home."""
+    return [int(path.stem.removeprefix("step-")) for path in (home / "cells").glob("*/checkpoints/*.json")]
