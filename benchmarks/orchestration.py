@@ -27,21 +27,22 @@ from rich.console import Console
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
-from search_spaces.study import Study
+from search_spaces.study import Intervals, Study
 from service.cluster import ENVIRONMENT
 from service.home import Home
 from service.run import run, tokens_of
 
 
 def study(cells: int, workers: int) -> Study:
-    """``cells`` learning rates of the baseline, 10 steps each, with an evaluation before and after and a checkpoint."""
+    """``cells`` learning rates of the baseline, 6 steps each, with an evaluation before and after and a checkpoint."""
     smoke = Study.load("smoke")
     return smoke.model_copy(
         update={
             "name": f"bench-{workers}",
             "methods": smoke.methods[:1],
             "lrs": tuple(1e-3 * (1 + i) for i in range(cells)),
-            "training": smoke.training.model_copy(update={"steps": 10}),
+            "training": smoke.training.model_copy(update={"steps": 6}),
+            "intervals": Intervals(evaluate=6, checkpoint=3),
             "resources": smoke.resources.model_copy(update={"workers": workers}),
         }
     )
@@ -86,7 +87,7 @@ def cold(cells: int, folder: Path) -> list[float]:
         context = ray.train.get_context()
         world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
         cell = Cell.model_validate(config["cell"])
-        result = Trainer(world, tokens).run(cell, home.cell(cell.id), evaluate_every=10, checkpoint_every=5)
+        result = Trainer(world, tokens).run(cell, home.cell(cell.id), evaluate_every=6, checkpoint_every=3)
         ray.train.report({"val_loss": result.val_loss})
 
     def trial(config: dict[str, object]) -> None:

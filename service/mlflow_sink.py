@@ -14,7 +14,8 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
@@ -76,7 +77,7 @@ class MlflowSink:
         for entry in ledger.ended():  # a killed driver may have left some undelivered
             self._todo.put((entry.cell, entry.record(study.name)))
         self._last: dict[str, float] = {}
-        self._undelivered: dict[str, str] = {}
+        self._undelivered: set[str] = set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._deliver_all, name="mlflow", daemon=True)
         self._thread.start()
@@ -101,19 +102,20 @@ class MlflowSink:
         return sorted({*left, *self._undelivered})
 
     def _deliver_all(self) -> None:
+        self._tried("connect", self._store.connect)  # while the workers start, not while the first cells train
         while (item := self._todo.get()) is not None:
             cell, record = item
-            self._undelivered[cell.id] = "waiting"
-            if self._tried(cell, record):
-                del self._undelivered[cell.id]
+            self._undelivered.add(cell.id)
+            if self._tried(f"take cell {cell.id}", partial(self._store.deliver, cell, record)):
+                self._undelivered.remove(cell.id)
 
-    def _tried(self, cell: Cell, record: dict[str, Any]) -> bool:
+    def _tried(self, what: str, action: Callable[[], object]) -> bool:
         for pause in (*BACKOFF_S, None):
             try:
-                self._store.deliver(cell, record)
+                action()
                 return True
             except Exception as error:  # whatever the store's client raises: training goes on
-                logger.warning("MLflow did not take cell %s: %s", cell.id, error)
+                logger.warning("MLflow did not %s: %s", what, error)
                 if pause is None or self._closing.wait(pause):
                     return False
         return False
