@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service import cluster, mlflow_sink
@@ -20,8 +19,6 @@ from service.ledger import Ledger, finished_elsewhere
 from service.mlflow_sink import MlflowSink
 from service.progress import Progress
 from trainers.data import Tokens, prepare
-
-logger = logging.getLogger(__name__)
 
 FLUSH_S = 300.0
 """How long the end of a study waits for MLflow."""
@@ -61,6 +58,7 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
     plan = Plan(study, tokens.digest)
     home.claim(study)
     with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
+        same_data(ledger, plan)
         ledger.plan(plan.cells)
         reuse(ledger, home, study)
         todo = len(ledger.missing(retry_crashed=retry_crashed)) + open_refinements(plan, ledger)
@@ -84,15 +82,16 @@ def train(
     console: Console,
 ) -> list[str]:
     """The sweep between connecting to Ray and letting go of it; returns the cells that MLflow did not take."""
+    cluster.configure()
+    import ray  # seconds, and not needed to refuse a study
+
+    from service.sweep import sweep
+
     sink = MlflowSink(home.tracking_uri, home, plan.study, ledger)
     flush = FLUSH_INTERRUPTED_S
     try:
         cluster.connect(address)
         stop_on_sigterm()  # after Ray, which would exit at once
-        import ray  # ray and its Tune take seconds to import, and are not needed to refuse a study
-
-        from service.sweep import sweep
-
         at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
@@ -101,11 +100,24 @@ def train(
         flush = FLUSH_S
     finally:
         left = sink.close(flush)
-        with contextlib.suppress(ImportError):
-            import ray
-
-            ray.shutdown()
+        ray.shutdown()
     return left
+
+
+def same_data(ledger: Ledger, plan: Plan) -> None:
+    """Refuse to go on with a study on other tokens than it began with.
+
+    Raises:
+        InvalidInput: the text, the token files or (for ``builtin``) the Python that they come from changed.
+    """
+    before = {entry.cell.data for entry in ledger.entries.values()} - {plan.data}
+    if before:
+        raise InvalidInput(
+            "data",
+            plan.data,
+            f"is not what study {plan.study.name} began with in this home, {before.pop()}",
+            "restore the data, or give the study another name",
+        )
 
 
 def reuse(ledger: Ledger, home: Home, study: Study) -> None:

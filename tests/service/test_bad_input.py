@@ -163,6 +163,22 @@ def test_study_changed_under_a_name_of_the_home(tmp_path: Path) -> None:
     assert (folder / "study.yaml").read_text() == before.to_yaml(), "the study of the home was overwritten"
 
 
+def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
+    from search_spaces.plan import Plan
+    from service.ledger import Ledger
+
+    home, text = tmp_path / "home", tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 1000)
+    content = smoke(data={"source": "text", "path": str(text), "tokenizer": "bytes"})
+    study = write(tmp_path / "study.yaml", content)
+    path = home / "studies" / "mine" / "ledger.jsonl"
+    with Ledger(path, "mine", write=True) as ledger:
+        ledger.plan(Plan(Study.parse(yaml.safe_dump(content)), "0123456789abcdef").cells)
+    before = path.read_bytes()
+    refused(oec("run", study, home=home), home, "data", "0123456789abcdef", "another name")
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
