@@ -107,6 +107,10 @@ def _method_from_name(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
+def _refine_from_trials(value: Any) -> Any:
+    return {"trials": value} if isinstance(value, int) else value
+
+
 class MethodChoice(Frozen):
     """A method and the strengths it is tried at; without any, its default strength."""
 
@@ -187,7 +191,9 @@ class Study(Frozen):
     seeds: tuple[int, ...] = Field(default=(1,), description="Seeds: every cell is run once a seed.")
     model: ModelSpec = Field(default=ModelSpec())
     training: TrainingSpec = Field(default=TrainingSpec())
-    refine: RefineSpec = Field(default=RefineSpec())
+    refine: Annotated[RefineSpec, BeforeValidator(_refine_from_trials, json_schema_input_type=int | RefineSpec)] = (
+        Field(default=RefineSpec())
+    )
     intervals: Intervals = Field(default=Intervals())
     resources: ResourceSpec = Field(default=ResourceSpec())
 

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.cell import Cell
-from search_spaces.methods import label
 from search_spaces.plan import Plan
 from service.ledger import Ledger
 from trainers.job import Event
@@ -59,7 +58,8 @@ class Progress:
             return
         if self._clock() - self._drawn >= PLAIN_EVERY_S or self._remaining_cells() == 0:
             self._drawn = self._clock()
-            self._console.print(self.line(), highlight=False, soft_wrap=True)
+            best = "  ".join(f"{name} {loss:.3f} at {lr:g}" for name, loss, lr in self.best())
+            self._console.print(f"{self.line()} | best {best or 'none yet'}", highlight=False, soft_wrap=True)
 
     def line(self) -> str:
         """The state of the sweep in one line."""
@@ -90,11 +90,11 @@ class Progress:
         return left / done * elapsed
 
     def best(self) -> list[tuple[str, float, float]]:
-        """``(curve, best loss, its lr)`` of every curve that has one."""
+        """``(scale and method, best loss, its lr)`` of every method that has one."""
         best: dict[str, tuple[float, float]] = {}
         for entry in self._ledger.entries.values():
             if entry.state == "finished":
-                name = f"{entry.cell.scale} {label(entry.cell.method, entry.cell.gamma)}"
+                name = f"{entry.cell.scale} {entry.cell.method}"
                 candidate = (entry.result["val_loss"], entry.cell.lr)
                 best[name] = min(best.get(name, candidate), candidate)
         return [(name, loss, lr) for name, (loss, lr) in best.items()]
@@ -114,8 +114,8 @@ class Progress:
     def _panel(self) -> RenderableType:
         done = self._done(self._ledger.counts())
         table = Table(box=None, pad_edge=False)
-        for column in ("curve", "best loss", "at lr"):
-            table.add_column(column, justify="left" if column == "curve" else "right")
+        for column in ("method", "best loss", "at lr"):
+            table.add_column(column, justify="left" if column == "method" else "right")
         for name, loss, lr in self.best():
             table.add_row(name, f"{loss:.4f}", f"{lr:g}")
         running = Text("\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in self._share.values()), style="dim")

@@ -65,9 +65,12 @@ def test_published_studies_have_the_published_settings() -> None:
 
 def test_numbers_without_a_dot_are_numbers() -> None:
     """YAML 1.1 reads 1e-4 as a string; people write it all the same."""
-    study = Study.parse("{name: a, scales: [tiny], methods: [{method: z-loss, gamma: [1e-4]}], lrs: [1e-3], seeds: 2}")
+    study = Study.parse(
+        "{name: a, scales: [tiny], methods: [{method: z-loss, gamma: [1e-4]}], lrs: [1e-3], seeds: 2, refine: 4}"
+    )
     assert study.methods[0].gamma == (1e-4,)
-    assert study.seeds == (1, 2)
+    assert study.seeds == (1, 2), "a number of seeds"
+    assert study.refine.trials == 4, "a number of trials"
 
 
 def test_hash_ignores_what_changes_no_result() -> None:

@@ -149,6 +149,14 @@ def test_other_commands_read_the_home(home: Path) -> None:
     agree(home, "first")
 
 
+def test_one_cell_without_ray_gives_the_same_loss(home: Path, folder: Path) -> None:
+    done = oec("train", folder / "first.yaml", "--method", "z-loss", "--lr", 1e-3, home=folder / "alone")
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
+    (entry,) = [entry for cell, entry in ledger_of(home, "first").entries.items() if cell == printed["cell"]]
+    assert float(printed["val_loss"]) == pytest.approx(entry.result["val_loss"], rel=1e-5), "one process and two"
+
+
 def test_driver_killed_in_the_middle_then_the_same_command(home: Path, folder: Path) -> None:
     """Equal cells come from the first study; the others are trained, each exactly once, whatever was killed."""
     study = write(folder, "second", lrs=[1e-3, 2e-3, 3e-3, 30.0])

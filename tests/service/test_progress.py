@@ -1,0 +1,82 @@
+"""What a person sees while a sweep runs, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.ledger import Ledger
+from service.progress import Progress, clock_time
+
+PLAN = Plan(Study.load("smoke"), "data")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(tmp_path / "ledger.jsonl", "smoke", write=True)
+    ledger.plan(PLAN.cells)
+    return ledger
+
+
+def end(ledger: Ledger, progress: Progress, number: int, state: str, loss: float | None) -> None:
+    cell = PLAN.cells[number]
+    progress.running(cell)
+    ledger.end(cell.id, state, {"val_loss": loss, "steps": 20, "tokens": cell.tokens})  # type: ignore[arg-type]
+    progress.ended(cell, ledger.entries[cell.id].record("smoke"))
+
+
+def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
+    out, clock = io.StringIO(), Clock()
+    with Progress(PLAN, ledger, Console(file=out, width=500), clock) as progress:
+        progress.running(PLAN.cells[0])
+        clock.now = 10.0
+        progress.row(PLAN.cells[0], {"kind": "row", "step": 0})
+        clock.now = 20.0
+        end(ledger, progress, 0, "finished", 4.5)
+        clock.now = 21.0
+        end(ledger, progress, 1, "diverged", None)  # sooner than a plain line is due
+        clock.now = 40.0
+        end(ledger, progress, 2, "crashed", None)
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "1/6 cells | 0 running | 512 tokens/s | 0:20 elapsed | 0:50 left | best tiny baseline 4.500 at 0.001",
+        "3/6 cells | 0 running | 1 diverged | 1 crashed | 512 tokens/s | 0:40 elapsed | 0:30 left "
+        "| best tiny baseline 4.500 at 0.001",
+    ]
+
+
+def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledger) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    with Progress(PLAN, ledger, console) as progress:
+        end(ledger, progress, 0, "finished", 4.5)
+        progress.running(PLAN.cells[4])
+        progress.row(PLAN.cells[4], {"kind": "row", "step": 10})
+        progress._live.refresh()
+    shown = out.getvalue()
+    assert "z-loss (gamma=0.0001) lr=0.1 seed=1   50%" in shown
+    assert "4.5000" in shown
+
+
+def test_without_a_measurement_nothing_is_promised(ledger: Ledger) -> None:
+    progress = Progress(PLAN, ledger, Console(file=io.StringIO()))
+    assert progress.eta_seconds() is None
+    assert progress.tokens_per_second() is None
+    assert "starting workers" in progress.line()
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (75.4, "1:15"), (3675, "1:01:15"), (None, "?")])
+def test_clock_time(seconds: float | None, shown: str) -> None:
+    assert clock_time(seconds) == shown
