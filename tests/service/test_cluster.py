@@ -1,0 +1,52 @@
+"""How many cells fit into a cluster, and what is said when none does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import ResourceSpec
+from service import cluster
+
+small = st.integers(min_value=1, max_value=16)
+
+
+@given(small, small, st.integers(min_value=0, max_value=1), small, st.integers(0, 64), st.integers(0, 64))
+def test_as_many_as_fit_and_not_one_more(workers: int, cpus: int, gpus: int, limit: int, CPU: int, GPU: int) -> None:
+    resources = ResourceSpec(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, concurrency=limit)
+    try:
+        cells = cluster.concurrency(resources, {"CPU": CPU, "GPU": GPU})
+    except InvalidInput:
+        assert workers * cpus > CPU or workers * gpus > GPU
+        return
+    assert 1 <= cells <= limit
+    assert cells * workers * cpus <= CPU
+    assert cells * workers * gpus <= GPU
+    more = cells + 1
+    assert more > limit or more * workers * cpus > CPU or more * workers * gpus > GPU
+
+
+@pytest.mark.parametrize(
+    ("resources", "available", "message"),
+    [
+        ({"workers": 8}, {"CPU": 4}, "8 workers x 1 CPU = 8 CPU, of 4; use at most 4 workers"),
+        ({"workers": 3, "cpus_per_worker": 2}, {"CPU": 4}, "3 workers x 2 CPU = 6 CPU, of 4; use at most 2 workers"),
+        ({"workers": 2, "gpus_per_worker": 1}, {"CPU": 4}, "2 workers x 1 GPU = 2 GPU, of 0; use a cluster with GPUs"),
+    ],
+)
+def test_what_does_not_fit_shows_the_arithmetic(
+    resources: dict[str, int], available: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        cluster.concurrency(ResourceSpec(**resources), available)
+    assert message in str(refused.value)
+
+
+def test_the_address_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster.address(None) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster.address(None) == "10.0.0.1:6379"
+    assert cluster.address("127.0.0.1:1") == "127.0.0.1:1"
