@@ -184,7 +184,9 @@ class Store:
             found.experiment_id
             if found
             else client.create_experiment(
-                EXPERIMENT, artifact_location=(self._home.path / "mlflow").as_uri() if embedded else None
+                EXPERIMENT,
+                artifact_location=(self._home.path / "mlflow").as_uri() if embedded else None,
+                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI opens on training runs
             )
         )
         token = None
