@@ -31,7 +31,6 @@ def train_one(
     one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
     checked = Study.validate_fields(one)
     from trainers.loop import Trainer  # imports torch: seconds
-
     from trainers.world import World
 
     tokens = tokens_of(checked, home, console.print)
