@@ -152,7 +152,8 @@ def test_other_commands_read_the_home(home: Path) -> None:
 def test_one_cell_without_ray_gives_the_same_loss(home: Path, folder: Path) -> None:
     done = oec("train", folder / "first.yaml", "--method", "z-loss", "--lr", 1e-3, home=folder / "alone")
     assert done.returncode == 0, done.stderr
-    printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
+    printed = {name: value for name, *rest in lines for value in rest}
     (entry,) = [entry for cell, entry in ledger_of(home, "first").entries.items() if cell == printed["cell"]]
     assert float(printed["val_loss"]) == pytest.approx(entry.result["val_loss"], rel=1e-5), "one process and two"
 
