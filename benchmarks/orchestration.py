@@ -50,14 +50,18 @@ def study(cells: int, workers: int) -> Study:
 
 def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
     """Times of a study through the engine, from its own ledger."""
-    home = Home.open(folder)
+    home, spec = Home.open(folder), study(cells, workers)
     began = time.time()
-    run(study(cells, workers), home, address=None, retry_crashed=False, console=Console(stderr=True))
-    lines = [json.loads(line) for line in home.ledger(f"bench-{workers}").read_text().splitlines()]
+    run(spec, home, address=None, retry_crashed=False, console=Console(stderr=True))
+    lines = [json.loads(line) for line in home.ledger(spec.name).read_text().splitlines()]
     at = {(line["event"], line.get("cell")): datetime.fromisoformat(line["at"]).timestamp() for line in lines}
     ends = sorted(moment for (event, _), moment in at.items() if event in ("finished", "diverged"))
     training = [line["result"]["train_seconds"] for line in lines if "result" in line]
-    rows = [(home.cell(cell) / "metrics.jsonl").read_text().splitlines() for event, cell in at if event == "planned"]
+    rows = [
+        (home.cell(cell, spec.name) / "metrics.jsonl").read_text().splitlines()
+        for event, cell in at
+        if event == "planned"
+    ]
     first_rows = sorted(json.loads(row[0])["time"] for row in rows)
     return {
         "period": [after - before for before, after in pairwise(ends)],

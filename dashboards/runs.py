@@ -26,6 +26,7 @@ RUN_COLUMNS = (
     "lr",
     "seed",
     "state",
+    "origin",
     "val_loss",
     "train_loss",
     "l_init",
@@ -43,11 +44,12 @@ RUN_COLUMNS = (
     "loss_spikes",
     "reason",
 )
-"""Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength."""
+"""Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength.
+``origin`` is ``grid`` or ``refine``: what Optuna proposed belongs to no curve."""
 
 STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
 
-_TEXT = ("study", "cell", "scale", "method", "state", "reason")
+_TEXT = ("study", "cell", "scale", "method", "state", "origin", "reason")
 _INTEGERS = ("seed", "steps", "tokens")
 _REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
 _PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
@@ -134,10 +136,16 @@ def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
         raise InvalidInput(
             "tracking_uri", tracking_uri, f"can not be read ({error.error_code})", "is it up?"
         ) from error
-    cells = [run for run in runs if "oec.cell" in run.data.tags]
+    cells = [run for run in _newest_hash(runs) if "oec.cell" in run.data.tags]
     if not cells:
         raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
     return from_records(_mlflow_record(run) for run in cells)
+
+
+def _newest_hash(runs: list[Run]) -> list[Run]:
+    """The runs of the study that was begun last, where several on one server have its name."""
+    newest = max(runs, key=lambda run: int(run.info.start_time), default=None)
+    return [run for run in runs if newest and run.data.tags.get("oec.hash") == newest.data.tags.get("oec.hash")]
 
 
 def _mlflow_record(run: Run) -> dict[str, Any]:
@@ -149,6 +157,7 @@ def _mlflow_record(run: Run) -> dict[str, Any]:
         "study": tags["oec.study"],
         "cell": tags["oec.cell"],
         "state": tags.get("oec.state"),
+        "origin": tags.get("oec.origin"),
         "reason": tags.get("oec.reason"),
     }
 

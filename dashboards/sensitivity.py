@@ -138,7 +138,7 @@ def clipped(losses: Floats, l_init: float) -> Floats:
 def curves(runs: pd.DataFrame, grid: Sequence[float] | None = None) -> list[CurveFacts]:
     """The curves of a table of runs, by scale, method in the order of the registry, and strength.
 
-    Pruned runs are left out of everything, runs off the grid (refinement) out of the curves. A curve without any
+    Pruned runs are left out of everything, runs off the grid and refinements out of the curves. A curve without any
     run on the grid, a strength that only refinement tried, is none. A run diverged if its state says so.
 
     Args:
@@ -151,7 +151,7 @@ def curves(runs: pd.DataFrame, grid: Sequence[float] | None = None) -> list[Curv
     studies = runs["study"].dropna().unique()
     if len(studies) > 1:
         raise InvalidInput("study", list(studies), "are several studies", "take the runs of one")
-    runs = runs[runs["state"] != "pruned"]
+    runs = runs[(runs["state"] != "pruned") & (runs["origin"] != "refine")]
     found = []
     for scale in in_order(runs["scale"].unique(), SCALES):
         at_scale = runs[runs["scale"] == scale]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,9 @@ class Frozen(BaseModel):
     """Base of every model in a study file: immutable, no unknown fields, no silent NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSpec(Frozen):
@@ -38,7 +41,7 @@ class TrainingSpec(Frozen):
     sequence_length: int = Field(default=2048, gt=0, description="Tokens a sequence.")
     warmup_steps: int = Field(default=5_000, ge=0, description="Steps of linear warm-up.")
     min_lr: float = Field(default=1e-5, ge=0, description="Learning rate at the end of the cosine.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's two decay rates.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's two decay rates.")
     eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(
         default=1e-4,

@@ -241,6 +241,11 @@ class Study(Frozen):
                 f"use {batch - batch % workers or workers} or {batch - batch % workers + workers} sequences, "
                 "or another number of workers",
             )
+        if self.training.eval_sequences < workers:
+            raise bad(
+                f"training.eval_sequences {self.training.eval_sequences} is less than resources.workers {workers}",
+                "every worker evaluates at least one sequence",
+            )
         if self.training.warmup_steps > self.training.steps:
             raise bad(
                 f"training.warmup_steps {self.training.warmup_steps} exceeds training.steps {self.training.steps}",
@@ -281,7 +286,7 @@ class Study(Frozen):
         """
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
             where = getattr(error, "problem_mark", None)
             at = f" at line {where.line + 1}" if where else ""
             raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the form") from error

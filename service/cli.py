@@ -50,6 +50,11 @@ def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def plain() -> Console:
+    """A console that prints what it is given: paths and tracebacks hold square brackets, which are no markup."""
+    return Console(markup=False, highlight=False)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="oec-sensitivity")
 def main() -> None:
@@ -69,23 +74,24 @@ def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None
     """Train every cell of STUDY that the home does not know, and report."""
     from service.run import run as run_study
 
-    console = Console()
+    console = plain()
     spec, place = Study.load(study), Home.open(home)
     try:
-        outcome = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
+        crashed = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on with the missing cells")
         sys.exit(EXIT_INTERRUPTED)
-    from service.mlflow_sink import Store
+    from service.mlflow_sink import sync
     from service.reporting import load, report
 
     page = report(load(spec.name, place), None, console)
-    if outcome.trained:
-        Store(place.tracking_uri, place, spec).artifacts(page.parent)
-    if outcome.undelivered:
-        console.print(f"MLflow lacks {outcome.undelivered} cells: oec sync {study} delivers them")
-    if outcome.crashed:
-        console.print(f"{outcome.crashed} cells crashed: oec status {study} says why, --retry-crashed tries them again")
+    try:
+        sync(place.tracking_uri, place, spec, Ledger(place.ledger(spec.name), spec.name), page.parent)
+    except InvalidInput as error:  # the results are in the home
+        console.print(f"not in MLflow yet: {error}", soft_wrap=True)
+    if crashed:
+        name = spec.name
+        console.print(f"{crashed} cells crashed: `oec status {name}` says why, `oec run --retry-crashed` tries again")
         sys.exit(EXIT_CRASHED)
 
 
@@ -99,7 +105,7 @@ def plan(study: str, home: str) -> None:
     from service.run import tokens_of
     from service.show import plan_tables
 
-    console = Console()
+    console = plain()
     spec, place = Study.load(study), Home.open(home)
     for renderable in plan_tables(Plan(spec, tokens_of(spec, place, console.print).digest), place):
         console.print(renderable, soft_wrap=True)
@@ -114,7 +120,7 @@ def status(study: str | None, home: str, cells: bool) -> None:
     """Cells by state, of STUDY or of every study of the home, and why cells crashed."""
     from service.show import status_tables
 
-    console = Console()
+    console = plain()
     for renderable in status_tables(Home.open(home), study, cells):
         console.print(renderable, soft_wrap=True)
 
@@ -129,7 +135,7 @@ def report(source: str, home: str, out: Path | None) -> None:
     from service.reporting import load
     from service.reporting import report as write
 
-    write(load(source, Home.open(home)), out, Console())
+    write(load(source, Home.open(home)), out, plain())
 
 
 @main.command()
@@ -145,7 +151,7 @@ def train(study: str, home: str, scale: str | None, method: str, gamma: float | 
     """Train one cell of STUDY in this process, without Ray, by the same loop."""
     from service.single import train_one
 
-    train_one(Study.load(study), Home.open(home), scale, method, gamma, lr, seed, Console())
+    train_one(Study.load(study), Home.open(home), scale, method, gamma, lr, seed, plain())
 
 
 @main.group()
@@ -161,7 +167,7 @@ def prepare(study: str, home: str) -> None:
     """Tokenize the text of STUDY into the home, or check the token files that it names."""
     from service.run import tokens_of
 
-    console = Console()
+    console = plain()
     tokens = tokens_of(Study.load(study), Home.open(home), console.print)
     console.print(
         f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
@@ -179,7 +185,7 @@ def methods() -> None:
         range_ = f"{strength.symbol} in {strength.low:g} .. {strength.high:g}" if strength else ""
         default = f"{strength.default:g}" if strength else ""
         table.add_row(method.name, method.acts_on, method.summary, range_, default, method.source)
-    Console().print(table)
+    plain().print(table)
 
 
 @main.command()
@@ -197,15 +203,13 @@ def sync(study: str, home: str) -> None:
     from service import mlflow_sink
 
     place = Home.open(home)
-    name = study if place.ledger(study).is_file() else Study.load(study).name
-    if not place.ledger(name).is_file():
-        raise InvalidInput("STUDY", study, "has no ledger in this home", f"studies here: {', '.join(place.known())}")
+    if study not in place.known():
+        known = ", ".join(place.known()) or "none yet"
+        raise InvalidInput("STUDY", study, "has no ledger in this home", f"studies here: {known}")
     mlflow_sink.check(place.tracking_uri)
-    spec = Study.load(str(place.study(name) / "study.yaml"))
-    folder = place.study(name) / "report"
-    cells = mlflow_sink.sync(
-        place.tracking_uri, place, spec, Ledger(place.ledger(name), name), folder if folder.is_dir() else None
-    )
+    folder = place.study(study)
+    spec = Study.load(str(folder / "study.yaml"))
+    cells = mlflow_sink.sync(place.tracking_uri, place, spec, Ledger(place.ledger(study), study), folder / "report")
     click.echo(f"{cells} cells are in MLflow")
 
 
@@ -215,9 +219,11 @@ def sync(study: str, home: str) -> None:
 @bad_input_exits
 def ui(home: str, port: int) -> None:
     """The MLflow UI on the home's store, on loopback."""
+    from service.mlflow_sink import shown
+
     uri = Home.open(home).tracking_uri
     if uri.startswith("http"):
-        raise InvalidInput("MLFLOW_TRACKING_URI", uri, "is a server that has its own UI", "open it in a browser")
+        raise InvalidInput("MLFLOW_TRACKING_URI", shown(uri), "is a server that has its own UI", "open it in a browser")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # less memory; we submit no jobs to it
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     os.execv(sys.executable, command)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import ResourceSpec
@@ -48,6 +49,9 @@ def connect(given: str | None) -> None:
     import ray
 
     joined = address(given)
+    if joined and joined.startswith("ray://"):
+        remedy = "give the cluster's own address (host:6379) from a machine of its network, or submit a Ray job"
+        raise InvalidInput("--address", joined, "is a Ray Client address, which a sweep can not use", remedy)
     try:
         if joined:
             reach(joined)
@@ -67,19 +71,24 @@ def connect(given: str | None) -> None:
 
 
 def reach(joined: str) -> None:
-    """See that something listens at ``[ray://]host:port``; ``ray.init`` waits for minutes where nothing does.
+    """See that something listens at ``host:port``; ``ray.init`` waits for minutes where nothing does.
 
     Raises:
         OSError: nothing listens there.
     """
-    host, _, port = joined.removeprefix("ray://").rpartition(":")
+    host, _, port = joined.rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def local_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_gpus() -> int:
+    """Accelerators of this machine, as an embedded cluster counts them; without importing torch."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def concurrency(resources: ResourceSpec, available: Mapping[str, float]) -> int:

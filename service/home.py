@@ -3,8 +3,9 @@
 ::
 
     data/<key>/              token files, made once
-    cells/<cell id>/         metrics.jsonl, and checkpoints while the cell is not done
     studies/<name>/          study.yaml, ledger.jsonl, optuna.journal (a view of the ledger), report/
+    studies/<name>/cells/<cell id>/   metrics.jsonl, and checkpoints while the cell is not done
+    cells/<cell id>/         the same of a cell that ``oec train`` trained
     mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
     ray/                     what Ray Tune and Ray Train write
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
+from service.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ class Home:
         """
         home = cls(Path(path).expanduser().resolve())
         try:
-            for folder in (home.path, home.cells, home.studies):
-                folder.mkdir(parents=True, exist_ok=True)
+            home.studies.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=home.path):
                 pass
         except OSError as error:
@@ -44,10 +45,6 @@ class Home:
                 "--home", str(path), f"is not writable ({error.strerror})", "choose a folder that is, or make it so"
             ) from error
         return home
-
-    @property
-    def cells(self) -> Path:
-        return self.path / "cells"
 
     @property
     def studies(self) -> Path:
@@ -66,8 +63,9 @@ class Home:
         """``MLFLOW_TRACKING_URI``, or the home's own SQLite store."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path / 'mlflow.db'}"
 
-    def cell(self, cell_id: str) -> Path:
-        return self.cells / cell_id
+    def cell(self, cell_id: str, study: str | None = None) -> Path:
+        """The folder of a cell: each study trains in its own, so that two at once never write to one."""
+        return (self.study(study) if study else self.path) / "cells" / cell_id
 
     def study(self, name: str) -> Path:
         return self.studies / name
@@ -91,15 +89,22 @@ class Home:
         path = self.study(study.name) / "study.yaml"
         if path.exists():
             before = Study.load(str(path))
-            if before.hash != study.hash:
+            if before.hash != study.hash and not self._untouched(study.name):
                 raise InvalidInput(
                     "name",
                     study.name,
                     f"is taken: a different study of this name ran in this home ({changes(before, study)})",
                     "give the changed study another name (equal cells are not trained again), or another --home",
                 )
+            if before.hash != study.hash:
+                self.ledger(study.name).unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, study.to_yaml())
+
+    def _untouched(self, name: str) -> bool:
+        """Whether a study was planned here and never begun, as when its cluster was not to be had."""
+        ledger = self.ledger(name)
+        return ledger.is_file() and set(Ledger(ledger, name).counts()) <= {"planned"}
 
 
 def changes(before: Study, after: Study) -> str:

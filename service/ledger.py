@@ -39,12 +39,14 @@ class Entry:
     state: State = "planned"
     result: dict[str, Any] = field(default_factory=dict)
     """The columns of a runs table that the cell's end gave, see ``dashboards.runs``."""
+    reused_from: str | None = None
+    """The study that trained it, if it was not this one."""
 
     def record(self, study: str) -> dict[str, Any]:
         """The cell as one row of a runs table."""
         identity = {"cell": self.cell.id, "state": self.state}
         identity |= {name: getattr(self.cell, name) for name in IDENTITY if name not in identity}
-        return {"study": study, **identity, **self.result}
+        return {"study": study, **identity, "origin": self.origin, **self.result}
 
 
 class LedgerLocked(InvalidInput):
@@ -96,7 +98,9 @@ class Ledger:
         )
 
     def running(self, cell_id: str) -> None:
-        self._append([{"event": "running", "cell": cell_id}])
+        """Record that a cell is being trained; one that has its result keeps it."""
+        if self.entries[cell_id].state not in TERMINAL - {"crashed"}:
+            self._append([{"event": "running", "cell": cell_id}])
 
     def end(self, cell_id: str, state: State, result: Mapping[str, Any], reused_from: str | None = None) -> None:
         """Record a cell's terminal state, once.
@@ -115,7 +119,7 @@ class Ledger:
         return [entry.record(self.study) for entry in self.entries.values()]
 
     def counts(self) -> Counter[State]:
-        return Counter(entry.state for entry in self.entries.values())
+        return Counter(entry.state for entry in list(self.entries.values()))
 
     def ended(self) -> list[Entry]:
         """Cells in a terminal state, crashed ones included."""
@@ -125,6 +129,11 @@ class Ledger:
         """Cells that still have to be trained, in the order in which they were planned."""
         done = TERMINAL - {"crashed"} if retry_crashed else TERMINAL
         return [entry.cell for entry in self.entries.values() if entry.state not in done]
+
+    @property
+    def seq(self) -> int:
+        """Number of the last line."""
+        return self._seq
 
     @property
     def _owner_file(self) -> Path:
@@ -185,6 +194,7 @@ class Ledger:
         elif kind in STATES:
             entry = self.entries[event["cell"]]
             entry.state, entry.result = kind, event.get("result", {})
+            entry.reused_from = event.get("reused_from")
         else:
             raise ValueError(f"unknown event {kind!r}")
         self._seq = event["seq"]

@@ -8,24 +8,25 @@ worker measured it, which MLflow keeps once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.home import Home
+from service.home import Home, write_atomically
 from service.ledger import Ledger
 from trainers.job import Event
 from trainers.rows import read
@@ -38,11 +39,18 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "oec"
 BATCH = 1000
 """Metrics a request; the most that MLflow takes."""
+CHECK_TIMEOUT_S = 5.0
+DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REASON_CHARACTERS = 5000
 """What MLflow takes as a tag's value; the ledger has the whole traceback."""
 LIVE_S = 20.0
 """A running cell's metrics are delivered at most this often before its end."""
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+def shown(uri: str) -> str:
+    """An address without user and password, for messages."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def check(uri: str) -> None:
@@ -51,33 +59,34 @@ def check(uri: str) -> None:
     Raises:
         InvalidInput: an unknown kind of address, or a server that does not answer.
     """
-    parts = urlsplit(uri)
-    shown = re.sub(r"//[^/@]*@", "//", uri)  # without user and password
-    if parts.scheme in ("http", "https"):
+
+    def bad(problem: str, remedy: str) -> InvalidInput:
+        return InvalidInput("MLFLOW_TRACKING_URI", shown(uri), problem, remedy)
+
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
+    except ValueError as error:
+        raise bad(f"is not an address ({error})", "write it as scheme://host:port") from error
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in (*DEFAULT_PORTS, "sqlite", "databricks"):
+        raise bad("is no MLflow store", "use an http(s) server, or a database such as sqlite:////path/to/mlflow.db")
+    if scheme == "sqlite" and not Path(uri.partition(":///")[2]).parent.is_dir():
+        raise bad("lies in a folder that does not exist", "make the folder")
+    if host and port:
         try:
-            with urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-                return
-        except (URLError, OSError) as error:
-            raise InvalidInput(
-                "MLFLOW_TRACKING_URI", shown, f"is not reachable ({error})", "start the server, or unset the variable"
-            ) from error
-    if parts.scheme not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
-        remedy = "use an http(s) server, or a database such as sqlite:////path/to/mlflow.db"
-        raise InvalidInput("MLFLOW_TRACKING_URI", shown, "is no MLflow store", remedy)
-    if parts.scheme == "sqlite" and not Path(uri.removeprefix("sqlite:///")).parent.is_dir():
-        raise InvalidInput("MLFLOW_TRACKING_URI", shown, "lies in a folder that does not exist", "make the folder")
+            socket.create_connection((host, port), timeout=CHECK_TIMEOUT_S).close()
+        except OSError as error:
+            raise bad(f"is not reachable ({error})", "start the server, or unset the variable") from error
 
 
 class MlflowSink:
     """An observer of a sweep that delivers in the background."""
 
-    def __init__(self, uri: str, home: Home, study: Study, ledger: Ledger) -> None:
+    def __init__(self, uri: str, home: Home, study: Study) -> None:
         self._store = Store(uri, home, study)
         self._todo: queue.Queue[tuple[Cell, dict[str, Any]] | None] = queue.Queue()
-        for entry in ledger.ended():  # a killed driver may have left some undelivered
-            self._todo.put((entry.cell, entry.record(study.name)))
         self._last: dict[str, float] = {}
-        self._undelivered: set[str] = set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._deliver_all, name="mlflow", daemon=True)
         self._thread.start()
@@ -93,32 +102,27 @@ class MlflowSink:
     def ended(self, cell: Cell, record: dict[str, Any]) -> None:
         self._todo.put((cell, record))
 
-    def close(self, timeout_s: float) -> list[str]:
-        """Deliver what is left, for at most ``timeout_s``; returns the ids of cells that were not delivered."""
-        self._closing.set()
+    def close(self, timeout_s: float) -> None:
+        """Go on delivering for at most ``timeout_s``; ``sync`` knows what is left then."""
         self._todo.put(None)
         self._thread.join(timeout_s)
-        left = [item[0].id for item in list(self._todo.queue) if item]
-        return sorted({*left, *self._undelivered})
+        self._closing.set()
 
     def _deliver_all(self) -> None:
         self._tried("connect", self._store.connect)  # while the workers start, not while the first cells train
         while (item := self._todo.get()) is not None:
             cell, record = item
-            self._undelivered.add(cell.id)
-            if self._tried(f"take cell {cell.id}", partial(self._store.deliver, cell, record)):
-                self._undelivered.remove(cell.id)
+            self._tried(f"take cell {cell.id}", partial(self._store.deliver, cell, record))
 
-    def _tried(self, what: str, action: Callable[[], object]) -> bool:
-        for pause in (*BACKOFF_S, None):
+    def _tried(self, what: str, action: Callable[[], object]) -> None:
+        for pause in (*BACKOFF_S, 0.0):
             try:
                 action()
-                return True
+                return
             except Exception as error:  # whatever the store's client raises: training goes on
                 logger.warning("MLflow did not %s: %s", what, error)
-                if pause is None or self._closing.wait(pause):
-                    return False
-        return False
+            if self._closing.wait(pause):
+                return
 
 
 class Store:
@@ -134,16 +138,20 @@ class Store:
         """What the store says of each cell; written after everything else of it."""
         self._rows: dict[str, int] = {}
 
-    def deliver(self, cell: Cell, record: Mapping[str, Any]) -> None:
-        """Make the child run of ``cell`` hold its parameters, its rows and, at its end, its result."""
+    def deliver(self, cell: Cell, record: Mapping[str, Any], reused_from: str | None = None) -> None:
+        """Make the child run of ``cell`` hold its parameters, its rows and, at its end, its result.
+
+        Args:
+            reused_from: the study that trained it, if not this one.
+        """
         from mlflow.entities import Metric, RunTag
 
         client = self.connect()
         state = str(record["state"])
-        if self._states.get(cell.id) == state != "running":
+        if self._states.get(cell.id) == state and state not in ("running", "crashed"):
             return
         run_id = self._child(client, cell)
-        rows = read(self._home.cell(cell.id) / "metrics.jsonl")
+        rows = read(self._home.cell(cell.id, reused_from or self._study.name) / "metrics.jsonl")
         metrics = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in rows[self._rows.get(run_id, 0) :]
@@ -158,8 +166,9 @@ class Store:
         self._rows[run_id] = len(rows)
         if ended:
             client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED")
-        tags = {"oec.reason": str(record.get("reason") or "")[:REASON_CHARACTERS], "oec.state": state}
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items() if value])
+        reason = str(record.get("reason") or "")[:REASON_CHARACTERS]
+        tags = {"oec.reason": reason, "oec.origin": record.get("origin", "grid"), "oec.state": state}
+        client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
         self._states[cell.id] = state
 
     def artifacts(self, folder: Path) -> None:
@@ -172,6 +181,7 @@ class Store:
         """The client, with experiment, parent run and known children found or made."""
         if self._client:
             return self._client
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves; 7 take minutes
         from mlflow import MlflowClient
         from mlflow.entities import Param, ViewType
 
@@ -252,11 +262,29 @@ def at_end(rows: list[dict[str, float]]) -> tuple[int, int]:
     return (int(rows[-1]["time"] * 1000), int(rows[-1]["step"])) if rows else (0, 0)
 
 
-def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path | None) -> int:
-    """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it holds then."""
-    store = Store(uri, home, study)
-    for entry in ledger.ended():
-        store.deliver(entry.cell, entry.record(study.name))
-    if report:
-        store.artifacts(report)
-    return len(ledger.ended())
+def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path) -> int:
+    """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it holds then.
+
+    A file beside the ledger remembers what was delivered where, so that nothing is asked of the store when nothing
+    is new.
+
+    Raises:
+        InvalidInput: the store does not take it.
+    """
+    marker = home.study(study.name) / "delivered"
+    state = f"{hashlib.sha256(uri.encode()).hexdigest()} {ledger.seq}"
+    ended = ledger.ended()
+    if marker.is_file() and marker.read_text() == state:
+        return len(ended)
+    try:
+        store = Store(uri, home, study)
+        for entry in ended:
+            store.deliver(entry.cell, entry.record(study.name), entry.reused_from)
+        if report.is_dir():
+            store.artifacts(report)
+    except Exception as error:  # whatever the store's client raises
+        remedy = f"run `oec sync {study.name}` when it is well again"
+        problem = f"does not take study {study.name} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        raise InvalidInput("MLFLOW_TRACKING_URI", shown(uri), problem, remedy) from error
+    write_atomically(marker, state)
+    return len(ended)

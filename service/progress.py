@@ -31,6 +31,7 @@ class Progress:
         self._flops_done = 0.0
         self._tokens_done = 0.0
         self._share: dict[str, tuple[Cell, float]] = {}  # running cells and how far they are, 0 to 1
+        self._resumed_at: dict[str, float] = {}  # how far they were when this sweep took them up
         self._drawn = -PLAIN_EVERY_S
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=True)
 
@@ -48,12 +49,16 @@ class Progress:
 
     def row(self, cell: Cell, row: Event) -> None:
         self._warm = self._warm or self._clock()
-        self._share[cell.id] = (cell, row["step"] / cell.training.steps)
+        share = row["step"] / cell.training.steps
+        # The first row of a resumed cell comes one evaluation after its checkpoint: near enough.
+        self._resumed_at.setdefault(cell.id, share)
+        self._share[cell.id] = (cell, share)
 
     def ended(self, cell: Cell, record: dict[str, Any]) -> None:
         self._share.pop(cell.id, None)
-        self._flops_done += cell.flops * (record.get("steps") or 0) / cell.training.steps
-        self._tokens_done += record.get("tokens") or 0
+        done = (record.get("steps") or 0) / cell.training.steps - self._resumed_at.get(cell.id, 0.0)
+        self._flops_done += cell.flops * done
+        self._tokens_done += cell.tokens * done
         if self._console.is_terminal:
             return
         if self._clock() - self._drawn >= PLAIN_EVERY_S or self._remaining_cells() == 0:
@@ -77,22 +82,28 @@ class Progress:
     def tokens_per_second(self) -> float | None:
         """Tokens trained on, all cells together, a second since the first worker group was warm."""
         elapsed = self._elapsed()
-        return self._tokens(self._tokens_done) / elapsed if elapsed else None
+        running = sum(cell.tokens * done for cell, done in self._running())
+        return (self._tokens_done + running) / elapsed if elapsed else None
 
     def eta_seconds(self) -> float | None:
         """Wall seconds left, from the FLOPs done since the first group was warm and those that remain."""
         elapsed = self._elapsed()
-        done = self._flops_done + sum(cell.flops * share for cell, share in self._share.values())
+        done = self._flops_done + sum(cell.flops * share for cell, share in self._running())
         if not elapsed or not done:
             return None
-        left = sum(entry.cell.flops for entry in self._ledger.entries.values() if entry.state in ("planned", "running"))
-        left -= sum(cell.flops * share for cell, share in self._share.values())
+        entries = list(self._ledger.entries.values())
+        left = sum(entry.cell.flops for entry in entries if entry.state in ("planned", "running"))
+        left -= sum(cell.flops * share for cell, share in list(self._share.values()))
         return left / done * elapsed
+
+    def _running(self) -> list[tuple[Cell, float]]:
+        """Running cells, and the share of each that was trained by this sweep."""
+        return [(cell, share - self._resumed_at.get(cell.id, share)) for cell, share in list(self._share.values())]
 
     def best(self) -> list[tuple[str, float, float]]:
         """``(scale and method, best loss, its lr)`` of every method that has one."""
         best: dict[str, tuple[float, float]] = {}
-        for entry in self._ledger.entries.values():
+        for entry in list(self._ledger.entries.values()):  # rich draws from a thread of its own
             if entry.state == "finished":
                 name = f"{entry.cell.scale} {entry.cell.method}"
                 candidate = (entry.result["val_loss"], entry.cell.lr)
@@ -101,9 +112,6 @@ class Progress:
 
     def _elapsed(self) -> float:
         return self._clock() - self._warm if self._warm is not None else 0.0
-
-    def _tokens(self, done: float) -> float:
-        return done + sum(cell.tokens * share for cell, share in self._share.values())
 
     def _done(self, counts: Counter[Any]) -> int:
         return sum(counts[state] for state in ("finished", "diverged", "crashed", "pruned"))
@@ -118,7 +126,9 @@ class Progress:
             table.add_column(column, justify="left" if column == "method" else "right")
         for name, loss, lr in self.best():
             table.add_row(name, f"{loss:.4f}", f"{lr:g}")
-        running = Text("\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in self._share.values()), style="dim")
+        running = Text(
+            "\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in list(self._share.values())), style="dim"
+        )
         return Group(ProgressBar(total=self._plan.cell_count, completed=done), Text(self.line()), running, table)
 
 

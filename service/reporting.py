@@ -16,10 +16,10 @@ from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import curves
 from dashboards.tables import sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
+from search_spaces.study import Study, shipped
 from service.home import Home
 from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT
+from service.mlflow_sink import EXPERIMENT, check
 
 MLFLOW_PREFIX = "mlflow:"
 NAMED_VERSIONS = ("oec-sensitivity", "torch", "ray", "optuna", "mlflow")
@@ -47,6 +47,7 @@ def load(source: str, home: Home) -> Source:
     """
     if source.startswith(MLFLOW_PREFIX):
         name = source.removeprefix(MLFLOW_PREFIX)
+        check(home.tracking_uri)
         runs = read_mlflow(home.tracking_uri, EXPERIMENT, name)
         return Source(title=name, runs=runs, grid=None, provenance={"MLflow study": name}, folder=Path(name))
     if home.ledger(source).is_file():
@@ -73,12 +74,12 @@ def provenance(study: Study) -> dict[str, str]:
     """How a study was made, for its page."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in NAMED_VERSIONS)
     return {
-        "command": f"oec run {study.name}",
+        "command": f"oec run {study.name}" if study.name in shipped() else "oec run on the study file below",
         "study": f"{study.name} ({study.hash})",
         "seeds": ", ".join(str(seed) for seed in study.seeds),
         "logits": study.training.logits_dtype,
-        "versions": versions,
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "reported with": versions,
+        "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "study file": study.to_yaml(),
     }
 
@@ -88,8 +89,11 @@ def report(source: Source, folder: Path | None, console: Console) -> Path:
     table = sensitivity_table(curves(source.runs, source.grid))
     console.print(terminal_table(table, title=f"Learning-rate sensitivity: {source.title}"))
     target = folder or source.folder
-    page = write_report(
-        source.runs, target, title=source.title, grid=source.grid, provenance=source.provenance, notes=source.notes
-    )
+    try:
+        page = write_report(
+            source.runs, target, title=source.title, grid=source.grid, provenance=source.provenance, notes=source.notes
+        )
+    except OSError as error:
+        raise InvalidInput("--out", str(target), f"can not be written ({error.strerror})", "choose a folder") from error
     console.print(f"report: {page.resolve()}", soft_wrap=True, highlight=False)
     return page

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -20,20 +18,9 @@ from service.mlflow_sink import MlflowSink
 from service.progress import Progress
 from trainers.data import Tokens, prepare
 
-FLUSH_S = 300.0
+FLUSH_S = 60.0
 """How long the end of a study waits for MLflow."""
 FLUSH_INTERRUPTED_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a study ended."""
-
-    trained: int
-    """Cells that this command trained."""
-    crashed: int
-    undelivered: int
-    """Cells that MLflow did not take; ``oec sync`` delivers them."""
 
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
@@ -43,8 +30,8 @@ def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens
     return tokens
 
 
-def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> Outcome:
-    """Train every cell of the study that the home does not know.
+def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
+    """Train every cell of the study that the home does not know; returns how many cells of it are crashed.
 
     Raises:
         InvalidInput: something can not be run as it stands; nothing was lost or started.
@@ -53,22 +40,19 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
     mlflow_sink.check(home.tracking_uri)
     embedded = cluster.address(address) is None
     if embedded:
-        cluster.concurrency(study.resources, {"CPU": cluster.local_cores(), "GPU": local_gpus()})
+        cluster.concurrency(study.resources, {"CPU": cluster.local_cores(), "GPU": cluster.local_gpus()})
     tokens = tokens_of(study, home, console.print)
     plan = Plan(study, tokens.digest)
     home.claim(study)
     with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
         same_data(ledger, plan)
         ledger.plan(plan.cells)
-        reuse(ledger, home, study)
+        reuse(ledger, home, study, retry_crashed=retry_crashed)
         todo = len(ledger.missing(retry_crashed=retry_crashed)) + open_refinements(plan, ledger)
         console.print(f"study {study.name}: {plan.cell_count} cells, {todo} to train; home {home.path}", soft_wrap=True)
-        undelivered: list[str] = []
         if todo:
-            undelivered = train(
-                plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console
-            )
-        return Outcome(trained=todo, crashed=ledger.counts()["crashed"], undelivered=len(undelivered))
+            train(plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console)
+        return ledger.counts()["crashed"]
 
 
 def train(
@@ -80,14 +64,14 @@ def train(
     address: str | None,
     retry_crashed: bool,
     console: Console,
-) -> list[str]:
-    """The sweep between connecting to Ray and letting go of it; returns the cells that MLflow did not take."""
+) -> None:
+    """The sweep between connecting to Ray and letting go of it."""
     cluster.configure()
     import ray  # seconds, and not needed to refuse a study
 
     from service.sweep import sweep
 
-    sink = MlflowSink(home.tracking_uri, home, plan.study, ledger)
+    sink = MlflowSink(home.tracking_uri, home, plan.study)
     flush = FLUSH_INTERRUPTED_S
     try:
         cluster.connect(address)
@@ -99,9 +83,8 @@ def train(
             sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
         flush = FLUSH_S
     finally:
-        left = sink.close(flush)
+        sink.close(flush)
         ray.shutdown()
-    return left
 
 
 def same_data(ledger: Ledger, plan: Plan) -> None:
@@ -120,13 +103,13 @@ def same_data(ledger: Ledger, plan: Plan) -> None:
         )
 
 
-def reuse(ledger: Ledger, home: Home, study: Study) -> None:
+def reuse(ledger: Ledger, home: Home, study: Study, *, retry_crashed: bool) -> None:
     """Take over the results of equal cells that other studies of this home have trained."""
-    missing = {cell.id for cell in ledger.missing()}
+    missing = {cell.id for cell in ledger.missing(retry_crashed=retry_crashed)}
     others = [(name, home.ledger(name)) for name in home.known() if name != study.name]
     for other, entry in finished_elsewhere(others):
         if entry.cell.id in missing:
-            ledger.end(entry.cell.id, entry.state, entry.result, reused_from=other)
+            ledger.end(entry.cell.id, entry.state, entry.result, reused_from=entry.reused_from or other)
             missing.discard(entry.cell.id)
 
 
@@ -134,11 +117,6 @@ def open_refinements(plan: Plan, ledger: Ledger) -> int:
     """Refinement cells that are still to be proposed."""
     wanted = sum(trials for *_, trials in plan.refinements)
     return wanted - sum(entry.origin == "refine" for entry in ledger.entries.values())
-
-
-def local_gpus() -> int:
-    """Accelerators of this machine, as an embedded cluster counts them; without importing torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def stop_on_sigterm() -> None:

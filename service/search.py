@@ -7,6 +7,7 @@ end in a tail of idle cores; it also names every study alike.) The journal is a 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import deque
 from pathlib import Path
@@ -50,21 +51,23 @@ class CurveSearch:
             direction="minimize",
             load_if_exists=True,
         )
-        self.space: dict[str, BaseDistribution] = {
+        self.space: dict[str, FloatDistribution] = {
             name: FloatDistribution(low, high, log=True)
             for name, (low, high) in refinement_space(method, plan.study).items()
         }
+        self._distributions: dict[str, BaseDistribution] = dict(self.space)
         self._reconcile()
 
     def ask(self, cell: Cell) -> int:
         """A trial for a cell that is decided already."""
         self.study.enqueue_trial(self._params(cell), user_attrs={"cell": cell.id})
-        return self.study.ask(self.space).number
+        return self.study.ask(self._distributions).number
 
     def propose(self) -> tuple[int, Cell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
-        trial = self.study.ask(self.space)
-        params = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in trial.params.items()}
+        trial = self.study.ask(self._distributions)
+        rounded = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in trial.params.items()}
+        params = {name: min(max(value, self.space[name].low), self.space[name].high) for name, value in rounded.items()}
         cell = self.plan.cell(self.scale, self.method, params.get("gamma"), params["lr"], seed=self.plan.study.seeds[0])
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
@@ -91,7 +94,9 @@ class CurveSearch:
             if trial.state == TrialState.COMPLETE:
                 told.add(trial.user_attrs["cell"])
             elif trial.state == TrialState.WAITING:
-                number = self.study.ask(self.space).number  # takes the oldest one that waits, which is this one
+                number = self.study.ask(
+                    self._distributions
+                ).number  # takes the oldest one that waits, which is this one
             if not trial.state.is_finished():
                 self.study.tell(number, state=TrialState.FAIL)
         for cell_id, entry in self.ledger.entries.items():
@@ -100,7 +105,7 @@ class CurveSearch:
                 self.study.add_trial(
                     optuna.trial.create_trial(
                         params=self._params(entry.cell),
-                        distributions=self.space,
+                        distributions=self._distributions,
                         value=value,
                         user_attrs={"cell": cell_id},
                     )
@@ -118,8 +123,10 @@ def objective(entry: Entry) -> float | None:
     """The finite number that Optuna minimises: the final validation loss, at most ``l_init``; None without one."""
     if entry.state not in ("finished", "diverged"):
         return None
-    l_init, loss = float(entry.result["l_init"]), entry.result.get("val_loss")
-    return l_init if entry.state == "diverged" or loss is None else min(float(loss), l_init)
+    l_init, loss = entry.result.get("l_init"), entry.result.get("val_loss")
+    if l_init is None:  # not even the first evaluation was finite
+        return None
+    return float(l_init if entry.state == "diverged" or loss is None else min(loss, l_init))
 
 
 class CellSearch(Searcher):
@@ -189,4 +196,18 @@ class CellSearch(Searcher):
 def open_storage(path: Path) -> BaseStorage:
     """Optuna's journal file: no server, safe on shared storage, appended to by one sweep at a time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if path.exists() and not _whole(path):
+        damaged = path.replace(path.with_suffix(".damaged"))
+        logger.warning("Optuna's journal is damaged: kept as %s, and made anew from the ledger", damaged)
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _whole(path: Path) -> bool:
+    """Whether every line of a journal is JSON and the last one is complete; Optuna appends to a torn one."""
+    content = path.read_bytes()
+    try:
+        for line in content.splitlines():
+            json.loads(line)
+    except ValueError:
+        return False
+    return content.endswith(b"\n")

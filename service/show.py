@@ -11,7 +11,8 @@ from search_spaces.errors import InvalidInput
 from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
-from service.cluster import local_cores
+from search_spaces.study import ResourceSpec
+from service.cluster import concurrency, local_cores, local_gpus
 from service.home import Home
 from service.ledger import STATES, Entry, Ledger
 from service.progress import clock_time
@@ -28,7 +29,7 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
         tokens = f"{curve.cells[0].tokens:,}"
         table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
     yield table
-    at_once = study.resources.concurrency or max(1, local_cores() // study.resources.workers)
+    at_once = fits_here(study.resources)
     measured = measured_speeds(home)
     basis = "speeds measured in this home" if measured else "a nominal speed of one core a worker"
     known = len(plan.cells) - len(_missing(plan, home))
@@ -36,6 +37,14 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
         f"{plan.cell_count} cells ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(measured, at_once))} with {at_once} cells at once, from {basis}"
     )
+
+
+def fits_here(resources: ResourceSpec) -> int:
+    """Cells at once on this machine; for a study that does not fit here, what it asks for, or one."""
+    try:
+        return concurrency(resources, {"CPU": local_cores(), "GPU": local_gpus()})
+    except InvalidInput:
+        return resources.concurrency or 1
 
 
 def measured_speeds(home: Home) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
@@ -36,7 +37,9 @@ def train_one(
     tokens = tokens_of(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
     console.print(f"cell {cell.id}: {cell.label}")
-    trainer = Trainer(World.single(), tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches)
+    trainer = Trainer(
+        World.single(device_of(checked)), tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches
+    )
 
     def show(row: dict[str, float]) -> None:
         shown = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second")
@@ -52,3 +55,17 @@ def train_one(
     )
     for name, value in result.record().items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
+
+
+def device_of(study: Study) -> str:
+    """Where the study's workers would train.
+
+    Raises:
+        InvalidInput: on an accelerator, and this machine has none.
+    """
+    import torch
+
+    gpus = study.resources.gpus_per_worker
+    if gpus and not torch.cuda.is_available():
+        raise InvalidInput("resources.gpus_per_worker", gpus, "needs an accelerator, here is none", "set it to 0")
+    return "cuda" if gpus else "cpu"

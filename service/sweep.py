@@ -86,7 +86,7 @@ def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, A
         cell = Cell.model_validate(config["cell"])
         job = Job(
             cell=cell,
-            folder=home.cell(cell.id),
+            folder=home.cell(cell.id, study.name),
             evaluate_every=study.evaluate_every,
             checkpoint_every=study.checkpoint_every,
         )

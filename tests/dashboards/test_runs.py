@@ -16,8 +16,17 @@ from search_spaces.errors import InvalidInput
 
 def test_columns_are_frozen() -> None:
     assert (
-        *("study", "cell", "scale", "method", "gamma", "lr", "seed", "state", "val_loss", "train_loss", "l_init"),
-        *("steps", "tokens", "train_seconds", "tokens_per_second", "output_mu_norm", "logits_mean", "logits_std"),
+        *("study", "cell", "scale", "method", "gamma", "lr", "seed", "state", "origin", "val_loss", "train_loss"),
+        *(
+            "l_init",
+            "steps",
+            "tokens",
+            "train_seconds",
+            "tokens_per_second",
+            "output_mu_norm",
+            "logits_mean",
+            "logits_std",
+        ),
         *("logits_absmax", "log_z_squared", "output_b_ratio", "attention_logit_max", "loss_spikes", "reason"),
     ) == RUN_COLUMNS, "runs.csv is a public format: a changed column breaks every file written so far"
 

@@ -241,3 +241,19 @@ def test_the_order_of_the_rows_does_not_matter(losses: list[float], order: list[
     runs = study(curve(losses), curve([3.0, 3.1, 3.2, 3.3], method="mu-centering"))
     shuffled: pd.DataFrame = runs.iloc[np.asarray(order)].reset_index(drop=True)
     assert curves(shuffled, GRID) == curves(runs, GRID)
+
+
+def test_a_refinement_belongs_to_no_curve() -> None:
+    """Neither where it lies between the grid's learning rates, nor where it hits one of them with another strength."""
+    cell = {"scale": "tiny", "method": "z-loss", "gamma": 1e-4, "seed": 1, "state": "finished", "l_init": 7.0}
+    grid = [
+        {**cell, "lr": lr, "val_loss": loss, "origin": "grid"} for lr, loss in ((1e-3, 3.0), (1e-2, 2.0), (1e-1, 4.0))
+    ]
+    refined = [
+        {**cell, "lr": 3.3e-3, "val_loss": 1.5, "origin": "refine"},
+        {**cell, "lr": 1e-2, "gamma": 0.02, "val_loss": 1.0, "origin": "refine"},
+    ]
+    for origin in ("grid", None):  # a table from elsewhere does not tell
+        (curve,) = curves(from_records([{**run, "origin": origin} for run in grid] + refined))
+        assert pytest.approx((1.0 + 2.0) / 2) == curve.LRS
+        assert curve.lr == (1e-3, 1e-2, 1e-1)

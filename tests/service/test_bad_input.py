@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from search_spaces.plan import Plan
 from search_spaces.study import Study
+from service.ledger import Ledger
 from tests.service.oec import oec
 from trainers.data import write_shard
 
@@ -59,6 +61,13 @@ FIELDS = {
         "resources.workers 3",
         "use 3 or 6",
     ),
+    "too few to evaluate": (
+        smoke(training={"eval_sequences": 1}),
+        "eval_sequences 1",
+        "workers 2",
+    ),
+    "betas": (smoke(training={"betas": [2, -1]}), "training.betas.0", "less than 1"),
+    "a date that there is not": ("name: 2024-99-99", "study", "not YAML"),
     "sequence too long": (
         smoke(training={"sequence_length": 10**7, "precision": "float32"}),
         "sequence_length",
@@ -71,7 +80,7 @@ FIELDS = {
     "not YAML": ("name: [", "study", "not YAML"),
     "not a mapping": ("- a", "study", "mapping"),
     "more workers than cores": (
-        smoke(resources={"workers": 512}, training={"batch_size": 512, "precision": "float32", "sequence_length": 8}),
+        smoke(resources={"workers": 512}, training={"batch_size": 512, "eval_sequences": 512}),
         "resources.workers",
         "512 workers x 1 CPU = 512 CPU",
         "use at most",
@@ -126,6 +135,7 @@ def test_home_that_is_not_writable(tmp_path: Path) -> None:
     ("uri", "problem"),
     [
         ("http://127.0.0.1:9", "not reachable"),
+        ("http://localhost:port", "not an address"),
         ("ftp://somewhere", "no MLflow store"),
         ("sqlite:////nowhere/at/all/mlflow.db", "does not exist"),
     ],
@@ -139,6 +149,22 @@ def test_password_of_a_tracking_uri_is_not_shown(tmp_path: Path) -> None:
     result = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:9")
     refused(result, tmp_path / "home", "http://127.0.0.1:9")
     assert "secret" not in result.stderr + result.stdout
+
+
+def test_ray_client_address(tmp_path: Path) -> None:
+    result = oec("run", "smoke", "--address", "ray://127.0.0.1:9", home=tmp_path / "home")
+    assert result.returncode == 2
+    assert "Ray Client" in result.stderr
+
+
+def test_a_study_that_was_never_begun_may_be_changed(tmp_path: Path) -> None:
+    """As when its cluster was not to be had."""
+    home = tmp_path / "home"
+    for lrs in ([1e-3], [1e-2]):
+        study = write(tmp_path / "study.yaml", smoke(lrs=lrs))
+        result = oec("run", study, "--address", "127.0.0.1:9", home=home)
+        assert "is no Ray cluster" in result.stderr, result.stderr
+    assert Study.load(str(home / "studies" / "mine" / "study.yaml")).lrs == (1e-2,)
 
 
 def test_no_ray_cluster_at_the_address(tmp_path: Path) -> None:
@@ -156,7 +182,10 @@ def test_study_changed_under_a_name_of_the_home(tmp_path: Path) -> None:
     home = tmp_path / "home"
     before = Study.parse(yaml.safe_dump(smoke()))
     folder = home / "studies" / "mine"
-    folder.mkdir(parents=True)
+    cells = Plan(before, "data").cells
+    with Ledger(folder / "ledger.jsonl", "mine", write=True) as ledger:
+        ledger.plan(cells)
+        ledger.running(cells[0].id)
     (folder / "study.yaml").write_text(before.to_yaml())
     study = write(tmp_path / "study.yaml", smoke(lrs=[1, 2]))
     refused(oec("run", study, home=home), home, "'mine'", "lrs", "another name")
@@ -164,9 +193,6 @@ def test_study_changed_under_a_name_of_the_home(tmp_path: Path) -> None:
 
 
 def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
-    from search_spaces.plan import Plan
-    from service.ledger import Ledger
-
     home, text = tmp_path / "home", tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question\n" * 1000)
     content = smoke(data={"source": "text", "path": str(text), "tokenizer": "bytes"})
@@ -206,9 +232,6 @@ def damage_json(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [damage_sequence, damage_json])
 def test_damaged_ledger_is_refused_by_line(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    from search_spaces.plan import Plan
-    from service.ledger import Ledger
-
     home = tmp_path / "home"
     study = Study.parse(yaml.safe_dump(smoke()))
     path = home / "studies" / "mine" / "ledger.jsonl"

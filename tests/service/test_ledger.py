@@ -101,3 +101,11 @@ def test_format_of_a_line(path: Path) -> None:
         ["seq", "at", "event", "cell", "result", "reused_from"],
     ]
     assert list(lines[1]["spec"]) == ["scale", "method", "gamma", "lr", "seed", "data", "V", "model", "training"]
+
+
+def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:1])
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+        ledger.running(CELLS[0].id)
+        assert ledger.entries[CELLS[0].id].state == "finished"

@@ -10,11 +10,12 @@ import pytest
 from mlflow import MlflowClient
 
 from search_spaces.cell import Cell
+from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT, MlflowSink, Store
+from service.mlflow_sink import EXPERIMENT, MlflowSink, Store, check, sync
 
 STUDY = Study.load("smoke")
 CELL = Plan(STUDY, "data").cells[1]
@@ -25,8 +26,8 @@ RECORD = {"state": "finished", "val_loss": 2.5, "l_init": 5.5, "steps": 20, "gam
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """One home for the module: a fresh MLflow database takes seconds."""
     home = Home.open(tmp_path_factory.mktemp("home"))
-    folder = home.cell(CELL.id)
-    folder.mkdir()
+    folder = home.cell(CELL.id, "trained")
+    folder.mkdir(parents=True)
     rows = [
         {"step": step, "time": 1000.5 + step, "val_loss": 5.5 - step / 10, "logits_mean": 0.1} for step in range(30)
     ]
@@ -53,11 +54,16 @@ def child(uri: str, study: str, cell: Cell = CELL) -> tuple[MlflowClient, str]:
     return client, run.info.run_id
 
 
+def deliver(store: Store, record: dict[str, object]) -> None:
+    """As for a cell that another study of the home, ``trained``, has trained."""
+    store.deliver(CELL, record, reused_from="trained")
+
+
 def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
     for _ in range(2):  # a second process that knows nothing of the first
         store = Store(uri, home, named("twice"))
-        store.deliver(CELL, {"state": "running"})
-        store.deliver(CELL, RECORD)
+        deliver(store, {"state": "running"})
+        deliver(store, RECORD)
     client, run_id = child(uri, "twice")
     history = client.get_metric_history(run_id, "val_loss")
     assert [(point.step, point.timestamp) for point in history] == [(step, 1000500 + 1000 * step) for step in range(30)]
@@ -73,7 +79,7 @@ def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
 
 def test_a_crash_is_a_failed_run_with_its_reason(home: Home, uri: str) -> None:
     store = Store(uri, home, named("crash"))
-    store.deliver(CELL, {"state": "crashed", "reason": "Traceback\n" + "x" * 10_000})
+    deliver(store, {"state": "crashed", "reason": "Traceback\n" + "x" * 10_000})
     client, run_id = child(uri, "crash")
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
@@ -82,14 +88,14 @@ def test_a_crash_is_a_failed_run_with_its_reason(home: Home, uri: str) -> None:
 
 def test_two_studies_of_one_store_keep_apart(home: Home, uri: str) -> None:
     for name in ("one", "two"):
-        Store(uri, home, named(name)).deliver(CELL, RECORD)
+        deliver(Store(uri, home, named(name)), RECORD)
     assert child(uri, "one")[1] != child(uri, "two")[1]
 
 
 def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<html></html>")
     store = Store(uri, home, named("report"))
-    store.deliver(CELL, RECORD)
+    deliver(store, RECORD)
     store.artifacts(tmp_path)
     client, run_id = child(uri, "report")
     parent = client.get_run(client.get_run(run_id).data.tags["mlflow.parentRunId"])
@@ -98,17 +104,53 @@ def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> 
     assert parent.info.status == "FINISHED"
 
 
+def test_a_crash_that_was_tried_again_is_no_crash_any_more(home: Home, uri: str) -> None:
+    deliver(Store(uri, home, named("again")), {"state": "crashed", "reason": "out of memory"})
+    deliver(Store(uri, home, named("again")), RECORD)
+    client, run_id = child(uri, "again")
+    run = client.get_run(run_id)
+    assert run.data.tags["oec.state"] == "finished"
+    assert run.data.tags["oec.reason"] == ""
+    assert run.info.status == "FINISHED"
+
+
 def test_a_store_that_is_down_stops_nothing_and_is_told_later(home: Home, uri: str, tmp_path: Path) -> None:
-    with Ledger(tmp_path / "ledger.jsonl", "down", write=True) as ledger:
-        sink = MlflowSink("http://127.0.0.1:9", home, named("down"), ledger)
+    study = named("down")
+    with Ledger(home.ledger("down"), "down", write=True) as ledger:
+        ledger.plan([CELL])
+        ledger.end(CELL.id, "finished", RECORD, reused_from="trained")
+        sink = MlflowSink(DOWN, home, study)
         began = time.monotonic()
         sink.running(CELL)
         sink.ended(CELL, RECORD)
         assert time.monotonic() - began < 0.5, "the sweep waited for MLflow"
-        assert sink.close(timeout_s=0.5) == [CELL.id]
-        ledger.plan([CELL])
-        ledger.end(CELL.id, "finished", RECORD)
-        later = MlflowSink(uri, home, named("down"), ledger)
-        assert later.close(timeout_s=60) == []
-    client, run_id = child(uri, "down")
-    assert client.get_run(run_id).data.metrics["final_val_loss"] == 2.5
+        sink.close(timeout_s=0.1)
+        with pytest.raises(InvalidInput, match="does not take study down"):
+            sync(DOWN, home, study, ledger, tmp_path)
+        (tmp_path / "report.html").write_text("<html></html>")
+        assert sync(uri, home, study, ledger, tmp_path) == 1
+        client, run_id = child(uri, "down")
+        assert client.get_run(run_id).data.metrics["final_val_loss"] == 2.5
+        assert sync(uri, home, study, ledger, tmp_path) == 1
+        with pytest.raises(InvalidInput, match="does not take study down"):
+            sync(DOWN, home, study, ledger, tmp_path)  # what one store has, another one still lacks
+
+
+DOWN = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("http://localhost:port", "is not an address"),
+        ("http://[bad", "is not an address"),
+        ("http://me:secret@127.0.0.1:9", "is not reachable"),
+        ("postgresql+psycopg2://me:secret@127.0.0.1:9/mlflow", "is not reachable"),
+        ("file:///tmp/mlruns", "is no MLflow store"),
+        ("nonsense", "is no MLflow store"),
+    ],
+)
+def test_an_address_that_can_not_be_used_is_refused_at_once(uri: str, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem) as refused:
+        check(uri)
+    assert "secret" not in str(refused.value)

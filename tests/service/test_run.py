@@ -84,17 +84,16 @@ def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     ended = [line["cell"] for line in lines if line["event"] in ("finished", "diverged")]
     assert len(ended) == len(set(ended)) == 9
+    cells = home / "studies" / "first" / "cells"
     for entry in ledger.entries.values():
         assert set(entry.result) <= set(RUN_COLUMNS), "a result has a column that no table knows"
         assert entry.result["val_loss"] is not None
-        rows = [
-            json.loads(line) for line in (home / "cells" / entry.cell.id / "metrics.jsonl").read_text().splitlines()
-        ]
+        rows = [json.loads(line) for line in (cells / entry.cell.id / "metrics.jsonl").read_text().splitlines()]
         assert next(row["step"] for row in rows) == 0
         if entry.state == "finished":
             assert rows[-1]["step"] == 20
             assert rows[-1]["val_loss"] == entry.result["val_loss"]
-        assert not (home / "cells" / entry.cell.id / "checkpoints").exists()
+        assert not (cells / entry.cell.id / "checkpoints").exists()
 
 
 def test_ledger_and_mlflow_agree(home: Path) -> None:
@@ -212,11 +211,13 @@ def test_interrupted_runs_say_so_and_go_on_from_the_checkpoint(home: Path, folde
         assert len(ledger_of(home, "third").missing()) == 2
     rows = [
         json.loads(line)
-        for line in next((home / "cells").glob("*/checkpoints")).parent.joinpath("metrics.jsonl").open()
+        for line in next((home / "studies" / "third" / "cells").glob("*/checkpoints"))
+        .parent.joinpath("metrics.jsonl")
+        .open()
     ]
     assert [row["step"] for row in rows] == list(range(0, rows[-1]["step"] + 1, 50)), "it did not go on where it was"
 
 
 def checkpoints(home: Path) -> list[int]:
     """Steps of the whole checkpoints that lie in the home."""
-    return [int(path.stem.removeprefix("step-")) for path in (home / "cells").glob("*/checkpoints/*.json")]
+    return [int(path.stem.removeprefix("step-")) for path in home.glob("studies/third/cells/*/checkpoints/*.json")]

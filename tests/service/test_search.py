@@ -125,3 +125,26 @@ def test_a_crashed_cell_is_no_value_to_the_sampler(plan: Plan, tmp_path: Path) -
     search.on_trial_complete("0", None, error=True)
     assert [trial.state for trial in optuna_trials(tmp_path)] == [TrialState.FAIL]
     ledger.close()
+
+
+def test_a_cell_without_a_finite_start_is_no_value(plan: Plan, tmp_path: Path) -> None:
+    ledger, search = started(plan, tmp_path)
+    cell = suggested(search, "0")
+    ledger.end(cell.id, "diverged", {"val_loss": None, "l_init": None})
+    search.on_trial_complete("0", {"events": []})
+    assert [trial.state for trial in optuna_trials(tmp_path)] == [TrialState.FAIL]
+    ledger.close()
+    started(plan, tmp_path)[0].close()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_torn_journal_is_made_anew_from_the_ledger(end: bytes, plan: Plan, tmp_path: Path) -> None:
+    ledger, search = started(plan, tmp_path)
+    finish(ledger, search, "0", suggested(search, "0"), 3.0)
+    ledger.close()
+    journal = tmp_path / "optuna.journal"
+    journal.write_bytes(journal.read_bytes()[:-20] + end)
+    ledger, search = started(plan, tmp_path)
+    assert (tmp_path / "optuna.damaged").exists()
+    assert [trial.value for trial in optuna_trials(tmp_path)] == [3.0]
+    ledger.close()
