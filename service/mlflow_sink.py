@@ -136,6 +136,8 @@ class Store:
         self._children: dict[str, str] = {}
         self._states: dict[str, str] = {}
         """What the store says of each cell; written after everything else of it."""
+        self._described: set[str] = set()
+        """Runs that have their params; a kill can come between a run and them."""
         self._rows: dict[str, int] = {}
 
     def deliver(self, cell: Cell, record: Mapping[str, Any], reused_from: str | None = None) -> None:
@@ -204,6 +206,8 @@ class Store:
         while True:
             page = client.search_runs([self._experiment], mine, ViewType.ACTIVE_ONLY, page_token=token)
             for run in page:
+                if run.data.params:
+                    self._described.add(run.info.run_id)
                 if cell_id := run.data.tags.get("oec.cell"):
                     self._children[cell_id] = run.info.run_id
                     self._states[cell_id] = run.data.tags.get("oec.state", "")
@@ -214,18 +218,22 @@ class Store:
                 break
         if not self._parent:
             self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
+        if self._parent not in self._described:
+            client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
             flat = {"scales": self._study.scales, "lrs": self._study.lrs, "seeds": self._study.seeds}
             client.log_batch(self._parent, params=[Param(name, json.dumps(value)) for name, value in flat.items()])
-            client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
         self._client = client
         return client
 
     def _child(self, client: MlflowClient, cell: Cell) -> str:
         if cell.id not in self._children:
-            run_id = self._create(client, cell.label, {"oec.cell": cell.id, "mlflow.parentRunId": self._parent})
+            tags = {"oec.cell": cell.id, "mlflow.parentRunId": self._parent}
+            self._children[cell.id] = self._create(client, cell.label, tags)
+        run_id = self._children[cell.id]
+        if run_id not in self._described:
             client.log_batch(run_id, params=list(params(cell)))
-            self._children[cell.id] = run_id
-        return self._children[cell.id]
+            self._described.add(run_id)
+        return run_id
 
     def _create(self, client: MlflowClient, name: str, tags: dict[str, str]) -> str:
         tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **tags}

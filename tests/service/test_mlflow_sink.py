@@ -77,6 +77,14 @@ def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
     assert run.info.status == "FINISHED"
 
 
+def test_a_run_that_a_kill_left_without_its_params_gets_them(home: Home, uri: str) -> None:
+    store = Store(uri, home, named("killed"))
+    store._create(store.connect(), CELL.label, {"oec.cell": CELL.id, "mlflow.parentRunId": store._parent})
+    deliver(Store(uri, home, named("killed")), RECORD)
+    client, run_id = child(uri, "killed")
+    assert client.get_run(run_id).data.params["lr"] == str(CELL.lr)
+
+
 def test_a_crash_is_a_failed_run_with_its_reason(home: Home, uri: str) -> None:
     store = Store(uri, home, named("crash"))
     deliver(store, {"state": "crashed", "reason": "Traceback\n" + "x" * 10_000})

@@ -134,6 +134,18 @@ def test_again_trains_nothing_and_needs_no_cluster(home: Path, folder: Path) -> 
     assert ledger_of(home, "first").path.read_bytes() == before
 
 
+def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(home: Path, folder: Path) -> None:
+    done = oec("run", write(folder, "known"), home=home, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 cells, 0 to train" in done.stdout
+    agree(home, "known")
+    _, children = runs_of(home, "known")
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
+    history = client.get_metric_history(finished[0].info.run_id, "val_loss")
+    assert [point.step for point in history] == [0, 10, 20], "the curve of the study that trained it"
+
+
 def test_other_commands_read_the_home(home: Path) -> None:
     status = oec("status", "first", "--cells", home=home)
     assert status.returncode == 0
