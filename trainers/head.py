@@ -160,6 +160,7 @@ class ChunkedLosses(torch.autograd.Function):
         return grad_h_ND.mul_(grads[0]), grad_E_VD.mul_(grads[0]), None, None, None, None, None
 
 
+@torch.no_grad()
 def logits(h_BTD: Tensor, E_VD: Tensor, method: str, strength: Tensor, logits_dtype: Precision) -> Tensor:
     """The logits that the loss sees, ``(B, T, V)`` in float32, all at once and without a gradient: for a look."""
     B, T = h_BTD.shape[:2]
