@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainers import methods
 from trainers.head import Objective, logits
 from trainers.model import Block
 
@@ -69,9 +68,7 @@ def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tens
         autocast = objective.precision == "bfloat16"
         with torch.autocast(tokens_BU.device.type, torch.bfloat16, enabled=autocast):
             h_BTD = model(tokens_BU[:, :-1])
-            logits_BTV = logits(h_BTD, model.E_VD, objective.logits_dtype)
-    if cap := methods.LOGITS_MAPS.get(method):
-        logits_BTV = cap(strength, logits_BTV)
+            logits_BTV = logits(h_BTD, model.E_VD, method, strength, objective.logits_dtype)
     log_z_BT = logits_BTV.logsumexp(dim=-1)
     mu_D = model.E_VD.mean(dim=0)
     found |= {

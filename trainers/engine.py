@@ -22,7 +22,7 @@ from trainers.optimizer import Optimizer, clip
 from trainers.world import World
 
 COMPILED_VARIANTS = 64
-"""Methods and micro batches that one process may compile for; dynamo's own limit of 8 is below the methods."""
+"""Shapes and micro batches that one process may compile for; dynamo's own limit of 8 is below a sweep's."""
 
 
 class Step(NamedTuple):
@@ -61,7 +61,7 @@ class Engine:
         self.wrapped: Objective | DistributedDataParallel = self.objective
         if world.size > 1:
             self.wrapped = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
-        self.settled: set[tuple[object, ...]] = set()
+        self.settled: set[tuple[int, ...]] = set()
         self.reset(cell)
 
     def reset(self, cell: Cell) -> None:
@@ -83,7 +83,7 @@ class Engine:
 
         DDP orders its buckets after its first backward pass; a cell that saw both orders would not be repeatable.
         """
-        kind = (self.cell.method, micro_batch) if self.compile else ()
+        kind = (micro_batch,) if self.compile else ()
         if kind in self.settled or not (self.compile or self.world.size > 1):
             return
         if self.compile:
@@ -97,13 +97,14 @@ class Engine:
         from torch._inductor.exc import InductorError
 
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-        if self.objective.compute == self.objective.eager:
-            self.objective.compute = torch.compile(self.objective.eager, dynamic=False, fullgraph=True)
+        model = self.objective.model
+        if self.objective.body == model.forward:
+            self.objective.body = torch.compile(model.forward, dynamic=False, fullgraph=True)
         try:
             self.try_out(micro_batch)
         except (TorchDynamoException, InductorError) as error:
             warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
-            self.compile, self.objective.compute = False, self.objective.eager
+            self.compile, self.objective.body = False, model.forward
 
     def try_out(self, micro_batch: int) -> None:
         """One forward and backward pass on zeros, without a trace in the weights."""

@@ -62,7 +62,14 @@ def _estimated(engine: Engine, divisors: list[int]) -> int:
 
 
 def saved_bytes(engine: Engine) -> int:
-    """Bytes that autograd keeps from the forward to the backward pass of one sequence, parameters not counted."""
+    """Bytes that autograd keeps from the forward to the backward pass of one sequence more.
+
+    What is there once (the gradient of E, which the head forms in its forward pass) is not in it.
+    """
+    return _saved(engine, 2) - _saved(engine, 1)
+
+
+def _saved(engine: Engine, sequences: int) -> int:
     own = {p.untyped_storage().data_ptr() for p in engine.optimizer.parameters}
     storages: dict[int, int] = {}
 
@@ -73,7 +80,7 @@ def saved_bytes(engine: Engine) -> int:
         return tensor
 
     T = engine.cell.training.sequence_length
-    tokens_BU = torch.zeros(1, T + 1, dtype=torch.int64, device=engine.world.device)
+    tokens_BU = torch.zeros(sequences, T + 1, dtype=torch.int64, device=engine.world.device)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         engine.objective.eager(tokens_BU, engine.cell.method, engine.strength)
     return sum(storages.values())

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from search_spaces.methods import METHODS
-from trainers import methods
-from trainers.head import CrossEntropy, logits, losses
+from trainers import head, methods
+from trainers.head import logits, losses
 
 B, T, V, D = 2, 5, 11, 7
 GAMMA = 0.3
+GAMMA64 = torch.tensor(GAMMA, dtype=torch.float64)
 FUNCTIONS = {"loss": methods.PENALTIES, "logits": methods.LOGITS_MAPS, "weights": methods.WEIGHTS_MAPS}
 PENALTIES = [name for name, method in METHODS.items() if method.acts_on == "loss"]
 
 
-def drawn(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+Drawing = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def drawn(dtype: torch.dtype = torch.float64, seed: int = 0, sizes: tuple[int, ...] = (B, T, D, V)) -> Drawing:
     """h_BTD, E_VD, targets_BT."""
-    generator = torch.Generator().manual_seed(0)
+    B, T, D, V = sizes
+    generator = torch.Generator().manual_seed(seed)
     h_BTD = torch.randn(B, T, D, generator=generator, dtype=dtype).requires_grad_()
     E_VD = torch.randn(V, D, generator=generator, dtype=dtype).requires_grad_()
     return h_BTD, E_VD, torch.randint(V, (B, T), generator=generator)
 
 
-def formula(method: str, gamma: float, h_BTD: torch.Tensor, E_VD: torch.Tensor, targets_BT: torch.Tensor):
-    """The objective, written as in METHODS."""
-    logits_BTV = h_BTD @ E_VD.T
+def formula(
+    method: str,
+    gamma: float,
+    h_BTD: torch.Tensor,
+    E_VD: torch.Tensor,
+    targets_BT: torch.Tensor,
+    precision: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The objective, written as in METHODS. Autograd takes a gradient back through the rounding by rounding it."""
+    logits_BTV = (h_BTD @ E_VD.T).to(precision or E_VD.dtype).to(E_VD.dtype)
     if method == "soft-cap":
         logits_BTV = gamma * torch.tanh(logits_BTV / gamma)
     Z_BT = logits_BTV.exp().sum(dim=-1)
-    mu_D = E_VD.sum(dim=0) / V
+    mu_D = E_VD.sum(dim=0) / len(E_VD)
     penalty = {
         "z-loss": lambda: (Z_BT.log() ** 2).mean(),
         "mu-loss": lambda: mu_D @ mu_D,
@@ -56,15 +74,59 @@ def test_every_function_is_in_the_registry():
     }
 
 
+@pytest.fixture(params=[1, 3, 5, 10, 64], ids="chunks of {}".format)
+def chunks(request, monkeypatch) -> int:
+    """Tokens of a chunk; of the ten there are, some divide them and some do not."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", request.param * V * 4)
+    return request.param
+
+
+def gradients(objective: torch.Tensor, drawing: Drawing) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(objective, drawing[:2])
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_objective_and_gradient_are_the_formulas(method, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # keeps float64, in which 1e-10 means something
+def test_objective_and_gradients_are_the_formulas_in_chunks_of_any_size(method, chunks):
     mine, theirs = drawn(), drawn()
-    got = losses(*mine, method, torch.tensor(GAMMA, dtype=torch.float64), "float32")
+    got = losses(*mine, method, GAMMA64, "float32").objective
     want = formula(method, GAMMA, *theirs)
-    torch.testing.assert_close(got.objective, want, rtol=1e-10, atol=1e-10)
-    for a, b in zip(torch.autograd.grad(got.objective, mine[:2]), torch.autograd.grad(want, theirs[:2]), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradients(got, mine), gradients(want, theirs), rtol=1e-10, atol=1e-10)
+
+
+def test_a_penalty_may_depend_on_all_it_is_given(chunks, monkeypatch):
+    def penalty(gamma, log_z, max_logit, mu):
+        return gamma * (log_z * max_logit).exp() * mu.sum()
+
+    monkeypatch.setitem(methods.PENALTIES, "z-loss", penalty)
+    mine, theirs = drawn(), drawn()
+    logits_NV = theirs[0].flatten(0, 1) @ theirs[1].T
+    penalty_N = penalty(GAMMA, logits_NV.logsumexp(dim=-1), logits_NV.max(dim=-1).values, theirs[1].mean(dim=0))
+    want = F.cross_entropy(logits_NV, theirs[2].flatten()) + penalty_N.mean()
+    got = losses(*mine, "z-loss", GAMMA64, "float32").objective
+    torch.testing.assert_close(gradients(got, mine), gradients(want, theirs), rtol=1e-10, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.tuples(*(st.integers(1, 9) for _ in range(4)), st.integers(2, 40)),
+    method=st.sampled_from(list(METHODS)),
+    gamma=st.floats(0.1, 10),
+    seed=st.integers(0, 2**31),
+)
+def test_the_gradient_is_the_slope_of_the_objective_for_any_shape(sizes, method, gamma, seed):
+    chunk, *btd, V = sizes
+    drawing, way = drawn(seed=seed, sizes=(*btd, V)), drawn(seed=seed + 1, sizes=(*btd, V))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "CHUNK_BYTES", chunk * V * 4)
+
+        def objective(step: float) -> torch.Tensor:
+            h_BTD, E_VD = (x + step * direction for x, direction in zip(drawing[:2], way[:2], strict=True))
+            return losses(h_BTD, E_VD, drawing[2], method, torch.tensor(gamma, dtype=torch.float64), "float32")[0]
+
+        slope = sum((g * w).sum() for g, w in zip(gradients(objective(0.0), drawing), way[:2], strict=True))
+        measured = (objective(1e-6) - objective(-1e-6)) / 2e-6
+    torch.testing.assert_close(slope, measured, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,62 +139,115 @@ def test_the_reported_loss_is_the_plain_cross_entropy(method):
 
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", PENALTIES)
-def test_strength_zero_is_the_baseline_bit_for_bit(method, logits_dtype):
+def test_strength_zero_is_the_baseline_bit_for_bit(method, logits_dtype, chunks):
     mine, theirs = drawn(torch.float32), drawn(torch.float32)
-    zero = losses(*mine, method, torch.tensor(0.0), logits_dtype)
-    base = losses(*theirs, "baseline", torch.tensor(0.0), logits_dtype)
-    assert torch.equal(zero.objective, base.objective)
-    for a, b in zip(
-        torch.autograd.grad(zero.objective, mine[:2]), torch.autograd.grad(base.objective, theirs[:2]), strict=True
-    ):
+    zero = losses(*mine, method, torch.tensor(0.0), logits_dtype).objective
+    base = losses(*theirs, "baseline", torch.tensor(0.0), logits_dtype).objective
+    assert torch.equal(zero, base)
+    for a, b in zip(gradients(zero, mine), gradients(base, theirs), strict=True):
         assert torch.equal(a, b)
 
 
-def test_cross_entropy_is_autograds_for_any_incoming_gradient():
-    generator = torch.Generator().manual_seed(1)
-    x_NV, g_N2 = (torch.randn(6, n, dtype=torch.float64, generator=generator) for n in (V, 2))
-    targets_N = torch.arange(6)
-    mine, theirs = x_NV.clone().requires_grad_(), x_NV.clone().requires_grad_()
-    torch.autograd.backward(CrossEntropy.apply(mine, targets_N), g_N2.unbind(1))
-    torch.autograd.backward(
-        (F.cross_entropy(theirs, targets_N, reduction="none"), theirs.logsumexp(dim=-1)), g_N2.unbind(1)
-    )
-    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+def test_the_incoming_gradient_scales_both_gradients():
+    once, thrice = drawn(), drawn()
+    want = [3 * g for g in gradients(losses(*once, "z-loss", GAMMA64, "float32").objective, once)]
+    got = gradients(3 * losses(*thrice, "z-loss", GAMMA64, "float32").objective, thrice)
+    torch.testing.assert_close(list(got), want, rtol=1e-12, atol=1e-12)
 
 
 def test_a_second_backward_pass_raises_and_does_not_return_a_wrong_gradient():
-    x_NV = torch.zeros(2, V, requires_grad=True)
-    ce_N, _ = CrossEntropy.apply(x_NV, torch.arange(2))
-    ce_N.sum().backward(retain_graph=True)
+    objective = losses(*drawn(), "baseline", GAMMA64, "float32").objective
+    objective.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        ce_N.sum().backward()
+        objective.backward()
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
 def test_cross_entropy_holds_where_exponentials_overflow(shift):
-    x_NV = torch.tensor([[0.0, 80.0, 200.0], [3.0, 3.0, 3.0]]) + shift
-    ce_N, log_z_N = CrossEntropy.apply(x_NV, torch.tensor([0, 1]))
-    torch.testing.assert_close(ce_N, torch.tensor([200.0, 1.0986123]), rtol=0, atol=2e-3)
-    torch.testing.assert_close(log_z_N, x_NV.logsumexp(dim=-1))
+    logits_VN = torch.tensor([[0.0, 3.0], [80.0, 3.0], [200.0, 3.0]]) + shift
+    h_BTD, targets_BT = torch.eye(2)[None], torch.tensor([[0, 1]])
+    found = losses(h_BTD, logits_VN, targets_BT, "baseline", torch.tensor(0.0), "float32").cross_entropy
+    torch.testing.assert_close(found, torch.tensor((200.0 + 1.0986123) / 2), rtol=0, atol=2e-3)
 
 
-def test_bfloat16_logits_are_rounded_forward_and_backward():
-    h_BTD, E_VD, _ = drawn(torch.float32)
-    exact, rounded = logits(h_BTD, E_VD, "float32"), logits(h_BTD, E_VD, "bfloat16")
-    assert rounded.dtype == torch.float32
-    assert torch.equal(rounded, exact.bfloat16().float())
-    assert not torch.equal(rounded, exact)
-    gradient = torch.rand(B, T, V, generator=torch.Generator().manual_seed(2))
-    rounded.backward(gradient)
-    assert torch.equal(h_BTD.grad, gradient.bfloat16().float() @ E_VD.detach())
+class Looks(TorchDispatchMode):
+    """Sees every operation below autograd: how often each ran, and the largest tensor that came out of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.calls[function.overloadpacket.__name__] += 1
+        self.largest = max([self.largest, *(x.numel() for x in pytree.tree_leaves(out) if torch.is_tensor(x))])
+        return out
 
 
-def test_float32_logits_stay_so_under_autocast():
-    h_BTD, E_VD, _ = drawn(torch.float32)
+@pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_tensor_is_larger_than_the_logits_of_a_chunk(method, logits_dtype, chunks):
+    with Looks() as looks:
+        losses(*drawn(torch.float32), method, torch.tensor(GAMMA), logits_dtype).objective.backward()
+    # E and its gradient, which are there anyway, are V * D.
+    assert looks.largest <= max(min(chunks, B * T), D) * V
+
+
+def test_without_grad_there_are_the_logits_and_no_gradient(chunks):
+    products = -(-B * T // chunks)
+    with Looks() as looks:
+        losses(*drawn(torch.float32), "z-loss", torch.tensor(GAMMA), "float32")
+    assert looks.calls["mm"] + looks.calls["addmm_"] == 3 * products
+    with torch.no_grad(), Looks() as looks:
+        found = losses(*drawn(torch.float32), "z-loss", torch.tensor(GAMMA), "float32")
+    assert looks.calls["mm"] + looks.calls["addmm_"] == products
+    assert not found.objective.requires_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_logits_are_rounded_forward_and_backward(method, chunks):
+    """In float64, in which no sum is so close between two bfloat16 values that its order decides."""
+    mine, theirs = drawn(), drawn()
+    got = losses(*mine, method, GAMMA64, "bfloat16").objective
+    want = formula(method, GAMMA, *theirs, precision=torch.bfloat16)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    found, exact = gradients(got, mine), gradients(formula(method, GAMMA, *theirs), theirs)
+    torch.testing.assert_close(found, gradients(want, theirs), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(found[0], exact[0], rtol=1e-5), "the logits were not rounded"
+
+
+def test_under_autocast_bfloat16_logits_come_from_bfloat16_products(chunks):
+    mine, theirs = drawn(torch.float32), drawn(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        kept, natural = logits(h_BTD, E_VD, "float32"), logits(h_BTD, E_VD, "bfloat16")
-    assert torch.equal(kept, h_BTD @ E_VD.T)
-    assert torch.equal(natural, natural.bfloat16().float())
+        got = losses(*mine, "baseline", torch.tensor(0.0), "bfloat16").objective
+        logits_BTV = F.linear(theirs[0], theirs[1])
+    want = F.cross_entropy(logits_BTV.float().flatten(0, 1), theirs[2].flatten())
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    found, expected = gradients(got, mine), gradients(want, theirs)
+    assert {g.dtype for g in found} == {torch.float32}
+    torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-9)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float32_logits_and_gradients_stay_so_under_autocast(autocast):
+    mine, theirs = drawn(torch.float32), drawn(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = losses(*mine, "baseline", torch.tensor(0.0), "float32").objective
+        seen = logits(*mine[:2], "baseline", torch.tensor(0.0), "float32")
+    want = formula("baseline", 0.0, *theirs)
+    torch.testing.assert_close(gradients(got, mine), gradients(want, theirs), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen, mine[0] @ mine[1].T, rtol=1e-6, atol=1e-6)
+
+
+def test_the_logits_to_look_at_are_rounded_and_capped():
+    h_BTD, E_VD, _ = drawn(torch.float32)
+    exact_BTV = (h_BTD @ E_VD.T).detach()
+    rounded_BTV = logits(h_BTD, E_VD, "baseline", torch.tensor(0.0), "bfloat16")
+    assert torch.equal(rounded_BTV, exact_BTV.bfloat16().float())
+    assert not torch.equal(rounded_BTV, exact_BTV)
+    capped_BTV = logits(h_BTD, E_VD, "soft-cap", torch.tensor(2.0), "float32")
+    torch.testing.assert_close(capped_BTV, 2 * torch.tanh(exact_BTV / 2))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])

@@ -199,7 +199,7 @@ def test_micro_batch_is_the_largest_divisor_that_fits_and_is_remembered(tokens, 
 
 def test_saved_bytes_grow_with_the_sequence():
     short, long = (micro_batch.saved_bytes(Engine(cell(sequence_length=T), WORLD, compile=False)) for T in (32, 64))
-    assert short > 32 * tiny.V * 4  # the probabilities alone
+    assert short > 32 * 64 * 4 * 10  # ten tensors of hidden states, at least
     assert 1.9 < long / short < 2.6
 
 
