@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from dashboards.published import RUNS_CSV, overheads_beside_published
 from dashboards.report import write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import curves
@@ -63,8 +64,15 @@ def load(source: str, home: Home) -> Source:
         )
     path = Path(source)
     if path.suffix == ".csv":
+        runs = read_csv(path)
+        published = path.read_bytes() == RUNS_CSV.read_bytes()
         return Source(
-            title=path.stem, runs=read_csv(path), grid=None, provenance={"table": path.name}, folder=Path(path.stem)
+            title=path.stem,
+            runs=runs,
+            grid=None,
+            provenance={"table": path.name},
+            notes=(overheads_beside_published(curves(runs)),) if published else (),
+            folder=Path(path.stem),
         )
     known = ", ".join(home.known()) or "none yet"
     raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", f"studies here: {known}")
@@ -88,6 +96,8 @@ def report(source: Source, folder: Path | None, console: Console) -> Path:
     """Print the table and write the page, figures and tables; returns the page's path."""
     table = sensitivity_table(curves(source.runs, source.grid))
     console.print(terminal_table(table, title=f"Learning-rate sensitivity: {source.title}"))
+    for note in source.notes:
+        console.print(note)
     target = folder or source.folder
     try:
         page = write_report(

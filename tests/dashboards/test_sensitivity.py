@@ -243,6 +243,13 @@ def test_the_order_of_the_rows_does_not_matter(losses: list[float], order: list[
     assert curves(shuffled, GRID) == curves(runs, GRID)
 
 
+def test_overheads_stand_beside_the_published_ones() -> None:
+    line = published.overheads_beside_published(curves(read_csv(published.RUNS_CSV)))
+    assert "z-loss 6.3 % to 0.9 % (published 6.4 % to 0.8 %)" in line
+    assert "mu-loss 0.4 % to 0.1 % (published 0.4 % to 0.2 %)" in line
+    assert "mu-centering 0.6 % to 0.3 % (published 0.6 % to 0.3 %)" in line
+
+
 def test_a_refinement_belongs_to_no_curve() -> None:
     """Neither where it lies between the grid's learning rates, nor where it hits one of them with another strength."""
     cell = {"scale": "tiny", "method": "z-loss", "gamma": 1e-4, "seed": 1, "state": "finished", "l_init": 7.0}
