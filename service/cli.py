@@ -23,7 +23,6 @@ from service.home import Home
 from service.ledger import Ledger
 
 EXIT_CRASHED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
-DIVISORS = ("published", "definition")
 
 home_option = click.option(
     "--home",
@@ -203,9 +202,7 @@ def sync(study: str, home: str) -> None:
     from service import mlflow_sink
 
     place = Home.open(home)
-    if study not in place.known():
-        known = ", ".join(place.known()) or "none yet"
-        raise InvalidInput("STUDY", study, "has no ledger in this home", f"studies here: {known}")
+    place.require(study)
     mlflow_sink.check(place.tracking_uri)
     folder = place.study(study)
     spec = Study.load(str(folder / "study.yaml"))

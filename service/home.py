@@ -80,6 +80,15 @@ class Home:
         """Names of the studies that have a ledger here."""
         return sorted(path.parent.name for path in self.studies.glob("*/ledger.jsonl"))
 
+    def require(self, name: str) -> None:
+        """
+        Raises:
+            InvalidInput: no study of this name has a ledger here.
+        """
+        if name not in (known := self.known()):
+            here = ", ".join(known) or "none yet"
+            raise InvalidInput("STUDY", name, "has no ledger in this home", f"studies here: {here}")
+
     def claim(self, study: Study) -> None:
         """Write the study's file, or check that the one there is the same study.
 

@@ -1,9 +1,10 @@
 """MLflow as a view of the ledger: a parent run a study, a child run a cell.
 
 One thread of the driver is the only writer. What it delivers is read from the home, so that a store that is down
-stops nothing: the thread tries again with back-off, and ``sync`` delivers whatever a study still misses. Every
-write is idempotent: a child run is found by its tags, and a metric carries the step and the time at which the
-worker measured it, which MLflow keeps once.
+stops nothing: the thread tries again with back-off, and ``sync`` delivers whatever a study still misses. A
+delivery can be repeated: a child run is found by its tags, and a metric carries the step and the time at which the
+worker measured it, which MLflow keeps once. (A row that a resumed cell measured anew has a new time: if the old one
+was delivered live, MLflow has that step twice, with equal values.)
 """
 
 from __future__ import annotations

@@ -62,10 +62,9 @@ def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[Render
     Raises:
         InvalidInput: no such study in the home.
     """
-    known = home.known()
-    if study is not None and study not in known:
-        raise InvalidInput("STUDY", study, "has no ledger in this home", f"studies here: {', '.join(known) or 'none'}")
-    ledgers = [Ledger(home.ledger(name), name) for name in ([study] if study else known)]
+    if study is not None:
+        home.require(study)
+    ledgers = [Ledger(home.ledger(name), name) for name in ([study] if study else home.known())]
     summary = Table("study", *STATES)
     for ledger in ledgers:
         counts = ledger.counts()

@@ -149,7 +149,6 @@ class _Run:
         self.rows = Rows(folder / "metrics.jsonl")
         self.progress = Progress()
         self.spikes = Spikes()
-        self.diagnostics: dict[str, float] = {}
         if world.leads:
             folder.mkdir(parents=True, exist_ok=True)
 

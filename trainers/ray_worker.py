@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from trainers.data import Tokens
 from trainers.job import Event, Job
-from trainers.loop import Trainer
+from trainers.loop import Trainer, ignore, never
 from trainers.world import World
 
 TAKE_TIMEOUT_S = 20.0
@@ -95,15 +95,6 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
     first = next((failure for failure in failures if failure), None)
     if link:
         link.end(job, done if first is None else {"kind": "done", "state": "crashed", "reason": first})
-
-
-def ignore(_: dict[str, float]) -> None:
-    """Rows are rank 0's to report."""
-
-
-def never() -> bool:
-    """Stopping is rank 0's to decide."""
-    return False
 
 
 class Link:
