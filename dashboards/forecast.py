@@ -51,7 +51,9 @@ def beginning(rows: Sequence[Mapping[str, float]], steps: int) -> dict[str, floa
     if len(seen) < 2:
         return {}
     first, last = (pd.Series(seen[i], dtype="float64") for i in (0, -1))
-    norms = [name for name in first.index.intersection(last.index) if name.startswith(LAYERS)]
+    both = first.index.intersection(last.index)
+    # A layer that starts at zero has no growth.
+    norms = [name for name in both if name.startswith(LAYERS) and min(first[name], last[name]) > 0]
     value = last.reindex(["val_loss", "logits_mean", "attention_logit_max"])
     change = value - first.reindex(value.index)
     found = {
@@ -107,11 +109,6 @@ class Forecast:
     @property
     def ended(self) -> pd.DataFrame:
         return self.runs[self.runs["state"] != "running"]
-
-    @property
-    def base_rate(self) -> float:
-        """Share of the runs that ended, and could be forecast, that diverged."""
-        return float((self.ended["state"] == "diverged").mean())
 
 
 def forecast(runs: pd.DataFrame) -> Forecast:
