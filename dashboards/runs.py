@@ -42,6 +42,7 @@ RUN_COLUMNS = (
     "output_b_ratio",
     "attention_logit_max",
     "loss_spikes",
+    "spike_score",
     "reason",
 )
 """Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength.

@@ -138,6 +138,21 @@ def report(source: str, home: str, out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@home_option
+@click.option("--cells", is_flag=True, help="A line for every run.")
+@bad_input_exits
+def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
+    """Probability that a run ends diverged, from its first fifth, and how good that is on the runs of the home."""
+    from dashboards.forecast import forecast as forecast_of
+    from service.forecasting import beginnings, tables
+
+    console = plain()
+    for renderable in tables(forecast_of(beginnings(Home.open(home), studies)), cells):
+        console.print(renderable, soft_wrap=True)
+
+
+@main.command()
 @study_argument
 @home_option
 @click.option("--scale", help="Model scale; the study's first by default.")

@@ -16,6 +16,7 @@ RECORDED = (
     "output_b_ratio",
     "attention_logit_max",
     "loss_spikes",
+    "spike_score",
 )
 """The diagnostics that go into the table of cells."""
 

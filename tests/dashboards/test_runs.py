@@ -27,7 +27,15 @@ def test_columns_are_frozen() -> None:
             "logits_mean",
             "logits_std",
         ),
-        *("logits_absmax", "log_z_squared", "output_b_ratio", "attention_logit_max", "loss_spikes", "reason"),
+        *(
+            "logits_absmax",
+            "log_z_squared",
+            "output_b_ratio",
+            "attention_logit_max",
+            "loss_spikes",
+            "spike_score",
+            "reason",
+        ),
     ) == RUN_COLUMNS, "runs.csv is a public format: a changed column breaks every file written so far"
 
 

@@ -153,6 +153,10 @@ def test_other_commands_read_the_home(home: Path) -> None:
     report = oec("report", "mlflow:first", "--out", home.parent / "from-mlflow", home=home)
     assert report.returncode == 0, report.stderr
     assert (home.parent / "from-mlflow" / "report.html").is_file()
+    forecast = oec("forecast", "first", home=home)
+    assert forecast.returncode == 0, forecast.stderr
+    assert "9 that were not evaluated in time" in forecast.stdout
+    assert "no forecast: needs at least" in forecast.stdout
     plan = oec("plan", home.parent / "first.yaml", home=home)
     assert "(6 already in the home)" in plan.stdout
     sync = oec("sync", "first", home=home)
