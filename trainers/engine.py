@@ -43,7 +43,15 @@ class Step(NamedTuple):
 def shape_key(cell: Cell) -> tuple[object, ...]:
     """What two cells must share to run on the same engine."""
     spec = cell.training
-    return (cell.shape, cell.V, cell.model, spec.sequence_length, spec.precision, spec.logits_dtype)
+    return (
+        cell.shape,
+        cell.attention_norm,
+        cell.V,
+        cell.model,
+        spec.sequence_length,
+        spec.precision,
+        spec.logits_dtype,
+    )
 
 
 class Engine:
