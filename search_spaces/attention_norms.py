@@ -17,6 +17,11 @@ TEMPERATURE = 0.5
 CLIP_ZETA, CLIP_GAMMA = 1.03, -0.03
 
 
+def layer_scale(L: int) -> float:
+    """Initial value of layer-scale in a model of ``L`` blocks: arXiv 2103.17239, section 2, for up to 18 and for 24."""
+    return 0.1 if L <= 18 else 1e-5
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionNorm:
     """One variant; each field is a part that it has, beside a pre-LN block."""
