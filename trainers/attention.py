@@ -7,19 +7,19 @@ the last of these queries.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_spaces.attention_norms import ATTENTION_CAP, CLIP_GAMMA, CLIP_ZETA, TEMPERATURE
+from search_spaces.attention_norms import ATTENTION_CAP, CLIP_GAMMA, CLIP_ZETA, TEMPERATURE, Softmax
 
-Softmax = Literal["plain", "cap", "temperature", "clip"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHUNK = 128
-"""Queries at a time where the softmax is written out. A chunk leaves the keys out that none of its queries may see:
-with 1,024 tokens on a processor that takes 0.3 times the time of all at once, and holds half of ``(T, T)``."""
+"""Queries at a time, at least, where the softmax is written out. A chunk leaves the keys out that none of its queries
+may see: with 1,024 tokens on a processor that takes 0.3 times the time of all at once, and holds half of ``(T, T)``."""
+MOST_CHUNKS = 8
+"""Of a sequence, as compilation unrolls them."""
 
 
 def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
 
 
 def temperature(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    scale = q_BHTK.shape[-1] ** -0.5 / TEMPERATURE
+    scale = TEMPERATURE * q_BHTK.shape[-1] ** -0.5
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=scale)
 
 
@@ -63,9 +63,10 @@ def _by_chunks(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BH
     """
     T, K = q_BHTK.shape[-2:]
     wide = torch.promote_types(q_BHTK.dtype, torch.float32)
+    C = max(CHUNK, -(-T // MOST_CHUNKS))
     y = []
-    for start in range(0, T, CHUNK):
-        stop = min(start + CHUNK, T)
+    for start in range(0, T, C):
+        stop = min(start + C, T)
         with torch.autocast(q_BHTK.device.type, enabled=False):
             q_BHCK, k_BHSK = q_BHTK[:, :, start:stop].to(wide), k_BHTK[:, :, :stop].to(wide)
             future_CS = torch.ones(stop - start, stop, dtype=torch.bool, device=q_BHTK.device).triu(start + 1)

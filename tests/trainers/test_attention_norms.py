@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import math
 from pathlib import Path
 
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from tiny import cell
 from torch import Tensor
 
-from search_spaces.attention_norms import ATTENTION_NORMS
+from search_spaces.attention_norms import ATTENTION_NORMS, layer_scale
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -36,7 +40,7 @@ def of(name: str, base: Cell) -> Cell:
 
 
 def gpt(name: str, T: int = T, *, spread: bool = True) -> GPT:
-    """A tiny model in float64. Where it is spread out, no norm has the scale 1, and the caps and clips have an effect."""
+    """A tiny model in float64. Spread out, no norm has the scale 1, and caps and clips have an effect."""
     model = GPT(SCALES["tiny"], ModelSpec(), V, T, name)
     model.reset_parameters(0)
     if spread:
@@ -91,7 +95,7 @@ def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = S
         if name in CAP:
             z = 50 * torch.tanh(z / 50)
         if name == "soft-temp":
-            z = z / 0.5
+            z = 0.5 * z
         p = z.exp() / z.exp().sum()
         return torch.clip((1.03 + 0.03) * p - 0.03, 0, 1) if name == "soft-clip" else p
 
@@ -156,7 +160,7 @@ def test_every_variant_is_another_function():
     outputs = {name: gpt(name)(tokens_BT()) for name in ATTENTION_NORMS}
     for a in outputs:
         for b in outputs:
-            assert a == b or float((outputs[a] - outputs[b]).abs().max()) > 1e-4, (a, b)
+            assert a == b or float((outputs[a] - outputs[b]).detach().abs().max()) > 1e-4, (a, b)
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
@@ -194,10 +198,11 @@ def test_under_autocast_the_logits_are_not_rounded(name):
 
 
 def test_micro_batch_sees_what_a_written_out_softmax_keeps():
-    base = cell(sequence_length=256)
-    kept = {n: micro_batch.saved_bytes(Engine(of(n, base), WORLD, compile=False)) for n in ("none", "attn-cap")}
+    plain, capped = (Engine(of(n, cell(sequence_length=256)), WORLD, compile=False) for n in ("none", "attn-cap"))
+    assert plain.key != capped.key, "the micro batch is remembered by this key"
     heads_and_layers = 4 * 2
-    assert kept["attn-cap"] - kept["none"] > heads_and_layers * 256**2 * 4
+    more = micro_batch.saved_bytes(capped) - micro_batch.saved_bytes(plain)
+    assert more > heads_and_layers * 256**2 * 4
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
@@ -247,7 +252,8 @@ def test_200_steps_at_two_learning_rates_learn(tokens, name, lr):
     engine = Engine(of(name, cell(lr=lr)), WORLD, compile=False)
     losses = []
     for i in range(200):
-        step = engine.step(tokens.train.read(range(4 * i, 4 * i + 4), tiny.T), step=i, lr=lr, micro_batch=4)
+        first = 4 * (i % 100)
+        step = engine.step(tokens.train.read(range(first, first + 4), tiny.T), step=i, lr=lr, micro_batch=4)
         assert step.finite, i
         losses.append(step.loss)
     assert np.mean(losses[-20:]) < losses[0] - 1
@@ -322,26 +328,64 @@ def test_sigma_reparam_iterates_once_a_step_and_never_in_a_forward_pass(tokens, 
 
 
 def test_layer_scale_starts_as_in_the_paper():
-    for scale, value in (("tiny", 0.1), ("149M", 0.1), ("221M", 1e-5)):
-        model = GPT(SCALES[scale], ModelSpec(), 64, T, "layer-scale")
-        model.reset_parameters(0)
-        found = torch.cat([block.get_parameter(f"out{k}.scale") for block in model.blocks for k in (1, 2)])
-        assert torch.equal(found, torch.full_like(found, value))
+    assert [layer_scale(L) for L in (2, 18, 21, 24)] == [0.1, 0.1, 1e-5, 1e-5]
+    model = gpt("layer-scale", spread=False)
+    found = torch.cat([block.get_parameter(f"out{k}.scale") for block in model.blocks for k in (1, 2)])
+    assert torch.equal(found.float(), torch.full((4 * 64,), 0.1))
 
 
 def test_the_softmax_of_soft_clip_leaves_out_what_is_small():
     """Masked and small weights are exactly 0, and the rest is not normalised again."""
     q, k = torch.zeros(1, 1, 50, 4), torch.zeros(1, 1, 50, 4)
     got = attention.clip(q, k, torch.ones(1, 1, 50, 4))[0, 0, :, 0]
-    torch.testing.assert_close(got, torch.tensor([max(0.0, 1.06 / (t + 1) - 0.03) * (t + 1) for t in range(50)]).clip(max=1))
+    weights = [min(max(1.06 / (t + 1) - 0.03, 0.0), 1.0) for t in range(50)]
+    torch.testing.assert_close(got, torch.tensor([(t + 1) * weight for t, weight in enumerate(weights)]))
     assert float(got[36]) == 0.0
 
 
-def checksum(engine: Engine) -> float:
-    return sum(float(x.double().sum()) for x in engine.state().values())
+DDP_CELL = cell(logits_dtype="float32", batch_size=4)
+
+
+def three_steps(name: str, world: World, folder: Path) -> list[float]:
+    """Loss and gradient norm of each of three steps on the same global batches, and a checksum of the state."""
+    train, engine = tiny.opened(folder).train, Engine(of(name, DDP_CELL), world, compile=False)
+    engine.settle(2)
+    found: list[float] = []
+    share = 4 // world.size
+    for i in range(3):
+        first = 4 * i + share * world.rank
+        batch_BU = train.read(range(first, first + share), tiny.T)
+        found += engine.step(batch_BU, step=i, lr=1e-3, micro_batch=1)[:2]
+    return [*found, sum(float(x.double().sum()) for x in engine.state().values())]
 
 
 def worker(rank: int, folder: Path) -> None:
-    pair(folder, rank)
+    """All variants in one pair of processes: a pair takes seconds to start."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    world = World(rank, 2, torch.device("cpu"))
+    found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[float]], dict[str, list[float]], Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    tiny.tokens(folder)
+    mp.spawn(worker, (folder,), nprocs=2)
+    first, second = (json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    return first, second, folder
+
+
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_two_processes_are_one(pair, name):
+    first, second, folder = pair
+    assert first[name] == second[name]
+    assert first[name][:6] == pytest.approx(three_steps(name, WORLD, folder)[:6], rel=1e-4)
