@@ -11,6 +11,7 @@ from trainers.world import World
 @pytest.fixture
 def fresh_compiler() -> None:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def test_without_a_compiler_it_warns_once_and_trains_in_eager_mode(tokens, tmp_path, monkeypatch, fresh_compiler):
