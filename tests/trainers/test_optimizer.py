@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import cell
 from torch import nn
@@ -25,6 +25,7 @@ def schedules(draw: st.DrawFn) -> tuple[TrainingSpec, float]:
     return spec(steps=steps, warmup_steps=draw(st.integers(0, steps)), min_lr=lr * draw(st.floats(0, 1))), lr
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(schedule):
     spec, lr = schedule
@@ -40,6 +41,7 @@ def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(schedule):
         assert cool[-1] == pytest.approx(spec.min_lr)
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_schedule_has_no_jump(schedule):
     """Warm-up is one straight line from 0, and the cosine goes on where it ended, never steeper than a cosine is."""
