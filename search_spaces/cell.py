@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from search_spaces.attention_norms import DEFAULT
 from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
 
@@ -31,6 +32,11 @@ class ModelSpec(Frozen):
         description="Linear layers: Xavier normal, or plain normal with standard deviation 0.02.",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout probability on residual branches.")
+    initial_mean_logit: float = Field(
+        default=0.0,
+        description="A stressed start: E begins shifted along the mean hidden state until the mean logit of the "
+        "validation tokens has moved by this much. 0 is the normal start.",
+    )
 
 
 class TrainingSpec(Frozen):
@@ -67,6 +73,7 @@ class Cell(Frozen):
     """
 
     scale: str
+    attention_norm: str = DEFAULT
     method: str
     gamma: float | None = Field(description="Strength of the method (its cap c for soft-cap); None without.")
     lr: float = Field(description="Peak learning rate.")
@@ -88,7 +95,7 @@ class Cell(Frozen):
 
     @property
     def label(self) -> str:
-        return f"{self.scale} {label(self.method, self.gamma)} lr={self.lr:g} seed={self.seed}"
+        return f"{self.scale} {label(self.method, self.gamma, self.attention_norm)} lr={self.lr:g} seed={self.seed}"
 
     @property
     def tokens(self) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from search_spaces.attention_norms import DEFAULT
+
 ActsOn = Literal["nothing", "loss", "logits", "weights"]
 
 
@@ -85,13 +87,13 @@ METHODS: dict[str, Method] = {
 }
 
 
-def label(method: str, gamma: float | None) -> str:
-    """What a person reads in a legend or a table, e.g. ``z-loss (gamma=0.0001)``.
+def label(method: str, gamma: float | None, attention_norm: str = DEFAULT) -> str:
+    """What a person reads in a legend or a table, e.g. ``z-loss (gamma=0.0001)``, ``baseline, qkv-norm``.
 
-    A method that the registry does not know (a table from elsewhere) is shown with ``gamma``.
+    A method that the registry does not know (a table from elsewhere) is shown with ``gamma``; the default attention
+    norm goes without saying.
     """
-    if gamma is None:
-        return method
     known = METHODS.get(method)
     symbol = known.strength.symbol if known and known.strength else "gamma"
-    return f"{method} ({symbol}={gamma:g})"
+    strength = "" if gamma is None else f" ({symbol}={gamma:g})"
+    return method + strength + ("" if attention_norm == DEFAULT else f", {attention_norm}")

@@ -17,9 +17,10 @@ NOMINAL_FLOPS_PER_WORKER = 2e10
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The cells of one (scale, method, gamma) over learning rates and seeds."""
+    """The cells of one (scale, attention norm, method, gamma) over learning rates and seeds."""
 
     scale: str
+    attention_norm: str
     method: str
     gamma: float | None
     cells: tuple[Cell, ...]
@@ -33,9 +34,10 @@ class Plan:
     data: str
     """Digest of the tokens."""
 
-    def cell(self, scale: str, method: str, gamma: float | None, lr: float, seed: int) -> Cell:
+    def cell(self, scale: str, attention_norm: str, method: str, gamma: float | None, lr: float, seed: int) -> Cell:
         return Cell(
             scale=scale,
+            attention_norm=attention_norm,
             method=method,
             gamma=gamma,
             lr=lr,
@@ -53,15 +55,17 @@ class Plan:
         return tuple(
             Curve(
                 scale=scale,
+                attention_norm=attention_norm,
                 method=choice.method,
                 gamma=gamma,
                 cells=tuple(
-                    self.cell(scale, choice.method, gamma, lr, seed)
+                    self.cell(scale, attention_norm, choice.method, gamma, lr, seed)
                     for lr in self.study.lrs
                     for seed in self.study.seeds
                 ),
             )
             for scale in scales
+            for attention_norm in self.study.attention_norms
             for choice in self.study.methods
             for gamma in choice.strengths
         )
@@ -81,11 +85,10 @@ class Plan:
         )
 
     @property
-    def refinements(self) -> Iterator[tuple[str, str, int]]:
-        """``(scale, method, trials)`` of the Optuna trials that follow the grid."""
-        for scale in dict.fromkeys(curve.scale for curve in self.curves):
-            for choice in self.study.methods:
-                yield scale, choice.method, self.study.refine.trials
+    def refinements(self) -> Iterator[tuple[str, str, str, int]]:
+        """``(scale, attention norm, method, trials)`` of the Optuna trials that follow the grid."""
+        for key in dict.fromkeys((curve.scale, curve.attention_norm, curve.method) for curve in self.curves):
+            yield *key, self.study.refine.trials
 
     @property
     def cell_count(self) -> int:
@@ -114,7 +117,7 @@ class Plan:
         """``(scale, measure)`` of every grid cell and, as they are of equal size, of every refinement."""
         first = {cell.scale: cell for cell in reversed(self.cells)}
         yield from ((cell.scale, measure(cell)) for cell in self.cells)
-        yield from ((scale, trials * measure(first[scale])) for scale, _, trials in self.refinements)
+        yield from ((scale, trials * measure(first[scale])) for scale, *_, trials in self.refinements)
 
 
 def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]]:

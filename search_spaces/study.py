@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
@@ -183,6 +184,9 @@ class Study(Frozen):
     description: str = Field(default="", description="What it is for, in a sentence.")
     scales: tuple[str, ...] = Field(description="Model scales.")
     data: DataSpec = Field(default=DataSpec(), description="The tokens.")
+    attention_norms: tuple[str, ...] = Field(
+        default=(DEFAULT,), description="Attention and norm variants; every method is tried with each."
+    )
     methods: tuple[
         Annotated[MethodChoice, BeforeValidator(_method_from_name, json_schema_input_type=str | MethodChoice)],
         ...,
@@ -211,6 +215,11 @@ class Study(Frozen):
     @classmethod
     def _known_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(known("scale", name, SCALES) for name in _distinct(value))
+
+    @field_validator("attention_norms")
+    @classmethod
+    def _known_attention_norms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(known("attention norm", name, ATTENTION_NORMS) for name in _distinct(value))
 
     @field_validator("lrs")
     @classmethod

@@ -156,16 +156,26 @@ def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
 @study_argument
 @home_option
 @click.option("--scale", help="Model scale; the study's first by default.")
+@click.option("--attention-norm", help="Attention and norm variant; the study's first by default.")
 @click.option("--method", required=True, help="Head method.")
 @click.option("--gamma", type=float, help="Its strength; the method's default without.")
 @click.option("--lr", type=float, required=True, help="Peak learning rate.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @bad_input_exits
-def train(study: str, home: str, scale: str | None, method: str, gamma: float | None, lr: float, seed: int) -> None:
+def train(
+    study: str,
+    home: str,
+    scale: str | None,
+    attention_norm: str | None,
+    method: str,
+    gamma: float | None,
+    lr: float,
+    seed: int,
+) -> None:
     """Train one cell of STUDY in this process, without Ray, by the same loop."""
     from service.single import train_one
 
-    train_one(Study.load(study), Home.open(home), scale, method, gamma, lr, seed, plain())
+    train_one(Study.load(study), Home.open(home), scale, attention_norm, method, gamma, lr, seed, plain())
 
 
 @main.group()

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.cell import Cell
+from search_spaces.methods import label
 from search_spaces.plan import Plan
 from service.ledger import Ledger
 from trainers.job import Event
@@ -101,11 +102,11 @@ class Progress:
         return [(cell, share - self._resumed_at.get(cell.id, share)) for cell, share in list(self._share.values())]
 
     def best(self) -> list[tuple[str, float, float]]:
-        """``(scale and method, best loss, its lr)`` of every method that has one."""
+        """``(scale, method and attention norm, best loss, its lr)`` of every method that has one."""
         best: dict[str, tuple[float, float]] = {}
         for entry in list(self._ledger.entries.values()):  # rich draws from a thread of its own
             if entry.state == "finished":
-                name = f"{entry.cell.scale} {entry.cell.method}"
+                name = f"{entry.cell.scale} {label(entry.cell.method, None, entry.cell.attention_norm)}"
                 candidate = (entry.result["val_loss"], entry.cell.lr)
                 best[name] = min(best.get(name, candidate), candidate)
         return [(name, loss, lr) for name, (loss, lr) in best.items()]

@@ -1,8 +1,9 @@
 """What to train next: the missing cells of the grid first and exact, then Optuna's proposals.
 
-One Optuna study for each (scale, method), as a ``Searcher`` of Ray Tune over all of them, so that one sweep keeps
-every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study, and a sweep for each would
-end in a tail of idle cores; it also names every study alike.) The journal is a view: the ledger decides what is done.
+One Optuna study for each (scale, attention norm, method), as a ``Searcher`` of Ray Tune over all of them, so that one
+sweep keeps every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study, and a sweep for
+each would end in a tail of idle cores; it also names every study alike.) The journal is a view: the ledger decides what
+is done.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ REPEATS = 10
 
 
 class CurveSearch:
-    """The Optuna study of one (scale, method)."""
+    """The Optuna study of one (scale, attention norm, method)."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, scale: str, method: str) -> None:
-        self.plan, self.ledger, self.scale, self.method = plan, ledger, scale, method
+    def __init__(
+        self, plan: Plan, ledger: Ledger, storage: BaseStorage, scale: str, attention_norm: str, method: str
+    ) -> None:
+        self.plan, self.ledger = plan, ledger
+        self.scale, self.attention_norm, self.method = scale, attention_norm, method
         spec = plan.study.refine
         seed = int(plan.study.hash, 16) % 2**32
         sampler = (
@@ -46,7 +50,7 @@ class CurveSearch:
         )
         self.study = optuna.create_study(
             storage=storage,
-            study_name=f"{plan.study.name}/{scale}/{method}/{plan.study.hash}",
+            study_name=f"{plan.study.name}/{scale}/{attention_norm}/{method}/{plan.study.hash}",
             sampler=sampler,
             direction="minimize",
             load_if_exists=True,
@@ -68,7 +72,8 @@ class CurveSearch:
         trial = self.study.ask(self._distributions)
         rounded = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in trial.params.items()}
         params = {name: min(max(value, self.space[name].low), self.space[name].high) for name, value in rounded.items()}
-        cell = self.plan.cell(self.scale, self.method, params.get("gamma"), params["lr"], seed=self.plan.study.seeds[0])
+        gamma, seed = params.get("gamma"), self.plan.study.seeds[0]
+        cell = self.plan.cell(self.scale, self.attention_norm, self.method, gamma, params["lr"], seed)
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
 
@@ -112,7 +117,7 @@ class CurveSearch:
                 )
 
     def _owns(self, cell: Cell) -> bool:
-        return (cell.scale, cell.method) == (self.scale, self.method)
+        return (cell.scale, cell.attention_norm, cell.method) == (self.scale, self.attention_norm, self.method)
 
     def _params(self, cell: Cell) -> dict[str, float]:
         gamma = {} if cell.gamma is None else {"gamma": cell.gamma}
@@ -137,9 +142,10 @@ class CellSearch(Searcher):
         self._ledger = ledger
         self._grid = deque(missing)
         self._curves = {
-            (scale, method): CurveSearch(plan, ledger, storage, scale, method) for scale, method, _ in plan.refinements
+            (scale, attention_norm, method): CurveSearch(plan, ledger, storage, scale, attention_norm, method)
+            for scale, attention_norm, method, _ in plan.refinements
         }
-        self._wanted = {(scale, method): trials for scale, method, trials in plan.refinements}
+        self._wanted = {(scale, norm, method): trials for scale, norm, method, trials in plan.refinements}
         self._running: dict[str, tuple[CurveSearch, int, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,7 +156,7 @@ class CellSearch(Searcher):
         """The next cell; None while refinement waits for the grid; ``FINISHED`` when all is handed out."""
         if self._grid:
             cell = self._grid.popleft()
-            curve = self._curves[cell.scale, cell.method]
+            curve = self._curves[cell.scale, cell.attention_norm, cell.method]
             return self._start(trial_id, curve, curve.ask(cell), cell)
         waiting = False
         for key, curve in self._curves.items():
@@ -166,7 +172,7 @@ class CellSearch(Searcher):
                     return self._start(trial_id, curve, number, cell)
                 curve.tell(number, self._ledger.entries[cell.id])
             self._wanted[key] = curve.proposed
-            logger.warning("%s %s: the sampler only repeats itself, no further refinement", *key)
+            logger.warning("%s %s %s: the sampler only repeats itself, no further refinement", *key)
         return None if waiting else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -25,7 +25,7 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
     for curve in plan.curves:
         parameters = SCALES[curve.scale].parameters(study.data.V, tied=study.model.tied)
         lrs = f"{study.lrs[0]:g} .. {study.lrs[-1]:g}"
-        name = label(curve.method, curve.gamma)
+        name = label(curve.method, curve.gamma, curve.attention_norm)
         tokens = f"{curve.cells[0].tokens:,}"
         table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
     yield table

@@ -16,6 +16,7 @@ def train_one(
     study: Study,
     home: Home,
     scale: str | None,
+    attention_norm: str | None,
     method: str,
     gamma: float | None,
     lr: float,
@@ -30,6 +31,7 @@ def train_one(
     strength = METHODS[method].strength if method in METHODS else None
     choice = {"method": method} | ({strength.symbol if strength else "gamma": (gamma,)} if gamma is not None else {})
     one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
+    one["attention_norms"] = [attention_norm or study.attention_norms[0]]
     checked = Study.validate_fields(one)
     from trainers.loop import Trainer  # imports torch: seconds
     from trainers.world import World

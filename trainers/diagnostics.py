@@ -190,7 +190,10 @@ def _sizes(found: dict[str, Tensor], name: str, i: int) -> Callable[[Tensor], No
 
 
 def _attention_logit_max(qk_BT2HK: Tensor) -> Tensor:
-    """The largest attention logit before the softmax, over all queries and the keys that each may see."""
+    """The largest ``q . k / sqrt(K)`` over all queries and the keys that each may see.
+
+    Before any cap and any temperature, so that it can grow, and means the same, in every attention norm.
+    """
     T, K = qk_BT2HK.shape[1], qk_BT2HK.shape[-1]
     future_TT = torch.ones(T, T, dtype=torch.bool, device=qk_BT2HK.device).triu(1)
     largest = []

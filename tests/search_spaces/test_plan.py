@@ -23,6 +23,7 @@ def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
 def test_the_plan_is_the_whole_grid_once(study: Study) -> None:
     plan = Plan(study, "data")
     strengths = sum(len(choice.strengths) for choice in study.methods)
+    strengths *= len(study.attention_norms)
     assert len(plan.cells) == len(study.scales) * strengths * len(study.lrs) * len(study.seeds)
     assert len({cell.id for cell in plan.cells}) == len(plan.cells)
     assert sorted(cell.id for curve in plan.curves for cell in curve.cells) == sorted(cell.id for cell in plan.cells)
@@ -35,11 +36,19 @@ def test_an_id_is_the_content_and_nothing_else() -> None:
     cell = Plan(Study.load("smoke"), "data").cells[0]
     assert cell.id == GOLDEN_ID
     assert Cell.model_validate_json(cell.model_dump_json()).id == cell.id
-    for change in ({"lr": 0.5}, {"seed": 2}, {"data": "other"}, {"V": 512}, {"scale": "5M"}, {"method": "max-z"}):
+    for change in (
+        {"lr": 0.5},
+        {"seed": 2},
+        {"data": "other"},
+        {"V": 512},
+        {"scale": "5M"},
+        {"method": "max-z"},
+        {"attention_norm": "none"},
+    ):
         assert cell.model_copy(update=change).id != cell.id, change
 
 
-GOLDEN_ID = "c49c3fae6d9c"
+GOLDEN_ID = "01b2155618c0"
 
 
 def test_equal_cells_of_different_studies_are_one_cell() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -16,6 +17,9 @@ from search_spaces.study import NAME, Study, json_schema, shipped
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
 grids = st.lists(positive, min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
+
+
+norms = st.lists(st.sampled_from(sorted(ATTENTION_NORMS)), min_size=1, max_size=2, unique=True)
 
 
 @st.composite
@@ -27,7 +31,10 @@ def studies(draw: st.DrawFn) -> Study:
     return Study.validate_fields(
         {
             "name": draw(st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)),
-            "scales": draw(st.lists(st.sampled_from(sorted(SCALES)), min_size=1, unique=True)),
+            "scales": draw(st.lists(st.sampled_from(sorted(SCALES)), min_size=1, max_size=3, unique=True)),
+            "attention_norms": draw(
+                st.lists(st.sampled_from(sorted(ATTENTION_NORMS)), min_size=1, max_size=2, unique=True)
+            ),
             "methods": methods,
             "lrs": draw(grids),
             "seeds": draw(st.integers(min_value=1, max_value=5)),
@@ -109,14 +116,14 @@ def test_schema_of_a_study_file() -> None:
     schema = json.loads(json_schema())
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
-        "name", "description", "scales", "data", "methods", "lrs", "seeds", "model", "training", "refine",
-        "intervals", "resources",
+        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "seeds", "model", "training",
+        "refine", "intervals", "resources",
     ]  # fmt: skip
     assert fields == {
         "DataSpec": ["path", "source", "tokenizer", "validation", "vocab_size"],
         "Intervals": ["checkpoint", "evaluate"],
         "MethodChoice": ["c", "gamma", "method"],
-        "ModelSpec": ["dropout", "init", "tied"],
+        "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
         "RefineSpec": ["sampler", "trials"],
         "ResourceSpec": ["compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "workers"],
         "TrainingSpec": [

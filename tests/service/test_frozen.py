@@ -35,7 +35,7 @@ def test_command_line() -> None:
         "status": ["--cells", "--home", "study"],
         "report": ["--home", "--out", "source"],
         "forecast": ["--cells", "--home", "studies"],
-        "train": ["--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
+        "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
         "data prepare": ["--home", "study"],
         "methods": [],
         "schema": [],
@@ -65,8 +65,8 @@ def test_mlflow_keys() -> None:
     assert mlflow_sink.EXPERIMENT == "oec"
     cell = Plan(Study.load("smoke"), "data").cells[1]
     assert [param.key for param in mlflow_sink.params(cell)] == [
-        "scale", "method", "gamma", "lr", "seed", "data", "V",
-        *(f"model.{name}" for name in ("tied", "init", "dropout")),
+        "scale", "attention_norm", "method", "gamma", "lr", "seed", "data", "V",
+        *(f"model.{name}" for name in ("tied", "init", "dropout", "initial_mean_logit")),
         *(f"training.{name}" for name in type(cell.training).model_fields),
     ]  # fmt: skip
     record = {"gamma": 1e-4, "lr": 1.0, "seed": 1, "val_loss": 2.0, "train_loss": 3.0, "l_init": 4.0, "steps": 5}

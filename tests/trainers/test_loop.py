@@ -125,16 +125,6 @@ def test_a_regularizer_at_strength_zero_is_the_baseline_bit_for_bit(tokens, tmp_
     assert_equal_weights(weights(trainer), baseline)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_mu_stays_zero_with_mu_centering(tokens, folder, tied):
-    """With tied weights too, where a user of the reference code met NaN."""
-    trainer = Trainer(WORLD, tokens)
-    result = run(trainer, cell("mu-centering", lr=3e-2, model=ModelSpec(tied=tied)), folder)
-    assert result.state == "finished"
-    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
-    assert float(trainer._engine.objective.model.E_VD.detach().mean(dim=0).norm()) < 1e-6
-
-
 @pytest.mark.parametrize("model", [ModelSpec(), ModelSpec(dropout=0.2)], ids=["plain", "dropout"])
 @pytest.mark.parametrize("stops", [1, 5, 6])
 def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, stops, model):
