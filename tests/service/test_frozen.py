@@ -55,8 +55,8 @@ def test_states() -> None:
 def test_columns() -> None:
     """Those of a table of runs are frozen in tests/dashboards/test_runs.py."""
     assert TABLE_COLUMNS == (
-        "scale", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr", "diverged", "cells",
-        "overhead_percent", "note",
+        "scale", "attention_norm", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr",
+        "highest_lr", "diverged", "cells", "overhead_percent", "note",
     )  # fmt: skip
 
 
