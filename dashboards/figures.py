@@ -178,12 +178,15 @@ def _loss_figure(view: View) -> Figure:
         .encode(shape=_shapes(view.lines), tooltip=tooltip),
     ]
     diverging = [line.name for line in view.lines if line.curve.diverged]
+    apart = min(9, 60 / max(1, len(diverging)))
     for i, name in enumerate(diverging):
         layers.append(
             base.transform_filter(alt.FieldEqualPredicate(equal=name, field="label"))
             .transform_filter("datum.diverged")
             # Those of several curves meet at one place: each curve is shifted by its own few pixels.
-            .mark_point(shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=9 * (i - (len(diverging) - 1) / 2))
+            .mark_point(
+                shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=apart * (i - (len(diverging) - 1) / 2)
+            )
             .encode(tooltip=tooltip)
         )
     if near:

@@ -65,6 +65,10 @@ HIGH_BY = 0.02
 """Nats by which a flat curve's best loss may lie above the lowest before the answer says so."""
 
 
+NAMED = 3
+"""Curves that share the highest learning rate are named up to this many, then counted."""
+
+
 def answer(found: Sequence[CurveFacts]) -> str:
     """The study in a few sentences: what is least sensitive, and how far that can be trusted; where attention norms are
     compared, also what converges at the highest learning rate."""
@@ -105,7 +109,8 @@ def _highest(found: Sequence[CurveFacts]) -> Iterator[str]:
         limit = max(curve.highest_lr or 0.0 for curve in at_scale)
         top = [curve for curve in at_scale if curve.highest_lr == limit]
         if top:
-            names = whose([curve.label for curve in top], len(at_scale))
+            few = len(top) <= NAMED
+            names = listed([curve.label for curve in top]) if few else f"{len(top)} of {len(at_scale)} curves"
             lr = highest(limit, top[0].diverged)
             yield f"The highest learning rate that converges at {scale}, {lr}, is that of {names}."
 

@@ -225,7 +225,7 @@ def labels(rows: pd.DataFrame) -> list[str]:
     without saying."""
     said = bool((rows["attention_norm"] != DEFAULT).any())
     return [
-        label(method, None if pd.isna(gamma) else gamma) + (f", {norm}" if said else "")
+        label(method, None if pd.isna(gamma) else gamma) + (f" + {norm}" if said else "")
         for method, gamma, norm in zip(rows["method"], rows["gamma"], rows["attention_norm"], strict=True)
     ]
 

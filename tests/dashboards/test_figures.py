@@ -141,7 +141,7 @@ def test_norms_can_be_told_apart() -> None:
 
 
 def test_one_norm_alone_is_named_where_it_is_not_the_default() -> None:
-    assert [line.name for line in compared("none")] == ["baseline, none"]
+    assert [line.name for line in compared("none")] == ["baseline + none"]
     assert [(line.name, line.of) for line in compared("qk-norm")] == [("baseline", "")]
 
 

@@ -280,7 +280,7 @@ def test_attention_norms_come_in_the_order_of_the_registry_and_are_named() -> No
     norms = ("from elsewhere", "soft-clip", "qk-norm", "none")
     found = curves(from_records([run(attention_norm=norm) for norm in norms]))
     assert [c.attention_norm for c in found] == ["none", "qk-norm", "soft-clip", "from elsewhere"]
-    assert [c.label for c in found][:2] == ["baseline, none", "baseline, qk-norm"]
+    assert [c.label for c in found][:2] == ["baseline + none", "baseline + qk-norm"]
 
 
 def test_one_cell_twice_is_refused() -> None:

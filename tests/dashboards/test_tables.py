@@ -69,7 +69,7 @@ def several_norms() -> pd.DataFrame:
 def test_a_layout_has_a_column_for_each_attention_norm() -> None:
     names = ["none", "qk-norm", "sigma-reparam"]
     assert list(published_layout(several_norms())) == [
-        f"{method}, {norm}" for norm in names for method in ("baseline", "mu-centering")
+        f"{method} + {norm}" for norm in names for method in ("baseline", "mu-centering")
     ]
 
 

@@ -90,5 +90,7 @@ def test_refinement_searches_the_grid_and_beyond_it_in_gamma() -> None:
 def test_labels() -> None:
     assert label("baseline", None) == "baseline"
     assert label("z-loss", 1e-4) == "z-loss (gamma=0.0001)"
+    assert label("baseline", None, "qk-norm") == "baseline"
+    assert label("z-loss", 1e-4, "none") == "z-loss (gamma=0.0001) + none"
     assert label("soft-cap", 30) == "soft-cap (c=30)"
     assert all(method.source and method.summary for method in METHODS.values())
