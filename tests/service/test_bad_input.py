@@ -226,8 +226,8 @@ def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
         (("train", "smoke", "--method", "baseline", "--lr", "nan"), ("lrs.0", "finite")),
         (("train", "smoke", "--method", "baseline", "--lr", "1", "--scale", "1T"), ("scales", "'1T'")),
         (
-            ("train", "smoke", "--method", "baseline", "--lr", "1", "--attention-norm", "qkv"),
-            ("attention_norms", "'qkv'", "did you mean 'qkv-norm'"),
+            ("train", "smoke", "--method", "baseline", "--lr", "1", "--attention-norm", "qkvnorm"),
+            ("attention_norms", "'qkvnorm'", "did you mean 'qkv-norm'"),
         ),
     ],
 )
