@@ -13,7 +13,9 @@ from search_spaces.study import Study
 from tests.search_spaces.test_study import studies
 
 
-@pytest.mark.parametrize(("name", "cells"), [("smoke", 6), ("demo", 49), ("norms", 154), ("paper", 140), ("gamma", 280)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("smoke", 6), ("demo", 49), ("norms", 154), ("paper", 140), ("gamma", 280)]
+)
 def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
     plan = Plan(Study.load(name), "data")
     assert len(plan.cells) == plan.cell_count == cells
