@@ -26,7 +26,7 @@ State = Literal["planned", "running", "finished", "diverged", "crashed", "pruned
 STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset({"finished", "diverged", "crashed", "pruned"})
 Origin = Literal["grid", "refine"]
-IDENTITY = ("cell", "state", "scale", "method", "gamma", "lr", "seed")
+IDENTITY = ("cell", "state", "scale", "attention_norm", "method", "gamma", "lr", "seed")
 """Columns of a runs table that every line of a cell tells anyway, and its result does not repeat."""
 
 

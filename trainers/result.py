@@ -50,6 +50,7 @@ class Result:
         return {
             "cell": self.cell.id,
             "scale": self.cell.scale,
+            "attention_norm": self.cell.attention_norm,
             "method": self.cell.method,
             "gamma": self.cell.gamma,
             "lr": self.cell.lr,

@@ -13,7 +13,9 @@ from search_spaces.study import Study
 from tests.search_spaces.test_study import studies
 
 
-@pytest.mark.parametrize(("name", "cells"), [("smoke", 6), ("demo", 49), ("paper", 140), ("gamma", 280)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("smoke", 6), ("demo", 49), ("norms", 154), ("paper", 140), ("gamma", 280)]
+)
 def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
     plan = Plan(Study.load(name), "data")
     assert len(plan.cells) == plan.cell_count == cells
@@ -90,5 +92,7 @@ def test_refinement_searches_the_grid_and_beyond_it_in_gamma() -> None:
 def test_labels() -> None:
     assert label("baseline", None) == "baseline"
     assert label("z-loss", 1e-4) == "z-loss (gamma=0.0001)"
+    assert label("baseline", None, "qk-norm") == "baseline"
+    assert label("z-loss", 1e-4, "none") == "z-loss (gamma=0.0001) + none"
     assert label("soft-cap", 30) == "soft-cap (c=30)"
     assert all(method.source and method.summary for method in METHODS.values())

@@ -57,6 +57,10 @@ def test_shipped_studies(name: str) -> None:
     assert Study.parse(study.to_yaml()) == study
 
 
+def test_the_study_of_norms_compares_all_of_them() -> None:
+    assert Study.load("norms").attention_norms == tuple(ATTENTION_NORMS)
+
+
 def test_published_studies_have_the_published_settings() -> None:
     for name in ("paper", "gamma"):
         study = Study.load(name)

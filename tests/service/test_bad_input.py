@@ -52,6 +52,15 @@ FIELDS = {
     "unsorted grid": (smoke(lrs=[2, 1]), "lrs", "[2, 1]", "sort"),
     "duplicate in grid": (smoke(lrs=[1, 1]), "lrs", "[1, 1]", "duplicates"),
     "no methods": (smoke(methods=[]), "methods", "empty"),
+    "unknown attention norm": (
+        smoke(attention_norms=["qk-norms"]),
+        "attention_norms",
+        "'qk-norms'",
+        "did you mean 'qk-norm'",
+    ),
+    "one attention norm without a list": (smoke(attention_norms="qk-norm"), "attention_norms", "'qk-norm'"),
+    "no attention norms": (smoke(attention_norms=[]), "attention_norms", "empty", "at least one"),
+    "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "twice"),
     "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "twice"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
     "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
@@ -216,6 +225,10 @@ def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
         (("train", "smoke", "--method", "baseline", "--gamma", "1", "--lr", "1"), ("methods.0", "remove gamma")),
         (("train", "smoke", "--method", "baseline", "--lr", "nan"), ("lrs.0", "finite")),
         (("train", "smoke", "--method", "baseline", "--lr", "1", "--scale", "1T"), ("scales", "'1T'")),
+        (
+            ("train", "smoke", "--method", "baseline", "--lr", "1", "--attention-norm", "qkvnorm"),
+            ("attention_norms", "'qkvnorm'", "did you mean 'qkv-norm'"),
+        ),
     ],
 )
 def test_other_commands(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
