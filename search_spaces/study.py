@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
@@ -23,6 +24,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.edge import SMALLEST_FACTOR
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -147,11 +149,41 @@ class MethodChoice(Frozen):
         return getattr(self, strength.symbol) or (strength.default,)
 
 
-class RefineSpec(Frozen):
-    """Optuna trials over (log lr, log gamma) after the grid, for each scale and method."""
+class Budget(Frozen):
+    """What refinement may take, both kinds together; does not change any result, and may be raised later."""
 
-    trials: int = Field(default=0, ge=0, description="Further cells for each (scale, method).")
+    cells: int | None = Field(default=None, gt=0, description="Cells beside the grid.")
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Minutes of training, summed over the cells beside the grid. None begins after them; those that "
+        "run go on to their end.",
+    )
+
+
+class RefineSpec(Frozen):
+    """What is tried beside the grid: the best (lr, gamma) of a method, and the edge of a curve."""
+
+    trials: int = Field(
+        default=0,
+        ge=0,
+        description="Optuna trials over (log lr, log gamma) for each (scale, attention norm, method), first seed.",
+    )
     sampler: Literal["tpe", "gp"] = Field(default="tpe", description="Tree-structured Parzen, or Gaussian process.")
+    edge: float | None = Field(
+        default=None,
+        ge=SMALLEST_FACTOR,
+        description="Bisect, for every curve, between the largest learning rate that converges with every seed and "
+        "the next that does not, until their ratio is at most this.",
+    )
+    budget: Budget = Field(default=Budget(), description="No limit by default.")
+
+    @field_validator("budget")
+    @classmethod
+    def _something_to_spend_it_on(cls, value: Budget, info: ValidationInfo) -> Budget:
+        if value != Budget() and not info.data.get("trials") and info.data.get("edge") is None:
+            raise bad("limits a refinement that there is not", "give refine.trials or refine.edge, or no budget")
+        return value
 
 
 class Intervals(Frozen):
@@ -269,8 +301,11 @@ class Study(Frozen):
 
     @property  # not cached: model_copy would carry the old one over
     def hash(self) -> str:
-        """12 digits over everything but the description, the intervals and the resources."""
-        return digest(self.model_dump(mode="json", exclude={"description", "intervals", "resources"}))[:12]
+        """12 digits over everything but the description, the intervals, the resources and the budget."""
+        content = self.model_dump(
+            mode="json", exclude={"description": True, "intervals": True, "resources": True, "refine": {"budget"}}
+        )
+        return digest(content)[:12]
 
     @property
     def evaluate_every(self) -> int:
@@ -361,7 +396,7 @@ def _invalid(error: ErrorDetails) -> InvalidInput:
     if error["type"] == "oec":
         problem, remedy = error["ctx"]["problem"], error["ctx"]["remedy"]
         if isinstance(value, dict):
-            value = next((value[key] for key in ("name", "source", "method") if key in value), "study")
+            value = next((value[key] for key in ("name", "source", "method") if key in value), value)
     elif error["type"] == "extra_forbidden":
         fields = _fields_beside(error["loc"])
         close = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
