@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dashboards.runs import OFF_CURVE
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS, label
 from search_spaces.scales import SCALES
@@ -151,7 +152,7 @@ def curves(runs: pd.DataFrame, grid: Sequence[float] | None = None) -> list[Curv
     studies = runs["study"].dropna().unique()
     if len(studies) > 1:
         raise InvalidInput("study", list(studies), "are several studies", "take the runs of one")
-    runs = runs[(runs["state"] != "pruned") & (runs["origin"] != "refine")]
+    runs = runs[(runs["state"] != "pruned") & ~runs["origin"].isin(OFF_CURVE)]
     found = []
     for scale in in_order(runs["scale"].unique(), SCALES):
         at_scale = runs[runs["scale"] == scale]

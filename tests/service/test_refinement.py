@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
+from dashboards.edges import edge_of
+from dashboards.runs import from_records
 from search_spaces.cell import Cell
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
@@ -109,6 +111,8 @@ def test_the_edge_of_every_curve_with_the_fewest_runs(slots: int, tmp_path: Path
         assert [sum(cell.method == method for cell in found) for method in LIMITS] == [3, 3, 3]
         assert Refinement(plan, sweep.ledger).cells_left == {"tiny": 0}
         told = {trial.user_attrs["cell"] for trial in optuna_trials(tmp_path)}
+        runs = from_records(sweep.ledger.records())
+        assert {method: edge_of(rows) for method, rows in runs.groupby("method")} == EDGES, "the table shows the same"
         inside = {cell.id for cell in [*plan.cells, *found] if cell.lr <= 1.0}
         assert told == inside, "Optuna learns of every cell within the box that it searches"
 
