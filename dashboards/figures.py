@@ -41,8 +41,9 @@ CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 CELL_TOOLTIP = ("label:N", "cell:N", "lr:Q", "seed:Q")
 LRS_TOOLTIP = ("label:N", "scale:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")))
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
-LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0}
-"""Without stroke, as a dash would fray the edge of the symbols; the page sets the columns to what its width holds."""
+LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
+"""Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
+what its width holds."""
 PRINT_WIDTH, PRINT_HEIGHT = 640, 360
 """Pixels of a saved figure; a PNG has twice as many."""
 
@@ -81,9 +82,11 @@ DIAGNOSTICS = (
 
 
 def loss_facts(curves: Iterable[CurveFacts]) -> pd.DataFrame:
-    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean.
+    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean, low,
+    high.
 
-    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result.
+    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result; ``low`` to ``high`` is its
+    95 % interval, NaN for one seed.
     """
     rows = [
         {
@@ -95,11 +98,17 @@ def loss_facts(curves: Iterable[CurveFacts]) -> pd.DataFrame:
             "diverged": point.diverged,
             "cell": point.cell,
             "mean": curve.mean[curve.lr.index(point.lr)],
+            "low": low,
+            "high": high,
         }
         for curve in curves
+        for band in (dict(zip(curve.lr, curve.band, strict=True)),)
         for point in curve.points
+        for low, high in (band[point.lr] or (math.nan, math.nan),)
     ]
-    return pd.DataFrame(rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean"])
+    return pd.DataFrame(
+        rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean", "low", "high"]
+    )
 
 
 def lrs_facts(curves: Iterable[CurveFacts]) -> pd.DataFrame:
@@ -177,15 +186,23 @@ def _loss_figure(scale: str, curves: Sequence[CurveFacts]) -> Figure:
     l_init = float(np.mean([curve.l_init for curve in curves if math.isfinite(curve.l_init)] or math.nan))
     # The ceiling is drawn where a curve comes near it: elsewhere it would press the curves flat, and words do.
     near = bool((facts["loss"] > (facts["loss"].min() + l_init) / 2).any())
-    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=alt.Scale(zero=False))
+    scale_y = alt.Scale(zero=False)
+    if several := bool(facts["low"].notna().any()):
+        # A band may be far wider than what was seen: it is cut at the frame, which the losses make.
+        low, high = float(facts["loss"].min()), float(facts["loss"].max())
+        scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
+    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=scale_y)
     base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), y=y, color=_colors(curves))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("loss:Q", format=".4f"), "diverged:N"]
     layers: list[alt.Chart] = [
-        base.mark_line().encode(y="mean:Q", strokeDash=_dashes(curves)),
+        base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=_dashes(curves)),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=50, opacity=1)
         .encode(shape=_shapes(curves), tooltip=tooltip),
     ]
+    if several:
+        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
+        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2="high:Q"))
     diverging = [curve.label for curve in curves if curve.diverged]
     for i, name in enumerate(diverging):
         layers.append(
@@ -207,7 +224,7 @@ def _loss_figure(scale: str, curves: Sequence[CurveFacts]) -> Figure:
     return Figure(
         name=f"loss-{scale}",
         title="Final loss over learning rate",
-        caption="Lines are means over seeds. A cross at l_init is a diverged cell: "
+        caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
         f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         scale=scale,
         spec=_spec(layers),
