@@ -15,28 +15,22 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
-    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
-from search_spaces.edge import SMALLEST_FACTOR
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, bad
 from search_spaces.methods import METHODS
+from search_spaces.refine import RefineSpec
 from search_spaces.scales import SCALES
 
 T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "studies"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
-def bad(problem: str, remedy: str) -> PydanticCustomError:
-    """An error for a validator to raise; ``Study.load`` adds the field and the value."""
-    return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})
 
 
 def known(kind: str, name: object, names: Iterable[str]) -> str:
@@ -110,10 +104,6 @@ def _method_from_name(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-def _refine_from_trials(value: Any) -> Any:
-    return {"trials": value} if isinstance(value, int) else value
-
-
 class MethodChoice(Frozen):
     """A method and the strengths it is tried at; without any, its default strength."""
 
@@ -147,43 +137,6 @@ class MethodChoice(Frozen):
         if strength is None:
             return (None,)
         return getattr(self, strength.symbol) or (strength.default,)
-
-
-class Budget(Frozen):
-    """What refinement may take, both kinds together; does not change any result, and may be raised later."""
-
-    cells: int | None = Field(default=None, gt=0, description="Cells beside the grid.")
-    minutes: float | None = Field(
-        default=None,
-        gt=0,
-        description="Minutes of training, summed over the cells beside the grid. None begins after them; those that "
-        "run go on to their end.",
-    )
-
-
-class RefineSpec(Frozen):
-    """What is tried beside the grid: the best (lr, gamma) of a method, and the edge of a curve."""
-
-    trials: int = Field(
-        default=0,
-        ge=0,
-        description="Optuna trials over (log lr, log gamma) for each (scale, attention norm, method), first seed.",
-    )
-    sampler: Literal["tpe", "gp"] = Field(default="tpe", description="Tree-structured Parzen, or Gaussian process.")
-    edge: float | None = Field(
-        default=None,
-        ge=SMALLEST_FACTOR,
-        description="Bisect, for every curve, between the largest learning rate that converges with every seed and "
-        "the next that does not, until their ratio is at most this.",
-    )
-    budget: Budget = Field(default=Budget(), description="No limit by default.")
-
-    @field_validator("budget")
-    @classmethod
-    def _something_to_spend_it_on(cls, value: Budget, info: ValidationInfo) -> Budget:
-        if value != Budget() and not info.data.get("trials") and info.data.get("edge") is None:
-            raise bad("limits a refinement that there is not", "give refine.trials or refine.edge, or no budget")
-        return value
 
 
 class Intervals(Frozen):
@@ -227,8 +180,8 @@ class Study(Frozen):
     seeds: tuple[int, ...] = Field(default=(1,), description="Seeds: every cell is run once a seed.")
     model: ModelSpec = Field(default=ModelSpec())
     training: TrainingSpec = Field(default=TrainingSpec())
-    refine: Annotated[RefineSpec, BeforeValidator(_refine_from_trials, json_schema_input_type=int | RefineSpec)] = (
-        Field(default=RefineSpec())
+    refine: Annotated[RefineSpec, BeforeValidator(RefineSpec.from_trials, json_schema_input_type=int | RefineSpec)] = (
+        Field(default=RefineSpec(), description="What follows the grid; a number is short for trials.")
     )
     intervals: Intervals = Field(default=Intervals())
     resources: ResourceSpec = Field(default=ResourceSpec())

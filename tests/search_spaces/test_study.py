@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
+from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
-from search_spaces.study import NAME, Budget, Study, json_schema, shipped
+from search_spaces.study import NAME, Study, json_schema, shipped
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
 grids = st.lists(positive, min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
