@@ -28,8 +28,9 @@ CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 CELL_TOOLTIP = ("label:N", "cell:N", "lr:Q", "seed:Q")
 LRS_TOOLTIP = ("label:N", "scale:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")))
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
-LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0}
-"""Without stroke, as a dash would fray the edge of the symbols; the page sets the columns to what its width holds."""
+LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
+"""Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
+what its width holds."""
 PRINT_WIDTH, PRINT_HEIGHT = 640, 360
 """Pixels of a saved figure; a PNG has twice as many."""
 
@@ -68,9 +69,11 @@ DIAGNOSTICS = (
 
 
 def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean.
+    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean, low,
+    high.
 
-    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result.
+    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result; ``low`` to ``high`` is its
+    95 % interval, NaN for one seed.
     """
     rows = [
         {
@@ -82,11 +85,17 @@ def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
             "diverged": point.diverged,
             "cell": point.cell,
             "mean": line.curve.mean[line.curve.lr.index(point.lr)],
+            "low": low,
+            "high": high,
         }
         for line in lines
+        for band in (dict(zip(line.curve.lr, line.curve.band, strict=True)),)
         for point in line.curve.points
+        for low, high in (band[point.lr] or (math.nan, math.nan),)
     ]
-    return pd.DataFrame(rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean"])
+    return pd.DataFrame(
+        rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean", "low", "high"]
+    )
 
 
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
@@ -168,15 +177,23 @@ def _loss_figure(view: View) -> Figure:
     l_init = float(np.mean(starts or math.nan))
     # The ceiling is drawn where a curve comes near it: elsewhere it would press the curves flat, and words do.
     near = bool((facts["loss"] > (facts["loss"].min() + l_init) / 2).any())
-    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=alt.Scale(zero=False))
+    scale_y = alt.Scale(zero=False)
+    if several := bool(facts["low"].notna().any()):
+        # A band may be far wider than what was seen: it is cut at the frame, which the losses make.
+        low, high = float(facts["loss"].min()), float(facts["loss"].max())
+        scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
+    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=scale_y)
     base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), y=y, color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("loss:Q", format=".4f"), "diverged:N"]
     layers: list[alt.Chart] = [
-        base.mark_line().encode(y="mean:Q", strokeDash=_dashes(view.lines)),
+        base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=_dashes(view.lines)),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=50, opacity=1)
         .encode(shape=_shapes(view.lines), tooltip=tooltip),
     ]
+    if several:
+        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
+        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2="high:Q"))
     diverging = [line.name for line in view.lines if line.curve.diverged]
     apart = min(9, 60 / max(1, len(diverging)))
     for i, name in enumerate(diverging):
@@ -199,7 +216,7 @@ def _loss_figure(view: View) -> Figure:
     return Figure(
         name=f"loss-{view.name}",
         title="Final loss over learning rate",
-        caption="Lines are means over seeds. A cross at l_init is a diverged cell: "
+        caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
         f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
         spec=_spec(layers),

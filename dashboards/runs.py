@@ -48,8 +48,11 @@ RUN_COLUMNS = (
     "reason",
 )
 """Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength,
-``attention_norm`` never: a run that names none, as the published ones do, has the default. ``origin`` is ``grid`` or
-``refine``: what Optuna proposed belongs to no curve."""
+``attention_norm`` never: a run that names none, as the published ones do, has the default. ``origin`` is ``grid``,
+``refine`` (Optuna proposed it) or ``edge`` (it was run in search of the edge of a curve)."""
+
+OFF_CURVE = ("refine", "edge")
+"""Origins of the runs that belong to no curve: where they lie depends on what came out before."""
 
 STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
 

@@ -5,5 +5,5 @@ from hypothesis import settings
 from service import cluster
 
 cluster.configure()
-settings.register_profile("no-deadline", deadline=None)  # how fast a busy machine draws an example is no property
-settings.load_profile("no-deadline")
+settings.register_profile("oec", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("oec")

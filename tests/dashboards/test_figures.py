@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_up import GRID, L_INIT, curve, study
@@ -83,6 +84,32 @@ def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[Line])
     assert len(layers_with(spec, "rule")) == 1
     colors = points[0]["encoding"]["color"]["scale"]
     assert dict(zip(colors["domain"], colors["range"], strict=True))["mu-loss (gamma=0.1)"] == COLORS["mu-loss"]
+
+
+def test_the_mean_of_several_seeds_has_a_band_and_the_frame_shows_what_was_seen() -> None:
+    seeds = [3.0, 3.1, 3.3]
+    found = drawn_of(study(*(curve([3.5, 3.0, 3.2, loss], seed=s) for s, loss in enumerate(seeds))))
+    low, high = found[0].curve.band[3] or (math.nan, math.nan)
+    assert (low + high) / 2 == pytest.approx(np.mean(seeds))
+    assert (high - low) / 2 == pytest.approx(4.303 * np.std(seeds, ddof=1) / 3**0.5, rel=1e-3)
+    facts = loss_facts(found)
+    assert facts.loc[facts["lr"] == 1.0, "low"].tolist() == [low] * 3
+    spec = figures(found)[0].spec
+    (band,) = layers_with(spec, "area")
+    bottom, top = band["encoding"]["y"]["scale"]["domain"]
+    assert low < bottom < 3.0 < 3.5 < top < L_INIT
+
+
+def test_a_band_ends_at_the_loss_of_initialisation() -> None:
+    found = drawn_of(study(*(curve([3.5, 3.0, 3.2, loss], seed=s) for s, loss in enumerate([3.0, 3.1, math.nan]))))
+    assert found[0].curve.band[3] is not None
+    assert found[0].curve.band[3][1] == pytest.approx(L_INIT)
+
+
+def test_one_seed_has_no_band() -> None:
+    found = drawn_of(study(curve([3.5, 3.0, 3.2, 3.4])))
+    assert found[0].curve.band == (None,) * 4
+    assert not layers_with(figures(found)[0].spec, "area")
 
 
 def test_where_nothing_comes_near_the_ceiling_words_say_where_it_is() -> None:

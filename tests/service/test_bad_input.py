@@ -75,6 +75,18 @@ FIELDS = {
         "eval_sequences 1",
         "workers 2",
     ),
+    "edge that no factor is": (smoke(refine={"edge": 1}), "refine.edge", "1 is not allowed", "1.01"),
+    "edge that is not a number": (smoke(refine={"edge": float("nan")}), "refine.edge", "nan", "finite"),
+    "negative trials": (smoke(refine=-1), "refine.trials", "-1", "greater than or equal to 0"),
+    "no cells": (smoke(refine={"edge": 2, "budget": {"cells": 0}}), "refine.budget.cells", "greater than 0"),
+    "negative minutes": (smoke(refine={"edge": 2, "budget": {"minutes": -5}}), "refine.budget.minutes", "-5"),
+    "endless minutes": (smoke(refine={"edge": 2, "budget": {"minutes": float("inf")}}), "budget.minutes", "finite"),
+    "budget of nothing": (
+        smoke(refine={"budget": {"cells": 5}}),
+        "refine.budget",
+        "no",
+        "refine.trials or refine.edge",
+    ),
     "betas": (smoke(training={"betas": [2, -1]}), "training.betas.0", "less than 1"),
     "a date that there is not": ("name: 2024-99-99", "study", "not YAML"),
     "sequence too long": (
