@@ -20,6 +20,7 @@ from pathlib import Path
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.ledger import Ledger
+from trainers.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,3 @@ def changes(before: Study, after: Study) -> str:
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     fields = [name for name in old if old[name] != new[name] and name not in ("description", "intervals", "resources")]
     return "changed: " + ", ".join(fields)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``, so that a reader or a crash sees the old or the new file, never a half."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
