@@ -21,7 +21,6 @@ from search_spaces.methods import METHODS
 from search_spaces.study import Study, json_schema, shipped
 from service.home import Home
 from service.ledger import Ledger
-from trainers.data.tokenizer import UNTRAINED
 
 EXIT_CRASHED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
 
@@ -166,7 +165,7 @@ def data() -> None:
 @click.option("--config", help="Configuration of a data set of the Hub; sample-10BT for fineweb.")
 @click.option("--split", help="Split of the data set; train by default.")
 @click.option("--column", help="Column that holds the text; text by default.")
-@click.option("--tokenizer", help=f"One of {', '.join(UNTRAINED)}; gpt2 by default.")
+@click.option("--tokenizer", help="gpt2 (the default) or bytes.")
 @click.option("--shard-tokens", type=int, help="Tokens of a file; 100,000,000 by default.")
 @click.option("--val-tokens", type=int, help="Tokens of the validation file, the first ones; a shard by default.")
 @click.option("--tokens", type=int, help="Tokens of all files; the whole source by default.")

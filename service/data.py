@@ -15,7 +15,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study, shipped
 from service.home import Home
 from service.progress import PLAIN_EVERY_S, clock_time
-from service.run import tokens_of
+from service.run import stop_on_sigterm, tokens_of
 from trainers.data.preparation import Manifest, Observer, Recipe, tokenize
 
 STUDY_ENDINGS = (".yaml", ".yml")
@@ -31,7 +31,7 @@ def prepare(
 
     Raises:
         InvalidInput: the source or an option can not be used as it stands.
-        KeyboardInterrupt: SIGINT; the same call goes on.
+        KeyboardInterrupt: SIGINT or SIGTERM; the same call goes on.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if source in shipped() or source.endswith(STUDY_ENDINGS):
@@ -46,6 +46,7 @@ def prepare(
     recipe = Recipe(source=source, **given)
     recipe.check()
     folder = (out.expanduser() if out else home.path / "data" / recipe.documents.name).absolute()
+    stop_on_sigterm()
     with console.status(f"opening {source}") as status:
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)
@@ -87,11 +88,12 @@ class Progress:
         self._console, self._update, self._clock = console, update, clock
         self._started = self._printed = clock()
         self._before: int | None = None
+        """Tokens at the first call: what was there already, and what came while the source was opened."""
 
     def __call__(self, done: int, expected: float | None) -> None:
         now = self._clock()
         if self._before is None:
-            self._before, self._started = done, now  # the speed is that of what follows
+            self._before, self._started, self._printed = done, now, now
         line = self.line(done, expected)
         if self._console.is_terminal:
             self._update(line)

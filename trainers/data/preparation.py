@@ -167,8 +167,9 @@ def _written(
         done = manifest.tokens
         batches = documents.batches(manifest.revision, start.place)
         for position, ids in _encoded(batches, start.skip, tokenizer, workers):
+            goal = expected(done - position.skip, position.place.rows)
             done += len(ids)
-            observer.advance(done, expected(done, position.place.rows))
+            observer.advance(done, goal)
             yield position, ids
 
     for ids, end in _cut(watched(), recipe.size, len(manifest.files)):
@@ -243,7 +244,7 @@ def _cut(
 
 
 class _Expected:
-    """How many tokens there will be, as far as can be known."""
+    """How many tokens there will be, as far as that can be told from how many the first ``rows`` rows have."""
 
     def __init__(self, limit: int | None, documents: Documents) -> None:
         self._limit, self._rows, self._tokens = limit, documents.rows(), documents.tokens()
@@ -266,10 +267,12 @@ def _claimed(folder: Path) -> Iterator[None]:
             raise InvalidInput("--out", str(folder), "is being written by another process", "wait for it") from error
         for left_by_a_kill in folder.glob(".*-" + "?" * 32):
             left_by_a_kill.unlink()
-        yield
+        try:
+            yield
+        finally:
+            if not any(folder.iterdir()):
+                folder.rmdir()
     finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
         os.close(handle)
 
 
