@@ -146,6 +146,7 @@ class Documents:
     def _open(self, revision: str) -> datasets.IterableDataset:
         import datasets
 
+        datasets.config.TORCH_AVAILABLE = False  # else it imports torch, for its stream to inherit from a class of it
         datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # what it logs, it raises too
         if not self._corpus:
             return datasets.load_dataset(self.source, self.config, split=self.split, streaming=True, revision=revision)

@@ -31,9 +31,9 @@ from trainers.data.tokenizer import UNTRAINED, Tokenizer
 from trainers.files import sha256, write_atomically
 
 MANIFEST = "manifest.json"
-CHUNK_CHARACTERS = 1 << 20
-"""Text that one thread encodes at once."""
-CHUNKS_AHEAD = 4
+CHUNK_CHARACTERS = 1 << 17
+"""Text that one thread encodes at once: in cache, and worth a thread's waking."""
+CHUNKS_AHEAD = 16
 """Chunks a worker that are read before they are needed: what keeps threads busy while a file is written."""
 
 
