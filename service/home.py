@@ -2,7 +2,8 @@
 
 ::
 
-    data/<key>/              token files, made once
+    data/<key>/              token files of a study's text, made once
+    data/<name>/             token files that ``oec data prepare`` made of another source
     studies/<name>/          study.yaml, ledger.jsonl, optuna.journal (a view of the ledger), report/
     studies/<name>/cells/<cell id>/   metrics.jsonl, and checkpoints while the cell is not done
     cells/<cell id>/         the same of a cell that ``oec train`` trained

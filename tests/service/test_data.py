@@ -10,13 +10,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
 from search_spaces.study import DataSpec
 from service.data import Progress
-from tests import fineweb
+from tests import fineweb, hub
 from tests.service.oec import oec, start
 from tests.service.test_bad_input import refused
 from trainers.data import prepare
@@ -135,6 +136,48 @@ def test_bad_input(name: str, source: str, tmp_path: Path) -> None:
     result = oec("data", "prepare", given[0], *usual, *given[1:], home=tmp_path / "home")
     refused(result, tmp_path / "home", *parts)
     assert not (tmp_path / "home" / "data").exists() or not any((tmp_path / "home" / "data").iterdir())
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files: [{split: train, path: data/*/*}]
+- config_name: sample-10BT
+  data_files: [{split: train, path: sample/10BT/*}]
+---
+"""
+
+
+def test_fineweb_from_the_hub(tmp_path: Path) -> None:
+    """By its short name, over HTTP, with FineWeb's layout; interrupted, and gone on with at the pinned commit."""
+    texts, repository, home = fineweb.texts(200), tmp_path / "repository", tmp_path / "home"
+    fineweb.write(repository / "sample" / "10BT", texts)
+    fineweb.write(repository / "data" / "CC-MAIN-2013-20", ["not of the sample"])
+    (repository / "README.md").write_text(CARD)
+    sizes = ("--tokenizer", "bytes", *SIZES)
+    with hub.serving("HuggingFaceFW/fineweb", repository) as endpoint:
+        network = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub")}
+        out = home / "data" / "fineweb"
+        process = begun("fineweb", *sizes, out=out, files=3, home=home, log=tmp_path / "log", **network)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        result = oec("data", "prepare", "fineweb", *sizes, home=home, **network)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "going on behind" in result.stdout
+        for bad, parts in {
+            ("fineweb", "--config", "sample-1BT"): ("--config", "'sample-1BT'", "sample-10BT"),
+            ("fineweb", "--split", "test"): ("--split", "'test'", "train"),
+            ("fineweb", "--column", "txt"): ("--column", "'txt'", "text, id, dump"),
+            ("owner/name",): ("SOURCE", "'owner/name'", "refused by the Hub"),
+        }.items():
+            refused(oec("data", "prepare", *bad, *sizes, home=tmp_path / "other", **network), tmp_path, *parts)
+    tokens = [np.fromfile(path, "<u2", offset=1024) for path in [*out.glob("val-*"), *sorted(out.glob("train-*"))]]
+    assert np.concatenate(tokens).astype(np.uint8).tobytes() == "".join("\0" + text for text in texts).encode()
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    assert manifest["revision"] == hub.COMMIT
+    network["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    again = oec("data", "prepare", "fineweb", *sizes, home=home, **network)
+    assert again.returncode == 0, f"what is complete needs no Hub: {again.stderr}"
 
 
 def test_hub_that_can_not_be_reached(tmp_path: Path) -> None:
