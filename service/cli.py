@@ -185,20 +185,32 @@ def data() -> None:
 
 
 @data.command()
-@study_argument
+@click.argument("source")
 @home_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the token files; HOME/data/NAME by default.")
+@click.option("--config", help="Configuration of a data set of the Hub; sample-10BT for fineweb.")
+@click.option("--split", help="Split of the data set; train by default.")
+@click.option("--column", help="Column that holds the text; text by default.")
+@click.option("--tokenizer", help="gpt2 (the default) or bytes.")
+@click.option("--shard-tokens", type=int, help="Tokens of a file; 100,000,000 by default.")
+@click.option("--val-tokens", type=int, help="Tokens of the validation file, the first ones; a shard by default.")
+@click.option("--tokens", type=int, help="Tokens of all files; the whole source by default.")
+@click.option("--workers", type=int, help="Threads that encode; all cores by default.")
 @bad_input_exits
-def prepare(study: str, home: str) -> None:
-    """Tokenize the text of STUDY into the home, or check the token files that it names."""
-    from service.run import tokens_of
+def prepare(source: str, home: str, out: Path | None, workers: int | None, **settings: Any) -> None:
+    """Make token files of SOURCE, or check those that are there. The same command goes on after an interruption.
+
+    SOURCE is fineweb, another data set of the Hub (OWNER/NAME), or a file, folder or glob of this machine: parquet,
+    JSON lines, or any other file as one text. Or it is a study, whose text is tokenized into the home.
+    """
+    from service.data import prepare as make
 
     console = plain()
-    tokens = tokens_of(Study.load(study), Home.open(home), console.print)
-    console.print(
-        f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
-        f"{tokens.vocab_size} ids in use, digest {tokens.digest}",
-        soft_wrap=True,
-    )
+    try:
+        make(source, Home.open(home), out, workers, settings, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on behind the last finished file")
+        sys.exit(EXIT_INTERRUPTED)
 
 
 @main.command()

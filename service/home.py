@@ -2,7 +2,8 @@
 
 ::
 
-    data/<key>/              token files, made once
+    data/<key>/              token files of a study's text, made once
+    data/<name>/             token files that ``oec data prepare`` made of another source
     studies/<name>/          study.yaml, ledger.jsonl, optuna.journal (a view of the ledger), report/
     studies/<name>/cells/<cell id>/   metrics.jsonl, and checkpoints while the cell is not done
     cells/<cell id>/         the same of a cell that ``oec train`` trained
@@ -20,6 +21,7 @@ from pathlib import Path
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.ledger import Ledger
+from trainers.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,3 @@ def changes(before: Study, after: Study) -> str:
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     fields = [name for name in old if old[name] != new[name] and name not in ("description", "intervals", "resources")]
     return "changed: " + ", ".join(fields)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``, so that a reader or a crash sees the old or the new file, never a half."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)

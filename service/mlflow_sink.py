@@ -27,8 +27,9 @@ from urllib.parse import urlsplit
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.home import Home, write_atomically
+from service.home import Home
 from service.ledger import Ledger
+from trainers.files import write_atomically
 from trainers.job import Event
 from trainers.rows import read
 

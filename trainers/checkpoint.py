@@ -6,7 +6,6 @@ a crash at any point leaves the checkpoint before it untouched and the new one e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -17,6 +16,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from trainers.files import sha256
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
@@ -40,7 +41,7 @@ def save(folder: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], p
     data = folder / f"step-{step:08d}.safetensors"
     temporary = data.with_suffix(".tensors-tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    content = {"cell": cell_id, "step": step, "sha256": _sha256(temporary), "progress": progress}
+    content = {"cell": cell_id, "step": step, "sha256": sha256(temporary), "progress": progress}
     _publish(temporary, data)
     temporary = data.with_suffix(".json-tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -72,14 +73,14 @@ def remove(folder: Path) -> None:
 def _load(data: Path, cell_id: str) -> Checkpoint:
     try:
         content = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
-        cell, sha256, progress = content["cell"], content["sha256"], content["progress"]
+        cell, expected, progress = content["cell"], content["sha256"], content["progress"]
     except FileNotFoundError as error:
         raise Damaged("its JSON file is missing, so it was never completed") from error
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged("its JSON file is torn") from error
     if cell != cell_id:
         raise Damaged(f"it belongs to cell {cell}, not {cell_id}")
-    if _sha256(data) != sha256:
+    if sha256(data) != expected:
         raise Damaged("its content does not match its SHA-256")
     return Checkpoint(load_file(data), progress)
 
@@ -97,8 +98,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

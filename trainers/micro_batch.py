@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainers.engine import Engine
+from trainers.files import write_atomically
 from trainers.world import World
 
 SAVED_SHARE = 0.25
@@ -112,6 +113,4 @@ def _recall(memo: Path | None) -> dict[str, int]:
 
 def _remember(memo: Path, key: str, micro_batch: int) -> None:
     memo.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memo.with_name(f".{memo.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(_recall(memo) | {key: micro_batch}, indent=1), encoding="utf-8")
-    temporary.replace(memo)
+    write_atomically(memo, json.dumps(_recall(memo) | {key: micro_batch}, indent=1))

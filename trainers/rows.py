@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from trainers.files import write_atomically
+
 
 class Rows:
     """The metrics file of one run, of which this is the only writer."""
@@ -16,9 +18,7 @@ class Rows:
     def keep_until(self, step: int) -> None:
         """Drops the rows after ``step`` and a torn last line: what a run that resumes at ``step`` writes anew."""
         kept = [json.dumps(row) + "\n" for row in read(self.path) if row["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(kept))
 
     def append(self, row: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

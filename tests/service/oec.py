@@ -12,7 +12,7 @@ OEC = Path(sys.executable).with_name("oec")
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """What a user's shell would hold, without this test session's settings."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
     return {**kept, "OEC_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
 
@@ -27,13 +27,13 @@ def oec(*arguments: object, home: Path, timeout: float = 240, **more: str) -> su
     )
 
 
-def start(*arguments: object, home: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(*arguments: object, home: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
     """The command in the background and in a session of its own, writing to ``log``."""
     with log.open("wb") as file:
         return subprocess.Popen(
             [str(OEC), *map(str, arguments)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment(home),
+            env=environment(home, **more),
             start_new_session=True,
         )

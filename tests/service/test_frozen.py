@@ -38,12 +38,15 @@ def test_command_line() -> None:
         "report": ["--home", "--out", "source"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
-        "data prepare": ["--home", "study"],
+        "data prepare": [
+            "--column", "--config", "--home", "--out", "--shard-tokens", "--split", "--tokenizer", "--tokens",
+            "--val-tokens", "--workers", "source",
+        ],
         "methods": [],
         "schema": [],
         "sync": ["--home", "study"],
         "ui": ["--home", "--port"],
-    }
+    }  # fmt: skip
     assert (cli.EXIT_CRASHED, cli.EXIT_BAD_INPUT, cli.EXIT_INTERRUPTED) == (1, 2, 75)
 
 

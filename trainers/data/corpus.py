@@ -111,7 +111,7 @@ def standard_library() -> Corpus:
     return _corpus(f"python-{platform.python_version()}", root, sources)
 
 
-def local(pattern: str) -> Corpus:
+def local(pattern: str, origin: str = "data.path") -> Corpus:
     """A file, all files below a folder but the hidden ones, or the files that a glob matches.
 
     Raises:
@@ -125,7 +125,7 @@ def local(pattern: str) -> Corpus:
         root = Path(os.path.commonpath([file.parent for file in files])) if files else path
     if not files:
         raise InvalidInput(
-            "data.path",
+            origin,
             pattern,
             f"matches no file (from {Path.cwd()})",
             "give a folder, a file or a glob of text files",

@@ -6,8 +6,6 @@ A shard is 256 little-endian int32 (magic, version, token count, zeros), then th
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from search_spaces.errors import InvalidInput
+from trainers.files import replacing
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -42,16 +41,9 @@ def write_shard(path: Path, tokens: ArrayLike) -> None:
         ids = ids.astype(TOKEN)
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, ids.size
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(header.tobytes())
-            file.write(np.ascontiguousarray(ids).data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(header.tobytes())
+        file.write(np.ascontiguousarray(ids).data)
 
 
 def match(pattern: str) -> list[Path]:

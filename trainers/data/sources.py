@@ -27,14 +27,14 @@ from search_spaces.study import DataSpec
 from trainers.data.corpus import Corpus, Document, local, standard_library
 from trainers.data.shards import Shards, write_shard
 from trainers.data.tokenizer import (
+    UNTRAINED,
     Tokenizer,
-    bytes_tokenizer,
     from_encoding,
-    gpt2_encoding,
     load_encoding,
     save_encoding,
     train_bpe,
 )
+from trainers.files import sha256
 
 T = TypeVar("T")
 RECIPE = 1
@@ -90,7 +90,7 @@ class Tokens:
         """
         if self.folder:
             for name, entry in _manifest(self.folder)["files"].items():
-                if _sha256(self.folder / name) != entry["sha256"]:
+                if sha256(self.folder / name) != entry["sha256"]:
                     raise _damaged(self.folder, f"has other content in {name} than when it was written")
         train, validation = (Shards(shards.paths, shards.origin) for shards in (self.train, self.validation))
         if _identity(train, validation, self.vocab_size) != self.digest:
@@ -132,9 +132,9 @@ def _trained(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
 
 
 TOKENIZERS: Mapping[str, Callable[[Iterable[str], int, Path], Tokenizer]] = {
-    "bytes": lambda _texts, _vocab_size, _folder: bytes_tokenizer(),
+    "bytes": lambda _texts, _vocab_size, _folder: UNTRAINED["bytes"](),
     "bpe": _trained,
-    "gpt2": lambda _texts, _vocab_size, _folder: from_encoding(gpt2_encoding()),
+    "gpt2": lambda _texts, _vocab_size, _folder: UNTRAINED["gpt2"](),
 }
 """A tokenizer from a sample of the training text, the study's vocabulary size, and the folder to keep it in."""
 
@@ -151,7 +151,7 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
             count = _write(building, split, _encode(tokenizer, documents))
             report(f"{split}: {len(documents)} documents, {count:,} tokens")
         shards = [Shards.match(str(building / f"{split}-*.bin")) for split in SPLITS]
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in building.iterdir()}
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in building.iterdir()}
         manifest = {
             "recipe": RECIPE,
             "corpus": corpus.name,
@@ -228,7 +228,7 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[NDA
         return np.concatenate([start, ids]) if first else ids
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for pieces in _grouped(_pieces(documents), lambda piece: len(piece[0]), GROUP_CHARACTERS):
+        for pieces in grouped(_pieces(documents), lambda piece: len(piece[0]), GROUP_CHARACTERS):
             yield from pool.map(encode, pieces)
 
 
@@ -246,14 +246,14 @@ def _pieces(documents: Iterable[Document]) -> Iterator[tuple[str, bool]]:
 def _write(folder: Path, split: str, arrays: Iterable[NDArray[np.uint16]]) -> int:
     """Write the shards of a split; returns its tokens."""
     count = 0
-    for number, group in enumerate(_grouped(arrays, len, SHARD_TOKENS)):
+    for number, group in enumerate(grouped(arrays, len, SHARD_TOKENS)):
         ids = np.concatenate(group)
         write_shard(folder / f"{split}-{number:05}.bin", ids)
         count += len(ids)
     return count
 
 
-def _grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
     """The items in lists, each ended by the item with which its sizes reach ``limit``."""
     group: list[T] = []
     total = 0
@@ -277,8 +277,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _damaged(folder: Path, problem: str) -> InvalidInput:
     return InvalidInput("data", str(folder), problem, "delete that folder: it is made again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

