@@ -1,16 +1,14 @@
 """Figures: tables of facts first, then a thin drawing of each, then files.
 
-Colour is the method, the same in every figure (Okabe and Ito's palette, safe for colour-blind readers); dash and shape
-are the strength. A diverged cell is drawn, as a cross at ``l_init``, never dropped.
+A diverged cell is drawn, as a cross at ``l_init``, never dropped.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,29 +18,19 @@ import numpy.typing as npt
 import pandas as pd
 import vl_convert
 
-from dashboards.sensitivity import CurveFacts
+from dashboards.views import GREY, Line, View, color_of, views
 
 VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
 """Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
 
-COLORS = {
-    "baseline": "#8a8a8a",  # neither black nor white: it is seen on both backgrounds
-    "z-loss": "#e69f00",
-    "mu-loss": "#0072b2",
-    "mu-centering": "#009e73",
-    "soft-cap": "#d55e00",
-    "max-z": "#cc79a7",
-}
-UNKNOWN_COLOR = "#56b4e9"
-DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
-SHAPES = ("circle", "square", "triangle-up", "diamond")
 CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 
 CELL_TOOLTIP = ("label:N", "cell:N", "lr:Q", "seed:Q")
 LRS_TOOLTIP = ("label:N", "scale:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")))
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
-LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0}
-"""Without stroke, as a dash would fray the edge of the symbols; the page sets the columns to what its width holds."""
+LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
+"""Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
+what its width holds."""
 PRINT_WIDTH, PRINT_HEIGHT = 640, 360
 """Pixels of a saved figure; a PNG has twice as many."""
 
@@ -56,8 +44,8 @@ class Figure:
     title: str
     caption: str
     """What it shows and how to read it, in sentences."""
-    scale: str | None
-    """The one scale that it shows; None for all."""
+    view: str | None
+    """The one view that it shows; None where it shows several."""
     spec: dict[str, Any]
     """Vega-Lite, as wide as what contains it."""
 
@@ -80,76 +68,87 @@ DIAGNOSTICS = (
 )
 
 
-def loss_facts(curves: Iterable[CurveFacts]) -> pd.DataFrame:
-    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean.
+def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
+    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean, low,
+    high.
 
-    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result.
+    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result; ``low`` to ``high`` is its
+    95 % interval, NaN for one seed.
     """
     rows = [
         {
-            "scale": curve.scale,
-            "label": curve.label,
+            "scale": line.curve.scale,
+            "label": line.name,
             "lr": point.lr,
             "seed": point.seed,
             "loss": point.loss,
             "diverged": point.diverged,
             "cell": point.cell,
-            "mean": curve.mean[curve.lr.index(point.lr)],
+            "mean": line.curve.mean[line.curve.lr.index(point.lr)],
+            "low": low,
+            "high": high,
         }
-        for curve in curves
-        for point in curve.points
+        for line in lines
+        for band in (dict(zip(line.curve.lr, line.curve.band, strict=True)),)
+        for point in line.curve.points
+        for low, high in (band[point.lr] or (math.nan, math.nan),)
     ]
-    return pd.DataFrame(rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean"])
+    return pd.DataFrame(
+        rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean", "low", "high"]
+    )
 
 
-def lrs_facts(curves: Iterable[CurveFacts]) -> pd.DataFrame:
+def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
     """One row a curve that has an LRS: scale, method, label, gamma, LRS, low, high (its interval, or twice LRS)."""
     rows = [
         {
-            "scale": curve.scale,
-            "method": curve.method,
-            "label": curve.label,
-            "gamma": curve.gamma,
-            "LRS": curve.LRS,
-            "low": curve.interval[0] if curve.interval else curve.LRS,
-            "high": curve.interval[1] if curve.interval else curve.LRS,
+            "scale": line.curve.scale,
+            "method": line.curve.method,
+            "label": line.name,
+            "gamma": line.curve.gamma,
+            "LRS": line.curve.LRS,
+            "low": line.curve.interval[0] if line.curve.interval else line.curve.LRS,
+            "high": line.curve.interval[1] if line.curve.interval else line.curve.LRS,
         }
-        for curve in curves
-        if curve.LRS is not None
+        for line in lines
+        if line.curve.LRS is not None
     ]
     return pd.DataFrame(rows, columns=["scale", "method", "label", "gamma", "LRS", "low", "high"])
 
 
-def diagnostic_facts(curves: Iterable[CurveFacts], column: str) -> pd.DataFrame:
+def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:
     """One row a cell at which ``column`` is a finite number: scale, label, lr, seed, diverged, cell, value."""
     rows = [
         {
-            "scale": curve.scale,
-            "label": curve.label,
+            "scale": line.curve.scale,
+            "label": line.name,
             "lr": point.lr,
             "seed": point.seed,
             "diverged": point.diverged,
             "cell": point.cell,
             "value": point.run[column],
         }
-        for curve in curves
-        for point in curve.points
+        for line in lines
+        for point in line.curve.points
         if math.isfinite(point.run[column])
     ]
     return pd.DataFrame(rows, columns=["scale", "label", "lr", "seed", "diverged", "cell", "value"])
 
 
-def figures(curves: Sequence[CurveFacts]) -> list[Figure]:
-    """Every figure that the curves have data for, the loss curves first, scale by scale."""
-    drawn = [_loss_figure(scale, at_scale) for scale, at_scale in _by_scale(curves)]
-    if len({curve.scale for curve in curves if curve.LRS is not None}) > 1:
-        drawn.append(_lrs_over_scale(curves))
-    drawn += [figure for scale, at_scale in _by_scale(curves) for figure in _lrs_over_gamma(scale, at_scale)]
+def figures(lines: Sequence[Line]) -> list[Figure]:
+    """Every figure that the curves have data for, the loss curves first, view by view."""
+    seen = views(lines)
+    drawn = [_loss_figure(view) for view in seen]
+    for of in dict.fromkeys(line.of for line in lines):
+        ranked = [line for line in lines if line.of == of and line.curve.LRS is not None]
+        if len({line.curve.scale for line in ranked}) > 1:
+            drawn.append(_lrs_over_scale(of, ranked))
+    drawn += [figure for view in seen for figure in _lrs_over_gamma(view)]
     for diagnostic in DIAGNOSTICS:
-        for scale, at_scale in _by_scale(curves):
-            facts = diagnostic_facts(at_scale, diagnostic.column)
+        for view in seen:
+            facts = diagnostic_facts(view.lines, diagnostic.column)
             if not facts.empty:
-                drawn.append(_diagnostic_figure(scale, at_scale, diagnostic, facts))
+                drawn.append(_diagnostic_figure(view, diagnostic, facts))
     return drawn
 
 
@@ -160,10 +159,10 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for figure in drawn:
-        # A scale is a name from elsewhere: nothing in it may lead out of the folder.
+        # A view has a name from elsewhere: nothing in it may lead out of the folder.
         stem = re.sub(r"[^\w.-]+", "-", figure.name)
         size = {"width": PRINT_WIDTH, "height": PRINT_HEIGHT, "background": "white", "padding": 12}
-        title = {"text": f"{figure.title}, {figure.scale}" if figure.scale else figure.title, "anchor": "start"}
+        title = {"text": f"{figure.title}, {figure.view}" if figure.view else figure.title, "anchor": "start"}
         svg = vl_convert.vegalite_to_svg(figure.spec | size | {"title": title}, vl_version=VEGA_LITE)
         for form in formats:
             path = folder / f"{stem}.{form}"
@@ -172,74 +171,84 @@ def save(
     return paths
 
 
-def _loss_figure(scale: str, curves: Sequence[CurveFacts]) -> Figure:
-    facts = loss_facts(curves)
-    l_init = float(np.mean([curve.l_init for curve in curves if math.isfinite(curve.l_init)] or math.nan))
+def _loss_figure(view: View) -> Figure:
+    facts = loss_facts(view.lines)
+    starts = [line.curve.l_init for line in view.lines if math.isfinite(line.curve.l_init)]
+    l_init = float(np.mean(starts or math.nan))
     # The ceiling is drawn where a curve comes near it: elsewhere it would press the curves flat, and words do.
     near = bool((facts["loss"] > (facts["loss"].min() + l_init) / 2).any())
-    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=alt.Scale(zero=False))
-    base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), y=y, color=_colors(curves))
+    scale_y = alt.Scale(zero=False)
+    if several := bool(facts["low"].notna().any()):
+        # A band may be far wider than what was seen: it is cut at the frame, which the losses make.
+        low, high = float(facts["loss"].min()), float(facts["loss"].max())
+        scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
+    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=scale_y)
+    base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), y=y, color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("loss:Q", format=".4f"), "diverged:N"]
     layers: list[alt.Chart] = [
-        base.mark_line().encode(y="mean:Q", strokeDash=_dashes(curves)),
+        base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=_dashes(view.lines)),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=50, opacity=1)
-        .encode(shape=_shapes(curves), tooltip=tooltip),
+        .encode(shape=_shapes(view.lines), tooltip=tooltip),
     ]
-    diverging = [curve.label for curve in curves if curve.diverged]
+    if several:
+        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
+        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2="high:Q"))
+    diverging = [line.name for line in view.lines if line.curve.diverged]
+    apart = min(9, 60 / max(1, len(diverging)))
     for i, name in enumerate(diverging):
         layers.append(
             base.transform_filter(alt.FieldEqualPredicate(equal=name, field="label"))
             .transform_filter("datum.diverged")
             # Those of several curves meet at one place: each curve is shifted by its own few pixels.
-            .mark_point(shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=9 * (i - (len(diverging) - 1) / 2))
+            .mark_point(
+                shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=apart * (i - (len(diverging) - 1) / 2)
+            )
             .encode(tooltip=tooltip)
         )
     if near:
         ceiling = alt.Chart(pd.DataFrame({"l_init": [l_init]})).encode(y="l_init:Q")
         layers += [
-            ceiling.mark_rule(strokeDash=[4, 4], color=COLORS["baseline"]),
-            ceiling.mark_text(
-                x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=COLORS["baseline"]
-            ),
+            ceiling.mark_rule(strokeDash=[4, 4], color=GREY),
+            ceiling.mark_text(x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=GREY),
         ]
     outside = "" if near or math.isnan(l_init) else f" The loss at initialisation, {l_init:.2f}, lies above the frame."
     return Figure(
-        name=f"loss-{scale}",
+        name=f"loss-{view.name}",
         title="Final loss over learning rate",
-        caption="Lines are means over seeds. A cross at l_init is a diverged cell: "
+        caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
         f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
-        scale=scale,
+        view=view.name,
         spec=_spec(layers),
     )
 
 
-def _lrs_over_scale(curves: Sequence[CurveFacts]) -> Figure:
-    facts = lrs_facts(curves)
+def _lrs_over_scale(of: str, lines: Sequence[Line]) -> Figure:
+    facts = lrs_facts(lines)
     base = alt.Chart(facts).encode(
         x=alt.X("scale:O", title="scale", sort=list(dict.fromkeys(facts["scale"])), axis=alt.Axis(labelAngle=0)),
         y=_lrs_axis(facts),
-        color=_colors(curves),
+        color=_colors(lines),
     )
     return Figure(
-        name="lrs-scale",
-        title="LRS over scale",
+        name=f"lrs-scale-{of}" if of else "lrs-scale",
+        title=f"LRS over scale, {of}" if of else "LRS over scale",
         caption="Lower is less sensitive to the learning rate. Bars are 95 % intervals, where there are several seeds.",
-        scale=None,
+        view=None,
         spec=_spec(
             [
                 base.mark_rule().encode(y="low:Q", y2="high:Q"),
-                base.mark_line().encode(strokeDash=_dashes(curves)),
-                base.mark_point(filled=True, size=60, opacity=1).encode(shape=_shapes(curves), tooltip=LRS_TOOLTIP),
+                base.mark_line().encode(strokeDash=_dashes(lines)),
+                base.mark_point(filled=True, size=60, opacity=1).encode(shape=_shapes(lines), tooltip=LRS_TOOLTIP),
             ]
         ),
     )
 
 
-def _lrs_over_gamma(scale: str, curves: Sequence[CurveFacts]) -> list[Figure]:
+def _lrs_over_gamma(view: View) -> list[Figure]:
     """One figure, or none where no method has an LRS at two strengths."""
-    facts = lrs_facts(curves)
-    tried = facts[facts["gamma"].notna() & facts["method"].duplicated(keep=False)]
+    facts = lrs_facts(view.lines)
+    tried = facts[facts.groupby("method")["gamma"].transform("nunique") > 1]
     if tried.empty:
         return []
     methods = [name for name in dict.fromkeys(facts["method"]) if name in {*tried["method"], "baseline"}]
@@ -251,10 +260,10 @@ def _lrs_over_gamma(scale: str, curves: Sequence[CurveFacts]) -> list[Figure]:
     reference = alt.Chart(facts[facts["method"] == "baseline"]).mark_rule(strokeDash=[4, 4])
     return [
         Figure(
-            name=f"lrs-gamma-{scale}",
+            name=f"lrs-gamma-{view.name}",
             title="LRS over strength",
             caption="The dashed line is the baseline.",
-            scale=scale,
+            view=view.name,
             spec=_spec(
                 [
                     base.mark_rule().encode(y="low:Q", y2="high:Q"),
@@ -267,7 +276,7 @@ def _lrs_over_gamma(scale: str, curves: Sequence[CurveFacts]) -> list[Figure]:
     ]
 
 
-def _diagnostic_figure(scale: str, curves: Sequence[CurveFacts], diagnostic: Diagnostic, facts: pd.DataFrame) -> Figure:
+def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) -> Figure:
     signed = diagnostic.axis == "signed" or (facts["value"] <= 0).any()
     y = alt.Y(
         "value:Q",
@@ -275,26 +284,22 @@ def _diagnostic_figure(scale: str, curves: Sequence[CurveFacts], diagnostic: Dia
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
         axis=alt.Axis(values=SIGNED_TICKS if signed else _ticks(facts["value"])),
     )
-    base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), color=_colors(curves))
+    base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("value:Q", format=".4~g"), "diverged:N"]
     return Figure(
-        name=f"{diagnostic.column.replace('_', '-')}-{scale}",
+        name=f"{diagnostic.column.replace('_', '-')}-{view.name}",
         title=diagnostic.title,
         caption="At the end of training; lines are means over seeds.",
-        scale=scale,
+        view=view.name,
         spec=_spec(
             [
-                base.mark_line().encode(y=y.aggregate("mean"), strokeDash=_dashes(curves)),
-                base.mark_point(filled=True, size=40, opacity=1).encode(y=y, shape=_shapes(curves), tooltip=tooltip),
+                base.mark_line().encode(y=y.aggregate("mean"), strokeDash=_dashes(view.lines)),
+                base.mark_point(filled=True, size=40, opacity=1).encode(
+                    y=y, shape=_shapes(view.lines), tooltip=tooltip
+                ),
             ]
         ),
     )
-
-
-def _by_scale(curves: Iterable[CurveFacts]) -> list[tuple[str, list[CurveFacts]]]:
-    """Curves with a result, by scale, in their order."""
-    shown = [curve for curve in curves if curve.points]
-    return [(scale, list(group)) for scale, group in groupby(shown, key=lambda curve: curve.scale)]
 
 
 LOG_FACTOR = 3.0
@@ -324,38 +329,23 @@ def _ticks(values: npt.ArrayLike) -> list[float]:
     return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
 
 
-# One domain, the curves' labels, for colour, dash and shape: Vega-Lite then draws one legend for the three.
+# One domain, the lines' names, for colour, dash and shape: Vega-Lite then draws one legend for the three.
 
 
-def _colors(curves: Sequence[CurveFacts]) -> alt.Color:
-    return alt.Color("label:N", title=None, scale=_by_label(curves, lambda curve, _: color_of(curve.method)))
+def _colors(lines: Iterable[Line]) -> alt.Color:
+    return alt.Color("label:N", title=None, scale=_by_name({line.name: line.color for line in lines}))
 
 
-def _dashes(curves: Sequence[CurveFacts]) -> alt.StrokeDash:
-    scale = _by_label(curves, lambda _, rank: DASHES[rank % len(DASHES)])
-    return alt.StrokeDash("label:N", title=None, scale=scale)
+def _dashes(lines: Iterable[Line]) -> alt.StrokeDash:
+    return alt.StrokeDash("label:N", title=None, scale=_by_name({line.name: line.dash for line in lines}))
 
 
-def _shapes(curves: Sequence[CurveFacts]) -> alt.Shape:
-    scale = _by_label(curves, lambda _, rank: SHAPES[rank % len(SHAPES)])
-    return alt.Shape("label:N", title=None, scale=scale)
+def _shapes(lines: Iterable[Line]) -> alt.Shape:
+    return alt.Shape("label:N", title=None, scale=_by_name({line.name: line.shape for line in lines}))
 
 
-def _by_label(curves: Sequence[CurveFacts], pick: Callable[[CurveFacts, int], Any]) -> alt.Scale:
-    """A scale over the curves' labels; ``pick`` is given a curve and the rank of its strength in its method."""
-    strengths: dict[str, list[float | None]] = {}
-    picked: dict[str, Any] = {}
-    for curve in curves:
-        of_method = strengths.setdefault(curve.method, [])
-        if curve.gamma not in of_method:
-            of_method.append(curve.gamma)
-        picked[curve.label] = pick(curve, of_method.index(curve.gamma))
-    return alt.Scale(domain=list(picked), range=list(picked.values()))
-
-
-def color_of(method: str) -> str:
-    """The one colour of a method, hexadecimal."""
-    return COLORS.get(method, UNKNOWN_COLOR)
+def _by_name(looks: dict[str, Any]) -> alt.Scale:
+    return alt.Scale(domain=list(looks), range=list(looks.values()))
 
 
 def _spec(layers: Sequence[alt.Chart]) -> dict[str, Any]:

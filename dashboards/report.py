@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import vl_convert
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from dashboards.figures import VEGA_LITE, Figure, color_of, figures, save
-from dashboards.sensitivity import CurveFacts, curves
-from dashboards.tables import RENDERERS, published_layout, sensitivity_table, shown
-from search_spaces.methods import label
+from dashboards.figures import VEGA_LITE, Figure, figures, save
+from dashboards.sensitivity import CurveFacts, curves, labels
+from dashboards.tables import RENDERERS, highest, listed, published_layout, sensitivity_table, shown, whose
+from dashboards.views import Line, lines, views
 
 
 def write_report(
@@ -45,9 +45,10 @@ def write_report(
     """
     folder = Path(folder)
     found = curves(runs, grid)
-    drawn = figures(found)
+    drawn = lines(found)
+    charts = figures(drawn)
     table = sensitivity_table(found)
-    save(drawn, folder / "figures")
+    save(charts, folder / "figures")
     tables = folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     for extension, render in RENDERERS.items():
@@ -56,7 +57,7 @@ def write_report(
         published_layout(table, value).to_csv(tables / f"{value}.csv")
     runs.to_csv(folder / "runs.csv", index=False)
     page = folder / "report.html"
-    page.write_text(_page(runs, found, drawn, title, provenance or {}, notes), encoding="utf-8")
+    page.write_text(_page(runs, drawn, charts, title, provenance or {}, notes), encoding="utf-8")
     return page
 
 
@@ -64,14 +65,19 @@ HIGH_BY = 0.02
 """Nats by which a flat curve's best loss may lie above the lowest before the answer says so."""
 
 
+NAMED = 3
+"""Curves that share the highest learning rate are named up to this many, then counted."""
+
+
 def answer(found: Sequence[CurveFacts]) -> str:
-    """The study in two sentences: which method is least sensitive, and how far that can be trusted."""
+    """The study in a few sentences: what is least sensitive, and how far that can be trusted; where attention norms are
+    compared, also what converges at the highest learning rate."""
     ranked = [curve for curve in found if curve.LRS is not None]
     if not ranked:
         missing = sum(len(curve.missing) for curve in found)
         return f"No curve has an LRS yet. Cells without a result: {missing}, in {len(found)} curves."
     best = _best_by_scale(ranked)
-    return f"{_winners(ranked, best)} {_caveat(found, ranked, best)}"
+    return " ".join([_winners(ranked, best), *_highest(found), _caveat(found, ranked, best)])
 
 
 def _best_by_scale(ranked: Sequence[CurveFacts]) -> dict[str, CurveFacts]:
@@ -85,13 +91,28 @@ def _winners(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> st
     scales_of: dict[str, list[str]] = {}
     for scale in dict.fromkeys(curve.scale for curve in ranked):
         scales_of.setdefault(best[scale].label, []).append(scale)
-    winners = _listed([f"{name} at {_listed(scales)}" for name, scales in scales_of.items()])
+    winners = listed([f"{name} at {listed(scales)}" for name, scales in scales_of.items()])
     verb = "is" if len(scales_of) == 1 else "are"
     sentence = f"{winners} {verb} the least sensitive to the learning rate, with an LRS of {_span(best.values())}"
     baselines = [curve for curve in ranked if curve.method == "baseline"]
-    if set(scales_of) != {"baseline"}:
+    if any(curve.method != "baseline" for curve in best.values()):
         sentence += f", against {_span(baselines)} for the baseline" if baselines else "; there is no baseline"
     return f"{sentence}{_price(ranked, best.values())}."
+
+
+def _highest(found: Sequence[CurveFacts]) -> Iterator[str]:
+    """A sentence a scale, where there are several attention norms."""
+    if len({curve.attention_norm for curve in found}) < 2:
+        return
+    for scale in dict.fromkeys(curve.scale for curve in found):
+        at_scale = [curve for curve in found if curve.scale == scale]
+        limit = max(curve.highest_lr or 0.0 for curve in at_scale)
+        top = [curve for curve in at_scale if curve.highest_lr == limit]
+        if top:
+            few = len(top) <= NAMED
+            names = listed([curve.label for curve in top]) if few else f"{len(top)} of {len(at_scale)} curves"
+            lr = highest(limit, top[0].diverged)
+            yield f"The highest learning rate that converges at {scale}, {lr}, is that of {names}."
 
 
 def _price(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:
@@ -111,7 +132,7 @@ def _caveat(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts], best: Map
         return f"This rests on one seed, which can not tell a small difference from chance{also}."
     close = [c for c in ranked if c is not best[c.scale] and _overlap(c.interval, best[c.scale].interval)]
     if close:
-        names = _listed([f"{curve.label} at {curve.scale}" for curve in close])
+        names = listed([f"{curve.label} at {curve.scale}" for curve in close])
         return f"The 95 % interval of the best overlaps with that of {names}{also}."
     return f"The 95 % interval of the best, over seeds, overlaps with no other{also}."
 
@@ -125,31 +146,28 @@ def _span(curves: Iterable[CurveFacts]) -> str:
     return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def _lrs_of(curve: CurveFacts) -> float:
     return math.inf if curve.LRS is None else curve.LRS
 
 
 def _page(
     runs: pd.DataFrame,
-    found: Sequence[CurveFacts],
-    drawn: Sequence[Figure],
+    drawn: Sequence[Line],
+    charts: Sequence[Figure],
     title: str,
     provenance: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
-    scales = list(dict.fromkeys(curve.scale for curve in found))
+    found = [line.curve for line in drawn]
+    listing = runs.assign(label=labels(runs))
     panels: dict[str, dict[str, dict[str, Any]]] = {}
-    for figure in drawn:
-        panels.setdefault(figure.title, {})[figure.scale or ""] = {"spec": figure.spec, "caption": figure.caption}
+    for figure in charts:
+        panels.setdefault(figure.title, {})[figure.view or ""] = {"spec": figure.spec, "caption": figure.caption}
     warned: dict[str, list[str]] = {}
     for curve in found:
         for warning in curve.warnings:
             warned.setdefault(warning, []).append(f"{curve.scale} {curve.label}")
-    warnings = [f"{_listed(names)}: {warning}." for warning, names in warned.items()]
+    warnings = [f"{whose(names, len(found))}: {warning}." for warning, names in warned.items()]
     if found and max(curve.seeds for curve in found) < 2:
         warnings.insert(0, "One seed: no interval can be given.")
     return (
@@ -158,19 +176,20 @@ def _page(
         .render(
             title=title,
             answer=answer(found),
-            scales=scales,
+            scales={curve.scale for curve in found},
+            norms={curve.attention_norm for curve in found},
+            views=[view.name for view in views(drawn)],
             panels=panels,
             specs=_json(panels),
             vega=_vega(),
-            curves=found,
+            lines=drawn,
             best=list(_best_by_scale([curve for curve in found if curve.LRS is not None]).values()),
             intervals=any(curve.interval for curve in found),
-            color_of=color_of,
+            highest=highest,
             shown=shown,
             warnings=[*warnings, *notes],
-            crashed=runs[runs["state"] == "crashed"].to_dict("records"),
-            runs=runs.to_dict("records"),
-            name=lambda run: label(run["method"], None if pd.isna(run["gamma"]) else run["gamma"]),
+            crashed=listing[listing["state"] == "crashed"].to_dict("records"),
+            runs=listing.to_dict("records"),
             provenance=provenance,
         )
     )

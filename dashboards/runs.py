@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dashboards.published import L_INIT
+from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 
@@ -21,6 +22,7 @@ RUN_COLUMNS = (
     "study",
     "cell",
     "scale",
+    "attention_norm",
     "method",
     "gamma",
     "lr",
@@ -42,14 +44,19 @@ RUN_COLUMNS = (
     "output_b_ratio",
     "attention_logit_max",
     "loss_spikes",
+    "spike_score",
     "reason",
 )
-"""Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength.
-``origin`` is ``grid`` or ``refine``: what Optuna proposed belongs to no curve."""
+"""Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength,
+``attention_norm`` never: a run that names none, as the published ones do, has the default. ``origin`` is ``grid``,
+``refine`` (Optuna proposed it) or ``edge`` (it was run in search of the edge of a curve)."""
+
+OFF_CURVE = ("refine", "edge")
+"""Origins of the runs that belong to no curve: where they lie depends on what came out before."""
 
 STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
 
-_TEXT = ("study", "cell", "scale", "method", "state", "origin", "reason")
+_TEXT = ("study", "cell", "scale", "attention_norm", "method", "state", "origin", "reason")
 _INTEGERS = ("seed", "steps", "tokens")
 _REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
 _PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
@@ -109,8 +116,8 @@ def read_csv(path: str | Path) -> pd.DataFrame:
 def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
     """A table of the runs of ``study`` that MLflow holds: every run with the tag ``oec.cell``.
 
-    Scale, method, gamma, lr and seed are its parameters, the final loss is the metric ``final_val_loss``, every
-    other number is the latest value of the metric named like the column.
+    Scale, attention norm, method, gamma, lr and seed are its parameters, the final loss is the metric
+    ``final_val_loss``, every other number is the latest value of the metric named like the column.
 
     Raises:
         InvalidInput: the server can not be asked, or has no such experiment or no cell of this study.
@@ -166,7 +173,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` with the dtypes of a table of runs: text as objects, whole numbers as Int64, the rest as float64.
 
     A finished run whose loss is NaN, infinite or above ``l_init`` becomes a diverged one, so that everything
-    downstream asks the state alone. The strength of a method without one becomes a missing value.
+    downstream asks the state alone. The strength of a method without one becomes a missing value, a missing
+    attention norm the default.
 
     Raises:
         InvalidInput: not a number where one is needed; a learning rate that is not positive and finite; a scale
@@ -177,6 +185,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
             table[column] = _numbers(table[column])
         else:
             table[column] = table[column].where(table[column].notna(), None)
+    table["attention_norm"] = table["attention_norm"].fillna(DEFAULT)
     for column in ("scale", "method", "seed"):
         if table[column].isna().any():
             raise InvalidInput(column, None, "is missing from a run", f"give every run its {column}")

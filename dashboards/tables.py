@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,12 +10,14 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.sensitivity import CurveFacts, in_order
-from search_spaces.methods import METHODS, label
+from dashboards.sensitivity import CurveFacts, in_order, labels
+from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
+from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 
 TABLE_COLUMNS = (
     "scale",
+    "attention_norm",
     "method",
     "gamma",
     "LRS",
@@ -24,20 +26,28 @@ TABLE_COLUMNS = (
     "LRS_n",
     "best_loss",
     "best_lr",
+    "highest_lr",
+    "edge_low",
+    "edge_high",
     "diverged",
     "cells",
     "overhead_percent",
     "note",
 )
-"""Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats; ``cells``
-counts those with a result, ``diverged`` those of them that diverged."""
+"""Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats;
+``highest_lr`` and all smaller ones converged, and where none diverged it is a lower bound; ``cells`` counts those with
+a result, ``diverged`` those of them that diverged."""
 
 HEADINGS: dict[str, str] = {
+    "attention_norm": "attention norm",
     "LRS_low": "LRS 2.5 %",
     "LRS_high": "LRS 97.5 %",
     "LRS_n": "LRS (n)",
     "best_loss": "best loss",
     "best_lr": "best lr",
+    "highest_lr": "highest lr",
+    "edge_low": "edge from",
+    "edge_high": "edge to",
     "overhead_percent": "time %",
 }
 """What people read above a column; its own name for the others."""
@@ -50,6 +60,9 @@ FORMATS: dict[str, str] = {
     "LRS_n": ".3f",
     "best_loss": ".3f",
     "best_lr": "g",
+    "highest_lr": "g",
+    "edge_low": "g",
+    "edge_high": "g",
     "diverged": "d",
     "cells": "d",
     "overhead_percent": "+.1f",
@@ -65,6 +78,7 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
     rows = [
         {
             "scale": curve.scale,
+            "attention_norm": curve.attention_norm,
             "method": curve.method,
             "gamma": curve.gamma,
             "LRS": curve.LRS,
@@ -73,6 +87,9 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
             "LRS_n": curve.LRS_n,
             "best_loss": curve.best_loss,
             "best_lr": curve.best_lr,
+            "highest_lr": curve.highest_lr,
+            "edge_low": curve.edge and curve.edge.low,
+            "edge_high": curve.edge and curve.edge.high,
             "diverged": curve.diverged,
             "cells": len(curve.points),
             "overhead_percent": curve.overhead_percent,
@@ -86,17 +103,9 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
 
 def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
     """One column of ``sensitivity_table`` as the published tables have it: scales as rows, methods as columns."""
-    labels = [
-        label(method, None if pd.isna(gamma) else gamma)
-        for method, gamma in zip(table["method"], table["gamma"], strict=True)
-    ]
-    wide = table.assign(label=labels).pivot(index="scale", columns="label", values=value)
-    by_strength = table.assign(label=labels).sort_values("gamma")
-    columns = [
-        name
-        for method in in_order(table["method"].unique(), METHODS)
-        for name in by_strength.loc[by_strength["method"] == method, "label"].unique()
-    ]
+    labelled = table.assign(label=labels(table))
+    wide = labelled.pivot(index="scale", columns="label", values=value)
+    columns = labelled.sort_values(["attention_norm", "method", "gamma"], key=_rank)["label"].unique()
     return wide.reindex(index=in_order(wide.index, SCALES), columns=columns).rename_axis(columns=None)
 
 
@@ -105,18 +114,42 @@ def shown(value: Any, column: str) -> str:
     return MISSING if pd.isna(value) else format(value, FORMATS.get(column, ""))
 
 
+def highest(lr: float | None, diverged: int) -> str:
+    """``highest_lr`` as people read it, of a curve of which so many cells diverged."""
+    return shown(lr, "highest_lr") if diverged or pd.isna(lr) else f"≥ {shown(lr, 'highest_lr')}"
+
+
 def texts(table: pd.DataFrame) -> pd.DataFrame:
     """``sensitivity_table`` as people read it, without the columns that say nothing in any row."""
     written = {str(column): [shown(value, str(column)) for value in table[column]] for column in table}
-    return pd.DataFrame({column: values for column, values in written.items() if not set(values) <= {MISSING, ""}})
+    written["highest_lr"] = [highest(*pair) for pair in zip(table["highest_lr"], table["diverged"], strict=True)]
+    silent = {"attention_norm": {DEFAULT}}
+    return pd.DataFrame(
+        {name: values for name, values in written.items() if not set(values) <= silent.get(name, {MISSING, ""})}
+    )
+
+
+def whose(names: Sequence[str], of: int) -> str:
+    """Curves by name, for a sentence; ``of`` is how many there are."""
+    return "every curve" if len(names) == of > 1 else listed(names)
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     """``sensitivity_table`` for a terminal of 80 columns, the notes below it."""
-    noted = table[table["note"] != ""].to_dict("records")
-    notes = [f"{row['scale']} {label(row['method'], _strength(row['gamma']))}: {row['note']}" for row in noted]
+    noted: dict[str, list[str]] = {}
+    for scale, name, note in zip(table["scale"], labels(table), table["note"], strict=True):
+        if note:
+            noted.setdefault(note, []).append(f"{scale} {name}")
+    notes = [f"{whose(names, len(table))}: {note}" for note, names in noted.items()]
     drawn = Table(title=title, box=SIMPLE, padding=0, caption=Text("\n".join(notes)), caption_justify="left")
-    written = texts(table.drop(columns=["LRS_n", "cells", "note"]))
+    written = texts(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
+    if "attention_norm" in written:  # takes the room of two
+        written = written.drop(columns=["diverged", "overhead_percent"], errors="ignore")
     for column in map(str, written):
         drawn.add_column(
             HEADINGS.get(column, column).replace(" ", "\n", 1),
@@ -139,14 +172,17 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def to_latex(table: pd.DataFrame) -> str:
     written = texts(table)
-    return str(
-        written.to_latex(index=False, escape=True, column_format="".join("r" if c in FORMATS else "l" for c in written))
-    )
+    columns = "".join("r" if column in FORMATS else "l" for column in written)
+    return str(written.to_latex(index=False, escape=True, column_format=columns)).replace("≥", r"$\geq$")
 
 
 RENDERERS: dict[str, Callable[[pd.DataFrame], str]] = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 """How ``sensitivity_table`` is written to a file, by the file's extension."""
 
 
-def _strength(gamma: float) -> float | None:
-    return None if pd.isna(gamma) else gamma
+def _rank(column: pd.Series[Any]) -> pd.Series[Any]:
+    """What a column of ``sensitivity_table`` is sorted by: names by their registry."""
+    registries: dict[Hashable, Iterable[str]] = {"attention_norm": ATTENTION_NORMS, "method": METHODS}
+    if column.name not in registries:
+        return column
+    return column.map(in_order(column.unique(), registries[column.name]).index)

@@ -13,6 +13,9 @@ from search_spaces.attention_norms import DEFAULT
 from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
 
+SIGNIFICANT_DIGITS = 4
+"""Proposed learning rates and strengths have this many: names stay readable and the loss can not tell."""
+
 
 class Frozen(BaseModel):
     """Base of every model in a study file: immutable, no unknown fields, no silent NaN."""
@@ -105,6 +108,11 @@ class Cell(Frozen):
     @property
     def flops(self) -> float:
         return self.tokens * self.shape.flops_per_token(self.V, self.training.sequence_length)
+
+
+def rounded(value: float) -> float:
+    """``value`` to ``SIGNIFICANT_DIGITS``."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
 def digest(content: Any) -> str:

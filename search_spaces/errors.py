@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic_core import PydanticCustomError
+
 
 class InvalidInput(ValueError):
     """Input that can not be run as it stands; the command line turns it into exit code 2.
@@ -19,3 +21,8 @@ class InvalidInput(ValueError):
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str, str]]:
         return type(self), (self.field, self.value, self.problem, self.remedy)
+
+
+def bad(problem: str, remedy: str) -> PydanticCustomError:
+    """An error for a validator to raise; ``Study.load`` adds the field and the value."""
+    return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})

@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
 
 
 def label(method: str, gamma: float | None, attention_norm: str = DEFAULT) -> str:
-    """What a person reads in a legend or a table, e.g. ``z-loss (gamma=0.0001)``, ``baseline, qkv-norm``.
+    """What a person reads in a legend or a table, e.g. ``z-loss (gamma=0.0001)``, ``baseline + qkv-norm``.
 
     A method that the registry does not know (a table from elsewhere) is shown with ``gamma``; the default attention
     norm goes without saying.
@@ -96,4 +96,4 @@ def label(method: str, gamma: float | None, attention_norm: str = DEFAULT) -> st
     known = METHODS.get(method)
     symbol = known.strength.symbol if known and known.strength else "gamma"
     strength = "" if gamma is None else f" ({symbol}={gamma:g})"
-    return method + strength + ("" if attention_norm == DEFAULT else f", {attention_norm}")
+    return method + strength + ("" if attention_norm == DEFAULT else f" + {attention_norm}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from search_spaces.cell import Cell
+from search_spaces.edge import most_cells
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
@@ -90,14 +93,26 @@ class Plan:
         for key in dict.fromkeys((curve.scale, curve.attention_norm, curve.method) for curve in self.curves):
             yield *key, self.study.refine.trials
 
+    @cached_property
+    def refinement_cells(self) -> dict[str, int]:
+        """Cells beside the grid by scale, at most."""
+        refine = self.study.refine
+        wanted: Counter[str] = Counter()
+        for scale, *_, trials in self.refinements:
+            wanted[scale] += trials
+        for curve in self.curves:
+            wanted[curve.scale] += most_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0
+        return within(wanted, refine.budget.cells or math.inf)
+
     @property
     def cell_count(self) -> int:
-        return len(self.cells) + sum(trials for *_, trials in self.refinements)
+        """Cells of the grid and beside it, at most."""
+        return len(self.cells) + sum(self.refinement_cells.values())
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on by the whole study, refinement included."""
-        return int(sum(tokens for _, tokens in self._work(lambda cell: cell.tokens)))
+        """Tokens trained on by the whole study, at most."""
+        return self.cell_count * self.cells[0].tokens  # a cell's are the same at every scale
 
     def seconds(self, tokens_per_second: Mapping[str, float], concurrency: int) -> float:
         """Estimated wall seconds of the study's training, ``concurrency`` cells at once.
@@ -107,17 +122,24 @@ class Plan:
                 ``NOMINAL_FLOPS_PER_WORKER``.
         """
         nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
-        total = 0.0
-        for scale, flops in self._work(lambda cell: cell.flops):
-            per_token = SCALES[scale].flops_per_token(self.study.data.V, self.study.training.sequence_length)
-            total += flops / per_token / tokens_per_second.get(scale, nominal / per_token)
-        return total / concurrency
+        seconds = {
+            cell.scale: cell.tokens / tokens_per_second[cell.scale]
+            if cell.scale in tokens_per_second
+            else cell.flops / nominal
+            for cell in self.cells
+        }
+        refinement = sum(seconds[scale] * cells for scale, cells in self.refinement_cells.items())
+        minutes = self.study.refine.budget.minutes or math.inf
+        return (sum(seconds[cell.scale] for cell in self.cells) + min(refinement, 60 * minutes)) / concurrency
 
-    def _work(self, measure: Callable[[Cell], float]) -> Iterator[tuple[str, float]]:
-        """``(scale, measure)`` of every grid cell and, as they are of equal size, of every refinement."""
-        first = {cell.scale: cell for cell in reversed(self.cells)}
-        yield from ((cell.scale, measure(cell)) for cell in self.cells)
-        yield from ((scale, trials * measure(first[scale])) for scale, *_, trials in self.refinements)
+
+def within(wanted: Mapping[str, int], budget: float) -> dict[str, int]:
+    """Cells by scale that a budget of cells allows at most: as if it were spent on the first scales, the largest."""
+    allowed = {}
+    for scale, cells in wanted.items():
+        allowed[scale] = int(min(cells, budget))
+        budget -= allowed[scale]
+    return allowed
 
 
 def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]]:

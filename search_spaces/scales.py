@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
@@ -22,18 +24,21 @@ class Scale:
         """Width of the SwiGLU: two thirds of 4D, rounded up to a multiple of 256."""
         return 256 * -(-(2 * 4 * self.D) // (3 * 256))
 
-    def parameters(self, V: int, *, tied: bool = False) -> int:
-        """Trainable parameters of the default model with qk-norm, both embeddings counted unless tied.
+    def parameters(self, V: int, *, tied: bool = False, attention_norm: str = DEFAULT) -> int:
+        """Trainable parameters, both embeddings counted unless tied.
 
-        A block holds QKV and Proj (4 D^2), the three matrices of the SwiGLU, two norms, and the scales of the
-        norms on Q and K (one head wide each).
+        A block holds QKV and Proj (4 D^2), the three matrices of the SwiGLU, and the norms and factors of its variant:
+        on Q, K and V they are one head wide, and sigma-reparam has one number for each of the seven matrices.
         """
-        block = 4 * self.D**2 + 3 * self.D * self.hidden + 2 * self.D + 2 * (self.D // self.H)
+        norm, K = ATTENTION_NORMS[attention_norm], self.D // self.H
+        D_wide = 1 + norm.pre_norm + 2 * norm.norms_outputs + 2 * norm.layer_scale
+        K_wide = 2 * norm.norms_qk + norm.norms_v
+        block = 4 * self.D**2 + 3 * self.D * self.hidden + D_wide * self.D + K_wide * K + 7 * norm.sigma_reparam
         return self.L * block + self.D + V * self.D * (1 if tied else 2)
 
     def flops_per_token(self, V: int, T: int) -> float:
-        """Forward and backward FLOPs a token, ``6 N + 12 L D T`` (arXiv 2204.02311, appendix B), N without
-        the input embedding, which is a lookup."""
+        """Forward and backward FLOPs a token, ``6 N + 12 L D T`` (arXiv 2204.02311, appendix B), N that of the default
+        attention norm without the input embedding, which is a lookup."""
         return 6.0 * (self.parameters(V) - V * self.D) + 12.0 * self.L * self.D * T
 
 

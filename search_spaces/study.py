@@ -19,22 +19,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, bad
 from search_spaces.methods import METHODS
+from search_spaces.refine import RefineSpec
 from search_spaces.scales import SCALES
 
 T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "studies"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
-def bad(problem: str, remedy: str) -> PydanticCustomError:
-    """An error for a validator to raise; ``Study.load`` adds the field and the value."""
-    return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})
 
 
 def known(kind: str, name: object, names: Iterable[str]) -> str:
@@ -108,10 +104,6 @@ def _method_from_name(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-def _refine_from_trials(value: Any) -> Any:
-    return {"trials": value} if isinstance(value, int) else value
-
-
 class MethodChoice(Frozen):
     """A method and the strengths it is tried at; without any, its default strength."""
 
@@ -145,13 +137,6 @@ class MethodChoice(Frozen):
         if strength is None:
             return (None,)
         return getattr(self, strength.symbol) or (strength.default,)
-
-
-class RefineSpec(Frozen):
-    """Optuna trials over (log lr, log gamma) after the grid, for each scale and method."""
-
-    trials: int = Field(default=0, ge=0, description="Further cells for each (scale, method).")
-    sampler: Literal["tpe", "gp"] = Field(default="tpe", description="Tree-structured Parzen, or Gaussian process.")
 
 
 class Intervals(Frozen):
@@ -195,8 +180,8 @@ class Study(Frozen):
     seeds: tuple[int, ...] = Field(default=(1,), description="Seeds: every cell is run once a seed.")
     model: ModelSpec = Field(default=ModelSpec())
     training: TrainingSpec = Field(default=TrainingSpec())
-    refine: Annotated[RefineSpec, BeforeValidator(_refine_from_trials, json_schema_input_type=int | RefineSpec)] = (
-        Field(default=RefineSpec())
+    refine: Annotated[RefineSpec, BeforeValidator(RefineSpec.from_trials, json_schema_input_type=int | RefineSpec)] = (
+        Field(default=RefineSpec(), description="What follows the grid; a number is short for trials.")
     )
     intervals: Intervals = Field(default=Intervals())
     resources: ResourceSpec = Field(default=ResourceSpec())
@@ -269,8 +254,11 @@ class Study(Frozen):
 
     @property  # not cached: model_copy would carry the old one over
     def hash(self) -> str:
-        """12 digits over everything but the description, the intervals and the resources."""
-        return digest(self.model_dump(mode="json", exclude={"description", "intervals", "resources"}))[:12]
+        """12 digits over everything but the description, the intervals, the resources and the budget."""
+        content = self.model_dump(
+            mode="json", exclude={"description": True, "intervals": True, "resources": True, "refine": {"budget"}}
+        )
+        return digest(content)[:12]
 
     @property
     def evaluate_every(self) -> int:
@@ -361,7 +349,7 @@ def _invalid(error: ErrorDetails) -> InvalidInput:
     if error["type"] == "oec":
         problem, remedy = error["ctx"]["problem"], error["ctx"]["remedy"]
         if isinstance(value, dict):
-            value = next((value[key] for key in ("name", "source", "method") if key in value), "study")
+            value = next((value[key] for key in ("name", "source", "method") if key in value), value)
     elif error["type"] == "extra_forbidden":
         fields = _fields_beside(error["loc"])
         close = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)

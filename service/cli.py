@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.study import Study, json_schema, shipped
@@ -138,6 +139,21 @@ def report(source: str, home: str, out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@home_option
+@click.option("--cells", is_flag=True, help="A line for every run.")
+@bad_input_exits
+def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
+    """Probability that a run ends diverged, from its first fifth, and how good that is on the runs of the home."""
+    from dashboards.forecast import forecast as forecast_of
+    from service.forecasting import beginnings, tables
+
+    console = plain()
+    for renderable in tables(forecast_of(beginnings(Home.open(home), studies)), cells):
+        console.print(renderable, soft_wrap=True)
+
+
+@main.command()
 @study_argument
 @home_option
 @click.option("--scale", help="Model scale; the study's first by default.")
@@ -187,14 +203,17 @@ def prepare(study: str, home: str) -> None:
 
 @main.command()
 def methods() -> None:
-    """The head methods: what they do, their strength, their source."""
+    """The head methods and the attention norms, any of which go together: what they do, their source."""
     table = Table("method", "acts on", "definition", "strength", "default", "source")
     for method in METHODS.values():
         strength = method.strength
         range_ = f"{strength.symbol} in {strength.low:g} .. {strength.high:g}" if strength else ""
         default = f"{strength.default:g}" if strength else ""
         table.add_row(method.name, method.acts_on, method.summary, range_, default, method.source)
-    plain().print(table)
+    norms = Table("attention norm", "definition", "source")
+    for variant in ATTENTION_NORMS.values():
+        norms.add_row(variant.name, variant.summary, variant.source)
+    plain().print(table, norms)
 
 
 @main.command()

@@ -25,8 +25,9 @@ FORMAT = 1
 State = Literal["planned", "running", "finished", "diverged", "crashed", "pruned"]
 STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset({"finished", "diverged", "crashed", "pruned"})
-Origin = Literal["grid", "refine"]
-IDENTITY = ("cell", "state", "scale", "method", "gamma", "lr", "seed")
+Origin = Literal["grid", "refine", "edge"]
+"""Why a cell was planned: the study's grid, a proposal of Optuna, the search for an edge."""
+IDENTITY = ("cell", "state", "scale", "attention_norm", "method", "gamma", "lr", "seed")
 """Columns of a runs table that every line of a cell tells anyway, and its result does not repeat."""
 
 
@@ -193,7 +194,7 @@ class Ledger:
             self.entries[cell.id] = Entry(cell, event["origin"])
         elif kind in STATES:
             entry = self.entries[event["cell"]]
-            entry.state, entry.result = kind, event.get("result", {})
+            entry.result, entry.state = event.get("result", {}), kind  # progress, in its thread, asks the state first
             entry.reused_from = event.get("reused_from")
         else:
             raise ValueError(f"unknown event {kind!r}")

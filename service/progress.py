@@ -17,6 +17,7 @@ from search_spaces.cell import Cell
 from search_spaces.methods import label
 from search_spaces.plan import Plan
 from service.ledger import Ledger
+from service.refinement import Refinement
 from trainers.job import Event
 
 PLAIN_EVERY_S = 10.0
@@ -26,7 +27,8 @@ class Progress:
     """An observer of a sweep that draws on a console; plain lines when it is no terminal."""
 
     def __init__(self, plan: Plan, ledger: Ledger, console: Console, clock: Callable[[], float] = time.monotonic):
-        self._plan, self._ledger, self._console, self._clock = plan, ledger, console, clock
+        self._refinement = Refinement(plan, ledger)
+        self._ledger, self._console, self._clock = ledger, console, clock
         self._started = clock()
         self._warm: float | None = None
         self._flops_done = 0.0
@@ -71,7 +73,7 @@ class Progress:
         """The state of the sweep in one line."""
         counts = self._ledger.counts()
         done = self._done(counts)
-        parts = [f"{done}/{self._plan.cell_count} cells", f"{len(self._share)} running"]
+        parts = [f"{done}/{self._cells()} cells", f"{len(self._share)} running"]
         parts += [f"{counts[state]} {state}" for state in ("diverged", "crashed", "pruned") if counts[state]]
         if speed := self.tokens_per_second():
             parts.append(f"{speed:,.0f} tokens/s")
@@ -87,13 +89,15 @@ class Progress:
         return (self._tokens_done + running) / elapsed if elapsed else None
 
     def eta_seconds(self) -> float | None:
-        """Wall seconds left, from the FLOPs done since the first group was warm and those that remain."""
+        """Wall seconds left, at most, from the FLOPs done since the first group was warm and those that remain."""
         elapsed = self._elapsed()
         done = self._flops_done + sum(cell.flops * share for cell, share in self._running())
         if not elapsed or not done:
             return None
         entries = list(self._ledger.entries.values())
         left = sum(entry.cell.flops for entry in entries if entry.state in ("planned", "running"))
+        a_cell = {entry.cell.scale: entry.cell.flops for entry in entries}
+        left += sum(a_cell[scale] * cells for scale, cells in self._refinement.cells_left.items())
         left -= sum(cell.flops * share for cell, share in list(self._share.values()))
         return left / done * elapsed
 
@@ -117,8 +121,12 @@ class Progress:
     def _done(self, counts: Counter[Any]) -> int:
         return sum(counts[state] for state in ("finished", "diverged", "crashed", "pruned"))
 
+    def _cells(self) -> int:
+        """Cells of the study; at most so many while an edge is searched."""
+        return len(self._ledger.entries) + sum(self._refinement.cells_left.values())
+
     def _remaining_cells(self) -> int:
-        return self._plan.cell_count - self._done(self._ledger.counts())
+        return self._cells() - self._done(self._ledger.counts())
 
     def _panel(self) -> RenderableType:
         done = self._done(self._ledger.counts())
@@ -130,7 +138,7 @@ class Progress:
         running = Text(
             "\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in list(self._share.values())), style="dim"
         )
-        return Group(ProgressBar(total=self._plan.cell_count, completed=done), Text(self.line()), running, table)
+        return Group(ProgressBar(total=self._cells(), completed=done), Text(self.line()), running, table)
 
 
 def clock_time(seconds: float | None) -> str:

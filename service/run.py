@@ -16,6 +16,7 @@ from service.home import Home
 from service.ledger import Ledger, finished_elsewhere
 from service.mlflow_sink import MlflowSink
 from service.progress import Progress
+from service.refinement import Refinement
 from trainers.data import Tokens, prepare
 
 FLUSH_S = 60.0
@@ -48,8 +49,11 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
         same_data(ledger, plan)
         ledger.plan(plan.cells)
         reuse(ledger, home, study, retry_crashed=retry_crashed)
-        todo = len(ledger.missing(retry_crashed=retry_crashed)) + open_refinements(plan, ledger)
-        console.print(f"study {study.name}: {plan.cell_count} cells, {todo} to train; home {home.path}", soft_wrap=True)
+        proposals = sum(Refinement(plan, ledger).cells_left.values())
+        todo = len(ledger.missing(retry_crashed=retry_crashed)) + proposals
+        most = "at most " if proposals and study.refine.edge else ""
+        cells = f"{len(ledger.entries) + proposals} cells, {todo} to train"
+        console.print(f"study {study.name}: {most}{cells}; home {home.path}", soft_wrap=True)
         if todo:
             train(plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console)
         return ledger.counts()["crashed"]
@@ -111,12 +115,6 @@ def reuse(ledger: Ledger, home: Home, study: Study, *, retry_crashed: bool) -> N
         if entry.cell.id in missing:
             ledger.end(entry.cell.id, entry.state, entry.result, reused_from=entry.reused_from or other)
             missing.discard(entry.cell.id)
-
-
-def open_refinements(plan: Plan, ledger: Ledger) -> int:
-    """Refinement cells that are still to be proposed."""
-    wanted = sum(trials for *_, trials in plan.refinements)
-    return wanted - sum(entry.origin == "refine" for entry in ledger.entries.values())
 
 
 def stop_on_sigterm() -> None:

@@ -1,4 +1,4 @@
-"""What to train next: the missing cells of the grid first and exact, then Optuna's proposals.
+"""What to train next: the missing cells of the grid first and exact, then edges, then Optuna's proposals.
 
 One Optuna study for each (scale, attention norm, method), as a ``Searcher`` of Ray Tune over all of them, so that one
 sweep keeps every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study, and a sweep for
@@ -21,14 +21,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from search_spaces.cell import Cell
+from search_spaces.cell import Cell, rounded
 from search_spaces.plan import Plan, refinement_space
 from service.ledger import Entry, Ledger
+from service.refinement import Refinement
 
 logger = logging.getLogger(__name__)
 
-SIGNIFICANT_DIGITS = 4
-"""Proposals are rounded to this many digits: names stay readable and the loss can not tell."""
 REPEATS = 10
 """A sampler that proposes known cells this often in a row has nothing more to say."""
 
@@ -62,24 +61,30 @@ class CurveSearch:
         self._distributions: dict[str, BaseDistribution] = dict(self.space)
         self._reconcile()
 
-    def ask(self, cell: Cell) -> int:
-        """A trial for a cell that is decided already."""
+    def ask(self, cell: Cell) -> int | None:
+        """A trial for a cell that is decided already; None for an edge outside of the box that the sampler knows."""
+        if not self._inside(cell):
+            return None
         self.study.enqueue_trial(self._params(cell), user_attrs={"cell": cell.id})
         return self.study.ask(self._distributions).number
 
     def propose(self) -> tuple[int, Cell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
         trial = self.study.ask(self._distributions)
-        rounded = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in trial.params.items()}
-        params = {name: min(max(value, self.space[name].low), self.space[name].high) for name, value in rounded.items()}
+        params = {
+            name: min(max(rounded(value), self.space[name].low), self.space[name].high)
+            for name, value in trial.params.items()
+        }
         gamma, seed = params.get("gamma"), self.plan.study.seeds[0]
         cell = self.plan.cell(self.scale, self.attention_norm, self.method, gamma, params["lr"], seed)
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
 
-    def tell(self, number: int, entry: Entry) -> None:
+    def tell(self, number: int | None, entry: Entry) -> None:
         """The outcome of a trial. Diverged is a value, ``l_init``; crashed and pruned are no value at all."""
         value = objective(entry)
+        if number is None:
+            return
         if value is None:
             self.study.tell(number, state=TrialState.FAIL)
         else:
@@ -87,7 +92,7 @@ class CurveSearch:
 
     @property
     def proposed(self) -> int:
-        """Refinement cells planned so far."""
+        """Cells that the sampler proposed so far."""
         return sum(entry.origin == "refine" and self._owns(entry.cell) for entry in self.ledger.entries.values())
 
     def _reconcile(self) -> None:
@@ -106,7 +111,7 @@ class CurveSearch:
                 self.study.tell(number, state=TrialState.FAIL)
         for cell_id, entry in self.ledger.entries.items():
             value = objective(entry)
-            if self._owns(entry.cell) and value is not None and cell_id not in told:
+            if self._inside(entry.cell) and value is not None and cell_id not in told:
                 self.study.add_trial(
                     optuna.trial.create_trial(
                         params=self._params(entry.cell),
@@ -118,6 +123,11 @@ class CurveSearch:
 
     def _owns(self, cell: Cell) -> bool:
         return (cell.scale, cell.attention_norm, cell.method) == (self.scale, self.attention_norm, self.method)
+
+    def _inside(self, cell: Cell) -> bool:
+        """Whether the cell is one of this study that its sampler could have proposed."""
+        box = self.space.items()
+        return self._owns(cell) and all(one.low <= self._params(cell)[name] <= one.high for name, one in box)
 
     def _params(self, cell: Cell) -> dict[str, float]:
         gamma = {} if cell.gamma is None else {"gamma": cell.gamma}
@@ -140,30 +150,32 @@ class CellSearch(Searcher):
     def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, missing: list[Cell]) -> None:
         super().__init__()
         self._ledger = ledger
-        self._grid = deque(missing)
+        self._missing = deque(missing)
+        self._refinement = Refinement(plan, ledger)
         self._curves = {
             (scale, attention_norm, method): CurveSearch(plan, ledger, storage, scale, attention_norm, method)
             for scale, attention_norm, method, _ in plan.refinements
         }
         self._wanted = {(scale, norm, method): trials for scale, norm, method, trials in plan.refinements}
-        self._running: dict[str, tuple[CurveSearch, int, str]] = {}
+        self._running: dict[str, tuple[CurveSearch, int | None, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher for ``Tuner.restore``, which is never used: the ledger restores a sweep."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
-        """The next cell; None while refinement waits for the grid; ``FINISHED`` when all is handed out."""
-        if self._grid:
-            cell = self._grid.popleft()
-            curve = self._curves[cell.scale, cell.attention_norm, cell.method]
-            return self._start(trial_id, curve, curve.ask(cell), cell)
-        waiting = False
+        """The next cell; None while what runs may lead to more; ``FINISHED`` when nothing is left."""
+        if self._missing:
+            return self._ask(trial_id, self._missing.popleft())
+        if self._refinement.spent:
+            return Searcher.FINISHED
+        if edge := self._refinement.edge_cell():
+            self._ledger.plan([edge], origin="edge")
+            return self._ask(trial_id, edge)
         for key, curve in self._curves.items():
             if curve.proposed >= self._wanted[key]:
                 continue
-            if any(running is curve and not self._refines(cell) for running, _, cell in self._running.values()):
-                waiting = True
+            if any(running is curve and self._of_grid(cell) for running, _, cell in self._running.values()):
                 continue
             for _ in range(REPEATS):
                 number, cell = curve.propose()
@@ -173,7 +185,7 @@ class CellSearch(Searcher):
                 curve.tell(number, self._ledger.entries[cell.id])
             self._wanted[key] = curve.proposed
             logger.warning("%s %s %s: the sampler only repeats itself, no further refinement", *key)
-        return None if waiting else Searcher.FINISHED
+        return None if self._running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna what the ledger says of the trial's cell."""
@@ -191,10 +203,14 @@ class CellSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: a sweep starts from the ledger."""
 
-    def _refines(self, cell_id: str) -> bool:
-        return self._ledger.entries[cell_id].origin == "refine"
+    def _of_grid(self, cell_id: str) -> bool:
+        return self._ledger.entries[cell_id].origin == "grid"
 
-    def _start(self, trial_id: str, curve: CurveSearch, number: int, cell: Cell) -> dict[str, Any]:
+    def _ask(self, trial_id: str, cell: Cell) -> dict[str, Any]:
+        curve = self._curves[cell.scale, cell.attention_norm, cell.method]
+        return self._start(trial_id, curve, curve.ask(cell), cell)
+
+    def _start(self, trial_id: str, curve: CurveSearch, number: int | None, cell: Cell) -> dict[str, Any]:
         self._running[trial_id] = (curve, number, cell.id)
         return {"cell": cell.model_dump(mode="json")}
 

@@ -33,8 +33,12 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
     measured = measured_speeds(home)
     basis = "speeds measured in this home" if measured else "a nominal speed of one core a worker"
     known = len(plan.cells) - len(_missing(plan, home))
+    beside = plan.cell_count - len(plan.cells)
+    cells = (
+        f"at most {plan.cell_count} cells, {beside} of them beside the grid" if beside else f"{len(plan.cells)} cells"
+    )
     yield (
-        f"{plan.cell_count} cells ({known} already in the home), {plan.tokens:,} tokens; about "
+        f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(measured, at_once))} with {at_once} cells at once, from {basis}"
     )
 

@@ -19,9 +19,20 @@ from torch import Tensor, nn
 from trainers.head import Objective, logits
 from trainers.model import Block
 
-TOKENS = 1024
+TOKENS = 512
 """Tokens in the small batch; one sequence where a sequence is longer."""
-TRAINING = ("train_loss", "val_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "loss_spikes")
+TOKENS_AT_ONCE = 256
+"""Whose logits are there at a time: 51 MB with a vocabulary of 50,304."""
+TRAINING = (
+    "train_loss",
+    "val_loss",
+    "lr",
+    "grad_norm",
+    "step_seconds",
+    "tokens_per_second",
+    "loss_spikes",
+    "spike_score",
+)
 EMBEDDINGS = ("output", "input")
 EMBEDDING = (
     "mu_norm",
@@ -52,6 +63,11 @@ def keys(L: int) -> tuple[str, ...]:
     )
 
 
+def batch_of(validation_NU: Tensor) -> Tensor:
+    """The small batch: the first validation sequences."""
+    return validation_NU[: max(1, TOKENS // (validation_NU.shape[1] - 1))]
+
+
 @torch.no_grad()
 def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tensor) -> dict[str, float]:
     """All but ``TRAINING`` of ``keys``, the finite ones. ``tokens_BU`` is ``(B, T + 1)``."""
@@ -68,17 +84,10 @@ def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tens
         autocast = objective.precision == "bfloat16"
         with torch.autocast(tokens_BU.device.type, torch.bfloat16, enabled=autocast):
             h_BTD = model(tokens_BU[:, :-1])
-            logits_BTV = logits(h_BTD, model.E_VD, method, strength, objective.logits_dtype)
-    log_z_BT = logits_BTV.logsumexp(dim=-1)
-    mu_D = model.E_VD.mean(dim=0)
+            found |= _logits(objective, h_BTD, method, strength)
     found |= {
         "attention_logit_max": torch.stack(attention_logits).max(),
-        "logits_mean": logits_BTV.mean(),
-        "logits_std": logits_BTV.std(dim=-1).mean(),
-        "logits_absmax": logits_BTV.abs().max(),
-        "log_z": log_z_BT.mean(),
-        "log_z_squared": log_z_BT.square().mean(),
-        "mu_h_cosine": torch.cosine_similarity(h_BTD.float(), mu_D, dim=-1).mean(),
+        "mu_h_cosine": torch.cosine_similarity(h_BTD.float(), model.E_VD.mean(dim=0), dim=-1).mean(),
         "output_b_ratio": b_ratio(model.E_VD),
     }
     measured = embedding(model.E_VD)
@@ -89,6 +98,29 @@ def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tens
     # One transfer for all of them, not one each.
     values = torch.stack([value.double() for value in found.values()]).tolist()
     return {name: value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
+
+
+def _logits(objective: Objective, h_BTD: Tensor, method: str, strength: Tensor) -> dict[str, Tensor]:
+    """Statistics of the logits, over a few tokens at a time, in the one buffer that they come in."""
+    mean, std, absmax, log_z = [], [], [], []
+    for h_1CD in torch.split(h_BTD.flatten(0, 1)[None], TOKENS_AT_ONCE, dim=1):
+        logits_CV = logits(h_1CD, objective.model.E_VD, method, strength, objective.logits_dtype)[0]
+        low, high = logits_CV.aminmax()
+        mean_C1 = logits_CV.mean(dim=-1, keepdim=True)
+        logits_CV -= mean_C1
+        mean.append(mean_C1.squeeze(1))
+        absmax.append(torch.maximum(high, -low))
+        log_z.append(mean_C1.squeeze(1) + logits_CV.logsumexp(dim=-1))
+        # Not ``Tensor.std``, which takes 20 times as long on a processor.
+        std.append(torch.linalg.vector_norm(logits_CV, dim=-1) / (logits_CV.shape[1] - 1) ** 0.5)
+    log_z_N = torch.cat(log_z)
+    return {
+        "logits_mean": torch.cat(mean).mean(),
+        "logits_std": torch.cat(std).mean(),
+        "logits_absmax": torch.stack(absmax).max(),
+        "log_z": log_z_N.mean(),
+        "log_z_squared": log_z_N.square().mean(),
+    }
 
 
 def embedding(E_VD: Tensor) -> dict[str, Tensor]:
@@ -104,11 +136,12 @@ def embedding(E_VD: Tensor) -> dict[str, Tensor]:
     }
     if not E_VD.isfinite().all():
         return found
+    # In float64, as its square root has half the digits of a small eigenvalue.
     E64_VD = E_VD.double()
     eigenvalues_D, eigenvectors_DD = torch.linalg.eigh(E64_VD.T @ E64_VD)
     singular_D = eigenvalues_D.clamp(min=0).sqrt()
     return found | {
-        "isotropy": isotropy(E64_VD, eigenvectors_DD),
+        "isotropy": isotropy(E_VD, eigenvectors_DD.type_as(E_VD)),
         "singular_min": singular_D[0],
         "singular_max": singular_D[-1],
     }
@@ -121,7 +154,7 @@ def isotropy(E_VD: Tensor, eigenvectors_DD: Tensor) -> Tensor:
     space: at a mu norm of 100 the exponentials overflow.
     """
     along_VD = E_VD @ eigenvectors_DD
-    log_z = torch.cat((along_VD.logsumexp(dim=0), (-along_VD).logsumexp(dim=0)))
+    log_z = torch.cat((along_VD.logsumexp(dim=0), along_VD.neg_().logsumexp(dim=0))).double()
     return (log_z.min() - log_z.max()).exp()
 
 
@@ -149,14 +182,18 @@ def _sizes(found: dict[str, Tensor], name: str, i: int) -> Callable[[Tensor], No
     """RMS of all elements, and mean over tokens of the L2 norm, of an output ``(B, T, features)``."""
 
     def look(output: Tensor) -> None:
-        found[f"{name}_rms/{i}"] = output.square().mean().sqrt()
-        found[f"{name}_norm/{i}"] = output.norm(dim=-1).mean()
+        norm_BT = output.norm(dim=-1)
+        found[f"{name}_rms/{i}"] = norm_BT.norm() / output.numel() ** 0.5
+        found[f"{name}_norm/{i}"] = norm_BT.mean()
 
     return look
 
 
 def _attention_logit_max(qk_BT2HK: Tensor) -> Tensor:
-    """The largest attention logit before the softmax, over all queries and the keys that each may see."""
+    """The largest ``q . k / sqrt(K)`` over all queries and the keys that each may see.
+
+    Before any cap and any temperature, so that it can grow, and means the same, in every attention norm.
+    """
     T, K = qk_BT2HK.shape[1], qk_BT2HK.shape[-1]
     future_TT = torch.ones(T, T, dtype=torch.bool, device=qk_BT2HK.device).triu(1)
     largest = []

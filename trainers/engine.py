@@ -61,14 +61,15 @@ class Engine:
         self.key = shape_key(cell)
         self.world, self.compile = world, compile
         spec = cell.training
-        model = GPT(cell.shape, cell.model, cell.V, spec.sequence_length).to(world.device)
+        model = GPT(cell.shape, cell.model, cell.V, spec.sequence_length, cell.attention_norm).to(world.device)
         self.objective = Objective(model, spec.precision, spec.logits_dtype)
-        self.parameters = dict(model.named_parameters())
-        self.optimizer = Optimizer(self.parameters.values())
+        self.optimizer = Optimizer(model.parameters())
         self.strength = torch.zeros((), device=world.device)
         self.wrapped: Objective | DistributedDataParallel = self.objective
         if world.size > 1:
-            self.wrapped = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
+            self.wrapped = DistributedDataParallel(
+                self.objective, gradient_as_bucket_view=True, broadcast_buffers=False
+            )  # the buffers are functions of weights that are equal on all ranks
         self.settled: set[tuple[int, ...]] = set()
         self.reset(cell)
 
@@ -94,7 +95,8 @@ class Engine:
     def state(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint holds, by name; the tensors themselves."""
         adam = {f"adam.{name}": tensor for name, tensor in self.optimizer.state().items()}
-        return {f"model.{name}": tensor.detach() for name, tensor in self.parameters.items()} | adam
+        model = self.objective.model.state_dict()
+        return {f"model.{name}": tensor for name, tensor in model.items()} | adam
 
     def settle(self, micro_batch: int) -> None:
         """Does what only the first step of a kind does, outside of any cell: compilation, and DDP's bucket order.
@@ -161,6 +163,7 @@ class Engine:
             self.optimizer.step(lr)
             if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
                 constrain(self.objective.model.E_VD)
+            self.objective.model.after_step()
         self.optimizer.adam.zero_grad()
         return taken
 

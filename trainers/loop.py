@@ -237,7 +237,8 @@ class _Run:
         """
         progress, spec = self.progress, self.cell.training
         val_loss = self.engine.loss(self.validation_NU, progress.micro_batch)
-        row = {"val_loss": val_loss, "loss_spikes": float(self.spikes.count)}
+        spikes = self.spikes.count
+        row = {"val_loss": val_loss, "loss_spikes": float(spikes), "spike_score": spikes / max(1, progress.step)}
         if lr is not None and progress.interval_steps:
             step_seconds = progress.interval_seconds / progress.interval_steps
             progress.train_loss = progress.interval_loss / progress.interval_steps
@@ -249,7 +250,7 @@ class _Run:
                 "tokens_per_second": spec.batch_size * spec.sequence_length / step_seconds,
             }
         progress.interval_steps, progress.interval_loss, progress.interval_seconds = 0, 0.0, 0.0
-        looked_at = self.validation_NU[: max(1, diagnostics.TOKENS // spec.sequence_length)]
+        looked_at = diagnostics.batch_of(self.validation_NU)
         self.engine.objective.eval()
         row |= diagnostics.measure(self.engine.objective, looked_at, self.cell.method, self.engine.strength)
         self.engine.objective.train()

@@ -1,4 +1,5 @@
-"""The GPT of the published runs (arXiv 2601.02031): pre-LN, qk-norm, rotary positions on half of each head, SwiGLU.
+"""The GPT of the published runs (arXiv 2601.02031): pre-LN, qk-norm, rotary positions on half of each head, SwiGLU;
+and the same with any other attention norm of the registry.
 
 Legend:
   B  sequences       T  tokens a sequence    V  vocabulary with padding
@@ -16,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT, AttentionNorm, layer_scale
 from search_spaces.cell import ModelSpec
 from search_spaces.scales import Scale
+from trainers.attention import ATTENTIONS
+from trainers.sigma_reparam import SigmaLinear
 
 ROPE_BASE = 10_000.0
 NORMAL_STD = 0.02
@@ -31,7 +35,7 @@ def rope_tables(T: int, R: int) -> tuple[Tensor, Tensor]:
 
 
 class QueryKey(nn.Module):
-    """Norm and positions of queries and keys: ``(B, T, 2, H, K) -> (B, T, 2, H, K)``.
+    """Norm, where the variant has one, and positions of queries and keys: ``(B, T, 2, H, K) -> (B, T, 2, H, K)``.
 
     A module of its own so that a forward hook sees exactly what attention multiplies.
     """
@@ -39,65 +43,99 @@ class QueryKey(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, K: int, T: int) -> None:
+    def __init__(self, K: int, T: int, norms: bool = True) -> None:
         super().__init__()
         self.K = K
         # One dimension, so that weight decay leaves it alone as it does every other norm.
-        self.scale = nn.Parameter(torch.ones(2 * K))
+        self.scale = nn.Parameter(torch.ones(2 * K)) if norms else None
         cos, sin = rope_tables(T, K // 2)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, qk_BT2HK: Tensor) -> Tensor:
         T, R = qk_BT2HK.shape[1], self.K // 2
-        x = F.layer_norm(qk_BT2HK, (self.K,)) * self.scale.view(2, 1, self.K)
+        x = qk_BT2HK
+        if self.scale is not None:
+            x = F.layer_norm(x, (self.K,)) * self.scale.view(2, 1, self.K)
         cos, sin = self.cos[:T], self.sin[:T]
         a, b, rest = torch.split(x, [R // 2, R // 2, self.K - R], dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).type_as(qk_BT2HK)
 
 
+def linear(norm: AttentionNorm, inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
+    """A layer of a block; ``parts`` matrices are side by side in its weight."""
+    return SigmaLinear(inputs, outputs, parts) if norm.sigma_reparam else nn.Linear(inputs, outputs, bias=False)
+
+
 class Attention(nn.Module):
-    def __init__(self, D: int, H: int, T: int) -> None:
+    def __init__(self, D: int, H: int, T: int, norm: AttentionNorm) -> None:
         super().__init__()
         self.H = H
-        self.qkv = nn.Linear(D, 3 * D, bias=False)
-        self.qk = QueryKey(D // H, T)
-        self.proj = nn.Linear(D, D, bias=False)
+        self.qkv = linear(norm, D, 3 * D, 3)
+        self.qk = QueryKey(D // H, T, norm.norms_qk)
+        self.v_norm = nn.LayerNorm(D // H, bias=False) if norm.norms_v else nn.Identity()
+        self.attend = ATTENTIONS[norm.softmax]
+        self.proj = linear(norm, D, D)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
         qk_BTC, v_BTD = torch.split(self.qkv(x_BTD), [2 * D, D], dim=-1)
         q_BHTK, k_BHTK = self.qk(qk_BTC.reshape(B, T, 2, self.H, D // self.H)).permute(2, 0, 3, 1, 4)
-        v_BHTK = v_BTD.view(B, T, self.H, D // self.H).transpose(1, 2)
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        v_BTHK = self.v_norm(v_BTD.view(B, T, self.H, D // self.H)).type_as(v_BTD)
+        y_BHTK = self.attend(q_BHTK, k_BHTK, v_BTHK.transpose(1, 2))
         return cast(Tensor, self.proj(y_BHTK.transpose(1, 2).reshape(B, T, D)))
 
 
 class SwiGLU(nn.Module):
     """``FC2(silu(gate) * up)`` with gate and up one matrix, FC1 (arXiv 2002.05202, section 2)."""
 
-    def __init__(self, D: int, hidden: int) -> None:
+    def __init__(self, D: int, hidden: int, norm: AttentionNorm) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(D, 2 * hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, D, bias=False)
+        self.fc1 = linear(norm, D, 2 * hidden, 2)
+        self.fc2 = linear(norm, hidden, D)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.fc1(x_BTD).chunk(2, dim=-1)
         return cast(Tensor, self.fc2(F.silu(gate_BTF) * up_BTF))
 
 
-class Block(nn.Module):
-    def __init__(self, scale: Scale, T: int, dropout: float) -> None:
+class LayerScale(nn.Module):
+    """A learned factor for each channel: arXiv 2103.17239 (CaiT), section 2."""
+
+    def __init__(self, D: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(scale.D, bias=False)
-        self.attention = Attention(scale.D, scale.H, T)
-        self.norm2 = nn.LayerNorm(scale.D, bias=False)
-        self.mlp = SwiGLU(scale.D, scale.hidden)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.scale = nn.Parameter(torch.ones(D))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD)))
-        return cast(Tensor, x_BTD + self.dropout(self.mlp(self.norm2(x_BTD))))
+        return x_BTD * self.scale
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each on its residual branch, with the norms that the variant has."""
+
+    def __init__(self, scale: Scale, T: int, dropout: float, norm: AttentionNorm) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(scale.D, bias=False) if norm.pre_norm else nn.Identity()
+        self.attention = Attention(scale.D, scale.H, T, norm)
+        self.out1 = self._out(scale.D, norm)
+        self.post_norms_mlp = norm.post_norms_mlp
+        self.norm2 = nn.LayerNorm(scale.D, bias=False)
+        self.mlp = SwiGLU(scale.D, scale.hidden, norm)
+        self.out2 = self._out(scale.D, norm)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    @staticmethod
+    def _out(D: int, norm: AttentionNorm) -> nn.Module:
+        """What a branch ends with."""
+        if norm.norms_outputs:
+            return nn.LayerNorm(D, bias=False)
+        return LayerScale(D) if norm.layer_scale else nn.Identity()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.out1(self.attention(self.norm1(x_BTD))))
+        if self.post_norms_mlp:
+            return cast(Tensor, self.norm2(x_BTD + self.dropout(self.out2(self.mlp(x_BTD)))))
+        return cast(Tensor, x_BTD + self.dropout(self.out2(self.mlp(self.norm2(x_BTD)))))
 
 
 class GPT(nn.Module):
@@ -106,13 +144,15 @@ class GPT(nn.Module):
     The constructor allocates; ``reset_parameters`` gives the values.
     """
 
-    def __init__(self, scale: Scale, spec: ModelSpec, V: int, T: int) -> None:
+    def __init__(self, scale: Scale, spec: ModelSpec, V: int, T: int, attention_norm: str = DEFAULT) -> None:
         super().__init__()
         self.scale, self.spec = scale, spec
         self.embedding = nn.Embedding(V, scale.D)
-        self.blocks = nn.ModuleList(Block(scale, T, spec.dropout) for _ in range(scale.L))
+        norm = ATTENTION_NORMS[attention_norm]
+        self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm) for _ in range(scale.L))
         self.norm = nn.LayerNorm(scale.D, bias=False)
         self.lm_head = None if spec.tied else nn.Linear(scale.D, V, bias=False)
+        self._reparametrized = [module for module in self.modules() if isinstance(module, SigmaLinear)]
 
     @property
     def E_VD(self) -> Tensor:
@@ -138,6 +178,16 @@ class GPT(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
+        for module in self.modules():
+            if isinstance(module, LayerScale):
+                module.scale.fill_(layer_scale(self.scale.L))
+        for linear in self._reparametrized:
+            linear.start()
+
+    def after_step(self) -> None:
+        """What follows the optimizer's step: the norms of the new matrices, where the variant divides by them."""
+        for linear in self._reparametrized:
+            linear.iterate()
 
     def _initial(self) -> Iterator[tuple[Tensor, float]]:
         """Every matrix with its standard deviation; fused ones part by part, as their fans are the parts'."""

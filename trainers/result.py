@@ -16,6 +16,7 @@ RECORDED = (
     "output_b_ratio",
     "attention_logit_max",
     "loss_spikes",
+    "spike_score",
 )
 """The diagnostics that go into the table of cells."""
 
@@ -49,6 +50,7 @@ class Result:
         return {
             "cell": self.cell.id,
             "scale": self.cell.scale,
+            "attention_norm": self.cell.attention_norm,
             "method": self.cell.method,
             "gamma": self.cell.gamma,
             "lr": self.cell.lr,

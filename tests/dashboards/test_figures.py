@@ -7,29 +7,36 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+import pandas as pd
 import pytest
 from made_up import GRID, L_INIT, curve, study
 
 from dashboards import published
-from dashboards.figures import COLORS, diagnostic_facts, figures, loss_facts, lrs_facts, save
+from dashboards.figures import diagnostic_facts, figures, loss_facts, lrs_facts, save
 from dashboards.runs import read_csv
-from dashboards.sensitivity import CurveFacts, curves
+from dashboards.sensitivity import curves
+from dashboards.views import COLORS, GREY, Line, color_of_norm, lines, views
+from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 
 
+def drawn_of(runs: pd.DataFrame) -> list[Line]:
+    return lines(curves(runs, GRID))
+
+
 @pytest.fixture(scope="module")
-def found() -> list[CurveFacts]:
+def found() -> list[Line]:
     """Two strengths, two seeds, a diverged and a crashed cell, no diagnostic but one."""
     broken = curve([3.4, 3.1, 3.0, 3.3], method="z-loss", gamma=1e-1)
     broken[0] |= {"state": "crashed", "val_loss": None}
-    return curves(
+    return drawn_of(
         study(
             *(curve([3.5, 3.0, 3.2, math.nan], seed=seed, output_mu_norm=0.0) for seed in (1, 2)),
             curve([3.4, 3.1, 3.0, 3.3], method="mu-loss", gamma=1e-4),
             curve([3.4, 3.1, 3.0, 3.2], method="mu-loss", gamma=1e-1),
             broken,
-        ),
-        GRID,
+        )
     )
 
 
@@ -38,11 +45,11 @@ def layers_with(spec: dict[str, Any], mark: str) -> list[dict[str, Any]]:
 
 
 def test_every_method_has_one_color_of_its_own() -> None:
-    assert set(COLORS) == set(METHODS), "a new method needs a colour in dashboards.figures.COLORS"
+    assert set(COLORS) == set(METHODS), "a new method needs a colour in dashboards.views.COLORS"
     assert len(set(COLORS.values())) == len(COLORS)
 
 
-def test_a_diverged_cell_is_a_fact_at_l_init(found: list[CurveFacts]) -> None:
+def test_a_diverged_cell_is_a_fact_at_l_init(found: list[Line]) -> None:
     facts = loss_facts(found)
     assert len(facts) == 8 + 4 + 4 + 3, "every cell with a result is a row"
     diverged = facts[facts["diverged"]]
@@ -50,7 +57,7 @@ def test_a_diverged_cell_is_a_fact_at_l_init(found: list[CurveFacts]) -> None:
     assert facts.loc[facts["cell"] == "baseline-None-0.001-1", "mean"].item() == 3.5
 
 
-def test_a_curve_without_lrs_is_not_in_its_facts(found: list[CurveFacts]) -> None:
+def test_a_curve_without_lrs_is_not_in_its_facts(found: list[Line]) -> None:
     assert set(lrs_facts(found)["label"]) == {"baseline", "mu-loss (gamma=0.0001)", "mu-loss (gamma=0.1)"}
 
 
@@ -58,18 +65,18 @@ def test_a_diagnostic_that_is_not_finite_is_not_drawn() -> None:
     records = curve([3.5, 3.0, 3.2, 3.4])
     for record, value in zip(records, (1.0, math.nan, math.inf, 0.0), strict=True):
         record["logits_mean"] = value
-    assert diagnostic_facts(curves(study(records), GRID), "logits_mean")["value"].tolist() == [1.0, 0.0]
+    assert diagnostic_facts(drawn_of(study(records)), "logits_mean")["value"].tolist() == [1.0, 0.0]
 
 
-def test_which_figures_there_are(found: list[CurveFacts]) -> None:
+def test_which_figures_there_are(found: list[Line]) -> None:
     assert [figure.name for figure in figures(found)] == ["loss-tiny", "lrs-gamma-tiny", "output-mu-norm-tiny"]
     assert figures([]) == []
-    names = {figure.name for figure in figures(curves(read_csv(published.RUNS_CSV)))}
+    names = {figure.name for figure in figures(lines(curves(read_csv(published.RUNS_CSV))))}
     assert len(names) == 5 * 5 + 1
     assert "lrs-scale" in names
 
 
-def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[CurveFacts]) -> None:
+def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[Line]) -> None:
     spec = figures(found)[0].spec
     points = layers_with(spec, "point")
     assert len(points) == 2, "one layer of points, one of the baseline's crosses"
@@ -79,13 +86,39 @@ def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[CurveF
     assert dict(zip(colors["domain"], colors["range"], strict=True))["mu-loss (gamma=0.1)"] == COLORS["mu-loss"]
 
 
+def test_the_mean_of_several_seeds_has_a_band_and_the_frame_shows_what_was_seen() -> None:
+    seeds = [3.0, 3.1, 3.3]
+    found = drawn_of(study(*(curve([3.5, 3.0, 3.2, loss], seed=s) for s, loss in enumerate(seeds))))
+    low, high = found[0].curve.band[3] or (math.nan, math.nan)
+    assert (low + high) / 2 == pytest.approx(np.mean(seeds))
+    assert (high - low) / 2 == pytest.approx(4.303 * np.std(seeds, ddof=1) / 3**0.5, rel=1e-3)
+    facts = loss_facts(found)
+    assert facts.loc[facts["lr"] == 1.0, "low"].tolist() == [low] * 3
+    spec = figures(found)[0].spec
+    (band,) = layers_with(spec, "area")
+    bottom, top = band["encoding"]["y"]["scale"]["domain"]
+    assert low < bottom < 3.0 < 3.5 < top < L_INIT
+
+
+def test_a_band_ends_at_the_loss_of_initialisation() -> None:
+    found = drawn_of(study(*(curve([3.5, 3.0, 3.2, loss], seed=s) for s, loss in enumerate([3.0, 3.1, math.nan]))))
+    assert found[0].curve.band[3] is not None
+    assert found[0].curve.band[3][1] == pytest.approx(L_INIT)
+
+
+def test_one_seed_has_no_band() -> None:
+    found = drawn_of(study(curve([3.5, 3.0, 3.2, 3.4])))
+    assert found[0].curve.band == (None,) * 4
+    assert not layers_with(figures(found)[0].spec, "area")
+
+
 def test_where_nothing_comes_near_the_ceiling_words_say_where_it_is() -> None:
-    figure = figures(curves(study(curve([3.5, 3.0, 3.2, 3.4])), GRID))[0]
+    figure = figures(drawn_of(study(curve([3.5, 3.0, 3.2, 3.4]))))[0]
     assert not layers_with(figure.spec, "rule")
     assert "6.93" in figure.caption
 
 
-def test_files(found: list[CurveFacts], tmp_path: Path) -> None:
+def test_files(found: list[Line], tmp_path: Path) -> None:
     paths = save(figures(found)[:1], tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["loss-tiny.png", "loss-tiny.svg"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
@@ -95,7 +128,54 @@ def test_files(found: list[CurveFacts], tmp_path: Path) -> None:
 
 
 def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
-    drawn = figures(curves(study(curve([3.5, 3.0, 3.2, 3.4], scale="../../up")), GRID))
+    drawn = figures(drawn_of(study(curve([3.5, 3.0, 3.2, 3.4], scale="../../up"))))
     (path,) = save(drawn, tmp_path / "figures", formats=("svg",))
     assert path.parent == tmp_path / "figures"
     assert path.is_file()
+
+
+def compared(*norms: str, methods: tuple[str, ...] = ("baseline",), scales: tuple[str, ...] = ("tiny",)) -> list[Line]:
+    """Every method under every attention norm at every scale."""
+    records = [
+        curve([3.5, 3.0, 3.2, 3.4], attention_norm=norm, method=method, scale=scale)
+        for norm in norms
+        for method in methods
+        for scale in scales
+    ]
+    return drawn_of(study(*records))
+
+
+def test_methods_are_compared_under_one_norm_each() -> None:
+    drawn = compared("none", "qk-norm", methods=("baseline", "mu-centering", "max-z"))
+    seen = {view.name: [line.name for line in view.lines] for view in views(drawn)}
+    assert seen == {f"tiny, {norm}": ["baseline", "mu-centering", "max-z"] for norm in ("none", "qk-norm")}
+    assert [figure.name for figure in figures(drawn)] == ["loss-tiny, none", "loss-tiny, qk-norm"]
+
+
+def test_norms_are_compared_under_one_method_each_where_there_are_more_of_them() -> None:
+    drawn = compared(*ATTENTION_NORMS, methods=("baseline", "mu-centering"))
+    seen = {view.name: [line.name for line in view.lines] for view in views(drawn)}
+    assert seen == {f"tiny, {method}": list(ATTENTION_NORMS) for method in ("baseline", "mu-centering")}
+    (figure, _) = figures(drawn)
+    colors = layers_with(figure.spec, "point")[0]["encoding"]["color"]["scale"]
+    assert dict(zip(colors["domain"], colors["range"], strict=True))["qkv-norm"] == color_of_norm("qkv-norm")
+
+
+def test_norms_can_be_told_apart() -> None:
+    looks = {(line.color, line.dash, line.shape) for line in compared(*ATTENTION_NORMS, "from-elsewhere")}
+    assert len(looks) == len(ATTENTION_NORMS) + 1, "more norms of one colour than dashes: dashboards.views"
+    assert color_of_norm("none") == GREY
+
+
+def test_one_norm_alone_is_named_where_it_is_not_the_default() -> None:
+    assert [line.name for line in compared("none")] == ["baseline + none"]
+    assert [(line.name, line.of) for line in compared("qk-norm")] == [("baseline", "")]
+
+
+def test_lrs_over_scale_does_not_mix_norms() -> None:
+    drawn = compared("none", "qk-norm", methods=("baseline", "mu-centering"), scales=("tiny", "16M"))
+    over_scale = [figure for figure in figures(drawn) if figure.view is None]
+    assert [figure.title for figure in over_scale] == ["LRS over scale, none", "LRS over scale, qk-norm"]
+    for figure in over_scale:
+        (facts,) = figure.spec["datasets"].values()
+        assert len(facts) == 4, "two methods at two scales"

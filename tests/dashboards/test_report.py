@@ -156,6 +156,28 @@ def test_the_answer_says_which_curves_it_leaves_out() -> None:
     assert "1 of 2 curves" in text
 
 
+def test_the_answer_names_what_converges_at_the_highest_lr_where_norms_are_compared() -> None:
+    stable = curve([3.5, 3.0, 3.2, 3.4], attention_norm="qkv-norm")
+    text = said(stable, curve([3.5, 3.0, 3.2, math.nan]), curve([3.5, 3.0, math.nan, math.nan], attention_norm="none"))
+    assert text.startswith("baseline + qkv-norm at tiny is the least sensitive")
+    assert "against" not in text, "the best is a baseline itself"
+    assert "The highest learning rate that converges at tiny, ≥ 1, is that of baseline + qkv-norm. " in text
+    many = [
+        curve([3.5, 3.0, 3.2, math.nan], attention_norm=norm) for norm in ("none", "qk-norm", "attn-cap", "soft-clip")
+    ]
+    assert "at tiny, 0.1, is that of 4 of 5 curves. " in said(curve([math.nan] * 4, attention_norm="qkv-norm"), *many)
+    broken = [curve([math.nan] * 4, attention_norm=norm) for norm in ("none", "qk-norm")]
+    assert "highest" not in said(*broken)
+
+
+def test_attention_norms_on_the_page(tmp_path: Path) -> None:
+    runs = study(*(curve([3.5, 3.0, 3.2, math.nan], attention_norm=norm) for norm in ("none", "qk-norm")))
+    page = Page(write_report(runs, tmp_path, title="norms", grid=GRID))
+    assert "baseline + qk-norm" in page.text
+    assert not page.all("select"), "one method: its norms stand in one chart"
+    assert list(json.loads(page.scripts[0])["Final loss over learning rate"]) == ["tiny, baseline"]
+
+
 def test_the_answer_without_a_baseline() -> None:
     assert "no baseline" in said(curve([3.5, 3.0, 3.2, 3.4], method="mu-centering"))
 

@@ -16,8 +16,9 @@ from search_spaces.errors import InvalidInput
 
 def test_columns_are_frozen() -> None:
     assert (
-        *("study", "cell", "scale", "method", "gamma", "lr", "seed", "state", "origin", "val_loss", "train_loss"),
+        *("study", "cell", "scale", "attention_norm", "method", "gamma", "lr", "seed", "state", "origin", "val_loss"),
         *(
+            "train_loss",
             "l_init",
             "steps",
             "tokens",
@@ -27,7 +28,15 @@ def test_columns_are_frozen() -> None:
             "logits_mean",
             "logits_std",
         ),
-        *("logits_absmax", "log_z_squared", "output_b_ratio", "attention_logit_max", "loss_spikes", "reason"),
+        *(
+            "logits_absmax",
+            "log_z_squared",
+            "output_b_ratio",
+            "attention_logit_max",
+            "loss_spikes",
+            "spike_score",
+            "reason",
+        ),
     ) == RUN_COLUMNS, "runs.csv is a public format: a changed column breaks every file written so far"
 
 
@@ -90,10 +99,18 @@ def test_a_method_without_strength_has_none() -> None:
     assert table["gamma"].isna().tolist() == [True, True, False]
 
 
+def test_a_run_without_an_attention_norm_has_the_default(tmp_path: Path) -> None:
+    table = from_records([run(), run(attention_norm="none"), run(attention_norm="from elsewhere")])
+    assert table["attention_norm"].tolist() == ["qk-norm", "none", "from elsewhere"]
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "runs.csv"), table)
+
+
 def test_published_runs() -> None:
     table = read_csv(published.RUNS_CSV)
     assert len(table) == 140
     assert set(table["state"]) == {"finished"}
+    assert set(table["attention_norm"]) == {"qk-norm"}
     assert set(table["l_init"]) == {math.log(50304)}
     assert table.loc[table["method"] == "baseline", "gamma"].isna().all()
     assert (table.loc[table["method"] == "z-loss", "gamma"] == 1e-4).all()
@@ -156,13 +173,14 @@ def test_read_mlflow(tmp_path: Path) -> None:
     experiment = client.create_experiment("oec", artifact_location=str(tmp_path / "artifacts"))
     client.create_run(experiment, tags={"oec.study": "made-up"})  # the study's own run, no cell
     client.create_run(experiment, tags={"oec.study": "another", "oec.cell": "zzz"})
-    for cell, method, gamma, state in (
-        ("aaa", "baseline", "None", "finished"),
-        ("bbb", "z-loss", "0.0001", "diverged"),
+    for cell, method, gamma, state, norm in (
+        ("aaa", "baseline", "None", "finished", {}),  # as written before there were attention norms
+        ("bbb", "z-loss", "0.0001", "diverged", {"attention_norm": "none"}),
     ):
         tags = {"oec.study": "made-up", "oec.cell": cell, "oec.state": state, "oec.reason": "because"}
         child = client.create_run(experiment, tags=tags).info.run_id
-        for key, value in {"scale": "tiny", "method": method, "gamma": gamma, "lr": "0.1", "seed": "1"}.items():
+        params = {"scale": "tiny", "method": method, "gamma": gamma, "lr": "0.1", "seed": "1", **norm}
+        for key, value in params.items():
             client.log_param(child, key, value)
         for step, loss in enumerate((4.0, 3.5)):
             client.log_metric(child, "train_loss", loss, step=step)
@@ -175,6 +193,7 @@ def test_read_mlflow(tmp_path: Path) -> None:
     assert tuple(table) == RUN_COLUMNS
     assert table["cell"].tolist() == ["aaa", "bbb"]
     assert table["state"].tolist() == ["finished", "diverged"]
+    assert table["attention_norm"].tolist() == ["qk-norm", "none"]
     assert table["val_loss"].iloc[0] == 3.25
     assert table["train_loss"].tolist() == [3.5, 3.5]
     assert math.isnan(table["gamma"].iloc[0])

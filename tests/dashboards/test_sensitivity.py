@@ -14,7 +14,7 @@ from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
 from dashboards.runs import from_records, read_csv
-from dashboards.sensitivity import CurveFacts, curves, lrs
+from dashboards.sensitivity import CurveFacts, _interval, curves, highest_converging, lrs
 from search_spaces.errors import InvalidInput
 
 LOSSES = st.lists(
@@ -185,7 +185,25 @@ def test_several_seeds_give_the_mean_curve_and_an_interval() -> None:
     assert found.interval is not None
     low, high = found.interval
     assert low < found.LRS < high  # type: ignore[operator]
-    assert curves(runs, GRID)[0].interval == (low, high), "one table of runs gives one report"
+    # Each seed's height above its loss at 0.01: 3.93 / 3 plus 0, 0.1 and 0.2; t is 4.303 with two degrees of freedom.
+    assert (low, high) == pytest.approx((found.LRS - 4.303 * 0.1 / 3**0.5, found.LRS + 4.303 * 0.1 / 3**0.5), rel=1e-3)
+
+
+def test_an_interval_of_lrs_is_never_negative() -> None:
+    noisy = ([3.0, 3.1, 3.0, 3.1], [3.1, 3.0, 3.1, 3.1])
+    (found,) = curves(study(*(curve(losses, seed=s) for s, losses in enumerate(noisy))), GRID)
+    assert found.interval is not None
+    assert found.interval[0] == 0.0
+    assert found.interval[1] > 0.0
+
+
+def test_a_95_percent_interval_holds_the_truth_in_95_percent_of_cases() -> None:
+    """3 seeds of a curve that is noisier at high learning rates; 600 studies, so 95 % within 2.5 % almost surely."""
+    random = np.random.default_rng(0)
+    mean, noise = np.array([3.6, 3.2, 3.0, 3.3]), np.array([0.01, 0.01, 0.02, 0.1])
+    losses = mean[:, None] + noise[:, None] * random.normal(size=(600, 4, 3))
+    intervals = [_interval(one) for one in losses]
+    assert np.mean([low <= lrs(mean, L_INIT) <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.025)
 
 
 def test_seeds_that_agree_give_an_interval_of_no_width() -> None:
@@ -200,6 +218,62 @@ def test_overhead_compares_the_same_finished_runs() -> None:
     baseline, z_loss = curves(study(curve([3.5, 3.0, 3.2, 3.4]), slow), GRID)
     assert baseline.overhead_percent is None
     assert z_loss.overhead_percent == pytest.approx(10.0)
+
+
+def test_overhead_is_over_the_baseline_of_the_same_attention_norm() -> None:
+    records = [
+        curve([3.5, 3.0, 3.2, 3.4], attention_norm=norm, method=method, train_seconds=seconds)
+        for norm, method, seconds in (
+            ("none", "baseline", 10.0),
+            ("none", "mu-centering", 11.0),
+            ("attn-cap", "baseline", 20.0),
+            ("attn-cap", "mu-centering", 30.0),
+            ("qkv-norm", "mu-centering", 30.0),
+        )
+    ]
+    found = {(c.attention_norm, c.method): c.overhead_percent for c in curves(study(*records), GRID)}
+    assert found["none", "mu-centering"] == pytest.approx(10)
+    assert found["attn-cap", "mu-centering"] == pytest.approx(50)
+    assert found["qkv-norm", "mu-centering"] is None
+    assert found["attn-cap", "baseline"] is None
+
+
+@pytest.mark.parametrize(
+    ("converged", "expected"),
+    [
+        ((True, True, True), 3.0),
+        ((True, True, False), 2.0),
+        ((True, False, True), 1.0),
+        ((False, True, True), None),
+        ((True, None, True), None),
+        ((True, False, None), 1.0),
+        ((None, True, True), None),
+        ((), None),
+    ],
+)
+def test_highest_converging(converged: tuple[bool | None, ...], expected: float | None) -> None:
+    assert highest_converging((1.0, 2.0, 3.0)[: len(converged)], converged) == expected
+
+
+def test_the_highest_lr_is_one_at_which_no_seed_diverged() -> None:
+    steady, breaking = curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, math.nan, 3.4], seed=2)
+    (both,) = curves(study(steady, breaking), GRID)
+    assert both.highest_lr == 1e-2
+    (alone,) = curves(study(steady), GRID)
+    assert alone.highest_lr == GRID[-1]
+    assert "every lr of the grid converges" in " ".join(alone.warnings)
+    (none,) = curves(study(curve([math.nan, 3.0, 3.2, 3.4])), GRID)
+    assert none.highest_lr is None
+    assert "0.001, diverges" in " ".join(none.warnings)
+
+
+def test_the_highest_lr_is_unknown_where_a_cell_below_it_is_missing() -> None:
+    records = curve([3.5, 3.0, 3.2, math.nan])
+    records[1] |= {"state": "crashed", "val_loss": None}
+    assert curves(study(records), GRID)[0].highest_lr is None
+    records = curve([3.5, 3.0, math.nan, 3.4])
+    records[3] |= {"state": "crashed", "val_loss": None}
+    assert curves(study(records), GRID)[0].highest_lr == 1e-2
 
 
 def test_overhead_without_times_or_baseline_is_unknown() -> None:
@@ -218,6 +292,13 @@ def test_curves_come_by_size_registry_and_strength() -> None:
     order = [(c.scale, c.label) for c in curves(from_records(records))]
     labels = ["baseline", "z-loss (gamma=0.0001)", "z-loss (gamma=0.1)", "new-method"]
     assert order == list(product(["16M", "109M", "from elsewhere"], labels))
+
+
+def test_attention_norms_come_in_the_order_of_the_registry_and_are_named() -> None:
+    norms = ("from elsewhere", "soft-clip", "qk-norm", "none")
+    found = curves(from_records([run(attention_norm=norm) for norm in norms]))
+    assert [c.attention_norm for c in found] == ["none", "qk-norm", "soft-clip", "from elsewhere"]
+    assert [c.label for c in found][:2] == ["baseline + none", "baseline + qk-norm"]
 
 
 def test_one_cell_twice_is_refused() -> None:

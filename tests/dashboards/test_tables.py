@@ -28,8 +28,9 @@ def drawn(table: pd.DataFrame, width: int = 80) -> str:
 
 
 def test_columns_are_frozen(table: pd.DataFrame) -> None:
-    columns = "scale method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr diverged cells overhead_percent note"
-    assert " ".join(TABLE_COLUMNS) == columns, "tables/sensitivity.csv is a public format"
+    columns = "scale attention_norm method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr highest_lr"
+    rest = "edge_low edge_high diverged cells overhead_percent note"
+    assert " ".join(TABLE_COLUMNS) == f"{columns} {rest}", "tables/sensitivity.csv is a public format"
     assert tuple(table) == TABLE_COLUMNS
     assert tuple(sensitivity_table([])) == TABLE_COLUMNS
 
@@ -55,6 +56,43 @@ def test_terminal_table_fits_80_columns_with_everything_in_it(table: pd.DataFram
     assert "+6.3" in text
 
 
+def several_norms() -> pd.DataFrame:
+    """Two seeds, so that intervals are shown too."""
+    records = [
+        curve([3.5 + seed / 10, 3.0, 3.2, math.nan], attention_norm=norm, method=method, seed=seed)
+        for norm in ("sigma-reparam", "qk-norm", "none")
+        for method in ("baseline", "mu-centering")
+        for seed in (1, 2)
+    ]
+    return sensitivity_table(curves(study(*records), GRID))
+
+
+def test_a_layout_has_a_column_for_each_attention_norm() -> None:
+    names = ["none", "qk-norm", "sigma-reparam"]
+    assert list(published_layout(several_norms())) == [
+        f"{method} + {norm}" for norm in names for method in ("baseline", "mu-centering")
+    ]
+
+
+def test_attention_norms_are_shown_where_there_is_another_than_the_default(table: pd.DataFrame) -> None:
+    assert "attention_norm" not in RENDERERS["md"](table)
+    assert "attention_norm" in RENDERERS["csv"](table)
+    text = drawn(several_norms().assign(gamma=0.0001))
+    assert "…" not in text
+    for name in ("attention", "sigma-reparam", "qk-norm", "mu-centering"):
+        assert name in text
+
+
+def test_the_highest_lr_of_a_whole_grid_is_a_lower_bound(table: pd.DataFrame) -> None:
+    assert set(table["highest_lr"]) == {0.3}
+    assert "≥ 0.3" in drawn(table)
+    assert "≥ 0.3" in RENDERERS["md"](table)
+    assert r"$\geq$ 0.3" in RENDERERS["tex"](table)
+    assert "every curve: every lr of the grid converges" in drawn(table)
+    assert "≥" not in drawn(several_norms())
+    assert set(several_norms()["highest_lr"]) == {0.1}
+
+
 def test_terminal_table_says_what_is_missing_below_it() -> None:
     records = curve([3.5, 3.0, 3.2, 3.4])
     records[3] |= {"state": "crashed", "val_loss": None}
@@ -69,7 +107,7 @@ def test_csv_keeps_every_digit(table: pd.DataFrame) -> None:
     )
 
 
-NUMBERS = [column for column in TABLE_COLUMNS if column not in ("scale", "method", "note")]
+NUMBERS = [column for column in TABLE_COLUMNS if column not in ("scale", "attention_norm", "method", "note")]
 
 
 @pytest.mark.parametrize("form", RENDERERS)

@@ -13,7 +13,9 @@ from search_spaces.study import Study
 from tests.search_spaces.test_study import studies
 
 
-@pytest.mark.parametrize(("name", "cells"), [("smoke", 6), ("demo", 49), ("paper", 140), ("gamma", 280)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("smoke", 6), ("demo", 49), ("norms", 154), ("paper", 140), ("gamma", 280)]
+)
 def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
     plan = Plan(Study.load(name), "data")
     assert len(plan.cells) == plan.cell_count == cells
@@ -81,6 +83,27 @@ def test_estimate_uses_measured_speeds_where_there_are_some() -> None:
     assert plan.seconds({}, concurrency=1) == pytest.approx(nominal), "two workers a cell"
 
 
+def test_refinement_counts_at_most_what_its_budget_allows() -> None:
+    """Two scales of three curves, four learning rates a factor 10 apart: an edge takes up to 3 steps and 4 bisections
+    for each seed."""
+    smoke = Study.load("smoke").model_dump() | {"scales": ["tiny", "5M"], "lrs": [1e-3, 1e-2, 1e-1, 1.0], "seeds": 2}
+
+    def plan(**refine: object) -> Plan:
+        return Plan(Study.validate_fields(smoke | {"refine": refine}), "data")
+
+    grid = 2 * 3 * 4 * 2
+    assert plan().cell_count == grid
+    assert plan(trials=5).refinement_cells == {"5M": 15, "tiny": 15}
+    assert plan(edge=1.2).refinement_cells == {"5M": 3 * 7 * 2, "tiny": 3 * 7 * 2}
+    assert plan(edge=1.2, trials=5).cell_count == grid + 2 * (42 + 15)
+    limited = plan(edge=1.2, budget={"cells": 50})
+    assert limited.refinement_cells == {"5M": 42, "tiny": 8}, "at most, so the large first"
+    assert limited.tokens == (grid + 50) * limited.cells[0].tokens
+    speeds = {"tiny": 1e3, "5M": 1e2}
+    minutes = plan(edge=1.2, budget={"minutes": 0.5}).seconds(speeds, concurrency=2)
+    assert minutes == pytest.approx(plan().seconds(speeds, concurrency=2) + 30 / 2)
+
+
 def test_refinement_searches_the_grid_and_beyond_it_in_gamma() -> None:
     study = Study.load("demo").model_copy(update={"methods": (Study.load("gamma").methods[0],)})
     assert refinement_space("z-loss", study) == {"lr": (1e-3, 10.0), "gamma": (1e-7, 1e2)}
@@ -90,5 +113,7 @@ def test_refinement_searches_the_grid_and_beyond_it_in_gamma() -> None:
 def test_labels() -> None:
     assert label("baseline", None) == "baseline"
     assert label("z-loss", 1e-4) == "z-loss (gamma=0.0001)"
+    assert label("baseline", None, "qk-norm") == "baseline"
+    assert label("z-loss", 1e-4, "none") == "z-loss (gamma=0.0001) + none"
     assert label("soft-cap", 30) == "soft-cap (c=30)"
     assert all(method.source and method.summary for method in METHODS.values())

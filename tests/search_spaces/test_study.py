@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
+from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
 from search_spaces.study import NAME, Study, json_schema, shipped
 
@@ -57,6 +58,10 @@ def test_shipped_studies(name: str) -> None:
     assert Study.parse(study.to_yaml()) == study
 
 
+def test_the_study_of_norms_compares_all_of_them() -> None:
+    assert Study.load("norms").attention_norms == tuple(ATTENTION_NORMS)
+
+
 def test_published_studies_have_the_published_settings() -> None:
     for name in ("paper", "gamma"):
         study = Study.load(name)
@@ -85,6 +90,9 @@ def test_hash_ignores_what_changes_no_result() -> None:
     other = Study.load("demo")
     for field in ("description", "intervals", "resources"):
         assert study.model_copy(update={field: getattr(other, field)}).hash == study.hash
+    refine = study.refine.model_copy(update={"edge": 1.2})
+    more = refine.model_copy(update={"budget": Budget(cells=9)})
+    assert study.model_copy(update={"refine": more}).hash == study.model_copy(update={"refine": refine}).hash
     for field in ("lrs", "methods", "data", "seeds", "training", "refine", "model"):
         changed = {"seeds": (7,), "refine": other.refine.model_copy(update={"trials": 3})}
         changed["model"] = other.model.model_copy(update={"tied": True})
@@ -120,11 +128,12 @@ def test_schema_of_a_study_file() -> None:
         "refine", "intervals", "resources",
     ]  # fmt: skip
     assert fields == {
+        "Budget": ["cells", "minutes"],
         "DataSpec": ["path", "source", "tokenizer", "validation", "vocab_size"],
         "Intervals": ["checkpoint", "evaluate"],
         "MethodChoice": ["c", "gamma", "method"],
         "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
-        "RefineSpec": ["sampler", "trials"],
+        "RefineSpec": ["budget", "edge", "sampler", "trials"],
         "ResourceSpec": ["compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "workers"],
         "TrainingSpec": [
             "batch_size", "betas", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr", "precision",

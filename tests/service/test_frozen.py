@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from dashboards.tables import TABLE_COLUMNS
+from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
@@ -34,6 +36,7 @@ def test_command_line() -> None:
         "plan": ["--home", "study"],
         "status": ["--cells", "--home", "study"],
         "report": ["--home", "--out", "source"],
+        "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
         "data prepare": ["--home", "study"],
         "methods": [],
@@ -48,6 +51,19 @@ def test_methods() -> None:
     assert list(METHODS) == ["baseline", "z-loss", "mu-loss", "mu-centering", "soft-cap", "max-z"]
 
 
+def test_attention_norms() -> None:
+    assert list(ATTENTION_NORMS) == [
+        "none", "qk-norm", "qk-norm-cap", "qk-fc-norm", "qkv-norm", "attn-cap", "hybrid-norm", "sigma-reparam",
+        "layer-scale", "soft-temp", "soft-clip",
+    ]  # fmt: skip
+
+
+def test_methods_lists_both_registries() -> None:
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.main, ["methods"]).output
+    for name in (*METHODS, *ATTENTION_NORMS):
+        assert f" {name} " in shown, f"`oec methods` does not list {name}"
+
+
 def test_states() -> None:
     assert STATES == ("planned", "running", "finished", "diverged", "crashed", "pruned")
 
@@ -55,8 +71,8 @@ def test_states() -> None:
 def test_columns() -> None:
     """Those of a table of runs are frozen in tests/dashboards/test_runs.py."""
     assert TABLE_COLUMNS == (
-        "scale", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr", "diverged", "cells",
-        "overhead_percent", "note",
+        "scale", "attention_norm", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr",
+        "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note",
     )  # fmt: skip
 
 
@@ -103,6 +119,7 @@ def test_metrics_of_an_evaluation(layers: int) -> None:
             "step_seconds",
             "tokens_per_second",
             "loss_spikes",
+            "spike_score",
             "output_b_ratio",
             "logits_mean",
             "logits_std",

@@ -100,7 +100,19 @@ def test_format_of_a_line(path: Path) -> None:
         ["seq", "at", "event", "cell"],
         ["seq", "at", "event", "cell", "result", "reused_from"],
     ]
-    assert list(lines[1]["spec"]) == ["scale", "method", "gamma", "lr", "seed", "data", "V", "model", "training"]
+    assert list(lines[1]["spec"]) == [
+        "scale", "attention_norm", "method", "gamma", "lr", "seed", "data", "V", "model", "training",
+    ]  # fmt: skip
+
+
+def test_a_record_names_the_attention_norm(path: Path) -> None:
+    capped = CELLS[0].model_copy(update={"attention_norm": "attn-cap"})
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan([CELLS[0], capped])
+        assert [record["attention_norm"] for record in ledger.records()] == ["qk-norm", "attn-cap"]
+    path.write_text(path.read_text().replace('"attention_norm":"qk-norm",', ""))
+    old = Ledger(path, "demo").records()[0]
+    assert old["attention_norm"] == "qk-norm", "a ledger from before there were attention norms"
 
 
 def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from search_spaces.plan import Plan
+from search_spaces.refine import RefineSpec
 from search_spaces.study import Study
 from service.ledger import Ledger
 from service.progress import Progress, clock_time
@@ -55,6 +56,21 @@ def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
         "3/6 cells | 0 running | 1 diverged | 1 crashed | 512 tokens/s | 0:40 elapsed | 0:30 left "
         "| best tiny baseline 4.500 at 0.001",
     ]
+
+
+def test_what_refinement_may_still_take_counts(ledger: Ledger) -> None:
+    """Three trials and, for three curves, an edge between two learning rates a factor 100 apart: 3 steps and 1
+    bisection at most, none once the smallest learning rate diverged."""
+    study = PLAN.study.model_copy(update={"refine": RefineSpec(trials=1, edge=11)})
+    clock = Clock()
+    progress = Progress(Plan(study, "data"), ledger, Console(file=io.StringIO()), clock)
+    assert "0/21 cells" in progress.line()
+    progress.running(PLAN.cells[0])
+    progress.row(PLAN.cells[0], {"kind": "row", "step": 0})
+    clock.now = 10.0
+    end(ledger, progress, 0, "diverged", None)
+    assert "1/17 cells" in progress.line()
+    assert progress.eta_seconds() == pytest.approx(16 * 10.0)
 
 
 def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledger) -> None:

@@ -14,7 +14,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from dashboards.runs import RUN_COLUMNS, read_mlflow
+from dashboards.edges import edge_of
+from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
+from search_spaces.edge import Edge
 from search_spaces.study import Study
 from service.ledger import Ledger
 from service.mlflow_sink import EXPERIMENT
@@ -36,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(folder: Path) -> Path:
-    """A home in which study ``first`` has run to its end, with one refinement a method."""
-    done = oec("run", write(folder, "first", refine={"trials": 1}), home=folder / "home")
+    """A home in which study ``first`` has run to its end, with one refinement a method, and one bisection a curve."""
+    done = oec("run", write(folder, "first", refine={"trials": 1, "edge": 200}), home=folder / "home")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
     return folder / "home"
@@ -79,11 +81,11 @@ def agree(home: Path, study: str) -> None:
 def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
     ledger = ledger_of(home, "first")
     counts = ledger.counts()
-    assert counts["finished"] + counts["diverged"] == 6 + 3
+    assert counts["finished"] + counts["diverged"] == 6 + 3 + 3
     assert counts["diverged"] >= 1, "a learning rate of 30 must diverge"
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     ended = [line["cell"] for line in lines if line["event"] in ("finished", "diverged")]
-    assert len(ended) == len(set(ended)) == 9
+    assert len(ended) == len(set(ended)) == 12
     cells = home / "studies" / "first" / "cells"
     for entry in ledger.entries.values():
         assert set(entry.result) <= set(RUN_COLUMNS), "a result has a column that no table knows"
@@ -126,6 +128,15 @@ def test_refinement_proposed_one_cell_a_method_within_the_grid(home: Path) -> No
     assert all(1e-3 <= cell.lr <= 30.0 for cell in refined)
 
 
+def test_the_edge_of_every_curve_is_between_the_two_learning_rates(home: Path) -> None:
+    """A factor of 200 around the edge takes one run between 0.001, which converges, and 30, which does not."""
+    entries = ledger_of(home, "first").entries.values()
+    searched = [(entry.cell.method, entry.cell.lr) for entry in entries if entry.origin == "edge"]
+    assert sorted(searched) == [("baseline", 0.1732), ("mu-centering", 0.1732), ("z-loss", 0.1732)]
+    for _, runs in from_records(ledger_of(home, "first").records()).groupby("method"):
+        assert edge_of(runs) in (Edge(low=1e-3, high=0.1732), Edge(low=0.1732, high=30.0))
+
+
 def test_again_trains_nothing_and_needs_no_cluster(home: Path, folder: Path) -> None:
     before = ledger_of(home, "first").path.read_bytes()
     again = oec("run", folder / "first.yaml", home=home, timeout=60)
@@ -149,14 +160,18 @@ def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(hom
 def test_other_commands_read_the_home(home: Path) -> None:
     status = oec("status", "first", "--cells", home=home)
     assert status.returncode == 0
-    assert status.stdout.count("baseline") == 3
+    assert status.stdout.count("baseline") == 4
     report = oec("report", "mlflow:first", "--out", home.parent / "from-mlflow", home=home)
     assert report.returncode == 0, report.stderr
     assert (home.parent / "from-mlflow" / "report.html").is_file()
+    forecast = oec("forecast", "first", home=home)
+    assert forecast.returncode == 0, forecast.stderr
+    assert "9 that were not evaluated in time" in forecast.stdout
+    assert "no forecast: needs at least" in forecast.stdout
     plan = oec("plan", home.parent / "first.yaml", home=home)
-    assert "(6 already in the home)" in plan.stdout
+    assert "at most 21 cells, 15 of them beside the grid (6 already in the home)" in plan.stdout
     sync = oec("sync", "first", home=home)
-    assert sync.stdout == "9 cells are in MLflow\n"
+    assert sync.stdout == "12 cells are in MLflow\n"
     agree(home, "first")
 
 

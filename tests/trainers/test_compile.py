@@ -11,6 +11,7 @@ from trainers.world import World
 @pytest.fixture
 def fresh_compiler() -> None:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def test_without_a_compiler_it_warns_once_and_trains_in_eager_mode(tokens, tmp_path, monkeypatch, fresh_compiler):
@@ -39,3 +40,20 @@ def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_a
         assert got.val_loss == pytest.approx(eager.run(c, tmp_path / f"eager-{c.id}", **intervals).val_loss, rel=1e-2)
         compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert compilations[0] == compilations[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention_norm", ["soft-clip", "sigma-reparam"])
+def test_compiled_variants_train_the_same_and_their_buffers_do_not_compile_again(
+    tokens, tmp_path, fresh_compiler, attention_norm
+):
+    """One with a written-out softmax, in two chunks; one whose buffers move between the steps."""
+    this = cell(sequence_length=160, logits_dtype="float32").model_copy(update={"attention_norm": attention_norm})
+    losses, intervals = {}, {"evaluate_every": 4, "checkpoint_every": 4}
+    for compiles in (False, True):
+        trainer = Trainer(World.single(), tokens, compile=compiles)
+        result = trainer.run(this, tmp_path / str(compiles), **intervals)
+        assert trainer._engine.compile == compiles
+        losses[compiles] = result.train_loss
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -29,7 +29,7 @@ def batch() -> torch.Tensor:
 def test_keys_are_frozen():
     """They are column names in tables, MLflow and reports: a change here is a change there."""
     expected = (
-        "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes "
+        "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes spike_score "
         "output_mu_norm output_ratio_norm output_row_norm_mean output_row_norm_min output_row_norm_max "
         "output_isotropy output_singular_min output_singular_max "
         "input_mu_norm input_ratio_norm input_row_norm_mean input_row_norm_min input_row_norm_max "
@@ -84,6 +84,23 @@ def test_values_are_the_definitions():
     measured = diagnostics.measure(measuring, tokens_BU, "baseline", NONE)
     for name, value in expected.items():
         assert measured[name] == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
+    measuring, tokens_BU = objective(), batch()
+    with torch.no_grad():
+        measuring.model.E_VD.add_(20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1)))  # they wander far
+    at_once = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
+    assert at_once["logits_absmax"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
+    monkeypatch.setattr(diagnostics, "TOKENS_AT_ONCE", 7)
+    in_parts = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
+    assert in_parts == pytest.approx(at_once, rel=1e-5)
+
+
+def test_the_batch_is_a_few_sequences_and_never_none():
+    assert diagnostics.batch_of(torch.zeros(32, 128 + 1)).shape == (4, 129)
+    assert diagnostics.batch_of(torch.zeros(2, 128 + 1)).shape == (2, 129)
+    assert diagnostics.batch_of(torch.zeros(32, 2048 + 1)).shape == (1, 2049)
 
 
 def test_attention_logit_max_looks_at_no_future_key():

@@ -19,6 +19,7 @@ from search_spaces.errors import InvalidInput
 from trainers.loop import Trainer
 from trainers.world import World
 
+TIMES = {"step_seconds", "tokens_per_second"}
 CELL = cell("z-loss", 1e-4, steps=20, batch_size=8, lr=1e-2, logits_dtype="float32")
 
 
@@ -41,6 +42,7 @@ def worker(rank: int, folder: Path) -> None:
         result = trainer.run(more.pop("cell", CELL), folder / more.pop("folder", name), **(options | more))
         E_VD = trainer._engine.objective.model.E_VD
         found[name] = [result.state, result.step, result.val_loss, result.train_loss, result.reason, float(E_VD.sum())]
+        found[name].append({key: result.diagnostics[key] for key in set(result.diagnostics) - TIMES})
 
     record("first")
 
@@ -94,6 +96,8 @@ def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
     )
     assert pair["first"][:2] == [alone.state, alone.step] == ["finished", 20]
     assert pair["first"][2:4] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-5)
+    looked_at = {key: alone.diagnostics[key] for key in set(alone.diagnostics) - TIMES}
+    assert pair["first"][-1] == pytest.approx(looked_at, rel=1e-2, abs=1e-4), "every rank looks at the same batch"
 
 
 def test_both_ranks_return_the_same(found):
@@ -103,7 +107,7 @@ def test_both_ranks_return_the_same(found):
 
 def test_nan_on_one_rank_stops_both_as_diverged(found):
     for pair in found[:2]:
-        state, step, *_, reason, _ = pair["nan on one rank"]
+        state, step, *_, reason, _, _ = pair["nan on one rank"]
         assert (state, step, reason) == ("diverged", 3, "training loss is nan at step 3")
 
 

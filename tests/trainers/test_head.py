@@ -259,3 +259,45 @@ def test_mu_is_gone_after_mu_centering(size):
     torch.testing.assert_close(
         E_VD, (before.double() - before.double().mean(dim=0)).float(), rtol=1e-4, atol=1e-6 * max(1.0, size)
     )
+
+
+shapes = st.tuples(*(st.integers(1, 6) for _ in range(3)), st.integers(2, 30))
+strengths = st.floats(1e-3, 10)
+seeds = st.integers(0, 2**31)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=shapes, method=st.sampled_from(PENALTIES), gamma=strengths, seed=seeds)
+def test_a_penalty_is_never_negative_and_grows_with_its_strength_alone(sizes, method, gamma, seed):
+    drawing = drawn(seed=seed, sizes=sizes)
+    once, twice = (losses(*drawing, method, torch.tensor(k * gamma, dtype=torch.float64), "float32") for k in (1, 2))
+    penalty = once.objective - once.cross_entropy
+    assert once.cross_entropy == twice.cross_entropy > 0
+    assert penalty >= 0
+    torch.testing.assert_close(twice.objective - twice.cross_entropy, 2 * penalty, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=shapes, seed=seeds)
+def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
+    """It moves all logits of a token together, which the softmax does not see."""
+    h_BTD, E_VD, targets_BT = drawn(seed=seed, sizes=sizes)
+    before = losses(h_BTD, E_VD, targets_BT, "baseline", GAMMA64, "float32").cross_entropy
+    centered_VD = E_VD.detach().clone()
+    methods.mu_centering(centered_VD)
+    after = losses(h_BTD, centered_VD, targets_BT, "mu-centering", GAMMA64, "float32").cross_entropy
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+    again_VD = centered_VD.clone()
+    methods.mu_centering(again_VD)
+    torch.testing.assert_close(again_VD, centered_VD, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=shapes, c=st.floats(0.1, 50), size=st.floats(0.1, 100), seed=seeds)
+def test_soft_cap_keeps_the_order_of_logits_and_none_above_c(sizes, c, size, seed):
+    h_BTD, E_VD, _ = drawn(seed=seed, sizes=sizes)
+    h_BTD = h_BTD.detach() * size
+    plain = logits(h_BTD, E_VD, "baseline", GAMMA64, "float32").flatten()
+    capped = logits(h_BTD, E_VD, "soft-cap", torch.tensor(c, dtype=torch.float64), "float32").flatten()
+    assert capped.abs().max() <= c
+    assert (capped[plain.argsort()].diff() >= -1e-12 * c).all()

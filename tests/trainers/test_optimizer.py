@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import cell
 from torch import nn
@@ -22,6 +25,7 @@ def schedules(draw: st.DrawFn) -> tuple[TrainingSpec, float]:
     return spec(steps=steps, warmup_steps=draw(st.integers(0, steps)), min_lr=lr * draw(st.floats(0, 1))), lr
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(schedule):
     spec, lr = schedule
@@ -35,6 +39,20 @@ def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(schedule):
     if cool:
         assert cool[0] <= lr * (1 + 1e-12)
         assert cool[-1] == pytest.approx(spec.min_lr)
+
+
+@settings(deadline=None)
+@given(schedules())
+def test_schedule_has_no_jump(schedule):
+    """Warm-up is one straight line from 0, and the cosine goes on where it ended, never steeper than a cosine is."""
+    spec, lr = schedule
+    values = [0.0, *(lr_at(step, spec, lr) for step in range(spec.steps))]
+    changes = [b - a for a, b in pairwise(values)]
+    warm, cool = changes[: spec.warmup_steps], changes[spec.warmup_steps :]
+    assert warm == pytest.approx([lr / max(spec.warmup_steps, 1)] * len(warm))
+    if warm and cool:
+        steepest = 0.5 * math.pi * (lr - spec.min_lr) / len(cool)
+        assert all(-steepest * (1 + 1e-9) - 1e-15 <= change <= 1e-15 for change in cool)
 
 
 def test_schedule_golden_values():

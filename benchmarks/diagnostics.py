@@ -1,0 +1,98 @@
+"""What the diagnostics add to a run's training time at the default interval, a twentieth of the run.
+
+``python -m benchmarks.diagnostics [--seconds 20] [--threads 1]``
+
+Steps, diagnostics and validation passes of one engine take turns; their medians give the shares of a run of so many
+steps. Validation is no diagnostic and stands apart; its share depends on ``eval_sequences`` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from trainers import diagnostics
+from trainers.engine import Engine
+from trainers.world import World
+
+LR = 3e-3
+ROUND = 4
+"""Steps between one look at the diagnostics and the next."""
+SHAPES = (
+    # scale, V, batch, sequence length, steps of the runs
+    ("tiny", 1024, 8, 128, (160, 1000)),
+    ("16M", 50_304, 8, 256, (1000,)),
+)
+
+
+def cell_of(scale: str, V: int, batch: int, T: int) -> Cell:
+    return Cell(
+        scale=scale,
+        method="baseline",
+        gamma=None,
+        lr=LR,
+        seed=0,
+        data="random",
+        V=V,
+        model=ModelSpec(),
+        training=TrainingSpec(batch_size=batch, sequence_length=T, precision="float32", eval_sequences=32),
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]:
+    """Median seconds of a step, of one look at the diagnostics, and of one validation pass."""
+    engine = Engine(cell, World(0, 1, device), compile=False)
+    spec = cell.training
+    engine.settle(spec.batch_size)
+    random = np.random.default_rng(0)
+    batch_BU = random.integers(0, cell.V, (spec.batch_size, spec.sequence_length + 1), dtype=np.uint16)
+    validation_NU = torch.from_numpy(random.integers(0, cell.V, (spec.eval_sequences, spec.sequence_length + 1)))
+    validation_NU = validation_NU.to(device)
+    looked_at_BU = diagnostics.batch_of(validation_NU)
+    works: dict[str, Callable[[], object]] = {
+        "step": lambda: engine.step(batch_BU, step=0, lr=LR, micro_batch=spec.batch_size),
+        "diagnostics": lambda: diagnostics.measure(engine.objective, looked_at_BU, cell.method, engine.strength),
+        "validation": lambda: engine.loss(validation_NU, spec.batch_size),
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    ends = time.perf_counter() + budget
+    while time.perf_counter() < ends or len(times["step"]) < 3 * ROUND:
+        for name, work in works.items():
+            found = [seconds(work) for _ in range(ROUND if name == "step" else 1)]
+            times[name] += found
+    # The first turn warms up.
+    return {name: statistics.median(found[ROUND if name == "step" else 1 :]) for name, found in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each shape")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for scale, V, batch, T, runs in SHAPES:
+        found = medians(cell_of(scale, V, batch, T), torch.device(args.device), args.seconds)
+        step = found["step"]
+        print(f"{scale}, V {V:,}, {batch} x {T} tokens a step of {step * 1e3:.1f} ms")
+        for steps in runs:
+            evaluations = 1 + steps // max(1, steps // 20)
+            shares = {name: evaluations * spent / (steps * step) for name, spent in found.items() if name != "step"}
+            told = "   ".join(f"{name} {share:.2%}" for name, share in shares.items())
+            print(f"  {steps:>5} steps, {evaluations} evaluations: {told} of the training time")
+
+
+if __name__ == "__main__":
+    main()

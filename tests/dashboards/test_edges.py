@@ -1,0 +1,76 @@
+"""The edge that a table of runs shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from made_up import curve, run, study
+
+from dashboards.edges import edge_of
+from dashboards.runs import from_records, read_csv
+from dashboards.sensitivity import curves
+from dashboards.tables import sensitivity_table, texts
+from search_spaces.edge import Edge
+
+
+def edge_run(lr: float, converges: bool, **changes: Any) -> dict[str, Any]:
+    return run(lr=lr, origin="edge", val_loss=3.0 if converges else math.inf) | changes
+
+
+GRID_RUNS = curve([3.5, 3.0, 3.2, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("searched", "edge"),
+    [
+        ([], Edge(low=0.1, high=1.0)),
+        ([edge_run(0.3162, True), edge_run(0.5623, False)], Edge(low=0.3162, high=0.5623)),
+        ([edge_run(0.3162, True), edge_run(0.5623, True)], Edge(low=0.5623, high=1.0)),
+        ([edge_run(0.3162, True), run(lr=0.5, origin="refine", val_loss=math.inf)], Edge(low=0.3162, high=1.0)),
+        ([edge_run(0.3162, True, state="crashed", val_loss=None)], Edge(missing=0.3162)),
+        ([edge_run(0.3162, True, state="running", val_loss=None)], Edge(missing=0.3162)),
+        ([edge_run(0.3162, True, state="pruned")], Edge(low=0.1, high=1.0)),
+    ],
+)
+def test_the_runs_that_searched_narrow_the_grid(searched: list[dict[str, Any]], edge: Edge) -> None:
+    assert edge_of(study(GRID_RUNS, searched)) == edge
+
+
+def test_a_curve_that_never_or_always_diverges_has_one_bound() -> None:
+    assert edge_of(study(curve([math.nan, 3.0, 3.0, 3.0]))) == Edge(high=1e-3)
+    assert edge_of(study(curve([3.0, 3.0, 3.0, 3.0]), [edge_run(10.0, True)])) == Edge(low=10.0)
+
+
+def test_every_seed_has_to_converge() -> None:
+    two = [*GRID_RUNS, *curve([3.5, 3.0, 3.2, 3.3], seed=2)]
+    assert edge_of(study(two)) == Edge(low=0.1, high=1.0)
+    assert edge_of(study(two[:-2])) == Edge(missing=0.1), "a seed that the grid lacks"
+    assert edge_of(study(two, [edge_run(0.3162, True)])) == Edge(low=0.1, high=1.0), "the budget left out its seed 2"
+    assert edge_of(study(two, [edge_run(0.3162, False)])) == Edge(low=0.1, high=0.3162), "no further seed was needed"
+
+
+def test_what_searched_an_edge_belongs_to_no_curve(tmp_path: Any) -> None:
+    with_edge = study(GRID_RUNS, [edge_run(0.3162, True), edge_run(10.0, False)])
+    with_edge.to_csv(tmp_path / "runs.csv", index=False)
+    for runs in (with_edge, read_csv(tmp_path / "runs.csv")):
+        (found,) = curves(runs)
+        assert [replace(found, edge=None)] == curves(study(GRID_RUNS))
+    assert edge_of(read_csv(tmp_path / "runs.csv")) == Edge(low=0.3162, high=1.0)
+
+
+def test_no_runs_show_nothing() -> None:
+    assert edge_of(from_records([])) == Edge()
+
+
+def test_a_curve_and_its_row_of_the_table_tell_the_edge() -> None:
+    searched = [edge_run(0.3162, True), edge_run(0.5623, False)]
+    found = curves(
+        study(curve([3.5, 3.0, 3.2, math.inf]), curve([3.4, 3.1, 3.0, 3.3], method="mu-centering"), searched)
+    )
+    assert [one.edge for one in found] == [Edge(low=0.3162, high=0.5623), None]
+    row = sensitivity_table(found).iloc[0]
+    assert (row["edge_low"], row["edge_high"], row["LRS"]) == (0.3162, 0.5623, found[0].LRS)
+    assert "edge_low" not in texts(sensitivity_table(found[1:])), "what nobody searched for is no column"

@@ -1,0 +1,127 @@
+"""The search for an edge: it ends, within its bound of runs, around the edge that there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.edge import EXPANSIONS, SMALLEST_FACTOR, Edge, Outcome, Search, bracket, most_cells, search, together
+
+Runs = dict[tuple[float, int], Outcome]
+GRID = (1e-3, 1e-2, 1e-1, 1.0)
+
+factors = st.floats(min_value=SMALLEST_FACTOR, max_value=20)
+grids = st.lists(st.floats(1e-6, 1e2), min_size=1, max_size=7, unique=True).map(sorted).map(tuple)
+seeds = st.integers(1, 3).map(lambda n: tuple(range(1, n + 1)))
+
+
+def run_all(
+    grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, result: Callable[[float, int], Outcome]
+) -> tuple[Search, Runs]:
+    """The search's end and every run, grid first; each run is asked for once and the bound only ever shrinks."""
+    runs: Runs = {(lr, seed): result(lr, seed) for lr in grid for seed in seeds}
+    found = search(grid, seeds, factor, lambda lr, seed: runs.get((lr, seed)))
+    while found.ask:
+        assert found.ask not in runs, "asked for a run twice"
+        runs[found.ask] = "running"
+        waiting = search(grid, seeds, factor, lambda lr, seed: runs.get((lr, seed)))
+        assert waiting.ask is None, "one run of a curve at a time"
+        assert waiting.cells_left < found.cells_left
+        runs[found.ask] = result(*found.ask)
+        found = search(grid, seeds, factor, lambda lr, seed: runs.get((lr, seed)))
+        assert found.cells_left <= waiting.cells_left
+    assert found.cells_left == 0
+    return found, runs
+
+
+@given(grids, seeds, factors, st.floats(-7, 9))
+def test_the_edge_that_there_is_lies_in_the_bracket(
+    grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, exponent: float
+) -> None:
+    threshold = 10**exponent
+    found, runs = run_all(grid, seeds, factor, lambda lr, _: "converged" if lr < threshold else "diverged")
+    low, high = found.edge.low, found.edge.high
+    assert low is None or low < threshold
+    assert high is None or high >= threshold
+    if low is None:
+        assert high == grid[0]
+        assert len(runs) == len(grid) * len(seeds), "below the grid nothing is searched"
+    elif high is None:
+        assert sum(lr > grid[-1] for lr, _ in runs) == EXPANSIONS * len(seeds)
+    else:
+        assert high / low <= factor
+    assert len(runs) - len(grid) * len(seeds) <= most_cells(grid, seeds, factor)
+
+
+@given(grids, seeds, factors, st.randoms(use_true_random=False))
+def test_whatever_comes_out_it_ends_within_the_bound(
+    grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, random: object
+) -> None:
+    outcomes = ("converged", "converged", "diverged", "crashed")
+    found, runs = run_all(grid, seeds, factor, lambda *_: random.choice(outcomes))  # type: ignore[attr-defined]
+    assert len(runs) - len(grid) * len(seeds) <= most_cells(grid, seeds, factor)
+    if found.edge.low and found.edge.high:
+        by_lr = {lr: together(runs.get((lr, seed)) for seed in seeds) for lr, _ in runs}
+        assert all(by_lr[lr] == "converged" for lr in by_lr if lr <= found.edge.low)
+        assert by_lr[found.edge.high] == "diverged"
+
+
+@pytest.mark.parametrize(("factor", "runs"), [(1.2, 4), (2.0, 2), (3.5, 1), (10.0, 0)])
+def test_a_bracket_takes_the_runs_of_a_bisection(factor: float, runs: int) -> None:
+    """The least that a yes or no a run can do: the logarithm, base 2, of the pieces to tell apart."""
+    assert runs == math.ceil(math.log2(math.log(10) / math.log(factor)))
+    found, _ = run_all(GRID, (1,), factor, lambda lr, _: "converged" if lr < 0.05 else "diverged")
+    assert found.runs == runs
+
+
+def test_where_everything_converges_it_goes_up_by_the_grids_last_step() -> None:
+    found, runs = run_all(GRID, (1,), 2.0, lambda *_: "converged")
+    assert [lr for lr, _ in runs][4:] == [10.0, 100.0, 1000.0]
+    assert found.edge == Edge(low=1000.0)
+    found, runs = run_all(GRID, (1,), 2.0, lambda lr, _: "converged" if lr < 50 else "diverged")
+    assert [lr for lr, _ in runs][4:] == [10.0, 100.0, 31.62, 56.23]
+    assert found.edge == Edge(low=31.62, high=56.23)
+
+
+def test_a_grid_of_one_learning_rate() -> None:
+    found, runs = run_all((1.0,), (1,), 2.0, lambda lr, _: "converged" if lr < 5 else "diverged")
+    assert [lr for lr, _ in runs] == [1.0, 3.0, 9.0, 5.196]
+    assert found.edge == Edge(low=3.0, high=5.196)
+
+
+def test_no_further_seed_is_run_where_one_diverged() -> None:
+    limit = {1: 0.5, 2: 0.3, 3: 0.9}
+    found, runs = run_all(GRID, (1, 2, 3), 2.0, lambda lr, seed: "converged" if lr < limit[seed] else "diverged")
+    assert [run for run in runs if run[0] not in GRID] == [
+        (0.3162, 1),
+        (0.3162, 2),
+        (0.1778, 1),
+        (0.1778, 2),
+        (0.1778, 3),
+    ]
+    assert found.edge == Edge(low=0.1778, high=0.3162)
+
+
+@pytest.mark.parametrize("state", ["crashed", "running"])
+def test_without_a_result_below_the_edge_there_is_none(state: Outcome) -> None:
+    runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): state, (1e-1, 1): "diverged", (1.0, 1): "diverged"}
+    found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
+    assert (found.edge, found.ask) == (Edge(missing=1e-2), None)
+    assert found.cells_left == (0 if state == "crashed" else 2)
+
+
+def test_what_lies_above_the_edge_does_not_matter() -> None:
+    runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): "diverged", (1e-1, 1): "crashed", (1.0, 1): "converged"}
+    found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
+    assert (found.edge, found.ask) == (Edge(low=1e-3, high=1e-2), (0.003162, 1))
+
+
+def test_bracket() -> None:
+    assert bracket({}) == Edge()
+    assert bracket({2.0: "diverged", 1.0: "converged"}) == Edge(low=1.0, high=2.0)
+    assert bracket({1.0: "diverged"}) == Edge(high=1.0)
+    assert together(["converged", None, "crashed", "diverged"]) == "diverged"

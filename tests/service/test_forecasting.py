@@ -1,0 +1,96 @@
+"""``oec forecast`` on a home whose ledgers and rows are written by the real writers, its training made up."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dashboards.forecast import FEATURES
+from search_spaces.cell import Cell
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.forecasting import beginnings
+from service.home import Home
+from service.ledger import Ledger
+from tests.service.oec import oec
+from trainers.rows import Rows
+
+LRS = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
+STEPS = 100
+
+
+def diverges(cell: Cell) -> bool:
+    return cell.lr > 0.7
+
+
+def write_rows(home: Home, study: str, cell: Cell) -> None:
+    folder = home.cell(cell.id, study)
+    folder.mkdir(parents=True)
+    rows = Rows(folder / "metrics.jsonl")
+    for step in range(0, STEPS + 1, 10):
+        growth = math.exp(cell.lr * step / 10)
+        rows.append(
+            {"step": step, "val_loss": 5.0, "logits_mean": -growth, "qkv_norm/0": growth, "proj_norm/0": growth}
+        )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Study ``one`` with 18 cells, a cell of it that runs; study ``two`` with the results of ``one``."""
+    home = Home.open(tmp_path_factory.mktemp("home"))
+    study = Study.load("smoke")
+    study = study.model_copy(update={"lrs": LRS, "training": study.training.model_copy(update={"steps": STEPS})})
+    cells = Plan(study, "data").cells
+    with (
+        Ledger(home.ledger("one"), "one", write=True) as one,
+        Ledger(home.ledger("two"), "two", write=True) as two,
+    ):
+        one.plan(cells)
+        two.plan(cells)
+        for cell in cells[:-1]:
+            write_rows(home, "one", cell)
+            result = {"steps": STEPS, "train_seconds": 10.0}
+            state = "diverged" if diverges(cell) else "finished"
+            one.end(cell.id, state, result)
+            two.end(cell.id, state, result, reused_from="one")
+        write_rows(home, "one", cells[-1])
+        one.running(cells[-1].id)
+    return home
+
+
+def test_each_cell_is_read_once_wherever_it_was_trained(home: Home) -> None:
+    everything, two = beginnings(home), beginnings(home, ["two"])
+    assert len(everything) == 18
+    assert everything["cell"].is_unique
+    assert everything["curve"].nunique() == 3
+    assert sorted(everything["state"].value_counts().items()) == [("diverged", 8), ("finished", 9), ("running", 1)]
+    assert two["cell"].tolist() == everything.query("state != 'running'")["cell"].tolist()
+    assert two[["norm_growth", "logits_drift"]].notna().all(axis=None), "the rows of the study that trained it"
+    assert list(two[list(FEATURES)].isna().all()) == [False, True, False]
+
+
+def test_the_command_scores_its_forecast_and_tells_what_still_trains(home: Home) -> None:
+    done = oec("forecast", home=home.path)
+    assert done.returncode == 0, done.stderr
+    assert "17 runs to forecast, 8 of them diverged" in done.stdout
+    own = next(line for line in done.stdout.splitlines() if "forecast, p >= 0.5" in line)
+    # 8 of 17 runs of 10 seconds, the last 8 seconds of each.
+    assert [part.strip() for part in own.split("│")[2:8]] == ["1.00", "1.00", "8", "0", "0", f"{64 / 170:.1%}"]
+    (running,) = [line for line in done.stdout.splitlines() if "running" in line]
+    assert "mu-centering lr=4" in running
+
+
+def test_with_cells_every_run_has_its_probability(home: Home) -> None:
+    done = oec("forecast", "two", "--cells", home=home.path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("│") for line in done.stdout.splitlines() if "seed=" in line]
+    assert len(lines) == 17
+    assert all((float(p) > 0.5) == (state.strip() == "diverged") for *_, state, p, _ in lines)
+
+
+def test_a_study_that_is_not_there(tmp_path: Path) -> None:
+    done = oec("forecast", "nowhere", home=tmp_path)
+    assert done.returncode == 2
+    assert "'nowhere'" in done.stderr

@@ -1,0 +1,185 @@
+"""Edges in a sweep: real Optuna storage, real ledger, outcomes told as a sweep would."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from ray.tune.search import Searcher
+
+from dashboards.edges import edge_of
+from dashboards.runs import from_records
+from search_spaces.cell import Cell
+from search_spaces.edge import Edge
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.ledger import Ledger
+from service.refinement import Refinement
+from service.search import CellSearch, open_storage
+from tests.service.test_search import optuna_trials
+
+LIMITS = {"baseline": 0.05, "z-loss": 0.5, "mu-centering": 1e9}
+"""Learning rate from which a method diverges in these tests."""
+
+
+def planned(refine: object, seeds: int = 1) -> Plan:
+    return Plan(
+        Study.validate_fields(
+            {
+                "name": "mine",
+                "scales": ["tiny"],
+                "methods": list(LIMITS),
+                "lrs": [1e-2, 1e-1, 1.0],
+                "seeds": seeds,
+                "refine": refine,
+            }
+        ),
+        "data",
+    )
+
+
+class Sweep:
+    """What Tune and the recorder do, ``slots`` cells at a time; closes like a killed driver."""
+
+    def __init__(self, plan: Plan, folder: Path, slots: int = 2, retry_crashed: bool = False) -> None:
+        self.plan, self.slots = plan, slots
+        self.ledger = Ledger(folder / "ledger.jsonl", "mine", write=True)
+        self.ledger.plan(plan.cells)
+        missing = self.ledger.missing(retry_crashed=retry_crashed)
+        self.search = CellSearch(plan, self.ledger, open_storage(folder / "optuna.journal"), missing)
+        self.running: dict[str, Cell] = {}
+        self.started: list[Cell] = []
+        self.numbers = itertools.count()
+
+    def __enter__(self) -> Sweep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+
+    def fill(self) -> bool:
+        """Start cells until the slots are full or nothing is to be had; whether Tune would go on."""
+        while len(self.running) < self.slots:
+            trial = str(next(self.numbers))
+            config = self.search.suggest(trial)
+            if not isinstance(config, dict):
+                return config is None
+            self.running[trial] = Cell.model_validate(config["cell"])
+            self.started.append(self.running[trial])
+        return True
+
+    def end_first(self, crash: bool = False) -> None:
+        trial, cell = next(iter(self.running.items()))
+        del self.running[trial]
+        state = "crashed" if crash else "diverged" if cell.lr >= LIMITS[cell.method] else "finished"
+        self.ledger.running(cell.id)
+        self.ledger.end(cell.id, state, {"val_loss": 3.0, "l_init": 5.0, "train_seconds": 30.0})
+        self.search.on_trial_complete(trial, {"events": []}, error=crash)
+
+    def run(self, cells: int | None = None) -> None:
+        """To the end, or until so many cells have ended."""
+        for ended in itertools.count():
+            goes_on = self.fill()
+            if ended == cells or not self.running:
+                assert not goes_on or self.running, "Tune would wait for ever"
+                return
+            self.end_first()
+
+    def edges(self) -> dict[str, Edge]:
+        return {curve.method: found.edge for curve, found in Refinement(self.plan, self.ledger).edges()}
+
+
+def origins(ledger: Ledger, origin: str) -> list[Cell]:
+    return [entry.cell for entry in ledger.entries.values() if entry.origin == origin]
+
+
+EDGES = {
+    "baseline": Edge(low=0.04217, high=0.05623),
+    "z-loss": Edge(low=0.4217, high=0.5623),
+    "mu-centering": Edge(low=1000.0),
+}
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_the_edge_of_every_curve_with_the_fewest_runs(slots: int, tmp_path: Path) -> None:
+    plan = planned({"edge": 1.4})
+    with Sweep(plan, tmp_path, slots) as sweep:
+        sweep.run()
+        assert sweep.edges() == EDGES
+        found = origins(sweep.ledger, "edge")
+        assert [sum(cell.method == method for cell in found) for method in LIMITS] == [3, 3, 3]
+        assert Refinement(plan, sweep.ledger).cells_left == {"tiny": 0}
+        told = {trial.user_attrs["cell"] for trial in optuna_trials(tmp_path)}
+        runs = from_records(sweep.ledger.records())
+        assert {method: edge_of(rows) for method, rows in runs.groupby("method")} == EDGES, "the table shows the same"
+        inside = {cell.id for cell in [*plan.cells, *found] if cell.lr <= 1.0}
+        assert told == inside, "Optuna learns of every cell within the box that it searches"
+
+
+def test_killed_at_any_cell_it_goes_on_to_the_same_edges(tmp_path: Path) -> None:
+    plan = planned({"edge": 1.4, "trials": 1})
+    with Sweep(plan, tmp_path / "whole") as sweep:
+        sweep.run()
+        whole = {cell.id for cell in origins(sweep.ledger, "edge")}
+    for cells in range(0, 21, 4):
+        folder = tmp_path / str(cells)
+        with Sweep(plan, folder) as sweep:
+            sweep.run(cells)
+        with Sweep(plan, folder) as sweep:
+            sweep.run()
+            assert sweep.edges() == EDGES
+            assert {cell.id for cell in origins(sweep.ledger, "edge")} == whole
+            assert len(origins(sweep.ledger, "refine")) == 3, "one trial a method was asked for"
+            assert {entry.state for entry in sweep.ledger.entries.values()} <= {"finished", "diverged"}
+        with Sweep(plan, folder) as sweep:
+            assert sweep.search.suggest("again") == Searcher.FINISHED
+
+
+def test_edges_narrow_at_the_same_pace(tmp_path: Path) -> None:
+    with Sweep(planned({"edge": 1.4}), tmp_path, slots=1) as sweep:
+        sweep.run(9 + 3)
+        assert [cell.method for cell in sweep.started[9:12]] == list(LIMITS)
+
+
+def test_a_crash_leaves_its_curve_without_an_edge_until_it_is_tried_again(tmp_path: Path) -> None:
+    plan = planned({"edge": 1.4})
+    with Sweep(plan, tmp_path, slots=1) as sweep:
+        sweep.run(9)
+        sweep.end_first(crash=True)
+        sweep.run()
+        assert sweep.edges() == EDGES | {"baseline": Edge(missing=0.03162)}
+    with Sweep(plan, tmp_path) as sweep:
+        assert sweep.search.suggest("again") == Searcher.FINISHED
+    with Sweep(plan, tmp_path, slots=2, retry_crashed=True) as sweep:
+        sweep.run()
+        assert sweep.edges() == EDGES
+
+
+def test_an_edge_converges_with_every_seed(tmp_path: Path) -> None:
+    plan = planned({"edge": 1.4}, seeds=2)
+    with Sweep(plan, tmp_path) as sweep:
+        sweep.run()
+        assert sweep.edges() == EDGES
+        runs = [(cell.lr, cell.seed) for cell in origins(sweep.ledger, "edge") if cell.method == "baseline"]
+        assert runs == [(0.03162, 1), (0.03162, 2), (0.05623, 1), (0.04217, 1), (0.04217, 2)]
+
+
+@pytest.mark.parametrize(("budget", "most"), [({"cells": 5}, 5), ({"minutes": 2}, 4 + 1), ({"cells": 99}, 12)])
+def test_a_budget_ends_both_kinds_of_refinement(budget: dict[str, float], most: int, tmp_path: Path) -> None:
+    """Every cell trains for half a minute; of two at once, one may still run when the minutes have passed."""
+    plan = planned({"edge": 1.4, "trials": 1, "budget": budget})
+    for _ in range(2):  # and neither begins anew with the next run
+        with Sweep(plan, tmp_path) as sweep:
+            sweep.run()
+            assert len(sweep.ledger.entries) == len(plan.cells) + most
+            assert not sum(Refinement(plan, sweep.ledger).cells_left.values())
+
+
+def test_a_raised_budget_goes_on(tmp_path: Path) -> None:
+    for cells in (2, 5, 30):
+        with Sweep(planned({"edge": 1.4, "budget": {"cells": cells}}), tmp_path) as sweep:
+            sweep.run()
+            assert len(origins(sweep.ledger, "edge")) == min(cells, 9)
+            edges = sweep.edges()
+    assert edges == EDGES

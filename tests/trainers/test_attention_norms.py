@@ -1,0 +1,391 @@
+"""Every attention norm against the formulas of METHODS in float64, written out with loops, and in training."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import cell
+from torch import Tensor
+
+from search_spaces.attention_norms import ATTENTION_NORMS, layer_scale
+from search_spaces.cell import Cell, ModelSpec
+from search_spaces.methods import METHODS
+from search_spaces.scales import SCALES
+from trainers import attention, checkpoint, diagnostics, micro_batch
+from trainers.engine import Engine
+from trainers.head import Objective
+from trainers.loop import Trainer
+from trainers.model import GPT
+from trainers.sigma_reparam import SigmaLinear
+from trainers.world import World
+
+WORLD = World.single()
+V, T = 32, 7
+QK = {"qk-norm", "qk-norm-cap", "qk-fc-norm", "qkv-norm", "hybrid-norm"}
+V_NORM = {"qkv-norm", "hybrid-norm"}
+CAP = {"qk-norm-cap", "attn-cap"}
+
+
+def of(name: str, base: Cell) -> Cell:
+    return base.model_copy(update={"attention_norm": name})
+
+
+def gpt(name: str, T: int = T, *, spread: bool = True) -> GPT:
+    """A tiny model in float64. Spread out, no norm has the scale 1, and caps and clips have an effect."""
+    model = GPT(SCALES["tiny"], ModelSpec(), V, T, name)
+    model.reset_parameters(0)
+    if spread:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.mul_(1 + 0.5 * torch.rand(parameter.shape, generator=generator))
+            for block in model.blocks:
+                block.attention.qkv.weight[: 2 * model.scale.D].mul_(4.0)
+    model.double()
+    for module in model.modules():
+        if isinstance(module, SigmaLinear):
+            module.start()
+    return model
+
+
+def tokens_BT(T: int = T) -> Tensor:
+    return torch.randint(V, (2, T), generator=torch.Generator().manual_seed(0))
+
+
+def norm(x: Tensor, scale: Tensor) -> Tensor:
+    mean = x.mean(dim=-1, keepdim=True)
+    return (x - mean) / ((x - mean) ** 2).mean(dim=-1, keepdim=True).add(1e-5).sqrt() * scale
+
+
+def rope(x_TK: Tensor) -> Tensor:
+    """The pair (i, i + R/2) of the first R = K/2 dimensions turns by t * 10000 ** (-2 i / R)."""
+    R = x_TK.shape[1] // 2
+    rows = []
+    for t, x_K in enumerate(x_TK):
+        turned = list(x_K)
+        for i in range(R // 2):
+            angle = t * 10_000.0 ** (-2 * i / R)
+            cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))  # the model's tables
+            a, b = x_K[i], x_K[i + R // 2]
+            turned[i], turned[i + R // 2] = a * cos - b * sin, b * cos + a * sin
+        rows.append(torch.stack(turned))
+    return torch.stack(rows)
+
+
+def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = SCALES["tiny"]) -> Tensor:
+    """Final hidden states of one sequence, ``(T, D)``."""
+    D, H, F = scale.D, scale.H, scale.hidden
+    K = D // H
+
+    def matrix(layer: str, part: int, parts: int) -> Tensor:
+        W = P[f"{layer}.weight"].chunk(parts)[part]
+        return P[f"{layer}.gamma"][part] * W / torch.linalg.matrix_norm(W, 2) if name == "sigma-reparam" else W
+
+    def softmax(z: Tensor) -> Tensor:
+        if name in CAP:
+            z = 50 * torch.tanh(z / 50)
+        if name == "soft-temp":
+            z = 0.5 * z
+        p = z.exp() / z.exp().sum()
+        return torch.clip((1.03 + 0.03) * p - 0.03, 0, 1) if name == "soft-clip" else p
+
+    def attended(x_TD: Tensor, block: str) -> Tensor:
+        q_TD, k_TD, v_TD = (x_TD @ matrix(f"{block}.qkv", i, 3).T for i in range(3))
+        heads = []
+        for h in range(H):
+            q_TK, k_TK, v_TK = (y[:, h * K : (h + 1) * K] for y in (q_TD, k_TD, v_TD))
+            if name in QK:
+                q_scale, k_scale = P[f"{block}.qk.scale"].chunk(2)
+                q_TK, k_TK = norm(q_TK, q_scale), norm(k_TK, k_scale)
+            if name in V_NORM:
+                v_TK = norm(v_TK, P[f"{block}.v_norm.weight"])
+            q_TK, k_TK = rope(q_TK), rope(k_TK)
+            rows = [softmax(k_TK[: t + 1] @ q_TK[t] / K**0.5) @ v_TK[: t + 1] for t in range(len(x_TD))]
+            heads.append(torch.stack(rows))
+        return torch.cat(heads, dim=1) @ matrix(f"{block}.proj", 0, 1).T
+
+    def swiglu(x_TD: Tensor, block: str) -> Tensor:
+        gate, up = (x_TD @ matrix(f"{block}.fc1", i, 2).T for i in range(2))
+        assert gate.shape[1] == F
+        return (gate / (1 + (-gate).exp()) * up) @ matrix(f"{block}.fc2", 0, 1).T
+
+    x = P["embedding.weight"][tokens_T]
+    for i in range(scale.L):
+        b = f"blocks.{i}"
+        out = {
+            "qk-fc-norm": lambda y, k, b=b: norm(y, P[f"{b}.out{k}.weight"]),
+            "layer-scale": lambda y, k, b=b: y * P[f"{b}.out{k}.scale"],
+        }.get(name, lambda y, k: y)
+        before = x if name in V_NORM else norm(x, P[f"{b}.norm1.weight"])
+        x = x + out(attended(before, f"{b}.attention"), 1)
+        if name == "hybrid-norm":
+            x = norm(swiglu(x, f"{b}.mlp") + x, P[f"{b}.norm2.weight"])
+        else:
+            x = x + out(swiglu(norm(x, P[f"{b}.norm2.weight"]), f"{b}.mlp"), 2)
+    return norm(x, P["norm.weight"])
+
+
+@pytest.fixture(params=[3, 128], ids="chunks of {}".format)
+def chunks(request, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "CHUNK", request.param)
+
+
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_output_and_gradients_are_the_formulas(name, chunks):
+    model = gpt(name)
+    got = model(tokens_BT())
+    P = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    want = torch.stack([formula(name, P, tokens_T) for tokens_T in tokens_BT()])
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    way_BTD = torch.randn(got.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    used = [n for n in P if n != "lm_head.weight"]
+    found = torch.autograd.grad((got * way_BTD).sum(), [dict(model.named_parameters())[n] for n in used])
+    expected = torch.autograd.grad((want * way_BTD).sum(), [P[n] for n in used])
+    for n, a, b in zip(used, found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8, msg=lambda m, n=n: f"{n}: {m}")
+
+
+def test_every_variant_is_another_function():
+    """Without this a cap or clip that never acts would pass as the plain softmax."""
+    outputs = {name: gpt(name)(tokens_BT()) for name in ATTENTION_NORMS}
+    for a in outputs:
+        for b in outputs:
+            assert a == b or float((outputs[a] - outputs[b]).detach().abs().max()) > 1e-4, (a, b)
+
+
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_no_variant_sees_a_future_token(name, monkeypatch):
+    """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
+    monkeypatch.setattr(attention, "CHUNK", 5)
+    model, embedded = gpt(name, 16, spread=False), []
+    model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
+    h_BTD = model(tokens_BT(16))
+    for t in (0, 4, 5, 15):
+        (gradient_BTD,) = torch.autograd.grad(h_BTD[0, t].square().sum(), embedded[0], retain_graph=True)
+        assert (gradient_BTD[0].abs().sum(dim=-1) > 0).tolist() == [s <= t for s in range(16)]
+
+
+@pytest.mark.parametrize("scale", ["tiny", "16M", "221M"])
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_parameter_count_is_the_scales(name, scale):
+    with torch.device("meta"):
+        model = GPT(SCALES[scale], ModelSpec(tied=True), 50_304, T, name)
+    counted = SCALES[scale].parameters(50_304, tied=True, attention_norm=name)
+    assert sum(p.numel() for p in model.parameters()) == counted
+
+
+@pytest.mark.parametrize("name", ["attn-cap", "soft-clip", "soft-temp", "none"])
+def test_under_autocast_the_logits_are_not_rounded(name):
+    attend = attention.ATTENTIONS[ATTENTION_NORMS[name].softmax]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 300, 16, generator=generator).mul(s).bfloat16() for s in (20, 1, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(q, k, v)
+    assert got.dtype == torch.bfloat16
+    exact = attend(q.double(), k.double(), v.double())
+    # Logits of about 50 rounded to bfloat16 would be off by 0.1, and the weights by 10 %.
+    torch.testing.assert_close(got.double(), exact, rtol=2**-7, atol=2**-7)
+
+
+def test_micro_batch_sees_what_a_written_out_softmax_keeps():
+    plain, capped = (Engine(of(n, cell(sequence_length=256)), WORLD, compile=False) for n in ("none", "attn-cap"))
+    assert plain.key != capped.key, "the micro batch is remembered by this key"
+    heads_and_layers = 4 * 2
+    more = micro_batch.saved_bytes(capped) - micro_batch.saved_bytes(plain)
+    assert more > heads_and_layers * 256**2 * 4
+
+
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_diagnostics_look_at_every_variant(name):
+    model = gpt(name).float()
+    tokens_BU = torch.cat((tokens_BT(), tokens_BT()[:, :1]), dim=1)
+    found = diagnostics.measure(Objective(model, "float32", "float32").eval(), tokens_BU, "baseline", torch.zeros(()))
+    assert set(found) == set(diagnostics.keys(2)) - set(diagnostics.TRAINING)
+    seen: dict[str, Tensor] = {}
+    for layer in ("attention.proj", "mlp.fc2"):
+        model.blocks[1].get_submodule(layer).register_forward_hook(lambda m, i, y, n=layer: seen.update({n: y}))
+    model.blocks[0].attention.qk.register_forward_hook(lambda m, i, y: seen.update(qk=y))
+    with torch.no_grad():
+        model(tokens_BU[:, :-1])
+    for layer, key in (("attention.proj", "proj_norm/1"), ("mlp.fc2", "fc2_norm/1")):
+        assert found[key] == pytest.approx(float(seen[layer].norm(dim=-1).mean()), rel=1e-5)
+    q_BTHK, k_BTHK = seen["qk"].unbind(2)
+    raw = max(
+        float(q_BTHK[b, t, h] @ k_BTHK[b, s, h]) / 4
+        for b in range(2) for h in range(4) for t in range(T) for s in range(t + 1)
+    )  # fmt: skip
+    assert found["attention_logit_max"] >= raw - 1e-4
+    if name == "attn-cap":
+        assert found["attention_logit_max"] > 50, "it is the logit before the cap"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_a_step_with_every_head_method_is_finite_and_moves_every_parameter(tokens, name, tied):
+    base = of(name, cell(model=ModelSpec(tied=tied)))
+    engine = Engine(base, WORLD, compile=False)
+    batch_BU = tokens.train.read(range(4), tiny.T)
+    for method in METHODS.values():
+        engine.reset(base.model_copy(update={"method": method.name, "gamma": method.strength and 1e-2}))
+        before = {n: p.detach().clone() for n, p in engine.objective.model.named_parameters()}
+        assert engine.step(batch_BU, step=0, lr=1e-2, micro_batch=2).finite, method.name
+        for n, p in engine.objective.model.named_parameters():
+            assert p.isfinite().all(), (method.name, n)
+            assert not torch.equal(p, before[n]), (method.name, n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr", [1e-3, 1e-2])
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_200_steps_at_two_learning_rates_learn(tokens, name, lr):
+    """The published first divergence of every variant is at or above 8e-3 for 830M; a tiny model takes 1e-2."""
+    engine = Engine(of(name, cell(lr=lr)), WORLD, compile=False)
+    losses = []
+    for i in range(200):
+        first = 4 * (i % 100)
+        step = engine.step(tokens.train.read(range(first, first + 4), tiny.T), step=i, lr=lr, micro_batch=4)
+        assert step.finite, i
+        losses.append(step.loss)
+    assert np.mean(losses[-20:]) < losses[0] - 1
+
+
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_a_cell_repeats_bit_for_bit_after_others_in_one_trainer(tokens, tmp_path, name):
+    trainer = Trainer(WORLD, tokens)
+    intervals = {"evaluate_every": 4, "checkpoint_every": 2}
+
+    def run(this: Cell, folder: str) -> tuple[float | None, dict[str, Tensor]]:
+        result = trainer.run(this, tmp_path / folder, **intervals)
+        return result.val_loss, {n: x.clone() for n, x in trainer._engine.state().items()}
+
+    this, other = of(name, cell(steps=4)), list(ATTENTION_NORMS)[list(ATTENTION_NORMS).index(name) - 1]
+    loss, state = run(this, "first")
+    run(of(name, cell("z-loss", 1e-1, lr=1e-1, seed=7, steps=2)), "same engine")
+    loss_again, again = run(this, "again")
+    run(of(other, cell(steps=1)), "other engine")
+    loss_anew, anew = run(this, "anew")
+    assert loss == loss_again == loss_anew
+    for n in state:
+        assert torch.equal(state[n], again[n]), n
+        assert torch.equal(state[n], anew[n]), n
+
+
+@pytest.mark.parametrize("name", ["sigma-reparam", "layer-scale", "attn-cap"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name):
+    this, intervals = of(name, cell(steps=6)), {"evaluate_every": 3, "checkpoint_every": 2}
+    whole = Trainer(WORLD, tokens)
+    uninterrupted = whole.run(this, tmp_path / "a", **intervals)
+    asked = iter(range(100))
+    stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **intervals, should_stop=lambda: next(asked) == 3)
+    assert (stopped.state, stopped.step) == ("stopped", 3)
+    saved = checkpoint.latest(tmp_path / "b" / "checkpoints", this.id)
+    assert any("v_PI" in n for n in saved.tensors) == (name == "sigma-reparam")
+    resumed = Trainer(WORLD, tokens)
+    result = resumed.run(this, tmp_path / "b", **intervals)
+    assert (result.val_loss, result.train_loss) == (uninterrupted.val_loss, uninterrupted.train_loss)
+    for n, x in resumed._engine.state().items():
+        assert torch.equal(x, whole._engine.state()[n]), n
+
+
+def layers(engine: Engine) -> list[SigmaLinear]:
+    return [module for module in engine.objective.modules() if isinstance(module, SigmaLinear)]
+
+
+def test_sigma_reparam_starts_at_1_and_follows_the_weights(tokens):
+    """Every matrix has the largest singular value gamma: exactly at first, closely after steps at a high rate."""
+    engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
+    for steps, tolerance in ((0, 1e-5), (30, 0.05)):
+        for i in range(steps):
+            assert engine.step(tokens.train.read(range(4), tiny.T), step=i, lr=1e-2, micro_batch=4).finite
+        for layer in layers(engine):
+            exact_P = torch.linalg.matrix_norm(layer.weight_POI.detach().double(), 2)
+            estimated_P = (layer.weight_POI.detach() @ layer.v_PI[:, :, None]).norm(dim=(1, 2)).double()
+            torch.testing.assert_close(estimated_P, exact_P, rtol=tolerance, atol=0)
+    assert [len(layer.gamma) for layer in layers(engine)] == [3, 1, 2, 1] * 2
+
+
+def test_sigma_reparam_iterates_once_a_step_and_never_in_a_forward_pass(tokens, tmp_path):
+    engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
+    start = [layer.v_PI.clone() for layer in layers(engine)]
+    engine.try_out(2)
+    engine.loss(torch.from_numpy(tokens.train.read(range(4), tiny.T).astype(np.int64)), 2)
+    assert all(torch.equal(layer.v_PI, v) for layer, v in zip(layers(engine), start, strict=True))
+    engine.step(tokens.train.read(range(4), tiny.T), step=0, lr=1e-2, micro_batch=1)
+    for layer, v_PI in zip(layers(engine), start, strict=True):
+        for W_OI, v_I, got_I in zip(layer.weight_POI.detach(), v_PI, layer.v_PI, strict=True):
+            want_I = W_OI.T @ (W_OI @ v_I)
+            torch.testing.assert_close(got_I, want_I / want_I.norm())
+
+
+def test_layer_scale_starts_as_in_the_paper():
+    assert [layer_scale(L) for L in (2, 18, 21, 24)] == [0.1, 0.1, 1e-5, 1e-5]
+    model = gpt("layer-scale", spread=False)
+    found = torch.cat([block.get_parameter(f"out{k}.scale") for block in model.blocks for k in (1, 2)])
+    assert torch.equal(found.float(), torch.full((4 * 64,), 0.1))
+
+
+def test_the_softmax_of_soft_clip_leaves_out_what_is_small():
+    """Masked and small weights are exactly 0, and the rest is not normalised again."""
+    q, k = torch.zeros(1, 1, 50, 4), torch.zeros(1, 1, 50, 4)
+    got = attention.clip(q, k, torch.ones(1, 1, 50, 4))[0, 0, :, 0]
+    weights = [min(max(1.06 / (t + 1) - 0.03, 0.0), 1.0) for t in range(50)]
+    torch.testing.assert_close(got, torch.tensor([(t + 1) * weight for t, weight in enumerate(weights)]))
+    assert float(got[36]) == 0.0
+
+
+DDP_CELL = cell(logits_dtype="float32", batch_size=4)
+
+
+def three_steps(name: str, world: World, folder: Path) -> list[float]:
+    """Loss and gradient norm of each of three steps on the same global batches, and a checksum of the state."""
+    train, engine = tiny.opened(folder).train, Engine(of(name, DDP_CELL), world, compile=False)
+    engine.settle(2)
+    found: list[float] = []
+    share = 4 // world.size
+    for i in range(3):
+        first = 4 * i + share * world.rank
+        batch_BU = train.read(range(first, first + share), tiny.T)
+        found += engine.step(batch_BU, step=i, lr=1e-3, micro_batch=1)[:2]
+    return [*found, sum(float(x.double().sum()) for x in engine.state().values())]
+
+
+def worker(rank: int, folder: Path) -> None:
+    """All variants in one pair of processes: a pair takes seconds to start."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    world = World(rank, 2, torch.device("cpu"))
+    found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[float]], dict[str, list[float]], Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    tiny.tokens(folder)
+    mp.spawn(worker, (folder,), nprocs=2)
+    first, second = (json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    return first, second, folder
+
+
+@pytest.mark.parametrize("name", ATTENTION_NORMS)
+def test_two_processes_are_one(pair, name):
+    first, second, folder = pair
+    assert first[name] == second[name]
+    assert first[name][:6] == pytest.approx(three_steps(name, WORLD, folder)[:6], rel=1e-4)

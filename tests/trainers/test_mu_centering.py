@@ -1,0 +1,122 @@
+"""Mu-centering where it could go wrong: tied weights, two processes, accumulation, sigma-reparam, after a resume."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import cell
+
+from search_spaces.cell import Cell, ModelSpec
+from trainers.engine import Engine
+from trainers.loop import Trainer
+from trainers.world import World
+
+WORLD = World.single()
+LIMIT = 1e-6
+INTERVALS = {"evaluate_every": 4, "checkpoint_every": 2}
+
+
+def centered(attention_norm: str = "qk-norm", *, tied: bool = True, **training: object) -> Cell:
+    this = cell("mu-centering", lr=1e-2, model=ModelSpec(tied=tied), **training)
+    return this.model_copy(update={"attention_norm": attention_norm})
+
+
+def mu_norm(engine: Engine) -> float:
+    return float(engine.objective.model.E_VD.detach().double().mean(dim=0).norm())
+
+
+def train(engine: Engine, batches: list[np.ndarray], micro_batch: int) -> list[float]:
+    """Takes a step a batch, with a finite state and centered output embeddings after each; returns the losses."""
+    losses = []
+    for i, batch_BU in enumerate(batches):
+        step = engine.step(batch_BU, step=i, lr=1e-2, micro_batch=micro_batch)
+        assert step.finite, i
+        assert all(x.isfinite().all() for x in engine.state().values()), i
+        assert mu_norm(engine) < LIMIT, i
+        losses.append(step.loss)
+    return losses
+
+
+def batches(tokens, n: int, rank: int = 0, size: int = 1) -> list[np.ndarray]:
+    """Of ``n`` global batches of four sequences, the part of a rank."""
+    share = 4 // size
+    starts = [4 * (i % 100) + share * rank for i in range(n)]
+    return [tokens.train.read(range(start, start + share), tiny.T) for start in starts]
+
+
+@pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
+def test_200_steps_with_tied_weights_at_a_high_rate_without_nan(tokens, attention_norm):
+    """Where a user of the reference code met NaN; the one matrix is centered as input embedding too."""
+    engine = Engine(centered(attention_norm), WORLD, compile=False)
+    losses = train(engine, batches(tokens, 200), 4)
+    assert np.mean(losses[-20:]) < losses[0] - 1
+    assert engine.objective.model.E_VD is engine.objective.model.input_embedding_VD
+
+
+def test_with_untied_weights_the_input_embedding_keeps_its_mean(tokens):
+    engine = Engine(centered(tied=False), WORLD, compile=False)
+    train(engine, batches(tokens, 5), 4)
+    assert float(engine.objective.model.input_embedding_VD.detach().mean(dim=0).norm()) > 1e-3
+
+
+def test_without_it_mu_moves(tokens):
+    engine = Engine(centered().model_copy(update={"method": "baseline"}), WORLD, compile=False)
+    engine.step(batches(tokens, 1)[0], step=0, lr=1e-2, micro_batch=4)
+    assert mu_norm(engine) > 1e-3
+
+
+@pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
+def test_accumulated_micro_batches_center_once_a_step(tokens, attention_norm):
+    engine = Engine(centered(attention_norm, logits_dtype="float32"), WORLD, compile=False)
+    whole = train(engine, batches(tokens, 5), 4)
+    engine.reset(engine.cell)
+    assert train(engine, batches(tokens, 5), 1) == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
+def test_after_a_resume(tokens, tmp_path, attention_norm):
+    this, asked = centered(attention_norm), iter(range(100))
+    whole, resumed = Trainer(WORLD, tokens), Trainer(WORLD, tokens)
+    whole.run(this, tmp_path / "a", **INTERVALS)
+    stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **INTERVALS, should_stop=lambda: next(asked) == 3)
+    assert stopped.step == 3
+    assert resumed.run(this, tmp_path / "b", **INTERVALS).state == "finished"
+    assert mu_norm(resumed._engine) < LIMIT
+    assert torch.equal(resumed._engine.objective.model.E_VD, whole._engine.objective.model.E_VD)
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    world, tokens, found = World(rank, 2, torch.device("cpu")), tiny.opened(folder), {}
+    for attention_norm in ("qk-norm", "sigma-reparam"):
+        engine = Engine(centered(attention_norm, logits_dtype="float32"), world, compile=False)
+        engine.settle(1)
+        losses = train(engine, batches(tokens, 5, rank, 2), 1)
+        found[attention_norm] = [*losses, float(engine.objective.model.E_VD.detach().double().square().sum())]
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_in_two_processes_with_accumulation(tmp_path):
+    tokens = tiny.tokens(tmp_path)
+    mp.spawn(worker, (tmp_path,), nprocs=2)
+    first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for attention_norm, pair in first.items():
+        engine = Engine(centered(attention_norm, logits_dtype="float32"), WORLD, compile=False)
+        assert pair[:-1] == pytest.approx(train(engine, batches(tokens, 5), 4), rel=1e-3)

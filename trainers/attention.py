@@ -1,0 +1,78 @@
+"""Causal attention with each softmax of the attention-norm registry: ``(q, k, v) -> y``, all ``(B, H, T, K)``.
+
+Legend: B sequences, H attention heads, T tokens a sequence, K width of a head, C queries of a chunk, S the keys up to
+the last of these queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_spaces.attention_norms import ATTENTION_CAP, CLIP_GAMMA, CLIP_ZETA, TEMPERATURE, Softmax
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+CHUNK = 128
+"""Queries at a time, at least, where the softmax is written out. A chunk leaves the keys out that none of its queries
+may see: with 1,024 tokens on a processor that takes 0.3 times the time of all at once, and holds half of ``(T, T)``."""
+MOST_CHUNKS = 8
+"""Of a sequence, as compilation unrolls them."""
+
+
+def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+
+
+def temperature(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    scale = TEMPERATURE * q_BHTK.shape[-1] ** -0.5
+    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=scale)
+
+
+def cap(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """``softmax(c tanh(z / c))``: arXiv 2408.00118 (Gemma 2), section 2."""
+
+    def capped(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
+        z_BHCS = ATTENTION_CAP * torch.tanh(z_BHCS / ATTENTION_CAP)
+        return torch.softmax(z_BHCS.masked_fill(future_CS, -torch.inf), dim=-1)
+
+    return _by_chunks(capped, q_BHTK, k_BHTK, v_BHTK)
+
+
+def clip(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """``clip((zeta - gamma) softmax(z) + gamma, 0, 1)``, not normalised again: arXiv 2306.12929, equation 4.
+
+    A future key has softmax 0 and, as gamma is negative, weight 0.
+    """
+
+    def clipped(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
+        p_BHCS = torch.softmax(z_BHCS.masked_fill(future_CS, -torch.inf), dim=-1)
+        return (p_BHCS * (CLIP_ZETA - CLIP_GAMMA) + CLIP_GAMMA).clamp(0.0, 1.0)
+
+    return _by_chunks(clipped, q_BHTK, k_BHTK, v_BHTK)
+
+
+def _by_chunks(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Attention with ``weights`` of the logits ``(B, H, C, S)`` and the mask of future keys ``(C, S)``.
+
+    Written out, because scaled_dot_product_attention has neither map and FlexAttention, which has the first, has no
+    backward pass on processors. Autocast is off for the logits: its bfloat16 would round them, which the fused kernels
+    do not.
+    """
+    T, K = q_BHTK.shape[-2:]
+    wide = torch.promote_types(q_BHTK.dtype, torch.float32)
+    C = max(CHUNK, -(-T // MOST_CHUNKS))
+    y = []
+    for start in range(0, T, C):
+        stop = min(start + C, T)
+        with torch.autocast(q_BHTK.device.type, enabled=False):
+            q_BHCK, k_BHSK = q_BHTK[:, :, start:stop].to(wide), k_BHTK[:, :, :stop].to(wide)
+            future_CS = torch.ones(stop - start, stop, dtype=torch.bool, device=q_BHTK.device).triu(start + 1)
+            weights_BHCS = weights(q_BHCK @ k_BHSK.transpose(-1, -2) * K**-0.5, future_CS)
+        y.append(weights_BHCS.type_as(v_BHTK) @ v_BHTK[:, :, :stop])
+    return torch.cat(y, dim=2)
+
+
+ATTENTIONS: dict[Softmax, Attend] = {"plain": plain, "cap": cap, "temperature": temperature, "clip": clip}

@@ -1,0 +1,50 @@
+"""Linear layers whose matrix is ``gamma W / sigma(W)``: arXiv 2303.06296, equation 3.
+
+Legend: P matrices side by side in one weight, O outputs of one of them, I inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SigmaLinear(nn.Linear):
+    """``P`` matrices of ``(outputs / P, I)``, each with its own largest singular value sigma and learned gamma.
+
+    Q, K and V, and gate and up, count as matrices of their own: the paper's bound on the entropy of attention is in
+    sigma(W_Q) and sigma(W_K). ``v_PI`` holds the right singular vectors as far as power iteration has found them: one
+    iteration an optimizer step (``iterate``), none in a forward pass, so that micro batches, evaluations and ranks all
+    see the same sigma. It is part of a checkpoint.
+    """
+
+    v_PI: Tensor
+
+    def __init__(self, inputs: int, outputs: int, P: int = 1) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        self.gamma = nn.Parameter(torch.ones(P))
+        self.register_buffer("v_PI", torch.zeros(P, inputs))
+
+    @property
+    def weight_POI(self) -> Tensor:
+        return self.weight.view(len(self.gamma), -1, self.in_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # |W v| is u W v with u = W v / |W v|, and so is its gradient by W with u and v held constant.
+        with torch.autocast(input.device.type, enabled=False):
+            sigma_P = torch.linalg.vector_norm(self.weight_POI @ self.v_PI[:, :, None], dim=(1, 2))
+            W_POI = self.weight_POI * (self.gamma / sigma_P)[:, None, None]
+        return F.linear(input, W_POI.flatten(0, 1))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Exact singular vectors of new weights, computed on the processor as the weights were drawn."""
+        rows_PII = torch.linalg.svd(self.weight_POI.cpu(), full_matrices=False).Vh
+        self.v_PI.copy_(rows_PII[:, 0])
+
+    @torch.no_grad()
+    def iterate(self) -> None:
+        W_POI = self.weight_POI
+        v_PI1 = W_POI.transpose(1, 2) @ (W_POI @ self.v_PI[:, :, None])
+        self.v_PI.copy_(F.normalize(v_PI1.squeeze(-1), dim=-1))
