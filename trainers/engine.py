@@ -82,6 +82,16 @@ class Engine:
         self.optimizer.adam.zero_grad()
         self.strength.fill_(0.0 if cell.gamma is None else cell.gamma)
 
+    @torch.no_grad()
+    def shift_logits(self, tokens_NU: Tensor, by: float) -> None:
+        """Moves every row of E along the mean hidden state until the mean logit of ``tokens_NU`` has moved by ``by``.
+
+        All logits of a token move together: in float32 its loss stays what it was.
+        """
+        model = self.objective.model
+        mean_h_D = torch.stack([model(tokens_U[None, :-1]).float().mean(dim=(0, 1)) for tokens_U in tokens_NU]).mean(0)
+        model.E_VD.add_(mean_h_D, alpha=by / float(mean_h_D.square().sum()))
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint holds, by name; the tensors themselves."""
         adam = {f"adam.{name}": tensor for name, tensor in self.optimizer.state().items()}

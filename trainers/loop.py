@@ -209,6 +209,8 @@ class _Run:
         else:
             self.progress.micro_batch = choose_micro_batch()
         self.engine.settle(self.progress.micro_batch)
+        if content is None and (stress := self.cell.model.initial_mean_logit):
+            self.engine.shift_logits(self.validation_NU, stress)
         if content is not None:
             for name, tensor in self.engine.state().items():
                 if found:
