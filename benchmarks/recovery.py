@@ -1,0 +1,55 @@
+"""Which methods come back from a stressed start, and after how many steps.
+
+``python -m benchmarks.recovery STUDY [--home oec-home]`` of a study that ran, such as ``stressed``.
+
+A cell is back from the first evaluation on after which the mean logit of the validation tokens stays within 32: there
+bfloat16 still tells an eighth apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+from search_spaces.methods import label
+from service.home import Home
+from service.ledger import Ledger
+from trainers.rows import read
+
+BACK = 32.0
+
+
+def back_at(rows: Sequence[dict[str, float]]) -> float:
+    """The step from which on ``|logits_mean|`` stays within ``BACK``; infinite if it ends outside."""
+    step = math.inf
+    for row in reversed(rows):
+        if abs(row.get("logits_mean", math.inf)) > BACK:
+            break
+        step = row["step"]
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--home", default="oec-home")
+    args = parser.parse_args()
+    home = Home.open(args.home)
+    home.require(args.study)
+    steps: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for entry in Ledger(home.ledger(args.study), args.study).entries.values():
+        if entry.state in ("finished", "diverged"):
+            rows = read(home.cell(entry.cell.id, entry.reused_from or args.study) / "metrics.jsonl")
+            steps[label(entry.cell.method, entry.cell.gamma), entry.cell.lr].append(back_at(rows))
+    grid = sorted({lr for _, lr in steps})
+    print(f"{'step at which it is back, median over seeds':44}", *(f"lr {lr:<7g}" for lr in grid))
+    for name in dict.fromkeys(name for name, _ in steps):
+        found = [statistics.median(steps[name, lr]) if (name, lr) in steps else math.nan for lr in grid]
+        print(f"{name:44}", *(f"{'never' if math.isinf(step) else f'{step:.0f}':10}" for step in found))
+
+
+if __name__ == "__main__":
+    main()
