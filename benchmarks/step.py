@@ -10,6 +10,9 @@ the same weights, and their first 20 losses are compared (for the baseline they 
 Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
 cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
 time, and its floor: the matrix products and the attention of that very step, replayed alone.
+
+The ratios of the machine hold on an otherwise idle one only: a loop of several threads waits for its slowest, so that
+other work makes it look worse than it is. The load before the run is printed with them.
 """
 
 from __future__ import annotations
@@ -136,6 +139,7 @@ def run(workers: list[Worker], steps: int) -> list[Round]:
 def compare(cell: Cell, device: str, budget: float, compile: bool) -> None:
     """Prints the losses' agreement, the rates, and their ratios."""
     cores = os.cpu_count() or 1
+    print(f"{cores} cores, load average {os.getloadavg()[0]:.1f} before the run")
     at_once = {(loop, 1): [Worker(loop, 1, cell, device, compile) for _ in range(cores)] for loop in LOOPS}
     at_once |= {(loop, cores): [Worker(loop, cores, cell, device, compile)] for loop in LOOPS}
     losses = {loop: at_once[loop, 1][0].losses(CHECKED_STEPS) for loop in LOOPS}
