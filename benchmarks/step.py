@@ -1,29 +1,41 @@
 """Tokens per second of the trainer's step against a plain eager loop of the same model, in one interleaved run.
 
-``python -m benchmarks.step [--scale tiny] [--seconds 10] [--threads 1]``
+``python -m benchmarks.step [--scale tiny] [--seconds 40] [--compile]``
 
-The plain loop is what one writes first: logits, ``F.cross_entropy``, ``clip_grad_norm_``, ``torch.optim.AdamW`` with
-its defaults, and a random slice of the tokens for each sequence. For the baseline both compute the same function; with
-``--method`` the plain loop stays the baseline's and the ratio has the method's cost in it. After the ratio comes where
-the trainer's step spends its time: data, forward, backward, optimizer, and the most expensive operations.
+The plain loop is what one writes first: logits, ``F.cross_entropy``, ``clip_grad_norm_``, ``torch.optim.Adam`` and the
+decay rule of the cells, in a process of its own with the allocator's defaults. Both loops see the same batches from
+the same weights, and their first 20 losses are compared (for the baseline they compute the same function; with
+``--method`` the plain loop stays the baseline's, and the ratio has the method's cost in it).
+
+Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
+cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
+time, and its floor: the matrix products and the attention of that very step, replayed alone.
+
+The ratios of the machine hold on an otherwise idle one only: a loop of several threads waits for its slowest, so that
+other work makes it look worse than it is. The load before the run is printed with them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import time
 from collections.abc import Callable
 from itertools import cycle, pairwise
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
+from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
 from trainers.head import Precision
 from trainers.model import GPT
@@ -31,8 +43,16 @@ from trainers.optimizer import clip
 from trainers.world import World
 
 LR = 3e-3
-ROUND = 5
-"""Steps of one loop before it is the other's turn."""
+CHECKED_STEPS = 20
+LOSS_TOLERANCE = 1e-4
+"""Relative, over the checked steps."""
+ARITHMETIC = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+ATTENTION = "aten::_scaled_dot_product_flash_attention"
+
+
+class Round(NamedTuple):
+    wall_s: float
+    processor_s: float
 
 
 def tokens_of(cell: Cell, batches: int) -> list[np.ndarray]:
@@ -41,73 +61,135 @@ def tokens_of(cell: Cell, batches: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, cell.V, shape, dtype=np.uint16))
 
 
-def trainer_step(cell: Cell, device: torch.device, compile: bool) -> Callable[[], object]:
+def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
+    keep_freed_memory()
     engine = Engine(cell, World(0, 1, device), compile=compile)
     engine.settle(cell.training.batch_size)
+    return engine
+
+
+def trainer_step(cell: Cell, device: torch.device, compile: bool) -> Callable[[], float]:
+    engine = engine_of(cell, device, compile)
     batches = cycle(tokens_of(cell, 16))
-    return lambda: engine.step(next(batches), step=0, lr=LR, micro_batch=cell.training.batch_size)
+    return lambda: engine.step(next(batches), step=0, lr=LR, micro_batch=cell.training.batch_size).loss
 
 
-def plain_step(cell: Cell, device: torch.device) -> Callable[[], object]:
+def plain_step(cell: Cell, device: torch.device, compile: bool) -> Callable[[], float]:
     spec = cell.training
     model = GPT(cell.shape, cell.model, cell.V, spec.sequence_length).to(device)
     model.reset_parameters(cell.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=spec.betas, eps=spec.eps, weight_decay=0.1)
-    corpus = np.concatenate([batch.ravel() for batch in tokens_of(cell, 16)])
-    T = spec.sequence_length
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, betas=spec.betas, eps=spec.eps)
+    batches = cycle(tokens_of(cell, 16))
 
     def step() -> float:
-        starts = torch.randint(len(corpus) - T - 1, (spec.batch_size,)).tolist()
-        x = torch.stack([torch.from_numpy(corpus[i : i + T].astype(np.int64)) for i in starts]).to(device)
-        y = torch.stack([torch.from_numpy(corpus[i + 1 : i + 1 + T].astype(np.int64)) for i in starts]).to(device)
+        tokens = torch.from_numpy(next(batches).astype(np.int64)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            logits = F.linear(model(x), model.E_VD)
+            logits = F.linear(model(tokens[:, :-1]), model.E_VD)
             if spec.logits_dtype == "bfloat16":
                 logits = logits.bfloat16()
-            loss = F.cross_entropy(logits.float().view(-1, cell.V), y.view(-1))
-        optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(logits.float().view(-1, cell.V), tokens[:, 1:].reshape(-1))
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() >= 2:
+                    parameter.mul_(1 - spec.weight_decay)
         optimizer.step()
         return loss.item()
 
     return step
 
 
-def seconds(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    for _ in range(ROUND):
-        step()
-    return (time.perf_counter() - started) / ROUND
+LOOPS = {"trainer": trainer_step, "plain": plain_step}
 
 
-def compare(cell: Cell, device: torch.device, budget: float, compile: bool) -> Callable[[], object]:
-    """Prints both rates and their ratio; returns the trainer's step."""
-    loops = {"trainer": trainer_step(cell, device, compile), "plain": plain_step(cell, device)}
-    for step in loops.values():
-        seconds(step)
-    times: dict[str, list[float]] = {name: [] for name in loops}
+def serve(connection: Connection, loop: str, threads: int, cell: Cell, device: str, compile: bool) -> None:
+    """A loop in a process of its own: for each number of steps that it is sent, a ``Round`` and the losses."""
+    torch.set_num_threads(threads)
+    step = LOOPS[loop](cell, torch.device(device), compile)
+    while steps := connection.recv():
+        wall, processor = time.perf_counter(), time.process_time()
+        losses = [step() for _ in range(steps)]
+        connection.send((Round(time.perf_counter() - wall, time.process_time() - processor), losses))
+
+
+class Worker:
+    """This process's end of one loop."""
+
+    def __init__(self, loop: str, threads: int, *arguments: Any) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, loop, threads, *arguments), daemon=True)
+        process.start()
+        theirs.close()  # so that a loop that dies is an EOFError here, not a wait without end
+
+    def losses(self, steps: int) -> np.ndarray:
+        self.connection.send(steps)
+        return np.array(self.connection.recv()[1])
+
+
+def run(workers: list[Worker], steps: int) -> list[Round]:
+    """All of them at once, each for ``steps``."""
+    for worker in workers:
+        worker.connection.send(steps)
+    return [worker.connection.recv()[0] for worker in workers]
+
+
+def compare(cell: Cell, device: str, budget: float, compile: bool) -> None:
+    """Prints the losses' agreement, the rates, and their ratios."""
+    cores = os.cpu_count() or 1
+    print(f"{cores} cores, load average {os.getloadavg()[0]:.1f} before the run")
+    at_once = {(loop, 1): [Worker(loop, 1, cell, device, compile) for _ in range(cores)] for loop in LOOPS}
+    at_once |= {(loop, cores): [Worker(loop, cores, cell, device, compile)] for loop in LOOPS}
+    losses = {loop: at_once[loop, 1][0].losses(CHECKED_STEPS) for loop in LOOPS}
+    apart = float(np.max(np.abs(losses["trainer"] / losses["plain"] - 1)))
+    said = "equal" if apart <= LOSS_TOLERANCE else "NOT EQUAL"
+    print(f"losses {said}: at most {apart:.1e} apart, relative, over {CHECKED_STEPS} steps\n")
+
+    setups = {
+        "trainer, 1 thread": at_once["trainer", 1][:1],
+        "plain, 1 thread": at_once["plain", 1][:1],
+        f"{cores} trainers, 1 thread each": at_once["trainer", 1],
+        f"{cores} plain loops, 1 thread each": at_once["plain", 1],
+        f"1 trainer, {cores} threads": at_once["trainer", cores],
+        f"1 plain loop, {cores} threads": at_once["plain", cores],
+    }
+    for workers in at_once.values():
+        run(workers, 1)  # the first step of a process pays for much that no other does
+    steps = max(1, round(0.2 / run(setups["trainer, 1 thread"], 1)[0].wall_s))
+    rounds: dict[str, list[list[Round]]] = {name: [] for name in setups}
     ends = time.perf_counter() + budget
-    while time.perf_counter() < ends:
-        for name, step in loops.items():
-            times[name].append(seconds(step))
-    tokens = cell.training.batch_size * cell.training.sequence_length
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(
-            f"{name:8} {tokens / median:10.0f} tokens/s   {median * 1e3:8.2f} ms a step, median of {len(values)} rounds"
-        )
-    ratio = statistics.median(p / t for p, t in zip(times["plain"], times["trainer"], strict=True))
-    print(f"ratio    {ratio:10.2f}  (above 1: the trainer is faster)\n")
-    return loops["trainer"]
+    while time.perf_counter() < ends or not rounds["plain, 1 thread"]:
+        for name, workers in setups.items():
+            rounds[name].append(run(workers, steps))
+
+    tokens = steps * cell.training.batch_size * cell.training.sequence_length
+    rates = {n: np.array([sum(tokens / r.wall_s for r in found) for found in rounds[n]]) for n in setups}
+    # Of the processor time the least disturbed round: other work on the machine can only add to it.
+    processor = {n: min(r.processor_s for found in rounds[n] for r in found) / steps * 1e3 for n in setups}
+    for name, rate in rates.items():
+        print(f"{name:32} {np.median(rate):8.0f} tokens/s   {processor[name]:8.2f} ms of processor time a step")
+    alone, plain, trainers, plains, trainer_all, plain_all = rates
+    print(f"rates: medians of {len(rates[alone])} rounds of {steps} steps; processor time: the smallest of them\n")
+    print(f"ratio of loops at 1 thread     {np.median(rates[alone] / rates[plain]):6.2f}   the trainer against plain")
+    print(f"  the same by processor time   {processor[plain] / processor[alone]:6.2f}")
+    for title, ours, theirs in (
+        ("machine, default threads", trainers, plain_all),
+        ("machine, a loop a core", trainers, plains),
+        ("threads", trainers, trainer_all),
+    ):
+        print(f"ratio of {title:<22}{np.median(rates[ours] / rates[theirs]):6.2f}   {ours} against {theirs}")
+    for workers in at_once.values():
+        for worker in workers:
+            worker.connection.send(0)
 
 
-def shares(cell: Cell, device: torch.device, compile: bool) -> None:
+def shares(engine: Engine) -> None:
     """Prints where a step's wall time goes, its parts timed one by one on the trainer's own objects."""
-    engine = Engine(cell, World(0, 1, device), compile=compile)
-    engine.settle(cell.training.batch_size)
+    cell = engine.cell
     spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
-    for batch_BU in tokens_of(cell, 20):
+    for batch_BU in tokens_of(cell, 20 if cell.scale == "tiny" else 3):
         clock = [time.perf_counter()]
         tokens_BU = engine.to_device(batch_BU)
         clock.append(time.perf_counter())
@@ -121,14 +203,61 @@ def shares(cell: Cell, device: torch.device, compile: bool) -> None:
         clock.append(time.perf_counter())
         for part, (start, end) in zip(spent, pairwise(clock), strict=True):
             spent[part] += end - start
-    print("   ".join(f"{part} {seconds / sum(spent.values()):.1%}" for part, seconds in spent.items()), "\n")
+    print("\n" + "   ".join(f"{part} {seconds / sum(spent.values()):.1%}" for part, seconds in spent.items()))
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of a step that are its arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, Callable[[], object]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in ARITHMETIC or name.startswith(ATTENTION):
+            kind = "attention" if name.startswith(ATTENTION) else "matrix products"
+            self.calls.append((kind, lambda: func(*args, **kwargs)))
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def floor(engine: Engine) -> None:
+    """Prints the time of a step's matrix products and attention, each replayed alone on warm caches."""
+    cell = engine.cell
+    tokens_BU = engine.to_device(tokens_of(cell, 1)[0])
+
+    def step() -> None:
+        with torch.enable_grad():
+            engine.objective.eager(tokens_BU, cell.method, engine.strength).objective.backward()
+        engine.optimizer.adam.zero_grad()
+
+    with Recorder() as recorder:
+        step()
+    spent = {"matrix products": 0.0, "attention": 0.0}
+    for kind, call in recorder.calls:
+        spent[kind] += fastest(call)
+    whole = fastest(step)
+    print("floor at 1 thread, eager: " + ", ".join(f"{kind} {s * 1e3:.1f} ms" for kind, s in spent.items()), end=", ")
+    print(f"{sum(spent.values()) / whole:.0%} of forward and backward, {whole * 1e3:.1f} ms\n")
+
+
+def fastest(call: Callable[[], object]) -> float:
+    """Seconds of the best of five."""
+    found = []
+    for _ in range(5):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 def table(step: Callable[[], object]) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(ROUND):
+        for _ in range(3):
             step()
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=48))
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=48))
 
 
 def main() -> None:
@@ -142,10 +271,8 @@ def main() -> None:
     parser.add_argument("--logits-dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for the comparison")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=40.0, help="for the comparison")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     precision: Precision = args.precision
     training = TrainingSpec(
         batch_size=args.batch, sequence_length=args.length, precision=precision, logits_dtype=args.logits_dtype
@@ -162,10 +289,13 @@ def main() -> None:
         model=ModelSpec(),
         training=training,
     )
-    device = torch.device(args.device)
-    step = compare(cell, device, args.seconds, args.compile)
-    shares(cell, device, args.compile)
-    table(step)
+    compare(cell, args.device, args.seconds, args.compile)
+    torch.set_num_threads(1)
+    engine = engine_of(cell, torch.device(args.device), args.compile)
+    shares(engine)
+    floor(engine)
+    batches = cycle(tokens_of(cell, 3))
+    table(lambda: engine.step(next(batches), step=0, lr=LR, micro_batch=args.batch))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_other_commands_read_the_home(home: Path) -> None:
     assert (home.parent / "from-mlflow" / "report.html").is_file()
     forecast = oec("forecast", "first", home=home)
     assert forecast.returncode == 0, forecast.stderr
-    assert "9 that were not evaluated in time" in forecast.stdout
+    assert "12 that were not evaluated in time" in forecast.stdout
     assert "no forecast: needs at least" in forecast.stdout
     plan = oec("plan", home.parent / "first.yaml", home=home)
     assert "at most 21 cells, 15 of them beside the grid (6 already in the home)" in plan.stdout

@@ -95,7 +95,7 @@ def test_spike_score_is_the_share_of_steps_that_spiked(tokens, folder, monkeypat
 def test_record_has_the_columns_of_the_table(tokens, folder):
     record = run(Trainer(WORLD, tokens), cell("z-loss", 1e-4), folder).record()
     columns = (
-        "cell scale method gamma lr seed state val_loss train_loss l_init steps tokens train_seconds "
+        "cell scale attention_norm method gamma lr seed state val_loss train_loss l_init steps tokens train_seconds "
         "tokens_per_second output_mu_norm logits_mean logits_std logits_absmax log_z_squared output_b_ratio "
         "attention_logit_max loss_spikes spike_score reason"
     )
