@@ -40,8 +40,11 @@ def chosen(names: Mapping[str, Collection[str]], formats: Collection[str], only:
     """The formats that are wanted of each name: those of ``formats`` that it has, if a glob of ``only`` matches it.
 
     Raises:
-        InvalidInput: a glob matches nothing that there is in these formats, or no format is of anything.
+        InvalidInput: no such format; a glob matches nothing that there is in these formats.
     """
+    for form in formats:
+        if form not in FORMATS:
+            raise InvalidInput("--format", form, "is no format", f"choose from {', '.join(FORMATS)}")
     there = {name: [form for form in formats if form in has] for name, has in names.items()}
     there = {name: forms for name, forms in there.items() if forms}
     remedy = f"there are {', '.join(there)}"
