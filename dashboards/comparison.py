@@ -51,7 +51,7 @@ def compare(before: Sequence[CurveFacts], after: Sequence[CurveFacts]) -> Compar
         if name in theirs:
             a, b = ours[name], theirs[name]
             on_a, on_b = _over(a, b.lr), _over(b, a.lr)
-            rows += _rows(name, on_a, on_b)
+            rows += _rows(name, on_a, on_b) if on_a.lr else ()
             notes += [f"{name}: {note}" for note in _notes(a, b, on_a, on_b)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["p"] = _holm(table["p"].to_numpy(dtype=float))
@@ -118,7 +118,7 @@ def _over(curve: CurveFacts, lrs: Sequence[float]) -> CurveFacts:
         lr=grid,
         mean=mean,
         points=tuple(point for point in curve.points if point.lr in grid),
-        missing=curve.missing if not mean or any(map(math.isnan, mean)) else (),
+        missing=curve.missing if any(map(math.isnan, mean)) else (),
     )
 
 
@@ -180,7 +180,7 @@ def _notes(a: CurveFacts, b: CurveFacts, on_a: CurveFacts, on_b: CurveFacts) -> 
     for of, curve in (("the first", on_a), ("the second", on_b)):
         if curve.missing:
             yield f"{of} is not complete, without a result: {', '.join(curve.missing)}"
-    bounds = [curve.highest_lr is not None and curve.highest_lr == curve.lr[-1] for curve in (on_a, on_b)]
+    bounds = [bool(curve.lr) and curve.highest_lr == curve.lr[-1] for curve in (on_a, on_b)]
     if any(bounds) and not all(bounds):
         yield f"every lr converges in {'the first' if bounds[0] else 'the second'}, so its highest lr is a lower bound"
     if abs(a.l_init - b.l_init) > OTHER_START:

@@ -54,7 +54,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
         InvalidInput, match="'lr=learning rate' names no column that there is; there are optimizer, rate"
     ):
         read_csv(path, mapping(PAIRS))
-    with pytest.raises(InvalidInput, match="lacks the columns scale, method, gamma, seed, val_loss.*--column"):
+    with pytest.raises(InvalidInput, match=r"lacks the columns scale, method, gamma, seed, val_loss.*--column"):
         read_csv(path, {"lr": "rate"})
 
 
@@ -77,7 +77,7 @@ def test_an_experiment_of_mlflow(tmp_path: Path) -> None:
     assert table["lr"].tolist() == [0.1, 0.2, 0.3]
     assert table["val_loss"].iloc[0] == 3.5
     assert table["cell"].nunique() == 3
-    with pytest.raises(InvalidInput, match="has no scale and no method.*learning rate, optimizer"):
+    with pytest.raises(InvalidInput, match=r"has no scale and no method.*learning rate, optimizer"):
         read_experiment(uri, "theirs", {"lr": "learning rate"})
     client.create_experiment("empty")
     with pytest.raises(InvalidInput, match="holds no run"):

@@ -31,7 +31,7 @@ def train(home: Path, shift: float) -> None:
         cells = Plan(study, "data").cells
         ledger.plan(cells)
         for cell in cells:
-            ledger.finished(cell.id, {"val_loss": 3 + shift * cell.lr, "l_init": 9.0, "train_seconds": 1.0})
+            ledger.end(cell.id, "finished", {"val_loss": 3 + shift * cell.lr, "l_init": 9.0, "train_seconds": 1.0})
 
 
 @pytest.fixture(scope="module")
