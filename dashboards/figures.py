@@ -1,4 +1,4 @@
-"""Figures: tables of facts first, then a thin drawing of each, then files.
+"""Figures: tables of facts first, then a thin drawing of each.
 
 A diverged cell is drawn, as a cross at ``l_init``, never dropped.
 """
@@ -6,19 +6,16 @@ A diverged cell is drawn, as a cross at ``l_init``, never dropped.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import altair as alt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import vl_convert
 
-from dashboards.views import GREY, Line, View, color_of, views
+from dashboards.views import DASHES, GREY, Line, View, color_of, views
 
 VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
 """Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
@@ -31,8 +28,6 @@ SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
 LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
 """Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
 what its width holds."""
-PRINT_WIDTH, PRINT_HEIGHT = 640, 360
-"""Pixels of a saved figure; a PNG has twice as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +94,11 @@ def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
 
 
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a curve that has an LRS: scale, method, label, gamma, LRS, low, high (its interval, or twice LRS)."""
+    """One row a curve that has an LRS: study, scale, method, label, gamma, LRS, low, high (its interval, or LRS
+    twice)."""
     rows = [
         {
+            "study": line.curve.study,
             "scale": line.curve.scale,
             "method": line.curve.method,
             "label": line.name,
@@ -113,7 +110,7 @@ def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
         for line in lines
         if line.curve.LRS is not None
     ]
-    return pd.DataFrame(rows, columns=["scale", "method", "label", "gamma", "LRS", "low", "high"])
+    return pd.DataFrame(rows, columns=["study", "scale", "method", "label", "gamma", "LRS", "low", "high"])
 
 
 def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:
@@ -150,25 +147,6 @@ def figures(lines: Sequence[Line]) -> list[Figure]:
             if not facts.empty:
                 drawn.append(_diagnostic_figure(view, diagnostic, facts))
     return drawn
-
-
-def save(
-    drawn: Iterable[Figure], folder: Path, formats: Sequence[Literal["png", "svg"]] = ("png", "svg")
-) -> list[Path]:
-    """Write every figure as a file of each format; the paths, in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for figure in drawn:
-        # A view has a name from elsewhere: nothing in it may lead out of the folder.
-        stem = re.sub(r"[^\w.-]+", "-", figure.name)
-        size = {"width": PRINT_WIDTH, "height": PRINT_HEIGHT, "background": "white", "padding": 12}
-        title = {"text": f"{figure.title}, {figure.view}" if figure.view else figure.title, "anchor": "start"}
-        svg = vl_convert.vegalite_to_svg(figure.spec | size | {"title": title}, vl_version=VEGA_LITE)
-        for form in formats:
-            path = folder / f"{stem}.{form}"
-            path.write_bytes(svg.encode() if form == "svg" else vl_convert.svg_to_png(svg, scale=2))
-            paths.append(path)
-    return paths
 
 
 def _loss_figure(view: View) -> Figure:
@@ -248,7 +226,7 @@ def _lrs_over_scale(of: str, lines: Sequence[Line]) -> Figure:
 def _lrs_over_gamma(view: View) -> list[Figure]:
     """One figure, or none where no method has an LRS at two strengths."""
     facts = lrs_facts(view.lines)
-    tried = facts[facts.groupby("method")["gamma"].transform("nunique") > 1]
+    tried = facts[facts.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
     if tried.empty:
         return []
     methods = [name for name in dict.fromkeys(facts["method"]) if name in {*tried["method"], "baseline"}]
@@ -256,20 +234,26 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
         "method:N", title=None, scale=alt.Scale(domain=methods, range=[color_of(name) for name in methods])
     )
     x = _log_axis(tried, "gamma", "strength")
+    studies = list(dict.fromkeys(facts["study"]))
+    looks = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
+    apart = {"strokeDash": alt.StrokeDash("study:N", title=None, scale=_by_name(looks))} if len(studies) > 1 else {}
     base = alt.Chart(tried).encode(x=x, y=_lrs_axis(facts), color=color)
-    reference = alt.Chart(facts[facts["method"] == "baseline"]).mark_rule(strokeDash=[4, 4])
+    reference = alt.Chart(facts[facts["method"] == "baseline"])
+    rule = reference.mark_rule() if apart else reference.mark_rule(strokeDash=[4, 4])
     return [
         Figure(
             name=f"lrs-gamma-{view.name}",
             title="LRS over strength",
-            caption="The dashed line is the baseline.",
+            caption="Level lines are the baselines; dashes tell the studies apart."
+            if apart
+            else "The dashed line is the baseline.",
             view=view.name,
             spec=_spec(
                 [
                     base.mark_rule().encode(y="low:Q", y2="high:Q"),
-                    base.mark_line(),
+                    base.mark_line().encode(**apart),
                     base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP),
-                    reference.encode(y="LRS:Q", color=color, tooltip=LRS_TOOLTIP),
+                    rule.encode(y="LRS:Q", color=color, tooltip=LRS_TOOLTIP, **apart),
                 ]
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import vl_convert
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from dashboards.figures import VEGA_LITE, Figure, figures, save
-from dashboards.sensitivity import CurveFacts, curves, labels
-from dashboards.tables import RENDERERS, highest, listed, published_layout, sensitivity_table, shown, whose
+from dashboards.figures import Figure, figures
+from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, VEGA_LITE, chosen, save, save_sheet, stem
+from dashboards.sensitivity import CurveFacts, Grid, curves, labels
+from dashboards.tables import RENDERERS, Sheet, highest, listed, sensitivity_table, sheets, shown, whose
 from dashboards.views import Line, lines, views
 
 
@@ -24,38 +25,56 @@ def write_report(
     folder: str | Path,
     *,
     title: str,
-    grid: Sequence[float] | None = None,
+    grid: Grid = None,
     provenance: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    formats: Collection[str] = FORMATS,
+    only: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.csv`` into ``folder``; the path of the page.
+    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``; the path of the page, or of the
+    folder where no page is asked for.
 
     The page is one file that works from disk without a network. Files of an earlier report are overwritten.
 
     Args:
-        runs: columns ``RUN_COLUMNS``, of one study.
+        runs: columns ``RUN_COLUMNS``.
         title: the page's heading.
-        grid: the learning rates of the study; None for all that occur at a scale.
+        grid: see ``dashboards.sensitivity.curves``.
         provenance: what the section "How it was made" lists, by name.
         notes: sentences for the reader, shown with the warnings.
+        formats: of ``FORMATS``.
+        only: globs of names: those of figures and tables, ``runs``, and ``report`` for the page; all if there are none.
 
     Raises:
-        InvalidInput: see ``dashboards.sensitivity.curves``.
+        InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.chosen``.
         OSError: the folder can not be written.
     """
     folder = Path(folder)
     found = curves(runs, grid)
     drawn = lines(found)
     charts = figures(drawn)
-    table = sensitivity_table(found)
-    save(charts, folder / "figures")
-    tables = folder / "tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    for extension, render in RENDERERS.items():
-        (tables / f"sensitivity.{extension}").write_text(render(table), encoding="utf-8")
-    for value in ("LRS", "best_loss", "best_lr", "overhead_percent"):
-        published_layout(table, value).to_csv(tables / f"{value}.csv")
-    runs.to_csv(folder / "runs.csv", index=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = sheets(sensitivity_table(found))
+    wanted = chosen(
+        {
+            "report": ("html",),
+            "runs": DATA_FORMATS,
+            **{stem(figure): FIGURE_FORMATS for figure in charts},
+            **{sheet.name: tuple(RENDERERS) for sheet in tables},
+        },
+        formats,
+        only,
+    )
+    for figure in charts:
+        if stem(figure) in wanted:
+            save(figure, folder / "figures", wanted[stem(figure)])
+    for sheet in tables:
+        if sheet.name in wanted:
+            save_sheet(sheet, folder / "tables", wanted[sheet.name])
+    if "runs" in wanted:
+        save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, wanted["runs"])
+    if "report" not in wanted:
+        return folder
     page = folder / "report.html"
     page.write_text(_page(runs, drawn, charts, title, provenance or {}, notes), encoding="utf-8")
     return page

@@ -54,6 +54,9 @@ RUN_COLUMNS = (
 OFF_CURVE = ("refine", "edge")
 """Origins of the runs that belong to no curve: where they lie depends on what came out before."""
 
+CONSTANT = "="
+"""What a value begins with that all runs have, in place of the name of a column."""
+
 STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
 
 _TEXT = ("study", "cell", "scale", "attention_norm", "method", "state", "origin", "reason")
@@ -84,8 +87,9 @@ def from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return _checked(pd.DataFrame(rows, columns=list(RUN_COLUMNS), dtype=object))
 
 
-def read_csv(path: str | Path) -> pd.DataFrame:
-    """A table of runs from a CSV file: one of ours, or one with the columns of the published runs.
+def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A table of runs from a CSV file: one of ours, one with the columns of the published runs, or one whose
+    ``columns`` are named, see ``renamed``.
 
     In a file without states an empty or non-finite loss is a diverged run. Where ``l_init`` is absent it is that
     of the published runs; where ``study`` is, it is the file's name.
@@ -101,9 +105,15 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         raise InvalidInput(
             "csv", str(path), f"can not be read ({type(error).__name__})", "give a comma-separated file with a header"
         ) from error
-    table = table.rename(columns=_PUBLISHED_NAMES)
+    table = renamed(table, columns or {})
+    table = table.rename(columns={theirs: ours for theirs, ours in _PUBLISHED_NAMES.items() if ours not in table})
     if missing := [column for column in _REQUIRED if column not in table]:
-        raise InvalidInput("csv", str(path), f"lacks the columns {', '.join(missing)}", f"needs {', '.join(_REQUIRED)}")
+        raise InvalidInput(
+            "csv",
+            str(path),
+            f"lacks the columns {', '.join(missing)}",
+            f"needs {', '.join(_REQUIRED)}: --column says what they are called",
+        )
     if table.empty:
         raise InvalidInput("csv", str(path), "holds no run", "give at least one row under the header")
     defaults: dict[str, str | float] = {"l_init": L_INIT, "study": path.stem, "state": "finished"}
@@ -122,12 +132,43 @@ def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
     Raises:
         InvalidInput: the server can not be asked, or has no such experiment or no cell of this study.
     """
+    if "'" in study:
+        raise InvalidInput("study", study, "holds a quote", "give the name of a study")
+    runs = mlflow_runs(tracking_uri, experiment, f"tags.`oec.study` = '{study}'")
+    cells = [run for run in _newest_hash(runs) if "oec.cell" in run.data.tags]
+    if not cells:
+        raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
+    return from_records(_mlflow_record(run) for run in cells)
+
+
+def renamed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """``table`` with our columns beside its own: ``columns`` is what ours is called there, or ``=`` and one value.
+
+    Raises:
+        InvalidInput: the table has no such column.
+    """
+    found: dict[str, Any] = {}
+    for ours, theirs in columns.items():
+        if theirs.startswith(CONSTANT):
+            found[ours] = theirs.removeprefix(CONSTANT)
+        elif theirs in table:
+            found[ours] = table[theirs]
+        else:
+            there = ", ".join(map(str, table))
+            raise InvalidInput("--column", f"{ours}={theirs}", "names no column that there is", f"there are {there}")
+    return table.assign(**found)
+
+
+def mlflow_runs(tracking_uri: str, experiment: str, which: str = "") -> list[Run]:
+    """Every run of an experiment that the filter ``which`` lets through.
+
+    Raises:
+        InvalidInput: the server can not be asked, or has no such experiment.
+    """
     # Importing mlflow takes seconds; reports from the ledger do without.
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if "'" in study:
-        raise InvalidInput("study", study, "holds a quote", "give the name of a study")
     try:
         client = MlflowClient(tracking_uri)
         found = client.get_experiment_by_name(experiment)
@@ -136,17 +177,14 @@ def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
         runs: list[Run] = []
         page: str | None = None
         while page is None or page:
-            answer = client.search_runs([found.experiment_id], f"tags.`oec.study` = '{study}'", page_token=page)
+            answer = client.search_runs([found.experiment_id], which, page_token=page)
             runs += answer
             page = answer.token or ""
     except MlflowException as error:
         raise InvalidInput(
             "tracking_uri", tracking_uri, f"can not be read ({error.error_code})", "is it up?"
         ) from error
-    cells = [run for run in _newest_hash(runs) if "oec.cell" in run.data.tags]
-    if not cells:
-        raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
-    return from_records(_mlflow_record(run) for run in cells)
+    return runs
 
 
 def _newest_hash(runs: list[Run]) -> list[Run]:

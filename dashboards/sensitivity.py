@@ -26,6 +26,7 @@ from search_spaces.scales import SCALES
 
 Floats = npt.NDArray[np.float64]
 Divisor = Literal["published", "definition"]
+Grid = Sequence[float] | Mapping[str, Sequence[float]] | None
 
 NOT_PLANNED: dict[Hashable, Any] = {"state": "not planned"}
 
@@ -46,8 +47,9 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveFacts:
-    """What is known of one (scale, attention norm, method, gamma) over the grid of learning rates."""
+    """What is known of one (scale, attention norm, method, gamma) of a study over the grid of learning rates."""
 
+    study: str
     scale: str
     attention_norm: str
     method: str
@@ -180,33 +182,47 @@ def clipped(losses: Floats, l_init: float) -> Floats:
     return np.where(np.isfinite(losses) & (losses <= l_init), losses, l_init)
 
 
-def curves(runs: pd.DataFrame, grid: Sequence[float] | None = None) -> list[CurveFacts]:
-    """The curves of a table of runs, by scale, attention norm and method in the order of the registries, and strength.
+def curves(runs: pd.DataFrame, grid: Grid = None) -> list[CurveFacts]:
+    """The curves of a table of runs, by study, then by scale, attention norm and method in the order of the registries,
+    and strength.
 
     Pruned runs are left out of everything, runs off the grid and refinements out of the curves. A curve without any
     run on the grid, a strength that only refinement tried, is none. A run diverged if its state says so.
 
     Args:
-        runs: columns ``RUN_COLUMNS``, of one study.
-        grid: the learning rates of the study; None for all that occur at a scale.
+        runs: columns ``RUN_COLUMNS``.
+        grid: the learning rates of every study, or of each by name; None for all that occur in it at a scale.
 
     Raises:
-        InvalidInput: the runs are of several studies, or one cell stands twice in a curve.
+        InvalidInput: one cell stands twice in a curve.
     """
-    studies = runs["study"].dropna().unique()
-    if len(studies) > 1:
-        raise InvalidInput("study", list(studies), "are several studies", "take the runs of one")
-    runs = everything = runs.assign(label=labels(runs))
+    runs = runs.assign(label=labels(runs), study=studies(runs))
+    return [
+        curve
+        for study, of_study in runs.groupby("study", sort=False)
+        for curve in _curves(of_study, str(study), grid.get(str(study)) if isinstance(grid, Mapping) else grid)
+    ]
+
+
+def studies(rows: pd.DataFrame) -> pd.Series[str]:
+    """The study of each row; where at most one is named, all are of that one."""
+    named = rows["study"].dropna().unique()
+    return rows["study"].fillna(named[0] if len(named) == 1 else "").astype(str)
+
+
+def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> list[CurveFacts]:
+    """The curves of one study, of runs with their ``label``."""
+    everything = runs
     runs = runs[(runs["state"] != "pruned") & ~runs["origin"].isin(OFF_CURVE)]
     found = []
     for scale in in_order(runs["scale"].unique(), SCALES):
         at_scale = runs[runs["scale"] == scale]
         lrs_of_grid = tuple(sorted(float(lr) for lr in (at_scale["lr"].unique() if grid is None else grid)))
-        at_scale = at_scale.assign(lr=at_scale["lr"].map(partial(_nearest, lrs_of_grid))).dropna(subset="lr")
+        at_scale = at_scale.assign(lr=at_scale["lr"].map(partial(nearest, lrs_of_grid))).dropna(subset="lr")
         for attention_norm in in_order(at_scale["attention_norm"].unique(), ATTENTION_NORMS):
             of_norm = at_scale[at_scale["attention_norm"] == attention_norm]
             together = [
-                _curve(group, scale, attention_norm, method, gamma, lrs_of_grid)
+                _curve(group, study, scale, attention_norm, method, gamma, lrs_of_grid)
                 for method, gamma, group in _groups(of_norm)
             ]
             baseline = next((curve for curve in together if curve.method == "baseline"), None)
@@ -232,12 +248,16 @@ def overhead_percent(curve: CurveFacts, baseline: CurveFacts) -> float | None:
 
 
 def labels(rows: pd.DataFrame) -> list[str]:
-    """What people read for the method, gamma and attention norm of each row; where all have the default norm, it goes
-    without saying."""
+    """What people read for the study, method, gamma and attention norm of each row; one study, or the default norm
+    where all have it, go without saying."""
+    of = studies(rows)
+    several = of.nunique() > 1
     said = bool((rows["attention_norm"] != DEFAULT).any())
     return [
-        label(method, None if pd.isna(gamma) else gamma) + (f" + {norm}" if said else "")
-        for method, gamma, norm in zip(rows["method"], rows["gamma"], rows["attention_norm"], strict=True)
+        (f"{study}: " if several else "")
+        + label(method, None if pd.isna(gamma) else gamma)
+        + (f" + {norm}" if said else "")
+        for study, method, gamma, norm in zip(of, rows["method"], rows["gamma"], rows["attention_norm"], strict=True)
     ]
 
 
@@ -264,7 +284,13 @@ def _groups(runs: pd.DataFrame) -> Iterator[tuple[str, float | None, pd.DataFram
 
 
 def _curve(
-    group: pd.DataFrame, scale: str, attention_norm: str, method: str, gamma: float | None, grid: tuple[float, ...]
+    group: pd.DataFrame,
+    study: str,
+    scale: str,
+    attention_norm: str,
+    method: str,
+    gamma: float | None,
+    grid: tuple[float, ...],
 ) -> CurveFacts:
     name = f"{scale} {group['label'].iloc[0]}"
     l_init = float(group["l_init"].mean())
@@ -301,6 +327,7 @@ def _curve(
                 )
             )
     facts = CurveFacts(
+        study=study,
         scale=scale,
         attention_norm=attention_norm,
         method=method,
@@ -350,7 +377,7 @@ def mean_interval(values: npt.ArrayLike) -> tuple[float, float]:
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
-def _nearest(grid: tuple[float, ...], lr: float) -> float:
+def nearest(grid: tuple[float, ...], lr: float) -> float:
     """The learning rate of the grid that ``lr`` is, but for the digits lost in a text file; NaN off the grid."""
     return next((on_grid for on_grid in grid if math.isclose(lr, on_grid, rel_tol=1e-6)), math.nan)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -16,6 +18,7 @@ from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 
 TABLE_COLUMNS = (
+    "study",
     "scale",
     "attention_norm",
     "method",
@@ -77,6 +80,7 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
     """One row a curve, columns ``TABLE_COLUMNS``; what can not be known is a missing value."""
     rows = [
         {
+            "study": curve.study,
             "scale": curve.scale,
             "attention_norm": curve.attention_norm,
             "method": curve.method,
@@ -105,7 +109,7 @@ def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
     """One column of ``sensitivity_table`` as the published tables have it: scales as rows, methods as columns."""
     labelled = table.assign(label=labels(table))
     wide = labelled.pivot(index="scale", columns="label", values=value)
-    columns = labelled.sort_values(["attention_norm", "method", "gamma"], key=_rank)["label"].unique()
+    columns = labelled.sort_values(["attention_norm", "method", "gamma", "study"], key=_rank)["label"].unique()
     return wide.reindex(index=in_order(wide.index, SCALES), columns=columns).rename_axis(columns=None)
 
 
@@ -123,7 +127,7 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     """``sensitivity_table`` as people read it, without the columns that say nothing in any row."""
     written = {str(column): [shown(value, str(column)) for value in table[column]] for column in table}
     written["highest_lr"] = [highest(*pair) for pair in zip(table["highest_lr"], table["diverged"], strict=True)]
-    silent = {"attention_norm": {DEFAULT}}
+    silent = {"attention_norm": {DEFAULT}, "study": set(written["study"][:1])}
     return pd.DataFrame(
         {name: values for name, values in written.items() if not set(values) <= silent.get(name, {MISSING, ""})}
     )
@@ -148,7 +152,7 @@ def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     notes = [f"{whose(names, len(table))}: {note}" for note, names in noted.items()]
     drawn = Table(title=title, box=SIMPLE, padding=0, caption=Text("\n".join(notes)), caption_justify="left")
     written = texts(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
-    if "attention_norm" in written:  # takes the room of two
+    if {"study", "attention_norm"} & set(written):  # each takes the room of two
         written = written.drop(columns=["diverged", "overhead_percent"], errors="ignore")
     for column in map(str, written):
         drawn.add_column(
@@ -161,23 +165,66 @@ def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     return drawn
 
 
-def to_csv(table: pd.DataFrame) -> str:
-    return str(table.to_csv(index=False))
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table with a name, as numbers and as people read it."""
+
+    name: str
+    """Names its files."""
+    values: pd.DataFrame
+    texts: pd.DataFrame
+    """Its columns that say something, as text."""
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    written = texts(table).map(lambda text: text.replace("|", "\\|"))
-    return str(written.to_markdown(index=False, disable_numparse=True)) + "\n"
+LAYOUTS = ("LRS", "best_loss", "best_lr", "overhead_percent")
+"""Columns of ``sensitivity_table`` that get a sheet in the published layout."""
 
 
-def to_latex(table: pd.DataFrame) -> str:
-    written = texts(table)
-    columns = "".join("r" if column in FORMATS else "l" for column in written)
-    return str(written.to_latex(index=False, escape=True, column_format=columns)).replace("≥", r"$\geq$")
+def sheets(table: pd.DataFrame) -> list[Sheet]:
+    """``sensitivity_table``, and ``LAYOUTS``."""
+    found = [Sheet(name="sensitivity", values=table, texts=texts(table))]
+    for name in LAYOUTS:
+        wide = published_layout(table, name).rename_axis(index="scale").reset_index()
+        written = {
+            column: [shown(value, name if column != "scale" else "") for value in wide[column]] for column in wide
+        }
+        found.append(Sheet(name=name, values=wide, texts=pd.DataFrame(written)))
+    return found
 
 
-RENDERERS: dict[str, Callable[[pd.DataFrame], str]] = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
-"""How ``sensitivity_table`` is written to a file, by the file's extension."""
+def to_csv(sheet: Sheet) -> bytes:
+    return sheet.values.to_csv(index=False).encode()
+
+
+def to_parquet(sheet: Sheet) -> bytes:
+    buffer = io.BytesIO()
+    sheet.values.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def to_markdown(sheet: Sheet) -> bytes:
+    written = sheet.texts.map(_in_markdown).rename(columns=_in_markdown)
+    return f"{written.to_markdown(index=False, disable_numparse=True)}\n".encode()
+
+
+def to_latex(sheet: Sheet) -> bytes:
+    numeric = map(pd.api.types.is_numeric_dtype, (sheet.values[column] for column in sheet.texts))
+    columns = "".join("r" if is_number else "l" for is_number in numeric)
+    written = sheet.texts.to_latex(index=False, escape=True, column_format=columns)
+    return written.replace("≥", r"$\geq$").encode()
+
+
+RENDERERS: dict[str, Callable[[Sheet], bytes]] = {
+    "csv": to_csv,
+    "parquet": to_parquet,
+    "md": to_markdown,
+    "tex": to_latex,
+}
+"""How a sheet is written to a file, by the file's extension: the first two keep every digit."""
+
+
+def _in_markdown(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _rank(column: pd.Series[Any]) -> pd.Series[Any]:

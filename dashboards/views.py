@@ -2,7 +2,8 @@
 
 A chart compares methods under one attention norm, or, where a study has more norms than methods, attention norms
 under one method. Colour is what is compared (Okabe and Ito's palette, safe for colour-blind readers), the same in
-every figure of a study; dash and shape tell apart what shares a colour: the strengths of a method, the norms of a kind.
+every figure of a study; dash and shape tell apart what shares a colour: the strengths of a method, the norms of a
+kind, the studies.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
     norms = {curve.attention_norm for curve in curves}
     methods = {(curve.method, curve.gamma) for curve in curves}
     compares_norms = len(norms) > len(methods)
+    several = len({curve.study for curve in curves}) > 1
     drawn = []
     alike: dict[str, list[str]] = {}
     for curve in curves:
@@ -68,11 +70,14 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
             name, of, color = curve.attention_norm, method, color_of_norm(curve.attention_norm)
         else:
             name, of, color = method, curve.attention_norm, color_of(curve.method)
+        if several and len(norms) > 1:
+            name = f"{curve.study}: {name}"
         of_color = alike.setdefault(color, [])
         if name not in of_color:
             of_color.append(name)
         rank = of_color.index(name)
-        dash, shape = DASHES[rank % len(DASHES)], SHAPES[rank % len(SHAPES)]
+        # Each time round the dashes the shapes go one further, so that sixteen lines can share a colour.
+        dash, shape = DASHES[rank % len(DASHES)], SHAPES[(rank + rank // len(DASHES)) % len(SHAPES)]
         drawn.append(Line(curve=curve, name=name, of=of, color=color, dash=dash, shape=shape))
     return drawn
 

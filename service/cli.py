@@ -126,16 +126,47 @@ def status(study: str | None, home: str, cells: bool) -> None:
 
 
 @main.command()
-@click.argument("source")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @home_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for page, figures and tables.")
+@click.option(
+    "--format", "formats", multiple=True, help="html, png, svg, pdf, csv, parquet, md or tex; all by default."
+)
+@click.option("--only", multiple=True, metavar="GLOB", help="Names of figures and tables; all by default.")
+@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="What a column is called in SOURCE.")
 @bad_input_exits
-def report(source: str, home: str, out: Path | None) -> None:
-    """Table, page and figures of SOURCE: a study of the home, mlflow:STUDY, or a CSV of runs."""
-    from service.reporting import load
+def report(
+    sources: tuple[str, ...],
+    home: str,
+    out: Path | None,
+    formats: tuple[str, ...],
+    only: tuple[str, ...],
+    columns: tuple[str, ...],
+) -> None:
+    """Table, page and figures of each SOURCE, in one report.
+
+    SOURCE is a study of the home, HOME:STUDY of another one, mlflow:STUDY, or a CSV of runs. With --column, which may
+    be repeated, it is a CSV or mlflow:EXPERIMENT that something else wrote; OURS==VALUE is the same for all its runs.
+    """
+    from dashboards.elsewhere import mapping
+    from service.reporting import load_all
     from service.reporting import report as write
 
-    write(load(source, Home.open(home)), out, plain())
+    write(load_all(sources, Home.open(home), mapping(columns)), out, plain(), formats, only)
+
+
+@main.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@home_option
+@bad_input_exits
+def diff(before: str, after: str, home: str) -> None:
+    """Which curves moved from A to B, by how much, and whether by more than noise. A and B are as for report."""
+    from service.reporting import diff as show
+    from service.reporting import load
+
+    place = Home.open(home)
+    show(load(before, place), load(after, place), plain())
 
 
 @main.command()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
+from dashboards.comparison import compare
+from dashboards.comparison import tables as comparison_tables
+from dashboards.elsewhere import read_experiment
+from dashboards.files import FORMATS
 from dashboards.published import RUNS_CSV, overheads_beside_published
 from dashboards.report import write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
-from dashboards.sensitivity import curves
-from dashboards.tables import sensitivity_table, terminal_table
+from dashboards.sensitivity import Grid, curves, studies
+from dashboards.tables import listed, sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study, shipped
 from service.home import Home
@@ -32,7 +37,7 @@ class Source:
 
     title: str
     runs: pd.DataFrame
-    grid: Sequence[float] | None
+    grid: Grid
     provenance: dict[str, str]
     notes: tuple[str, ...] = ()
     """What a reader should know before relying on it."""
@@ -40,42 +45,105 @@ class Source:
     """Where its report goes unless told otherwise."""
 
 
-def load(source: str, home: Home) -> Source:
-    """A study of the home by name, ``mlflow:<study>``, or a CSV by path.
+def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> Source:
+    """A study of the home by name, of another home as ``FOLDER:STUDY``, ``mlflow:STUDY``, or a CSV by path.
+
+    With ``columns``, see ``dashboards.elsewhere``, a CSV that something else wrote, or ``mlflow:EXPERIMENT``.
 
     Raises:
-        InvalidInput: there is no such source, or it is damaged.
+        InvalidInput: there is no such source, it is damaged, or it has columns of its own.
     """
-    if source.startswith(MLFLOW_PREFIX):
-        name = source.removeprefix(MLFLOW_PREFIX)
-        check(home.tracking_uri)
-        runs = read_mlflow(home.tracking_uri, EXPERIMENT, name)
-        return Source(title=name, runs=runs, grid=None, provenance={"MLflow study": name}, folder=Path(name))
-    if home.ledger(source).is_file():
-        study = Study.load(str(home.study(source) / "study.yaml"))
-        runs = from_records(Ledger(home.ledger(source), source).records())
-        return Source(
-            title=source,
-            runs=runs,
-            grid=study.lrs,
-            provenance=provenance(study),
-            notes=(study.description,) if study.description else (),
-            folder=home.study(source) / "report",
-        )
+    folder, colon, name = source.rpartition(":")
     path = Path(source)
-    if path.suffix == ".csv":
-        runs = read_csv(path)
-        published = path.read_bytes() == RUNS_CSV.read_bytes()
-        return Source(
-            title=path.stem,
-            runs=runs,
-            grid=None,
-            provenance={"table": path.name},
-            notes=(overheads_beside_published(curves(runs)),) if published else (),
-            folder=Path(path.stem),
+    if source.startswith(MLFLOW_PREFIX):
+        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), home.tracking_uri, columns)
+    if path.suffix == ".csv" and not home.ledger(source).is_file():
+        return _from_csv(path, columns)
+    if columns:
+        raise InvalidInput(
+            "--column", source, "is a study, whose columns are known", "give a .csv or mlflow:EXPERIMENT"
         )
+    if colon and not home.ledger(source).is_file():
+        if not Home(Path(folder)).ledger(name).is_file():
+            known = ", ".join(Home(Path(folder)).known()) or "none"
+            raise InvalidInput("SOURCE", source, "is no study of another home", f"studies in {folder}: {known}")
+        return _from_home(name, Home(Path(folder)))
+    if home.ledger(source).is_file():
+        return _from_home(source, home)
     known = ", ".join(home.known()) or "none yet"
     raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", f"studies here: {known}")
+
+
+def _from_home(name: str, home: Home) -> Source:
+    study = Study.load(str(home.study(name) / "study.yaml"))
+    return Source(
+        title=name,
+        runs=from_records(Ledger(home.ledger(name), name).records()),
+        grid=study.lrs,
+        provenance=provenance(study),
+        notes=(study.description,) if study.description else (),
+        folder=home.study(name) / "report",
+    )
+
+
+def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Source:
+    check(uri)
+    if columns:
+        runs, kind = read_experiment(uri, name, columns), "MLflow experiment"
+    else:
+        runs, kind = read_mlflow(uri, EXPERIMENT, name), "MLflow study"
+    return Source(title=name, runs=runs, grid=None, provenance={kind: name}, folder=Path(name))
+
+
+def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
+    runs = read_csv(path, columns)
+    published = path.read_bytes() == RUNS_CSV.read_bytes()
+    return Source(
+        title=path.stem,
+        runs=runs,
+        grid=None,
+        provenance={"table": path.name},
+        notes=(overheads_beside_published(curves(runs)),) if published else (),
+        folder=Path(path.stem),
+    )
+
+
+def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> Source:
+    """One source, or several as one whose studies are told apart by the sources' titles.
+
+    ``columns`` is for those that are no study of a home.
+
+    Raises:
+        InvalidInput: see ``load``; one source is given twice.
+    """
+    if len(names) == 1:
+        return load(names[0], home, columns)
+    foreign = [name.startswith(MLFLOW_PREFIX) or name.endswith(".csv") for name in names]
+    if columns and not any(foreign):
+        raise InvalidInput("--column", ", ".join(names), "are studies, whose columns are known", "leave it out")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InvalidInput("SOURCE", twice.pop(), "is given twice", "give each source once")
+    sources = [
+        load(name, home, columns if is_foreign else None) for name, is_foreign in zip(names, foreign, strict=True)
+    ]
+    titles = [source.title for source in sources]
+    # Two homes may have studies of one name: the sources as they were given are what tells them apart.
+    titles = [name if titles.count(title) > 1 else title for name, title in zip(names, titles, strict=True)]
+    named = list(zip(titles, sources, strict=True))
+    return Source(
+        title=listed(titles),
+        runs=pd.concat([_under(title, source.runs) for title, source in named], ignore_index=True),
+        grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
+        provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
+        notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),
+        folder=Path(re.sub(r"[^\w.-]+", "-", "-and-".join(titles))),
+    )
+
+
+def _under(title: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """``runs`` as those of the study ``title``; where they are of several, these stand behind it."""
+    of = studies(runs)
+    return runs.assign(study=title if of.nunique() < 2 else title + " " + of)
 
 
 def provenance(study: Study) -> dict[str, str]:
@@ -92,8 +160,13 @@ def provenance(study: Study) -> dict[str, str]:
     }
 
 
-def report(source: Source, folder: Path | None, console: Console) -> Path:
-    """Print the table and write the page, figures and tables; returns the page's path."""
+def report(
+    source: Source, folder: Path | None, console: Console, formats: Sequence[str] = (), only: Sequence[str] = ()
+) -> Path:
+    """Print the table and write page, figures and tables; returns the path of the page, or of the folder without one.
+
+    ``formats`` and ``only`` are those of ``dashboards.report.write_report``.
+    """
     table = sensitivity_table(curves(source.runs, source.grid))
     console.print(terminal_table(table, title=f"Learning-rate sensitivity: {source.title}"))
     for note in source.notes:
@@ -101,9 +174,31 @@ def report(source: Source, folder: Path | None, console: Console) -> Path:
     target = folder or source.folder
     try:
         page = write_report(
-            source.runs, target, title=source.title, grid=source.grid, provenance=source.provenance, notes=source.notes
+            source.runs,
+            target,
+            title=source.title,
+            grid=source.grid,
+            provenance=source.provenance,
+            notes=source.notes,
+            formats=formats or FORMATS,
+            only=only,
         )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"can not be written ({error.strerror})", "choose a folder") from error
     console.print(f"report: {page.resolve()}", soft_wrap=True, highlight=False)
     return page
+
+
+def diff(before: Source, after: Source, console: Console) -> None:
+    """Print which curves of both moved, by how much, and which are in one of them only.
+
+    Raises:
+        InvalidInput: a source holds several studies.
+    """
+    for source in (before, after):
+        if studies(source.runs).nunique() > 1:
+            raise InvalidInput("SOURCE", source.title, "holds several studies", "give a source of one")
+    found = compare(*(curves(source.runs, source.grid) for source in (before, after)))
+    names = (before.title, after.title) if before.title != after.title else ("before", "after")
+    for renderable in comparison_tables(found, *names):
+        console.print(renderable, soft_wrap=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ import pytest
 from made_up import GRID, L_INIT, curve, study
 
 from dashboards import published
-from dashboards.figures import diagnostic_facts, figures, loss_facts, lrs_facts, save
+from dashboards.figures import diagnostic_facts, figures, loss_facts, lrs_facts
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from dashboards.views import COLORS, GREY, Line, color_of_norm, lines, views
@@ -118,20 +116,24 @@ def test_where_nothing_comes_near_the_ceiling_words_say_where_it_is() -> None:
     assert "6.93" in figure.caption
 
 
-def test_files(found: list[Line], tmp_path: Path) -> None:
-    paths = save(figures(found)[:1], tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == ["loss-tiny.png", "loss-tiny.svg"]
-    assert paths[0].read_bytes().startswith(b"\x89PNG")
-    words = "".join(ElementTree.parse(paths[1]).getroot().itertext())
-    for word in ("Final loss over learning rate, tiny", "learning rate", "mu-loss (gamma=0.1)", "l_init 6.93"):
-        assert word in words
+def test_studies_are_told_apart() -> None:
+    strengths = [
+        curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma, study=name) for name in "AB" for gamma in (1, 2)
+    ]
+    drawn = drawn_of(study(*strengths, *(curve([3.5, 3.0, 3.2, 3.4], study=name) for name in "AB")))
+    assert [line.name for line in drawn[:2]] == ["A: baseline", "A: mu-loss (gamma=1)"]
+    assert len({(line.color, line.dash, line.shape) for line in drawn}) == len(drawn)
+    gammas = figures(drawn)[1]
+    assert gammas.name == "lrs-gamma-tiny"
+    for mark in ("line", "rule"):
+        dashes = layers_with(gammas.spec, mark)[-1]["encoding"]["strokeDash"]
+        assert dashes["field"] == "study"
+        assert dashes["scale"]["domain"] == ["A", "B"]
 
 
-def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
-    drawn = figures(drawn_of(study(curve([3.5, 3.0, 3.2, 3.4], scale="../../up"))))
-    (path,) = save(drawn, tmp_path / "figures", formats=("svg",))
-    assert path.parent == tmp_path / "figures"
-    assert path.is_file()
+def test_sixteen_lines_can_share_a_colour() -> None:
+    many = [curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma) for gamma in range(1, 17)]
+    assert len({(line.dash, line.shape) for line in drawn_of(study(*many))}) == 16
 
 
 def compared(*norms: str, methods: tuple[str, ...] = ("baseline",), scales: tuple[str, ...] = ("tiny",)) -> list[Line]:

@@ -69,11 +69,9 @@ def test_the_folder(evil: Path) -> None:
     folder = evil.parent
     assert evil.name == "report.html"
     tables = {path.name for path in (folder / "tables").iterdir()}
-    assert tables == {
-        *("sensitivity.csv", "sensitivity.md", "sensitivity.tex"),
-        *("LRS.csv", "best_loss.csv", "best_lr.csv", "overhead_percent.csv"),
-    }
-    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
+    names = ("sensitivity", "LRS", "best_loss", "best_lr", "overhead_percent")
+    assert tables == {f"{name}.{form}" for name in names for form in ("csv", "parquet", "md", "tex")}
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg", ".pdf"}
     assert len(read_csv(folder / "runs.csv")) == 4
 
 

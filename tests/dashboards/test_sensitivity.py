@@ -306,9 +306,27 @@ def test_one_cell_twice_is_refused() -> None:
         curves(from_records([run(), run(val_loss=2.0)]))
 
 
-def test_two_studies_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="several studies"):
-        curves(from_records([run(), run(study="another")]))
+def test_each_study_has_its_own_curves_on_its_own_grid() -> None:
+    runs = study(
+        curve([3.5, 3.0, 3.2, 3.4]),
+        curve([3.5, 3.0, 3.2, 3.6], study="another"),
+        curve([3.5, 3.0, 3.2, 3.6], study="another", method="mu-centering", train_seconds=20.0),
+    )
+    first, second, third = curves(runs, {"another": GRID[:3]})
+    assert [(first.study, first.label), (second.study, second.label)] == [
+        ("made-up", "made-up: baseline"),
+        ("another", "another: baseline"),
+    ]
+    assert (first.lr, second.lr) == (GRID, GRID[:3])
+    assert third.overhead_percent == pytest.approx(100), "over the baseline of its own study"
+    alone = curves(runs[runs["study"] == "another"], GRID[:3])
+    assert [curve.label for curve in alone] == ["baseline", "mu-centering"]
+    assert second.LRS == alone[0].LRS
+
+
+def test_runs_without_a_study_belong_to_the_one_that_is_named() -> None:
+    (found,) = curves(from_records([run(study=None), run(lr=1.0)]))
+    assert (found.study, len(found.points)) == ("made-up", 2)
 
 
 def test_no_runs_have_no_curves() -> None:

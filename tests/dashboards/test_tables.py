@@ -13,7 +13,15 @@ from rich.console import Console
 from dashboards import published
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from dashboards.tables import RENDERERS, TABLE_COLUMNS, published_layout, sensitivity_table, terminal_table
+from dashboards.tables import (
+    LAYOUTS,
+    RENDERERS,
+    TABLE_COLUMNS,
+    published_layout,
+    sensitivity_table,
+    sheets,
+    terminal_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +35,12 @@ def drawn(table: pd.DataFrame, width: int = 80) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def written(form: str, table: pd.DataFrame) -> str:
+    return RENDERERS[form](sheets(table)[0]).decode("utf-8" if form != "parquet" else "latin-1")
+
+
 def test_columns_are_frozen(table: pd.DataFrame) -> None:
-    columns = "scale attention_norm method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr highest_lr"
+    columns = "study scale attention_norm method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr highest_lr"
     rest = "edge_low edge_high diverged cells overhead_percent note"
     assert " ".join(TABLE_COLUMNS) == f"{columns} {rest}", "tables/sensitivity.csv is a public format"
     assert tuple(table) == TABLE_COLUMNS
@@ -75,8 +87,8 @@ def test_a_layout_has_a_column_for_each_attention_norm() -> None:
 
 
 def test_attention_norms_are_shown_where_there_is_another_than_the_default(table: pd.DataFrame) -> None:
-    assert "attention_norm" not in RENDERERS["md"](table)
-    assert "attention_norm" in RENDERERS["csv"](table)
+    assert "attention_norm" not in written("md", table)
+    assert "attention_norm" in written("csv", table)
     text = drawn(several_norms().assign(gamma=0.0001))
     assert "…" not in text
     for name in ("attention", "sigma-reparam", "qk-norm", "mu-centering"):
@@ -86,8 +98,8 @@ def test_attention_norms_are_shown_where_there_is_another_than_the_default(table
 def test_the_highest_lr_of_a_whole_grid_is_a_lower_bound(table: pd.DataFrame) -> None:
     assert set(table["highest_lr"]) == {0.3}
     assert "≥ 0.3" in drawn(table)
-    assert "≥ 0.3" in RENDERERS["md"](table)
-    assert r"$\geq$ 0.3" in RENDERERS["tex"](table)
+    assert "≥ 0.3" in written("md", table)
+    assert r"$\geq$ 0.3" in written("tex", table)
     assert "every curve: every lr of the grid converges" in drawn(table)
     assert "≥" not in drawn(several_norms())
     assert set(several_norms()["highest_lr"]) == {0.1}
@@ -101,24 +113,51 @@ def test_terminal_table_says_what_is_missing_below_it() -> None:
 
 def test_csv_keeps_every_digit(table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(
-        pd.read_csv(io.StringIO(RENDERERS["csv"](table)), keep_default_na=False, na_values={c: [""] for c in NUMBERS}),
+        pd.read_csv(io.StringIO(written("csv", table)), keep_default_na=False, na_values={c: [""] for c in NUMBERS}),
         table,
         check_dtype=False,
     )
 
 
-NUMBERS = [column for column in TABLE_COLUMNS if column not in ("scale", "attention_norm", "method", "note")]
+NUMBERS = [column for column in TABLE_COLUMNS if column not in ("study", "scale", "attention_norm", "method", "note")]
 
 
 @pytest.mark.parametrize("form", RENDERERS)
 def test_an_unknown_value_is_never_written_as_nan(form: str) -> None:
     runs = study(curve([math.nan, math.nan, 3.0, 3.1], l_init=None))
-    assert "nan" not in RENDERERS[form](sensitivity_table(curves(runs, GRID))).lower()
+    assert "nan" not in written(form, sensitivity_table(curves(runs, GRID))).lower()
+
+
+def test_parquet_keeps_every_digit_of_every_sheet(table: pd.DataFrame) -> None:
+    assert [sheet.name for sheet in sheets(table)] == ["sensitivity", *LAYOUTS]
+    for sheet in sheets(table):
+        pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(RENDERERS["parquet"](sheet))), sheet.values)
+
+
+def test_a_layout_is_written_as_the_published_table(table: pd.DataFrame) -> None:
+    sheet = sheets(table)[1]
+    assert "16M & 0.306 & 0.054 & 0.031 & 0.028" in RENDERERS["tex"](sheet).decode()
+    assert "{lrrrr}" in RENDERERS["tex"](sheet).decode()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in RENDERERS["md"](sheet).decode().split("\n")
+    ]
+    assert rows[-2] == ["221M", "0.412", "0.109", "0.056", "0.061"]
+
+
+def test_two_studies_stand_beside_each_other() -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.3], study="another"))
+    table = sensitivity_table(curves(runs, GRID))
+    assert list(published_layout(table)) == ["another: baseline", "made-up: baseline"]
+    text = drawn(table)
+    assert "another" in text
+    assert "made-up" in text
+    assert "…" not in text
+    assert "study" not in drawn(table[table["study"] == "another"])
 
 
 def test_names_can_not_break_out_of_a_format() -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4], method="a|b_[red]$&%"))
     table = sensitivity_table(curves(runs, GRID))
-    assert "a\\|b_[red]" in RENDERERS["md"](table)
-    assert r"a|b\_[red]\$\&\%" in RENDERERS["tex"](table)
+    assert "a\\|b_[red]" in written("md", table)
+    assert r"a|b\_[red]\$\&\%" in written("tex", table)
     assert "a|b_[red]$&%" in drawn(table)

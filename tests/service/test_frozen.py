@@ -35,7 +35,8 @@ def test_command_line() -> None:
         "run": ["--address", "--home", "--retry-crashed", "study"],
         "plan": ["--home", "study"],
         "status": ["--cells", "--home", "study"],
-        "report": ["--home", "--out", "source"],
+        "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
+        "diff": ["--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
         "data prepare": [
@@ -74,8 +75,8 @@ def test_states() -> None:
 def test_columns() -> None:
     """Those of a table of runs are frozen in tests/dashboards/test_runs.py."""
     assert TABLE_COLUMNS == (
-        "scale", "attention_norm", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr",
-        "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note",
+        "study", "scale", "attention_norm", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss",
+        "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note",
     )  # fmt: skip
 
 

@@ -1,0 +1,103 @@
+"""What a report writes beside its page: every figure and every table in every format, of the sizes of a paper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+
+from dashboards.figures import LEGEND, Figure
+from dashboards.tables import RENDERERS, Sheet
+from search_spaces.errors import InvalidInput
+
+VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
+"""Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
+
+FIGURE_FORMATS = ("png", "svg", "pdf")
+DATA_FORMATS = ("csv", "parquet")
+"""Of the runs, which are too many to read."""
+FORMATS = ("html", *FIGURE_FORMATS, *RENDERERS)
+
+POINT = 0.65
+"""Points on paper of a pixel of a figure: its text of 11 and 12 pixels becomes 7 and 8 points high."""
+PPI = 300
+"""Resolution of a PNG."""
+WIDTHS = {"": 6.9, "-column": 3.3}
+"""Inches of a figure over two columns and over one, by what the names of its files end in."""
+HEIGHT = {"": 300, "-column": 230}
+"""Pixels of what the axes enclose."""
+LEGEND_COLUMNS = {"": 4, "-column": 2}
+SIZE = re.compile(r'\b(width|height)="([\d.]+)"')
+"""The first two of an SVG are those of the whole."""
+AXIS = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400}
+
+
+def chosen(names: Mapping[str, Collection[str]], formats: Collection[str], only: Sequence[str]) -> dict[str, list[str]]:
+    """The formats that are wanted of each name: those of ``formats`` that it has, if a glob of ``only`` matches it.
+
+    Raises:
+        InvalidInput: no such format; a glob matches nothing that there is in these formats.
+    """
+    for form in formats:
+        if form not in FORMATS:
+            raise InvalidInput("--format", form, "is no format", f"choose from {', '.join(FORMATS)}")
+    there = {name: [form for form in formats if form in has] for name, has in names.items()}
+    there = {name: forms for name, forms in there.items() if forms}
+    remedy = f"there are {', '.join(there)}"
+    for glob in only:
+        if not any(fnmatchcase(name, glob) for name in there):
+            raise InvalidInput("--only", glob, f"matches nothing to write as {', '.join(formats)}", remedy)
+    return {name: forms for name, forms in there.items() if not only or any(fnmatchcase(name, glob) for glob in only)}
+
+
+def stem(figure: Figure) -> str:
+    """What the files of a figure are named by. A view has a name from elsewhere: nothing in it may lead out of the
+    folder."""
+    return re.sub(r"[^\w.-]+", "-", figure.name)
+
+
+def save(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) -> list[Path]:
+    """Write a file of each width and format, without the title, which a caption says; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending in WIDTHS:
+        svg = _svg(figure, ending)
+        for form in formats:
+            path = folder / f"{stem(figure)}{ending}.{form}"
+            path.write_bytes(_converted(svg, form))
+            paths.append(path)
+    return paths
+
+
+def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for form in formats:
+        (folder / f"{sheet.name}.{form}").write_bytes(RENDERERS[form](sheet))
+
+
+def _svg(figure: Figure, ending: str) -> str:
+    """As wide as its place on paper and as high as its legend needs, in points."""
+    size = {
+        "width": WIDTHS[ending] * 72 / POINT,
+        "height": HEIGHT[ending],
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "background": "white",
+        "padding": 2,
+    }
+    legend = LEGEND | {"columns": LEGEND_COLUMNS[ending], "labelFontSize": AXIS["labelFontSize"]}
+    config = figure.spec["config"] | {"legend": legend, "axis": AXIS}
+    svg = vl_convert.vegalite_to_svg(figure.spec | size | {"config": config}, vl_version=VEGA_LITE)
+    # The viewBox goes on to measure in pixels, and so scales what is drawn.
+    return SIZE.sub(lambda found: f'{found[1]}="{float(found[2]) * POINT:g}"', svg, count=2)
+
+
+def _converted(svg: str, form: str) -> bytes:
+    if form == "png":
+        return vl_convert.svg_to_png(svg, scale=1, ppi=PPI)
+    if form == "pdf":  # takes a number for points, as SVG does for pixels of 1/96 inch
+        return vl_convert.svg_to_pdf(svg)
+    return SIZE.sub(r'\1="\2pt"', svg, count=2).encode()

@@ -1,0 +1,133 @@
+"""Two studies side by side: what moved, and how often noise is taken for it."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import L_INIT, curve, study
+from rich.console import Console
+
+from dashboards.comparison import ALPHA, Comparison, compare, tables
+from dashboards.sensitivity import curves
+
+LOSSES = [3.5, 3.0, 3.2, 3.4]
+
+
+def compared(before: list[list[dict[str, object]]], after: list[list[dict[str, object]]]) -> Comparison:
+    return compare(curves(study(*before)), curves(study(*after)))
+
+
+def seeds(losses: list[float], noise: float, count: int = 3, **changes: object) -> list[list[dict[str, object]]]:
+    """Curves over seeds around ``losses``, whose last learning rate has noise of its own."""
+    shifts = np.linspace(-noise, noise, count)
+    return [curve([*losses[:-1], losses[-1] + shift], seed=s, **changes) for s, shift in enumerate(shifts)]
+
+
+def row(found: Comparison, measure: str) -> pd.Series:
+    (one,) = [row for _, row in found.rows.iterrows() if row["measure"] == measure]
+    return one
+
+
+def said(found: Comparison) -> str:
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    for renderable in tables(found, "A", "B"):
+        console.print(renderable, soft_wrap=True)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_move_beyond_the_noise_is_one() -> None:
+    found = compared(seeds(LOSSES, 0.01), seeds([3.5, 3.0, 3.2, 4.4], 0.01))
+    lrs = row(found, "LRS")
+    assert lrs["change"] == pytest.approx(1 / 3)
+    assert (lrs["verdict"], row(found, "best_loss")["verdict"]) == ("moved", "equal")
+    assert "LRS moved by more than noise: tiny baseline" in said(found)
+
+
+def test_a_move_within_the_noise_is_none() -> None:
+    found = compared(seeds(LOSSES, 0.5), seeds([3.5, 3.0, 3.2, 3.5], 0.5))
+    assert row(found, "LRS")["verdict"] == "within noise"
+    assert "No LRS and no best loss moved by more than noise." in said(found)
+
+
+def test_the_test_is_welchs() -> None:
+    """t = 0.3 / sqrt(0.01 / 3 + 0.09 / 3) on 2.44 degrees of freedom, worked by hand; LRS is a third of it."""
+    found = compared(seeds(LOSSES, 0.1), seeds([3.5, 3.0, 3.2, 3.7], 0.3))
+    assert row(found, "LRS")["p"] == pytest.approx(0.218, abs=0.005)
+
+
+def test_one_seed_says_that_noise_is_not_known() -> None:
+    found = compared([curve(LOSSES)], seeds([3.5, 3.1, 3.2, 4.4], 0.01))
+    assert row(found, "LRS")["verdict"] == row(found, "best_loss")["verdict"] == "noise unknown"
+    assert math.isnan(row(found, "LRS")["p"])
+    assert "noise is, is not known" in said(found)
+
+
+def test_equal_studies_are_equal() -> None:
+    found = compared(seeds(LOSSES, 0.1), seeds(LOSSES, 0.1))
+    assert set(found.rows["verdict"]) == {"equal"}
+    assert said(found) == "Equal: tiny baseline\n"
+
+
+def test_learning_rates_move_by_factors() -> None:
+    found = compared([curve([3.5, 3.0, 3.2, math.nan])], [curve([3.0, 3.5, math.nan, math.nan])])
+    best, highest = row(found, "best_lr"), row(found, "highest_lr")
+    assert (best["before"], best["after"], best["change"]) == pytest.approx((1e-2, 1e-3, 0.1))
+    assert (highest["before"], highest["after"]) == (0.1, 0.01)
+
+
+def test_curves_of_one_study_only_are_named() -> None:
+    centering = curve(LOSSES, method="mu-centering")
+    found = compared(
+        [curve(LOSSES), curve(LOSSES, method="z-loss", gamma=1e-4), centering],
+        [centering, curve(LOSSES, method="z-loss", gamma=1e-2), curve(LOSSES, attention_norm="none")],
+    )
+    assert found.only_before == ("tiny baseline", "tiny z-loss (gamma=0.0001)")
+    assert found.only_after == ("tiny baseline + none", "tiny z-loss (gamma=0.01)")
+    assert "Only in A: tiny baseline and tiny z-loss (gamma=0.0001)" in said(found)
+
+
+def test_different_grids_are_compared_where_they_meet() -> None:
+    found = compared([curve(LOSSES)], [curve(LOSSES)[:3]])
+    assert set(found.rows["verdict"]) == {"equal"}, "an LRS over other learning rates is another number"
+    assert "compared over the learning rates of both: 0.001, 0.01, 0.1" in said(found)
+    nowhere = compared([curve(LOSSES)], [[record | {"lr": 5.0} for record in curve(LOSSES)[:1]]])
+    assert nowhere.rows.empty
+    assert "learning rates of both: none" in said(nowhere)
+
+
+def test_a_curve_that_is_not_complete_is_not_judged() -> None:
+    broken = curve(LOSSES)
+    broken[0] |= {"state": "crashed", "val_loss": None}
+    found = compared([curve(LOSSES)], [broken])
+    assert row(found, "LRS")["verdict"] == "unknown"
+    assert "the second is not complete, without a result: lr=0.001 seed=1 (crashed)" in said(found)
+
+
+def test_other_texts_do_not_compare() -> None:
+    text = said(compared([curve(LOSSES)], [curve(LOSSES, l_init=10.8)]))
+    assert f"the loss before training is {L_INIT:.2f} and 10.80 nats" in text
+
+
+def test_studies_without_a_curve_in_common() -> None:
+    assert said(compared([], [curve(LOSSES)])) == "Only in B: tiny baseline\n"
+
+
+def test_noise_alone_is_seldom_called_a_move() -> None:
+    """Four curves of equal methods, three seeds each, whose noise grows towards the last learning rate."""
+    rng = np.random.default_rng(0)
+    wrong, repetitions = 0, 150
+
+    def noisy() -> list[list[dict[str, object]]]:
+        return [
+            curve((np.asarray(LOSSES) + rng.normal(size=4) * [0.01, 0.01, 0.03, 0.1]).tolist(), seed=s, method=method)
+            for method in ("baseline", "mu-centering", "z-loss", "max-z")
+            for s in range(3)
+        ]
+
+    for _ in range(repetitions):
+        wrong += bool((compared(noisy(), noisy()).rows["verdict"] == "moved").any())
+    assert wrong / repetitions <= ALPHA + 0.04, f"noise was called a move in {wrong} of {repetitions} comparisons"

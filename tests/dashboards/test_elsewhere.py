@@ -1,0 +1,84 @@
+"""Tables of runs that something else wrote."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dashboards.elsewhere import mapping, read_experiment
+from dashboards.runs import read_csv
+from dashboards.sensitivity import curves
+from search_spaces.errors import InvalidInput
+
+PAIRS = (
+    "lr=learning rate",
+    "val_loss=test/loss",
+    "scale==9M",
+    "method=optimizer",
+    "gamma==None",
+    "seed==1",
+    "l_init==7",
+)
+
+
+def test_a_csv_with_names_and_values_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        "optimizer,learning rate,lr,test/loss,test_loss\nlion,0.1,0,3.5,0\nlion,0.2,0,nan,0\nlion,0.3,0,8,0\n"
+    )
+    (found,) = curves(read_csv(path, mapping(PAIRS)))
+    assert (found.scale, found.method, found.gamma, found.lr) == ("9M", "lion", None, (0.1, 0.2, 0.3))
+    assert found.mean == (3.5, 7, 7)
+    assert (found.diverged, found.LRS) == (2, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("pair", "problem"),
+    [
+        ("lr", "'lr' is no pair"),
+        ("lr=", "'lr=' is no pair"),
+        ("loss=test", "'loss' is no column of ours; choose from study, cell, scale"),
+    ],
+)
+def test_a_bad_pair_is_refused(pair: str, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem):
+        mapping([pair])
+
+
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("optimizer,rate\nlion,0.1\n")
+    with pytest.raises(
+        InvalidInput, match="'lr=learning rate' names no column that there is; there are optimizer, rate"
+    ):
+        read_csv(path, mapping(PAIRS))
+    with pytest.raises(InvalidInput, match=r"lacks the columns scale, method, gamma, seed, val_loss.*--column"):
+        read_csv(path, {"lr": "rate"})
+
+
+def test_an_experiment_of_mlflow(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("theirs", artifact_location=str(tmp_path / "artifacts"))
+    for rate, loss, status in ((0.1, 3.5, "FINISHED"), (0.2, math.nan, "FINISHED"), (0.3, None, "FAILED")):
+        run = client.create_run(experiment).info.run_id
+        client.log_param(run, "learning rate", str(rate))
+        client.log_param(run, "optimizer", "lion")
+        client.log_metric(run, "lr", 0.0)
+        if loss is not None:
+            client.log_metric(run, "test/loss", loss)
+        client.set_terminated(run, status)
+    table = read_experiment(uri, "theirs", mapping(PAIRS)).sort_values("lr")
+    assert table["state"].tolist() == ["finished", "diverged", "crashed"]
+    assert table["lr"].tolist() == [0.1, 0.2, 0.3]
+    assert table["val_loss"].iloc[0] == 3.5
+    assert table["cell"].nunique() == 3
+    with pytest.raises(InvalidInput, match=r"has no scale and no method.*learning rate, optimizer"):
+        read_experiment(uri, "theirs", {"lr": "learning rate"})
+    client.create_experiment("empty")
+    with pytest.raises(InvalidInput, match="holds no run"):
+        read_experiment(uri, "empty", mapping(PAIRS))

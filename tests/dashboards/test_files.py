@@ -1,0 +1,103 @@
+"""Files: figures of the sizes of a paper, and the choice of what is written."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from made_up import GRID, curve, study
+
+from dashboards.figures import Figure, figures
+from dashboards.files import FIGURE_FORMATS, FORMATS, chosen, save
+from dashboards.report import write_report
+from dashboards.sensitivity import curves
+from dashboards.views import lines
+from search_spaces.errors import InvalidInput
+
+
+def figure_of(**changes: object) -> Figure:
+    return figures(lines(curves(study(curve([3.5, 3.0, 3.2, math.nan], **changes)), GRID)))[0]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return save(figure_of(), tmp_path_factory.mktemp("figures") / "new" / "folder")
+
+
+def test_a_figure_is_written_for_two_columns_and_for_one(saved: list[Path]) -> None:
+    names = [f"loss-tiny{ending}.{form}" for ending in ("", "-column") for form in FIGURE_FORMATS]
+    assert [path.name for path in saved] == names
+
+
+@pytest.mark.parametrize(("first", "inches"), [(0, 6.9), (3, 3.3)])
+def test_every_format_is_as_wide_as_its_place_on_paper(saved: list[Path], first: int, inches: float) -> None:
+    png, svg, pdf = saved[first : first + 3]
+    width = struct.unpack(">I", png.read_bytes()[16:20])[0]
+    assert width / 300 == pytest.approx(inches, abs=0.01)
+    assert ElementTree.parse(svg).getroot().attrib["width"] == f"{inches * 72:g}pt"
+    (box,) = re.findall(rb"/MediaBox \[0 0 ([\d.]+)", pdf.read_bytes())
+    assert float(box) / 72 == pytest.approx(inches, abs=0.01)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_what_is_written_in_a_figure_can_be_read_on_paper(saved: list[Path], first: int) -> None:
+    root = ElementTree.parse(saved[first + 1]).getroot()
+    scale = float(root.attrib["width"].removesuffix("pt")) / float(root.attrib["viewBox"].split()[2])
+    sizes = {
+        float(element.attrib["font-size"].removesuffix("px")) * scale
+        for element in root.iter()
+        if "font-size" in element.attrib
+    }
+    assert sizes
+    assert min(sizes) > 7, f"text of {min(sizes):.1f} points is too small for a paper"
+    words = "".join(root.itertext())
+    for word in ("learning rate", "baseline", "l_init 6.93"):
+        assert word in words
+
+
+def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
+    for path in save(figure_of(scale="../../up"), tmp_path / "figures", formats=("svg",)):
+        assert path.parent == tmp_path / "figures"
+        assert path.is_file()
+
+
+THERE = {"report": ("html",), "runs": ("csv", "parquet"), "loss-16M": ("png", "pdf"), "LRS": ("csv", "tex")}
+
+
+def test_everything_is_wanted_unless_told_otherwise() -> None:
+    assert chosen(THERE, FORMATS, ()).keys() == THERE.keys()
+    assert chosen(THERE, ("csv", "png"), ()) == {"runs": ["csv"], "loss-16M": ["png"], "LRS": ["csv"]}
+    assert chosen(THERE, ("csv", "pdf"), ("loss-*", "L*")) == {"loss-16M": ["pdf"], "LRS": ["csv"]}
+
+
+@pytest.mark.parametrize(
+    ("formats", "only", "field", "there"),
+    [
+        (("gif",), (), "--format", "choose from html, png, svg, pdf, csv, parquet, md, tex"),
+        (("pdf",), ("LRS",), "--only", "there are loss-16M"),
+        (FORMATS, ("loss-*", "nothing"), "--only", "there are report, runs, loss-16M, LRS"),
+    ],
+)
+def test_a_choice_of_nothing_is_refused(
+    formats: tuple[str, ...], only: tuple[str, ...], field: str, there: str
+) -> None:
+    with pytest.raises(InvalidInput) as error:
+        chosen(THERE, formats, only)
+    assert error.value.field == field
+    assert error.value.remedy == there
+
+
+def test_a_report_of_a_choice_writes_nothing_else(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]))
+    folder = write_report(
+        runs, tmp_path / "new", title="some", grid=GRID, formats=("svg", "parquet"), only=("l*", "runs")
+    )
+    assert folder == tmp_path / "new"
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"figures/loss-tiny.svg", "figures/loss-tiny-column.svg", "runs.parquet"}
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "runs.parquet"), runs, check_dtype=False)
