@@ -28,8 +28,9 @@ STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
-    """The study's tokens, prepared in the home if need be, and long enough for it."""
+    """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
     tokens = prepare(study.data, home.path, report=report)
+    tokens.verify(home.verified)
     tokens.check_length(study.training.sequence_length, study.training.eval_sequences)
     return tokens
 
