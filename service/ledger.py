@@ -93,10 +93,10 @@ class Ledger:
 
     def plan(self, cells: Iterable[Cell], origin: Origin = "grid") -> None:
         """Add the cells that are not there yet."""
-        new = {cell.id: cell for cell in cells if cell.id not in self.entries}
+        new = {cell_id: cell for cell in cells if (cell_id := cell.id) not in self.entries}
         self._append(
-            {"event": "planned", "cell": cell.id, "origin": origin, "spec": cell.model_dump(mode="json")}
-            for cell in new.values()
+            {"event": "planned", "cell": cell_id, "origin": origin, "spec": cell.model_dump(mode="json")}
+            for cell_id, cell in new.items()
         )
 
     def running(self, cell_id: str) -> None:
@@ -201,9 +201,9 @@ class Ledger:
                 raise ValueError(f"format {event['format']} is not {FORMAT}")
         elif kind == "planned":
             cell = Cell.model_validate(event["spec"])
-            if cell.id != event["cell"]:
-                raise ValueError(f"cell {event['cell']} has the content of {cell.id}")
-            self.entries[cell.id] = Entry(cell, event["origin"])
+            if (cell_id := cell.id) != event["cell"]:  # a hash: dear enough to make once
+                raise ValueError(f"cell {event['cell']} has the content of {cell_id}")
+            self.entries[cell_id] = Entry(cell, event["origin"])
         elif kind in STATES:
             entry = self.entries[event["cell"]]
             entry.result, entry.state = event.get("result", {}), kind  # progress, in its thread, asks the state first

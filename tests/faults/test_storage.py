@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,9 +35,8 @@ def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(
         fill(small, leaving=0)
         before = path.read_bytes()
         long = {"reason": "x" * 20_000}  # a part of this line fits
-        with pytest.raises(OSError) as full:
+        with pytest.raises(OSError, match="No space left on device"):
             ledger.end(CELLS[0].id, "crashed", long)
-        assert full.value.errno == errno.ENOSPC
         assert path.read_bytes() == before, "a part of a line was left"
         assert ledger.entries[CELLS[0].id].state == "planned"
         (small / "filler").unlink()

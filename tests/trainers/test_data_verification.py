@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file counts as large."""
     monkeypatch.setattr(verification, "SMALL_BYTES", 0)
-    yield
 
 
 def flip(path: Path) -> None:
