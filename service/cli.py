@@ -1,6 +1,6 @@
 """The command line. Handlers parse and call, nothing else.
 
-Exit codes: 0 done; 1 done, but cells crashed; 2 bad input; 75 interrupted, the same command goes on.
+Exit codes: 0 done; 1 cells crashed, perhaps all of the first; 2 bad input; 75 interrupted, the same command goes on.
 """
 
 from __future__ import annotations

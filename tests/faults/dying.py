@@ -29,13 +29,14 @@ def train(folder: Path, tokens: Path, rows: list[dict[str, float]] | None = None
 
 
 def train_until(folder: Path, tokens: Path, operation: int) -> None:
-    """SIGKILL before the ``operation``-th time that Python opens, renames, lists or removes something of
-    ``checkpoints``."""
+    """SIGKILL before the ``operation``-th time that Python opens, renames, lists or removes a file of checkpoints,
+    counted from the first of the last checkpoint, at step 6."""
     done = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
-        if event.startswith(("open", "os.")) and arguments and "checkpoints" in str(arguments[0]):
+        path = str(arguments[0]) if event.startswith(("open", "os.")) and arguments else ""
+        if "checkpoints" in path and (done or "step-00000006" in path):
             done += 1
             if done == operation:
                 os.kill(os.getpid(), signal.SIGKILL)

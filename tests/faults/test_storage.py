@@ -18,6 +18,8 @@ from tests.trainers import tiny
 from trainers.loop import Trainer
 from trainers.world import World
 
+pytestmark = pytest.mark.slow
+
 CELLS = Plan(Study.load("demo"), "data").cells
 
 
