@@ -1,6 +1,6 @@
 """The command line. Handlers parse and call, nothing else.
 
-Exit codes: 0 done; 1 done, but cells crashed; 2 bad input; 75 interrupted, the same command goes on.
+Exit codes: 0 done; 1 cells crashed, perhaps all of the first; 2 bad input; 75 interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None
     except InvalidInput as error:  # the results are in the home
         console.print(f"not in MLflow yet: {error}", soft_wrap=True)
     if crashed:
-        name = spec.name
-        console.print(f"{crashed} cells crashed: `oec status {name}` says why, `oec run --retry-crashed` tries again")
+        again = f"`oec run {study} --retry-crashed` tries again"
+        console.print(f"{crashed} cells crashed: `oec status {spec.name}` says why, {again}", soft_wrap=True)
         sys.exit(EXIT_CRASHED)
 
 

@@ -61,6 +61,10 @@ class Home:
         return self.path / "micro_batches.json"
 
     @property
+    def verified(self) -> Path:
+        return self.path / "data" / "verified.json"
+
+    @property
     def tracking_uri(self) -> str:
         """``MLFLOW_TRACKING_URI``, or the home's own SQLite store."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path / 'mlflow.db'}"

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
@@ -66,10 +67,10 @@ class Ledger:
         self.path, self.study = path, study
         self.entries: dict[str, Entry] = {}
         self._seq = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+")
+            self._file = path.open("ab", buffering=0)  # a buffer would write the rest of a failed line later
             self._lock()
         if path.exists():
             whole = self._replay(path.read_bytes())
@@ -92,10 +93,10 @@ class Ledger:
 
     def plan(self, cells: Iterable[Cell], origin: Origin = "grid") -> None:
         """Add the cells that are not there yet."""
-        new = {cell.id: cell for cell in cells if cell.id not in self.entries}
+        new = {cell_id: cell for cell in cells if (cell_id := cell.id) not in self.entries}
         self._append(
-            {"event": "planned", "cell": cell.id, "origin": origin, "spec": cell.model_dump(mode="json")}
-            for cell in new.values()
+            {"event": "planned", "cell": cell_id, "origin": origin, "spec": cell.model_dump(mode="json")}
+            for cell_id, cell in new.items()
         )
 
     def running(self, cell_id: str) -> None:
@@ -150,18 +151,29 @@ class Ledger:
             raise LedgerLocked(
                 "study", self.study, f"is being run by another process ({owner})", "wait for it, or stop it"
             ) from error
-        self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
 
     def _append(self, events: Iterable[dict[str, Any]]) -> None:
-        """Write the events as lines, durably, then apply them."""
+        """Write the events as lines, durably, then apply them.
+
+        Raises:
+            OSError: the storage is full or gone; the ledger is as it was, in the file and here.
+        """
         if self._file is None:
             raise ValueError(f"the ledger {self.path} was opened for reading")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         stamped = [{"seq": self._seq + i, "at": now, **event} for i, event in enumerate(events, start=1)]
         lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in stamped]
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            unwritten = memoryview("".join(lines).encode())
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)
+            raise
         for event in stamped:
             self._apply(event)
 
@@ -189,9 +201,9 @@ class Ledger:
                 raise ValueError(f"format {event['format']} is not {FORMAT}")
         elif kind == "planned":
             cell = Cell.model_validate(event["spec"])
-            if cell.id != event["cell"]:
-                raise ValueError(f"cell {event['cell']} has the content of {cell.id}")
-            self.entries[cell.id] = Entry(cell, event["origin"])
+            if (cell_id := cell.id) != event["cell"]:  # a hash: dear enough to make once
+                raise ValueError(f"cell {event['cell']} has the content of {cell_id}")
+            self.entries[cell_id] = Entry(cell, event["origin"])
         elif kind in STATES:
             entry = self.entries[event["cell"]]
             entry.result, entry.state = event.get("result", {}), kind  # progress, in its thread, asks the state first

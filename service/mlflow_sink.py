@@ -56,10 +56,12 @@ def shown(uri: str) -> str:
 
 
 def check(uri: str) -> None:
-    """Refuse a store that can not be reached, before anything starts and without importing MLflow.
+    """Refuse a store that can not be reached or does not let us in, before anything starts.
+
+    A server that is slow or has a fault is not refused: it may be well again when there is something to deliver.
 
     Raises:
-        InvalidInput: an unknown kind of address, or a server that does not answer.
+        InvalidInput: an unknown kind of address, no server there, or one that answers 401 or 403.
     """
 
     def bad(problem: str, remedy: str) -> InvalidInput:
@@ -80,6 +82,31 @@ def check(uri: str) -> None:
             socket.create_connection((host, port), timeout=CHECK_TIMEOUT_S).close()
         except OSError as error:
             raise bad(f"is not reachable ({error})", "start the server, or unset the variable") from error
+    if scheme in ("http", "https") and (status := _answer(uri)) in (401, 403):
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise bad(f"does not let us in (HTTP {status})", remedy)
+
+
+def _answer(uri: str) -> int | None:
+    """The status of a harmless request, made with the credentials and settings that MLflow's client will use."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        response = http_request(
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/search",
+            "POST",
+            json={"max_results": 1},
+            max_retries=0,
+            timeout=CHECK_TIMEOUT_S,
+            raise_on_status=False,
+        )
+    except MlflowException as error:  # too slow, or cut off
+        logger.warning("MLflow: %s", shown(str(error)))
+        return None
+    return int(response.status_code)
 
 
 class MlflowSink:
@@ -122,7 +149,7 @@ class MlflowSink:
                 action()
                 return
             except Exception as error:  # whatever the store's client raises: training goes on
-                logger.warning("MLflow did not %s: %s", what, error)
+                logger.warning("MLflow did not %s: %s", what, shown(str(error)))
             if self._closing.wait(pause):
                 return
 
@@ -186,6 +213,7 @@ class Store:
         if self._client:
             return self._client
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves; 7 take minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # of 120, and that for each try
         from mlflow import MlflowClient
         from mlflow.entities import Param, ViewType
 
@@ -294,7 +322,7 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path) -> in
             store.artifacts(report)
     except Exception as error:  # whatever the store's client raises
         remedy = f"run `oec sync {study.name}` when it is well again"
-        problem = f"does not take study {study.name} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        problem = f"does not take study {study.name} ({type(error).__name__}: {shown(str(error)).splitlines()[0]})"
         raise InvalidInput("MLFLOW_TRACKING_URI", shown(uri), problem, remedy) from error
     write_atomically(marker, state)
     return len(ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -22,11 +23,14 @@ from trainers.data import Tokens, prepare
 FLUSH_S = 60.0
 """How long the end of a study waits for MLflow."""
 FLUSH_INTERRUPTED_S = 5.0
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors that say of the home's storage, and not of us, that it does not take what is written."""
 
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
-    """The study's tokens, prepared in the home if need be, and long enough for it."""
+    """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
     tokens = prepare(study.data, home.path, report=report)
+    tokens.verify(home.verified)
     tokens.check_length(study.training.sequence_length, study.training.eval_sequences)
     return tokens
 
@@ -35,9 +39,19 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
     """Train every cell of the study that the home does not know; returns how many cells of it are crashed.
 
     Raises:
-        InvalidInput: something can not be run as it stands; nothing was lost or started.
+        InvalidInput: something can not be run as it stands, or the storage is full; nothing that was done is lost.
         KeyboardInterrupt: SIGINT or SIGTERM; the ledger holds what was done, and the same call goes on.
     """
+    try:
+        return _run(study, home, address=address, retry_crashed=retry_crashed, console=console)
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        problem, remedy = f"takes no more ({error.strerror})", "make room, and the same command goes on"
+        raise InvalidInput("--home", str(home.path), problem, remedy) from error
+
+
+def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
     mlflow_sink.check(home.tracking_uri)
     embedded = cluster.address(address) is None
     if embedded:
@@ -84,7 +98,9 @@ def train(
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
         with Progress(plan, ledger, console) as progress:
-            sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
+            error = sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
+        if error:
+            console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
         flush = FLUSH_S
     finally:
         sink.close(flush)

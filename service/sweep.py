@@ -26,6 +26,8 @@ TRIAL_MEMORY = 512 * 2**20
 """Bytes declared for a trial's actor. It asks for no core: those are its workers'."""
 TRIAL_FAILURES = 2
 """How often Tune starts a trial anew when its actor died."""
+ALIKE = 3
+"""As many first cells of a sweep that crash with the same error end it."""
 
 
 class Observer(Protocol):
@@ -45,11 +47,16 @@ def sweep(
     *,
     at_once: int,
     retry_crashed: bool = False,
-) -> None:
+) -> str | None:
     """Train what the ledger misses, ``at_once`` cells at a time; Ray is connected already.
 
-    Returns when every cell has ended; every end is in the ledger before an observer hears of it.
+    Returns when every cell has ended, or early with the error that all of the first cells crashed with. Every end is
+    in the ledger before an observer hears of it.
+
+    Raises:
+        OSError: the ledger can not be written; the cells whose end it does not hold are trained again.
     """
+    alike = CrashedAlike()
     missing = ledger.missing(retry_crashed=retry_crashed)
     search = CellSearch(plan, ledger, open_storage(home.optuna(plan.study.name)), missing)
     tuner = tune.Tuner(
@@ -66,11 +73,13 @@ def sweep(
             name=f"sweep-{plan.study.name}",
             storage_path=str(home.ray),
             failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES),
-            callbacks=[Recorder(ledger, observers)],
+            callbacks=[Recorder(ledger, [*observers, alike])],
+            stop=alike,
             verbose=0,
         ),
     )
     tuner.fit()
+    return alike.error
 
 
 def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, Any]], None]:
@@ -94,6 +103,36 @@ def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, A
             tune.report({"events": events})
 
     return train_cell
+
+
+class CrashedAlike(tune.Stopper):
+    """An observer that ends a sweep of which nothing comes: its first cells all crashed with the same error."""
+
+    def __init__(self) -> None:
+        self._last_lines: list[str] = []
+        self._works = False
+        self.error: str | None = None
+        """The last line of their reasons, once that is so."""
+
+    def running(self, cell: Cell) -> None: ...
+
+    def row(self, cell: Cell, row: Event) -> None: ...
+
+    def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+        self._works = self._works or record["state"] != "crashed"
+        if self._works:
+            return
+        last_line = str(record.get("reason")).strip().rpartition("\n")[2]
+        self._last_lines.append(last_line.replace(cell.id, "CELL"))  # as in the path of a file
+        if len(self._last_lines) == ALIKE and len(set(self._last_lines)) == 1:
+            self.error = last_line
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial alone is to end: none is."""
+        return False
+
+    def stop_all(self) -> bool:
+        return self.error is not None
 
 
 class Recorder(tune.Callback):

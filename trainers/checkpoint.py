@@ -36,9 +36,25 @@ class Damaged(Exception):
 
 
 def save(folder: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    """Writes the checkpoint of ``step`` and removes all but the ``KEPT`` newest."""
+    """Writes the checkpoint of ``step`` and removes all but the ``KEPT`` newest.
+
+    What can not be written, as on a full storage, leaves no file of ``step`` behind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"step-{step:08d}.safetensors"
+    try:
+        _write(data, cell_id, step, tensors, progress)
+    except Exception:
+        for path in folder.glob(f"{data.stem}.*"):
+            path.unlink()
+        raise
+    newest = {path.stem for path in sorted(folder.glob("step-*.json"))[-KEPT:]}
+    for path in folder.iterdir():
+        if path.stem not in newest:
+            path.unlink()
+
+
+def _write(data: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
     temporary = data.with_suffix(".tensors-tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     content = {"cell": cell_id, "step": step, "sha256": sha256(temporary), "progress": progress}
@@ -46,10 +62,6 @@ def save(folder: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], p
     temporary = data.with_suffix(".json-tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
     _publish(temporary, data.with_suffix(".json"))
-    newest = {path.stem for path in sorted(folder.glob("step-*.json"))[-KEPT:]}
-    for path in folder.iterdir():
-        if path.stem not in newest:
-            path.unlink()
 
 
 def latest(folder: Path, cell_id: str) -> Checkpoint | None:

@@ -152,8 +152,7 @@ class _Run:
         self.rows = Rows(folder / "metrics.jsonl")
         self.progress = Progress()
         self.spikes = Spikes()
-        if world.leads:
-            folder.mkdir(parents=True, exist_ok=True)
+        world.lead(lambda: folder.mkdir(parents=True, exist_ok=True))
 
     def train(
         self, tokens: Tokens, evaluate_every: int, checkpoint_every: int, should_stop: Callable[[], bool]
@@ -219,8 +218,8 @@ class _Run:
                 if found:
                     tensor.copy_(found.tensors[name])
                 self.world.broadcast(tensor)
-        if self.world.leads:
-            self.rows.keep_until(self.progress.step if content is not None else -1)
+        kept = self.progress.step if content is not None else -1
+        self.world.lead(lambda: self.rows.keep_until(kept))
 
     def count(self, taken: Step, seconds: float) -> None:
         progress = self.progress
@@ -258,9 +257,9 @@ class _Run:
         row |= diagnostics.measure(self.engine.objective, looked_at, self.cell.method, self.engine.strength)
         self.engine.objective.train()
         progress.diagnostics = {name: value for name, value in row.items() if math.isfinite(value)}
+        row = {"step": progress.step, "time": time.time(), **progress.diagnostics}
+        self.world.lead(lambda: self.rows.append(row))
         if self.world.leads:
-            row = {"step": progress.step, "time": time.time(), **progress.diagnostics}
-            self.rows.append(row)
             self.on_row(row)
         if not math.isfinite(val_loss):
             return f"validation loss is {val_loss} at step {progress.step}"
@@ -271,15 +270,15 @@ class _Run:
 
     def checkpoint(self) -> None:
         self.progress.spikes, self.progress.recent_losses = self.spikes.count, list(self.spikes.losses)
-        if self.world.leads:
-            checkpoint.save(
-                self.checkpoints, self.cell.id, self.progress.step, self.engine.state(), asdict(self.progress)
-            )
+        progress = asdict(self.progress)
+        self.world.lead(
+            lambda: checkpoint.save(self.checkpoints, self.cell.id, self.progress.step, self.engine.state(), progress)
+        )
 
     def end(self, state: State, reason: str = "") -> Result:
         progress, spec = self.progress, self.cell.training
-        if state != "stopped" and self.world.leads:
-            checkpoint.remove(self.checkpoints)
+        if state != "stopped":
+            self.world.lead(lambda: checkpoint.remove(self.checkpoints))
         tokens = progress.step * spec.batch_size * spec.sequence_length
         return Result(
             cell=self.cell,

@@ -35,8 +35,8 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     divisors = [n for n in range(local_batch, 0, -1) if local_batch % n == 0]
     fits = _tried(engine, divisors) if world.device.type == "cuda" else _estimated(engine, divisors)
     found = world.min(fits)
-    if memo is not None and world.leads:
-        _remember(memo, key, found)
+    if memo is not None:
+        world.lead(lambda: _remember(memo, key, found))
     return found
 
 

@@ -60,6 +60,22 @@ class World:
             dist.broadcast(tensor, src=0)
         return tensor
 
+    def lead(self, act: Callable[[], object]) -> None:
+        """Calls ``act`` on rank 0 alone. What it raises there is raised on every rank, so that all stay in step."""
+        error: Exception | None = None
+
+        def attempt() -> str | None:
+            nonlocal error
+            try:
+                act()
+            except Exception as raised:
+                error = raised
+                return f"{type(raised).__name__}: {raised}"
+            return None
+
+        if failure := self.agree(attempt):
+            raise error or RuntimeError(f"rank 0 could not go on: {failure}")
+
     def agree(self, decide: Callable[[], T]) -> T:
         """What ``decide`` returns on rank 0, on every rank; it must survive a trip through JSON.
 

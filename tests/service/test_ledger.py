@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,10 @@ def test_torn_tail_is_dropped_and_written_anew(cut: int, path: Path) -> None:
 
 
 def test_second_writer_is_refused_with_the_identity_of_the_first(path: Path) -> None:
-    with Ledger(path, "demo", write=True), pytest.raises(LedgerLocked, match=r"pid \d+ on"):
+    with (
+        Ledger(path, "demo", write=True),
+        pytest.raises(LedgerLocked, match=rf"pid {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\dT"),
+    ):
         Ledger(path, "demo", write=True)
     Ledger(path, "demo", write=True).close()
 

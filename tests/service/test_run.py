@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from dashboards.edges import edge_of
 from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
 from search_spaces.edge import Edge
 from search_spaces.study import Study
-from service.ledger import Ledger
 from service.mlflow_sink import EXPERIMENT
+from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec, start
 
 
@@ -43,39 +42,6 @@ def home(folder: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
     return folder / "home"
-
-
-def ledger_of(home: Path, study: str) -> Ledger:
-    return Ledger(home / "studies" / study / "ledger.jsonl", study)
-
-
-def runs_of(home: Path, study: str) -> tuple[list[Run], dict[str, Run]]:
-    """``(parents, children by cell)`` of a study in MLflow."""
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.`oec.study` = '{study}'", max_results=1000)
-    children = [run for run in runs if "oec.cell" in run.data.tags]
-    by_cell = {run.data.tags["oec.cell"]: run for run in children}
-    assert len(by_cell) == len(children), "a cell has two runs in MLflow"
-    return [run for run in runs if run not in children], by_cell
-
-
-def agree(home: Path, study: str) -> None:
-    """Ledger and MLflow say the same of every cell."""
-    parents, children = runs_of(home, study)
-    assert len(parents) == 1
-    entries = ledger_of(home, study).entries
-    assert set(children) == set(entries)
-    for cell_id, entry in entries.items():
-        run = children[cell_id]
-        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
-        assert run.data.tags["oec.state"] == entry.state
-        assert float(run.data.params["lr"]) == entry.cell.lr
-        assert run.data.params["method"] == entry.cell.method
-        assert run.info.status == "FINISHED"
-        assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result["val_loss"], rel=1e-6)
-        assert run.data.metrics["l_init"] == pytest.approx(entry.result["l_init"], rel=1e-6)
 
 
 def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:

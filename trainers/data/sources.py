@@ -2,6 +2,7 @@
 
 home/data/<corpus>-<tokenizer>-<digest>/   train-00000.bin ..., validation-00000.bin ..., manifest.json, bpe.json
 home/data/checked/<digest>                 given shards whose every token was found to be in the vocabulary
+home/data/verified.json                    large files whose checksum was found to be right
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from trainers.data.tokenizer import (
     save_encoding,
     train_bpe,
 )
+from trainers.data.verification import verify
 from trainers.files import sha256
 
 T = TypeVar("T")
@@ -82,20 +84,16 @@ class Tokens:
                     ", or ".join(remedies),
                 )
 
-    def verify(self) -> None:
-        """Read everything again, at the speed of the disk.
+    def verify(self, memo: Path) -> None:
+        """Compare every file with the checksum that the manifest beside it has; one without is known by its digest.
+
+        Args:
+            memo: a file that remembers large files by size and time of change, so that they are read once.
 
         Raises:
-            InvalidInput: a file is no longer what it was when it was prepared or opened.
+            InvalidInput: a file is no longer what it was when it was written.
         """
-        if self.folder:
-            for name, entry in _manifest(self.folder)["files"].items():
-                if sha256(self.folder / name) != entry["sha256"]:
-                    raise _damaged(self.folder, f"has other content in {name} than when it was written")
-        train, validation = (Shards(shards.paths, shards.origin) for shards in (self.train, self.validation))
-        if _identity(train, validation, self.vocab_size) != self.digest:
-            where = str(train.paths[0].parent)
-            raise InvalidInput(train.origin, where, "has other tokens than when it was opened", "open it again")
+        verify((*self.train.paths, *self.validation.paths), memo)
 
 
 def prepare(spec: DataSpec, home: Path, *, report: Callable[[str], None] = lambda _line: None) -> Tokens:

@@ -1,0 +1,62 @@
+"""Processes that train one tiny cell and are killed at a chosen moment of writing its checkpoints."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.trainers import tiny
+from trainers.loop import Trainer
+from trainers.result import Result
+from trainers.world import World
+
+INTERVALS = {"evaluate_every": 4, "checkpoint_every": 2}
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])  # torch is imported once, in a process without threads
+
+
+def train(folder: Path, tokens: Path, rows: list[dict[str, float]] | None = None) -> Result:
+    torch.set_num_threads(1)
+    trainer = Trainer(World.single(), tiny.opened(tokens))
+    return trainer.run(tiny.cell(), folder, **INTERVALS, on_row=(rows if rows is not None else []).append)
+
+
+def train_until(folder: Path, tokens: Path, operation: int) -> None:
+    """SIGKILL before the ``operation``-th time that Python opens, renames, lists or removes a file of checkpoints,
+    counted from the first of the last checkpoint, at step 6."""
+    done = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        path = str(arguments[0]) if event.startswith(("open", "os.")) and arguments else ""
+        if "checkpoints" in path and (done or "step-00000006" in path):
+            done += 1
+            if done == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    train(folder, tokens)
+
+
+def train_within(folder: Path, tokens: Path, file_bytes: int) -> None:
+    """The kernel kills in the middle of the write that makes a file larger than ``file_bytes``."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    train(folder, tokens)
+
+
+def exit_code(target: Any, *arguments: object) -> int:
+    """What became of ``target`` in a process of its own."""
+    process = SERVER.Process(target=target, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "it neither ended nor died in two minutes"
+    return process.exitcode

@@ -1,0 +1,98 @@
+"""A process killed at every moment of writing a checkpoint: the one before is used, the torn one never read."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.dying import INTERVALS, exit_code, train, train_until, train_within
+from tests.trainers import tiny
+from trainers.loop import Trainer
+from trainers.world import World
+
+pytestmark = pytest.mark.slow
+
+MOST = 100
+"""More operations than the last checkpoint takes, its removal at the end of the cell included."""
+TORN = {"tensors-tmp", "json-tmp", "safetensors"}
+"""Endings of what a kill can leave of a checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    tiny.tokens(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> float | None:
+    return train(tmp_path_factory.mktemp("undisturbed"), tokens).val_loss
+
+
+def whole(folder: Path) -> list[int]:
+    """Steps of the checkpoints of which both files are there."""
+    files = [path for path in (folder / "checkpoints").glob("*.json") if path.with_suffix(".safetensors").exists()]
+    return sorted(json.loads(path.read_text())["step"] for path in files)
+
+
+def resumes(folder: Path, tokens: Path, undisturbed: float | None) -> None:
+    """The cell goes on behind the newest whole checkpoint, to the loss of an undisturbed run, and leaves nothing."""
+    last = max(whole(folder), default=0)
+    rows: list[dict[str, float]] = []
+    result = train(folder, tokens, rows)
+    assert result.state == "finished"
+    assert [row["step"] for row in rows] == [step for step in (0, 4, 8) if step > last or not last]
+    assert result.val_loss == undisturbed
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 4, 8], "a row is missing or doubled"
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl"]
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* passed over. its JSON file is missing:UserWarning")
+def test_killed_before_each_operation_on_a_checkpoint(tokens: Path, undisturbed: float | None, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for operation in range(1, MOST):
+        folder = tmp_path / str(operation)
+        code = exit_code(train_until, folder, tokens, operation)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        names = [path.name for path in (folder / "checkpoints").glob("*")]
+        seen |= {
+            kind for kind in TORN if any(name.startswith("step-00000006") and name.endswith(kind) for name in names)
+        }
+        resumes(folder, tokens, undisturbed)
+    assert code == 0, f"the cell makes more than {MOST} operations: raise MOST"
+    assert seen == TORN, "a kind of torn checkpoint was not met"
+
+
+@pytest.mark.parametrize("bytes_", [1, 5_000, 50_000])
+def test_killed_in_the_middle_of_writing_the_tensors(
+    tokens: Path, undisturbed: float | None, tmp_path: Path, bytes_: int
+) -> None:
+    """The first file that is larger is torn: the row before the first step, or the first checkpoint."""
+    assert exit_code(train_within, tmp_path, tokens, bytes_) == -signal.SIGXFSZ
+    assert whole(tmp_path) == []
+    resumes(tmp_path, tokens, undisturbed)
+
+
+def test_a_flipped_byte_in_a_checkpoint_is_named_and_the_one_before_used(
+    tokens: Path, undisturbed: float | None, tmp_path: Path
+) -> None:
+    asked = iter([False] * 5 + [True])
+    trainer = Trainer(World.single(), tiny.opened(tokens))
+    trainer.run(tiny.cell(), tmp_path, **INTERVALS, should_stop=asked.__next__)
+    assert whole(tmp_path) == [4, 5]
+    newest = tmp_path / "checkpoints" / "step-00000005.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    rows: list[dict[str, float]] = []
+    with pytest.warns(UserWarning, match=rf"{newest.name} passed over: its content does not match"):
+        result = train(tmp_path, tokens, rows)
+    assert [row["step"] for row in rows] == [8]
+    assert result.val_loss == undisturbed

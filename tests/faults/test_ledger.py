@@ -1,0 +1,128 @@
+"""A ledger whose clock ran backwards, that is large, whose writer was killed, and two studies on one home at once."""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import multiprocessing
+import pstats
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.home import Home
+from service.ledger import Ledger, LedgerLocked
+from service.mlflow_sink import MlflowSink, sync
+from tests.faults.invariants import agree
+
+CELLS = Plan(Study.load("demo"), "data").cells
+RESULT = {"val_loss": 2.0, "l_init": 5.0}
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:3])
+        ledger.end(CELLS[0].id, "crashed", {"reason": "x"})
+        ledger.running(CELLS[0].id)
+        ledger.end(CELLS[0].id, "finished", RESULT)
+        before = ledger.records()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    back = [{**line, "at": (now - timedelta(days=i)).isoformat()} for i, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in back))
+    with Ledger(path, "demo", write=True) as ledger:
+        assert ledger.records() == before
+        assert ledger.missing() == list(CELLS[1:3])
+        ledger.end(CELLS[1].id, "finished", RESULT)
+    assert json.loads(path.read_text().splitlines()[-1])["seq"] == len(lines) + 1
+
+
+def work(path: Path, cells: int) -> int:
+    """Function calls from the file of a finished study of so many cells to knowing that none is missing."""
+    many = [CELLS[0].model_copy(update={"seed": seed}) for seed in range(cells)]
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(many)
+        for event in ({"event": "running"}, {"event": "finished", "result": RESULT}):
+            ledger._append([{**event, "cell": cell_id} for cell_id in ledger.entries])
+    with cProfile.Profile() as profile, Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(many)
+        assert ledger.missing() == []
+    return int(pstats.Stats(profile).total_calls)
+
+
+def test_opening_a_ledger_takes_work_in_proportion_to_its_cells(tmp_path: Path) -> None:
+    """10,000 cells in at most 2 s, see ``benchmarks.ledger``, leave room for about this many calls a cell."""
+    few, many = work(tmp_path / "few.jsonl", 100), work(tmp_path / "many.jsonl", 1000)
+    assert many < 10.5 * few, "more than in proportion"
+    assert many < 1000 * 250, "a cell takes more steps than it did"
+
+
+def write_for_ever(path: Path) -> None:
+    """Cell after cell, as fast as the storage takes them."""
+    with Ledger(path, "demo", write=True) as ledger:
+        for seed in range(10**9):
+            cell = CELLS[0].model_copy(update={"seed": seed})
+            ledger.plan([cell])
+            ledger.end(cell.id, "finished", RESULT)
+
+
+@pytest.mark.parametrize("lines", [2, 20, 50])
+def test_a_writer_that_is_killed_leaves_whole_lines_and_no_lock(tmp_path: Path, lines: int) -> None:
+    path = tmp_path / "ledger.jsonl"
+    writer = PROCESSES.Process(target=write_for_ever, args=(path,))
+    writer.start()
+    try:
+        while not path.exists() or path.read_bytes().count(b"\n") < lines:
+            assert writer.is_alive()
+            writer.join(0.01)
+        with pytest.raises(LedgerLocked, match=rf"pid {writer.pid} on \S+ since \d"):
+            Ledger(path, "demo", write=True)
+    finally:
+        writer.kill()
+        writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    with Ledger(path, "demo", write=True) as ledger:
+        assert len(ledger.entries) >= lines // 2
+        for cell in ledger.missing():
+            ledger.end(cell.id, "finished", RESULT)
+    assert {entry.state for entry in Ledger(path, "demo").entries.values()} == {"finished"}
+
+
+def deliver(home: Home, name: str, start: Any) -> None:
+    """A driver of study ``name``, without its training: ledger, sink and sync."""
+    study = Study.load("smoke").model_copy(update={"name": name})
+    cells = Plan(study, "data").cells
+    home.claim(study)
+    with Ledger(home.ledger(name), name, write=True) as ledger:
+        ledger.plan(cells)
+        start.wait()
+        sink = MlflowSink(home.tracking_uri, home, study)
+        for cell in cells:
+            sink.running(cell)
+            ledger.end(cell.id, "finished", RESULT)
+            sink.ended(cell, ledger.entries[cell.id].record(name))
+        sink.close(60)
+        sync(home.tracking_uri, home, study, ledger, home.study(name) / "report")
+
+
+def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both make the same MLflow database, the same experiment and runs in it; equal cells have a run in each."""
+    monkeypatch.setenv("OEC_HOME", str(tmp_path / "home"))
+    home = Home.open(tmp_path / "home")
+    start = PROCESSES.Barrier(2)
+    drivers = [PROCESSES.Process(target=deliver, args=(home, name, start)) for name in ("one", "two")]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(120)
+        assert driver.exitcode == 0
+    monkeypatch.delenv("OEC_HOME")
+    for name in ("one", "two"):
+        agree(home.path, name, dict.fromkeys(Ledger(home.ledger(name), name).entries, 2.0))

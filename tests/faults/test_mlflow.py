@@ -1,0 +1,140 @@
+"""MLflow as a server that refuses, fails or does not answer: training never waits for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from search_spaces.errors import InvalidInput
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service import mlflow_sink
+from service.home import Home
+from service.ledger import Ledger
+from service.mlflow_sink import MlflowSink, check, sync
+from tests.service.oec import oec
+
+STUDY = Study.load("smoke")
+CELL = Plan(STUDY, "data").cells[0]
+RECORD = {"state": "finished", "val_loss": 2.5, "l_init": 5.5, "reason": ""}
+DEADLINE_S = 60.0
+
+
+@dataclass
+class Server:
+    """Answers every request with ``status``; with None not at all, until it is closed."""
+
+    status: int | None
+    uri: str = ""
+    requests: list[str] = field(default_factory=list)
+    authorization: list[str | None] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def seen(self, number: int) -> None:
+        """Wait until so many requests have come."""
+        deadline = time.monotonic() + DEADLINE_S
+        while len(self.requests) < number:
+            assert time.monotonic() < deadline, f"only {len(self.requests)} requests came"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A real server on loopback; the test's parameter is its status."""
+    told = Server(request.param)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            told.requests.append(self.path)
+            told.authorization.append(self.headers.get("Authorization"))
+            if told.status is None:
+                told.closing.wait(DEADLINE_S)
+                return
+            body = json.dumps({"error_code": "X", "message": "an answer of the test's server"}).encode()
+            self.send_response(told.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    told.uri = f"http://127.0.0.1:{http.server_port}"
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # and what the sink sets for its process goes with the test
+    yield told
+    told.closing.set()
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("server", [401, 403], indirect=True)
+def test_a_server_that_does_not_let_us_in_is_refused_before_anything_starts(server: Server, tmp_path: Path) -> None:
+    done = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI=server.uri)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (message,) = done.stderr.splitlines()
+    for part in ("MLFLOW_TRACKING_URI", server.uri, f"HTTP {server.status}", "MLFLOW_TRACKING_TOKEN"):
+        assert part in message
+    assert len(server.requests) == 1
+    assert not (tmp_path / "home" / "ray").exists(), "Ray was started"
+    assert not (tmp_path / "home" / "studies" / "smoke").exists()
+
+
+@pytest.mark.parametrize("server", [200], indirect=True)
+def test_the_question_carries_the_users_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-the-test")
+    check(server.uri)
+    assert server.authorization == ["Bearer of-the-test"]
+
+
+@pytest.mark.parametrize("server", [500, None], indirect=True, ids=["fails", "does not answer"])
+def test_a_server_with_a_fault_does_not_hold_up_the_start(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_sink, "CHECK_TIMEOUT_S", 0.2)
+    check(server.uri)
+    assert len(server.requests) == 1, "the question is asked once"
+
+
+@pytest.mark.parametrize("server", [500, 403, None], indirect=True, ids=["fails", "refuses", "does not answer"])
+def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sweep's calls return while a request hangs or fails; then the thread gives up, and ``sync`` tells it."""
+    monkeypatch.setattr(mlflow_sink, "BACKOFF_S", (0.0, 0.01))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    home, uri = Home.open(tmp_path), server.uri.replace("//", "//me:secret@")
+    with Ledger(home.ledger("smoke"), "smoke", write=True) as ledger, caplog.at_level(logging.WARNING):
+        ledger.plan([CELL])
+        ledger.end(CELL.id, "finished", RECORD)
+        sink = MlflowSink(uri, home, STUDY)
+        server.seen(1)
+        for _ in range(100):  # none of these waits: the thread is in its first request, or between two
+            sink.running(CELL)
+            sink.row(CELL, {"kind": "row", "step": 1})
+        sink.ended(CELL, RECORD)
+        sink.close(DEADLINE_S)
+        assert not sink._thread.is_alive(), "the thread did not give up"
+        attempts = len(server.requests)
+        assert attempts == 2 * 3, "connecting and delivering, three times each"
+        assert f"did not take cell {CELL.id}" in caplog.text
+        with pytest.raises(InvalidInput, match="does not take study smoke") as refused:
+            sync(uri, home, STUDY, ledger, tmp_path / "report")
+        assert "secret" not in caplog.text + str(refused.value)
+        assert len(server.requests) == attempts + 1
+        assert not (home.study("smoke") / "delivered").exists()

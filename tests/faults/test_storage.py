@@ -1,0 +1,117 @@
+"""Storage that is full, read-only or changed behind our back: said by name, nothing lost, and the same call goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.ledger import Ledger
+from tests.faults.invariants import nothing_left_over
+from tests.faults.storage import fill, mounted, remount
+from tests.service.oec import oec
+from tests.trainers import tiny
+from trainers.loop import Trainer
+from trainers.world import World
+
+pytestmark = pytest.mark.slow
+
+CELLS = Plan(Study.load("demo"), "data").cells
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    with mounted(tmp_path / "small", "256k"):
+        yield tmp_path / "small"
+
+
+def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(small: Path) -> None:
+    path = small / "ledger.jsonl"
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(CELLS[:2])
+        fill(small, leaving=0)
+        before = path.read_bytes()
+        long = {"reason": "x" * 20_000}  # a part of this line fits
+        with pytest.raises(OSError, match="No space left on device"):
+            ledger.end(CELLS[0].id, "crashed", long)
+        assert path.read_bytes() == before, "a part of a line was left"
+        assert ledger.entries[CELLS[0].id].state == "planned"
+        (small / "filler").unlink()
+        ledger.end(CELLS[0].id, "crashed", long)
+        ledger.end(CELLS[1].id, "finished", {"val_loss": 1.0})
+        assert Ledger(path, "demo").records() == ledger.records()
+
+
+def test_a_cell_on_a_full_storage_fails_by_name_and_resumes_when_there_is_room(small: Path, tmp_path: Path) -> None:
+    """Its last whole checkpoint stays, of the torn one nothing does, so that there is room for the ledger's line."""
+    tokens = tiny.tokens(tmp_path)
+    intervals = {"evaluate_every": 4, "checkpoint_every": 2}
+    trainer = Trainer(World.single(), tokens)
+    undisturbed = trainer.run(tiny.cell(), tmp_path / "undisturbed", **intervals)
+    remount(small, "size=64m")
+
+    def last_checkpoint_does_not_fit(row: dict[str, float]) -> None:
+        if row["step"] == 4:
+            fill(small, leaving=64 * 1024)
+
+    with pytest.raises(Exception, match="No space left on device"):
+        trainer.run(tiny.cell(), small / "cell", **intervals, on_row=last_checkpoint_does_not_fit)
+    left = sorted(path.name for path in (small / "cell" / "checkpoints").iterdir())
+    assert left == ["step-00000002.json", "step-00000002.safetensors"]
+    (small / "filler").unlink()
+    rows: list[float] = []
+    resumed = trainer.run(tiny.cell(), small / "cell", **intervals, on_row=lambda row: rows.append(row["step"]))
+    assert rows == [4, 8], "it did not go on from its checkpoint"
+    assert resumed.val_loss == undisturbed.val_loss
+
+
+def text_study(folder: Path) -> Path:
+    """A study on a text of its own, which is tokenized at once."""
+    (folder / "text.txt").write_text("to be or not to be, that is the question\n" * 1000)
+    data = {"source": "text", "path": str(folder / "text.txt"), "tokenizer": "bytes"}
+    study = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": "mine", "data": data}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return folder / "study.yaml"
+
+
+@pytest.mark.parametrize("leaving", [0, 4096])
+def test_a_study_on_a_full_home_is_refused_and_leaves_nothing_half_done(
+    small: Path, tmp_path: Path, leaving: int
+) -> None:
+    home = small / "home"
+    assert oec("data", "prepare", text_study(tmp_path), home=home).returncode == 0
+    fill(small, leaving)
+    done = oec("run", tmp_path / "study.yaml", home=home)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "No space left on device" in done.stderr
+    assert "make room, and the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    nothing_left_over(home)
+
+
+def test_a_study_on_a_read_only_home_is_refused(small: Path, tmp_path: Path) -> None:
+    home = small / "home"
+    assert oec("data", "prepare", text_study(tmp_path), home=home).returncode == 0
+    remount(small, "ro")
+    done = oec("run", tmp_path / "study.yaml", home=home)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"--home: '{home}' is not writable (Read-only file system)" in done.stderr
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_flipped_byte_in_the_tokens_is_refused_by_name(tmp_path: Path, split: str) -> None:
+    home = tmp_path / "home"
+    assert oec("data", "prepare", text_study(tmp_path), home=home).returncode == 0
+    (shard,) = home.glob(f"data/*/{split}-00000.bin")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = oec("run", tmp_path / "study.yaml", home=home)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"{shard}' has other content than when it was written" in done.stderr
+    assert not (home / "studies" / "mine").exists()
