@@ -94,8 +94,8 @@ def _answer(uri: str) -> int | None:
     from mlflow.utils.rest_utils import http_request
 
     try:
-        response = http_request(
-            get_default_host_creds(uri),
+        response = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
             "/api/2.0/mlflow/experiments/search",
             "POST",
             json={"max_results": 1},
