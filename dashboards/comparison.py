@@ -93,7 +93,7 @@ def tables(found: Comparison, before: str, after: str) -> Iterator[RenderableTyp
     if rows["p"].notna().any() and not (rows["verdict"] == "moved").any():
         yield "No LRS and no best loss moved by more than noise."
     if (rows["verdict"] == "noise unknown").any():
-        yield "One seed: how large noise is, is not known, so that no change of its curves can be told from it."
+        yield "Noise unknown: one of the two has one seed, so that a change can not be told from noise."
     for what, names in (
         ("Equal", equal),
         (f"Only in {before}", found.only_before),

@@ -236,7 +236,9 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
     x = _log_axis(tried, "gamma", "strength")
     studies = list(dict.fromkeys(facts["study"]))
     looks = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
-    apart = {"strokeDash": alt.StrokeDash("study:N", title=None, scale=_by_name(looks))} if len(studies) > 1 else {}
+    legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
+    dashes = alt.StrokeDash("study:N", title=None, scale=_by_name(looks), legend=legend)
+    apart = {"strokeDash": dashes} if len(studies) > 1 else {}
     base = alt.Chart(tried).encode(x=x, y=_lrs_axis(facts), color=color)
     reference = alt.Chart(facts[facts["method"] == "baseline"])
     rule = reference.mark_rule() if apart else reference.mark_rule(strokeDash=[4, 4])

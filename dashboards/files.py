@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -30,7 +31,8 @@ WIDTHS = {"": 6.9, "-column": 3.3}
 """Inches of a figure over two columns and over one, by what the names of its files end in."""
 HEIGHT = {"": 300, "-column": 230}
 """Pixels of what the axes enclose."""
-LEGEND_COLUMNS = {"": 4, "-column": 2}
+CHARACTER, SYMBOL = 6, 32
+"""Pixels of a legend's entry: a character on average, and the symbol with the gaps."""
 SIZE = re.compile(r'\b(width|height)="([\d.]+)"')
 """The first two of an SVG are those of the whole."""
 AXIS = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400}
@@ -81,18 +83,25 @@ def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:
 
 def _svg(figure: Figure, ending: str) -> str:
     """As wide as its place on paper and as high as its legend needs, in points."""
-    size = {
+    size: dict[str, Any] = {
         "width": WIDTHS[ending] * 72 / POINT,
         "height": HEIGHT[ending],
         "autosize": {"type": "fit-x", "contains": "padding"},
         "background": "white",
         "padding": 2,
     }
-    legend = LEGEND | {"columns": LEGEND_COLUMNS[ending], "labelFontSize": AXIS["labelFontSize"]}
+    columns = max(1, int(size["width"] / (SYMBOL + CHARACTER * _longest(figure))))
+    legend = LEGEND | {"columns": columns, "labelFontSize": AXIS["labelFontSize"]}
     config = figure.spec["config"] | {"legend": legend, "axis": AXIS}
     svg = vl_convert.vegalite_to_svg(figure.spec | size | {"config": config}, vl_version=VEGA_LITE)
     # The viewBox goes on to measure in pixels, and so scales what is drawn.
     return SIZE.sub(lambda found: f'{found[1]}="{float(found[2]) * POINT:g}"', svg, count=2)
+
+
+def _longest(figure: Figure) -> int:
+    """Characters of the longest entry of the legend."""
+    colors = [layer["encoding"].get("color", {}) for layer in figure.spec["layer"]]
+    return max((len(name) for color in colors for name in color.get("scale", {}).get("domain", ())), default=0)
 
 
 def _converted(svg: str, form: str) -> bytes:

@@ -27,7 +27,7 @@ COLORS = {
 }
 UNKNOWN_COLOR = "#56b4e9"
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
-SHAPES = ("circle", "square", "triangle-up", "diamond")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-left", "triangle-right")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,7 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
         if name not in of_color:
             of_color.append(name)
         rank = of_color.index(name)
-        # Each time round the dashes the shapes go one further, so that sixteen lines can share a colour.
-        dash, shape = DASHES[rank % len(DASHES)], SHAPES[(rank + rank // len(DASHES)) % len(SHAPES)]
+        dash, shape = DASHES[rank % len(DASHES)], SHAPES[rank % len(SHAPES)]
         drawn.append(Line(curve=curve, name=name, of=of, color=color, dash=dash, shape=shape))
     return drawn
 

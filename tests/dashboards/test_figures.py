@@ -131,9 +131,9 @@ def test_studies_are_told_apart() -> None:
         assert dashes["scale"]["domain"] == ["A", "B"]
 
 
-def test_sixteen_lines_can_share_a_colour() -> None:
-    many = [curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma) for gamma in range(1, 17)]
-    assert len({(line.dash, line.shape) for line in drawn_of(study(*many))}) == 16
+def test_eight_lines_can_share_a_colour() -> None:
+    many = [curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma) for gamma in range(1, 9)]
+    assert len({line.shape for line in drawn_of(study(*many))}) == 8, "a legend shows shapes, and no dashes"
 
 
 def compared(*norms: str, methods: tuple[str, ...] = ("baseline",), scales: tuple[str, ...] = ("tiny",)) -> list[Line]:

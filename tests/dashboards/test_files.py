@@ -60,6 +60,19 @@ def test_what_is_written_in_a_figure_can_be_read_on_paper(saved: list[Path], fir
         assert word in words
 
 
+def test_long_names_of_a_legend_are_not_cut(tmp_path: Path) -> None:
+    """Its entries lie within the picture: where each starts, and the room of its characters."""
+    method = "a-method-from-elsewhere-with-a-name"
+    records = [curve([3.5, 3.0, 3.2, 3.4], method=method, gamma=gamma) for gamma in (0.001, 0.002)]
+    figure = figures(lines(curves(study(*records), GRID)))[0]
+    for path in save(figure, tmp_path, formats=("svg",)):
+        text = path.read_text()
+        width = float(re.findall(r'viewBox="0 0 ([\d.]+)', text)[0])
+        entries = re.findall(r"legend-symbol.*?translate\(([\d.]+),", text)
+        assert entries
+        assert max(map(float, entries)) + 5.5 * len(f"{method} (gamma=0.001)") < width
+
+
 def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
     for path in save(figure_of(scale="../../up"), tmp_path / "figures", formats=("svg",)):
         assert path.parent == tmp_path / "figures"

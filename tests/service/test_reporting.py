@@ -77,7 +77,7 @@ def test_diff_of_two_homes(homes: tuple[Path, Path]) -> None:
     result = oec("diff", f"{old}:smoke", "smoke", home=new)
     assert result.exit_code == 0, result.output
     assert "best loss" in result.output
-    assert "One seed" in result.output
+    assert "Noise unknown" in result.output
     same = oec("diff", "smoke", "smoke", home=new)
     assert same.exit_code == 0, same.output
     assert same.output.startswith("Equal: ")
