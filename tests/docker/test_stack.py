@@ -69,12 +69,12 @@ def test_a_job_trains_on_two_nodes_and_its_runs_are_in_postgres(stack: Stack) ->
     assert list(stack.volumes["/artifacts"].rglob("report.html")), "the report's page is not among MLflow's artifacts"
 
 
-def test_a_working_directory_ships_the_sources_and_its_code_is_what_runs(stack: Stack) -> None:
-    code = "import os, service; print('FILE', service.__file__); print('HERE', os.getcwd(), *os.listdir())"
-    printed = submit(stack, "--working-dir", ".", "--", sys.executable, "-c", f'"{code}"')
-    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith(("FILE", "HERE"))}
-    place, *names = lines["HERE"]
-    assert lines["FILE"] == [f"{place}/service/__init__.py"]
+def test_a_working_directory_ships_the_sources_alone_and_its_code_is_what_runs(stack: Stack) -> None:
+    look = "import os, service; print('SHIPPED', service.__file__, os.getcwd(), *os.listdir())"
+    printed = submit(stack, "--working-dir", ".", "--", sys.executable, "-c", look)
+    (shipped,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("SHIPPED"))
+    module, folder, *names = shipped
+    assert module == f"{folder}/service/__init__.py"
     assert {"service", "trainers", "pyproject.toml"} <= set(names)
     assert not {".git", ".venv", "oec-home"} & set(names)
 
