@@ -1,0 +1,90 @@
+"""The stack without containers: every service of docker/compose.yaml, then a study as a Ray job through all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from service.home import Home
+from service.ledger import Ledger
+from tests.docker.stack import PASSWORD, Stack
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+JOB_S = 480
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """All services, with two Ray workers of one core each."""
+    with tempfile.TemporaryDirectory(prefix="oec-") as folder, ExitStack() as services:
+        stack = Stack(Path(folder))
+        services.enter_context(stack.postgres())
+        services.enter_context(stack.service("mlflow"))
+        services.enter_context(stack.ray_node("ray-head", "ray-head"))
+        for name in ("ray-worker-1", "ray-worker-2"):
+            services.enter_context(stack.ray_node("ray-worker", name))
+        yield stack
+
+
+def submit(stack: Stack, *arguments: str) -> str:
+    """What a job prints, by the command of the service ``demo`` up to its ``--``."""
+    command = stack.command("demo")
+    command = [*command[: command.index("--")], *arguments]
+    job = subprocess.run(
+        command, env=stack.environment("demo"), capture_output=True, text=True, timeout=JOB_S, cwd=ROOT, check=False
+    )
+    assert job.returncode == 0, f"{job.stdout}{job.stderr}\n{stack.logs()}"
+    return job.stdout
+
+
+def test_a_job_trains_on_two_nodes_and_its_runs_are_in_postgres(stack: Stack) -> None:
+    command = stack.command("demo")
+    assert command[-3:] == ["oec", "run", "demo"]
+    printed = submit(stack, "--", "oec", "run", "smoke")
+    home = Home(stack.volumes["/oec-home"])
+    ended = Ledger(home.ledger("smoke"), "smoke").ended()
+    assert len(ended) == 6, printed
+    assert "1 cells at once, 2 DDP workers each" in printed  # two cores, each a node of its own
+
+    where = {"host": "127.0.0.1", "port": stack.here("5432"), "user": "mlflow", "dbname": "mlflow"}
+    with psycopg.connect(**where, password=PASSWORD) as connection:
+        rows = connection.execute(
+            "select t.value, m.value from runs r"
+            " join tags t on t.run_uuid = r.run_uuid and t.key = 'oec.cell'"
+            " join latest_metrics m on m.run_uuid = r.run_uuid and m.key = 'final_val_loss'"
+            " where r.status = 'FINISHED'"
+        ).fetchall()
+    assert dict(rows) == {entry.cell.id: pytest.approx(entry.result["val_loss"]) for entry in ended}
+    assert list(stack.volumes["/artifacts"].rglob("report.html")), "the report's page is not among MLflow's artifacts"
+
+
+def test_a_working_directory_ships_the_sources_alone_and_its_code_is_what_runs(stack: Stack) -> None:
+    look = "import os, service; print('SHIPPED', service.__file__, os.getcwd(), *os.listdir())"
+    printed = submit(stack, "--working-dir", ".", "--", sys.executable, "-c", look)
+    (shipped,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("SHIPPED"))
+    module, folder, *names = shipped
+    assert module == f"{folder}/service/__init__.py"
+    assert {"service", "trainers", "pyproject.toml"} <= set(names)
+    assert not {".git", ".venv", "oec-home"} & set(names)
+
+
+def test_who_has_no_token_and_who_calls_mlflow_by_another_name_is_refused(stack: Stack) -> None:
+    ray, mlflow = (f"http://127.0.0.1:{stack.here(port)}/api" for port in ("8265", "5000"))
+    for url, headers, status in (
+        (f"{ray}/jobs/", {}, 401),
+        (f"{mlflow}/2.0/mlflow/experiments/get?experiment_id=0", {"Host": "evil"}, 403),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
+        assert refused.value.code == status
