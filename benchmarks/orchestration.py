@@ -57,11 +57,7 @@ def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
     at = {(line["event"], line.get("cell")): datetime.fromisoformat(line["at"]).timestamp() for line in lines}
     ends = sorted(moment for (event, _), moment in at.items() if event in ("finished", "diverged"))
     training = [line["result"]["train_seconds"] for line in lines if "result" in line]
-    rows = [
-        (home.cell(cell, spec.name) / "metrics.jsonl").read_text().splitlines()
-        for event, cell in at
-        if event == "planned"
-    ]
+    rows = [home.metrics(cell, spec.name).read_text().splitlines() for event, cell in at if event == "planned"]
     first_rows = sorted(json.loads(row[0])["time"] for row in rows)
     return {
         "period": [after - before for before, after in pairwise(ends)],

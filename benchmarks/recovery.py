@@ -42,7 +42,7 @@ def main() -> None:
     steps: dict[tuple[str, float], list[float]] = defaultdict(list)
     for entry in Ledger(home.ledger(args.study), args.study).entries.values():
         if entry.state in ("finished", "diverged"):
-            rows = read(home.cell(entry.cell.id, entry.reused_from or args.study) / "metrics.jsonl")
+            rows = read(home.metrics(entry.cell.id, entry.reused_from or args.study))
             steps[label(entry.cell.method, entry.cell.gamma), entry.cell.lr].append(back_at(rows))
     grid = sorted({lr for _, lr in steps})
     print(f"{'step at which it is back, median over seeds':44}", *(f"lr {lr:<7g}" for lr in grid))

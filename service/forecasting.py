@@ -34,7 +34,7 @@ def beginnings(home: Home, studies: Sequence[str] = ()) -> pd.DataFrame:
             cell = entry.cell
             if entry.state not in STATES or cell.id in found:
                 continue
-            rows = read(home.cell(cell.id, entry.reused_from or name) / "metrics.jsonl")
+            rows = read(home.metrics(cell.id, entry.reused_from or name))
             found[cell.id] = {
                 "cell": cell.id,
                 "label": cell.label,

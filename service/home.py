@@ -56,6 +56,10 @@ class Home:
     def ray(self) -> Path:
         return self.path / "ray"
 
+    def metrics(self, cell_id: str, study: str | None = None) -> Path:
+        """The rows of a cell, as ``trainers.rows`` reads them."""
+        return self.cell(cell_id, study) / "metrics.jsonl"
+
     @property
     def micro_batches(self) -> Path:
         return self.path / "micro_batches.json"

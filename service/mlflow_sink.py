@@ -182,7 +182,7 @@ class Store:
         if self._states.get(cell.id) == state and state not in ("running", "crashed"):
             return
         run_id = self._child(client, cell)
-        rows = read(self._home.cell(cell.id, reused_from or self._study.name) / "metrics.jsonl")
+        rows = read(self._home.metrics(cell.id, reused_from or self._study.name))
         metrics = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in rows[self._rows.get(run_id, 0) :]

@@ -8,6 +8,7 @@ from collections import Counter
 from search_spaces.cell import Cell
 from search_spaces.edge import Outcome, Search, search
 from search_spaces.plan import Curve, Plan, within
+from search_spaces.refine import Budget
 from service.ledger import Entry, Ledger
 
 
@@ -64,6 +65,8 @@ class Refinement:
 
     def _budget_left(self) -> float:
         """Cells; infinite without a budget, none once its minutes have passed."""
+        if self._spec.budget == Budget():
+            return math.inf  # asked before every trial: no walk through a long ledger for nothing
         cells, minutes = self._spec.budget.cells or math.inf, self._spec.budget.minutes or math.inf
         planned = [entry for entry in self._entries() if entry.origin != "grid"]
         trained = sum(entry.result.get("train_seconds") or 0.0 for entry in planned)

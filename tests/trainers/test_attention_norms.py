@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from pair import joined
 from tiny import cell
 from torch import Tensor
 
@@ -361,18 +360,9 @@ def three_steps(name: str, world: World, folder: Path) -> list[float]:
 
 def worker(rank: int, folder: Path) -> None:
     """All variants in one pair of processes: a pair takes seconds to start."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    world = World(rank, 2, torch.device("cpu"))
-    found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
-    (folder / f"found-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    with joined(rank, folder) as world:
+        found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
+        (folder / f"found-{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from pair import joined
 from tiny import cell
 
 from search_spaces.errors import InvalidInput
@@ -25,58 +24,56 @@ CELL = cell("z-loss", 1e-4, steps=20, batch_size=8, lr=1e-2, logits_dtype="float
 
 def worker(rank: int, folder: Path) -> None:
     """All checks in one pair of processes: a pair takes seconds to start."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    world = World(rank, 2, torch.device("cpu"))
-    trainer = Trainer(world, tiny.opened(folder), micro_batch_memo=folder / "memo.json")
-    options = {"evaluate_every": 10, "checkpoint_every": 5}
-    found: dict[str, Any] = {}
+    with joined(rank, folder) as world:
+        trainer = Trainer(world, tiny.opened(folder), micro_batch_memo=folder / "memo.json")
+        options = {"evaluate_every": 10, "checkpoint_every": 5}
+        found: dict[str, Any] = {}
 
-    def record(name: str, **more: Any) -> None:
-        result = trainer.run(more.pop("cell", CELL), folder / more.pop("folder", name), **(options | more))
-        E_VD = trainer._engine.objective.model.E_VD
-        found[name] = [result.state, result.step, result.val_loss, result.train_loss, result.reason, float(E_VD.sum())]
-        found[name].append({key: result.diagnostics[key] for key in set(result.diagnostics) - TIMES})
+        def record(name: str, **more: Any) -> None:
+            result = trainer.run(more.pop("cell", CELL), folder / more.pop("folder", name), **(options | more))
+            E_VD = trainer._engine.objective.model.E_VD
+            found[name] = [
+                result.state,
+                result.step,
+                result.val_loss,
+                result.train_loss,
+                result.reason,
+                float(E_VD.sum()),
+            ]
+            found[name].append({key: result.diagnostics[key] for key in set(result.diagnostics) - TIMES})
 
-    record("first")
+        record("first")
 
-    engine_step = trainer._engine.step
+        engine_step = trainer._engine.step
 
-    def poisoned(batch_BU, **arguments):
-        if arguments["step"] == 3 and rank == 1:
-            with torch.no_grad():
-                trainer._engine.objective.model.blocks[0].norm1.weight.fill_(math.nan)
-        return engine_step(batch_BU, **arguments)
+        def poisoned(batch_BU, **arguments):
+            if arguments["step"] == 3 and rank == 1:
+                with torch.no_grad():
+                    trainer._engine.objective.model.blocks[0].norm1.weight.fill_(math.nan)
+            return engine_step(batch_BU, **arguments)
 
-    trainer._engine.step = poisoned
-    record("nan on one rank")
-    trainer._engine.step = engine_step
+        trainer._engine.step = poisoned
+        record("nan on one rank")
+        trainer._engine.step = engine_step
 
-    asked = iter(range(1000))
-    record("stopped by one rank", folder="resumed", should_stop=lambda: rank == 1 and next(asked) == 7)
-    record("resumed", folder="resumed")
-    record("again")
+        asked = iter(range(1000))
+        record("stopped by one rank", folder="resumed", should_stop=lambda: rank == 1 and next(asked) == 7)
+        record("resumed", folder="resumed")
+        record("again")
 
-    engine = trainer._engine
-    trainer.memo = None
-    engine.reset(CELL)
-    batch_BU = trainer.tokens.train.read(range(4 * rank, 4 * rank + 4), tiny.T)
-    found["micro batches"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=1)[:2])
-    engine.reset(CELL)
-    found["one batch"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=4)[:2])
+        engine = trainer._engine
+        trainer.memo = None
+        engine.reset(CELL)
+        batch_BU = trainer.tokens.train.read(range(4 * rank, 4 * rank + 4), tiny.T)
+        found["micro batches"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=1)[:2])
+        engine.reset(CELL)
+        found["one batch"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=4)[:2])
 
-    try:
-        record("odd", cell=cell(batch_size=5))
-    except InvalidInput as error:
-        found["odd"] = error.field
-    (folder / f"found-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+        try:
+            record("odd", cell=cell(batch_size=5))
+        except InvalidInput as error:
+            found["odd"] = error.field
+        (folder / f"found-{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")

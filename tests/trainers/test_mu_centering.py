@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from pair import joined
 from tiny import cell
 
 from search_spaces.cell import Cell, ModelSpec
@@ -94,22 +93,14 @@ def test_after_a_resume(tokens, tmp_path, attention_norm):
 
 
 def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    world, tokens, found = World(rank, 2, torch.device("cpu")), tiny.opened(folder), {}
-    for attention_norm in ("qk-norm", "sigma-reparam"):
-        engine = Engine(centered(attention_norm, logits_dtype="float32"), world, compile=False)
-        engine.settle(1)
-        losses = train(engine, batches(tokens, 5, rank, 2), 1)
-        found[attention_norm] = [*losses, float(engine.objective.model.E_VD.detach().double().square().sum())]
-    (folder / f"found-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    with joined(rank, folder) as world:
+        tokens, found = tiny.opened(folder), {}
+        for attention_norm in ("qk-norm", "sigma-reparam"):
+            engine = Engine(centered(attention_norm, logits_dtype="float32"), world, compile=False)
+            engine.settle(1)
+            losses = train(engine, batches(tokens, 5, rank, 2), 1)
+            found[attention_norm] = [*losses, float(engine.objective.model.E_VD.detach().double().square().sum())]
+        (folder / f"found-{rank}.json").write_text(json.dumps(found))
 
 
 def test_in_two_processes_with_accumulation(tmp_path):

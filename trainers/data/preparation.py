@@ -28,9 +28,9 @@ from trainers.data.documents import Batch, Documents, Place
 from trainers.data.shards import write_shard
 from trainers.data.sources import grouped
 from trainers.data.tokenizer import UNTRAINED, Tokenizer
+from trainers.data.verification import MANIFEST
 from trainers.files import sha256, write_atomically
 
-MANIFEST = "manifest.json"
 CHUNK_CHARACTERS = 1 << 17
 """Text that one thread encodes at once: in cache, and worth a thread's waking."""
 CHUNKS_AHEAD = 16

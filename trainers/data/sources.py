@@ -35,7 +35,7 @@ from trainers.data.tokenizer import (
     save_encoding,
     train_bpe,
 )
-from trainers.data.verification import verify
+from trainers.data.verification import MANIFEST, verify
 from trainers.files import sha256
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
             "digest": _identity(shards[0], shards[1], tokenizer.vocab_size),
             "files": dict(sorted(files.items())),
         }
-        (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         try:
             building.rename(folder)
         except OSError:
@@ -267,7 +267,7 @@ def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterato
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(folder, "has no readable manifest.json") from error
     return manifest

@@ -1,0 +1,28 @@
+"""One of the two processes of a test of DDP."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from trainers.world import World
+
+
+@contextmanager
+def joined(rank: int, folder: Path) -> Iterator[World]:
+    """The world of process ``rank``; the two meet at a file of ``folder``."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    yield World(rank, 2, torch.device("cpu"))
+    dist.destroy_process_group()
