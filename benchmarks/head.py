@@ -1,13 +1,15 @@
 """The chunked head against eager logits and PyTorch's own ``linear_cross_entropy``; a step of each method.
 
     python -m benchmarks.head [--scale 16M] [--tokens 8192] [--vocabulary 50304] [--rounds 7] [--threads 2]
+                              [--skip-head]
 
 First the head alone, one forward and backward pass in float32 at the scale's width:
   eager     ``F.cross_entropy(F.linear(h, E), targets)``
   torch     ``F.linear_cross_entropy``, as it is by default: the same two calls
   chunked   ``F.linear_cross_entropy`` with ``LinearCrossEntropyOptions()``, new in PyTorch 2.13
   ours      ``trainers.head.losses``, the baseline
-Then whole training steps, one method after the other on one engine, against the baseline's.
+Then whole training steps on one engine, each method's beside one of the baseline, which comes first in every other
+round. The baseline against itself tells how far the ratios can be trusted.
 
 All kinds take turns in one run. A ratio is the median over rounds of the ratio to the reference of the same round;
 "least" is the ratio of the least times: on a machine that others use too, it is what is left without them.
@@ -109,7 +111,8 @@ def time_heads(rounds: int, N: int, D: int, V: int) -> Times:
     return times
 
 
-def time_steps(rounds: int, scale: str, N: int, V: int) -> Times:
+def time_steps(rounds: int, scale: str, N: int, V: int) -> dict[str, tuple[list[float], list[float]]]:
+    """By method: the seconds of the baseline's steps and of its own, which took turns."""
     sequences = N // SEQUENCE
     training = TrainingSpec(batch_size=sequences, sequence_length=SEQUENCE, precision="float32", logits_dtype="float32")
     cells = {
@@ -128,13 +131,18 @@ def time_steps(rounds: int, scale: str, N: int, V: int) -> Times:
     }
     engine = Engine(cells["baseline"], World.single(), compile=False)
     batch_BU = np.random.default_rng(0).integers(0, V, (sequences, SEQUENCE + 1), dtype=np.uint16)
-    times: Times = {name: [] for name in cells}
-    for i in range(rounds + 1):
+
+    def step(cell: Cell) -> float:
+        engine.reset(cell)
+        return seconds(lambda: engine.step(batch_BU, step=0, lr=1e-3, micro_batch=sequences))
+
+    step(cells["baseline"])  # warms up
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in cells}
+    for i in range(rounds):
         for name, cell in cells.items():
-            engine.reset(cell)
-            took = seconds(lambda: engine.step(batch_BU, step=0, lr=1e-3, micro_batch=sequences))
-            if i:  # the first round warms up
-                times[name].append(took)
+            pair = [(times[name][0], cells["baseline"]), (times[name][1], cell)]
+            for found, one in pair if i % 2 else reversed(pair):
+                found.append(step(one))
     return times
 
 
@@ -154,12 +162,13 @@ def time_added(V: int, D: int) -> Times:
     return added
 
 
-def table(title: str, times: Times, reference: str, targets: dict[str, float]) -> Table:
-    found = Table("", "seconds", f"x {reference}", "least", "target", title=title)
-    for name, values in times.items():
-        ratio = median(a / b for a, b in zip(values, times[reference], strict=True))
-        least = min(values) / min(times[reference])
-        found.add_row(name, f"{median(values):.2f}", f"{ratio:.3f}", f"{least:.3f}", str(targets.get(name, "")))
+def table(title: str, times: dict[str, tuple[list[float], list[float]]], of: str, targets: dict[str, float]) -> Table:
+    """``times``: the reference's and its own, by name."""
+    found = Table("", "seconds", f"x {of}", "least", "target", title=title)
+    for name, (reference, values) in times.items():
+        ratio = median(a / b for a, b in zip(values, reference, strict=True))
+        least = min(values) / min(reference)
+        found.add_row(name, f"{median(values):.2f}", f"{ratio:.4f}", f"{least:.4f}", str(targets.get(name, "")))
     return found
 
 
@@ -170,6 +179,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=50_304)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--skip-head", action="store_true", help="only the steps")
     parser.add_argument("--growth-of", choices=HEADS, help="only print this head's peak memory, in bytes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -177,23 +187,30 @@ def main() -> None:
     if args.growth_of:
         print(growth(args.growth_of, N, D, V))
         return
+    console = Console()
+    if not args.skip_head:
+        compare_heads(console, args.rounds, N, D, V)
+    steps = time_steps(args.rounds, args.scale, N, V)
+    added = Table("", "ms", "1 + share of a step", "target", title="Added by what costs O(VD)")
+    for name, values in time_added(V, D).items():
+        share = median(values) / min(steps["baseline"][0])
+        added.add_row(name, f"{median(values) * 1e3:.2f}", f"{1 + share:.4f}", str(STEP_TARGETS[name]))
+    console.print(table(f"A training step of {args.scale}", steps, "baseline", STEP_TARGETS))
+    console.print(added)
+
+
+def compare_heads(console: Console, rounds: int, N: int, D: int, V: int) -> None:
+    """Prints the heads' peak memory and times."""
     again = [sys.executable, "-m", "benchmarks.head", *sys.argv[1:], "--growth-of"]
     peaks = {name: int(subprocess.check_output([*again, name])) for name in HEADS}
     memory = Table("", "MB", "x eager", "target", title="Peak extra memory of the head")
     for name, peak in peaks.items():
         target = f"{MEMORY_TARGET:.3f}" if name == "ours" else ""
         memory.add_row(name, f"{peak / 1e6:.0f}", f"{peak / peaks['eager']:.3f}", target)
-    console = Console()
     console.print(memory)
-    heads = time_heads(args.rounds, N, D, V)
-    console.print(table("Forward and backward of the head", heads, "eager", {"ours": TIME_TARGET}))
-    steps = time_steps(args.rounds, args.scale, N, V)
-    added = Table("", "ms", "1 + share of a step", "target", title="Added by what costs O(VD)")
-    for name, values in time_added(V, D).items():
-        share = median(values) / min(steps["baseline"])
-        added.add_row(name, f"{median(values) * 1e3:.2f}", f"{1 + share:.4f}", str(STEP_TARGETS[name]))
-    console.print(table(f"A training step of {args.scale}", steps, "baseline", STEP_TARGETS))
-    console.print(added)
+    times = time_heads(rounds, N, D, V)
+    against = {name: (times["eager"], values) for name, values in times.items()}
+    console.print(table("Forward and backward of the head", against, "eager", {"ours": TIME_TARGET}))
 
 
 if __name__ == "__main__":
