@@ -1,6 +1,6 @@
 """Tokens per second of making token files against ``tiktoken`` alone, and of reading batches from them.
 
-``python -m benchmarks.data [--tokens 20] [--rounds 5] [--workers 2]``
+``python -m benchmarks.data [--tokens 60] [--rounds 5] [--workers 2]``
 
 The text is that of Python's standard library in documents of 3,000 characters, as long as FineWeb's, in a parquet file.
 Preparation is all of it: streaming the parquet file, encoding, cutting, writing, syncing, checksums, manifest. Alone
@@ -69,7 +69,7 @@ def reading(shards: Shards, batch: int, T: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=20, help="millions")
+    parser.add_argument("--tokens", type=int, default=60, help="millions")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()

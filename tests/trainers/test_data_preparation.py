@@ -126,7 +126,7 @@ def test_stream_of_tokens_is_cut_and_gone_on_with_anywhere(
         left = [batch for batch in batches if batch.place.rows >= start.place.rows]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "CHUNK_CHARACTERS", characters)
-            chunks = module._encoded(left, start.skip, UNTRAINED["bytes"](), workers)
+            chunks = module._encoded(left, start.skip, UNTRAINED["bytes"], workers)
             return [(ids.tolist(), end) for ids, end in module._cut(chunks, recipe.size, number)]
 
     made = files(Position(), 0, chunk, 2)

@@ -61,15 +61,17 @@ def from_encoding(encoding: tiktoken.Encoding) -> Tokenizer:
 
 
 def gpt2_encoding() -> tiktoken.Encoding:
-    """GPT-2's 50257 ids. ``r50k_base`` is the same encoding as ``gpt2``, in one file instead of two.
+    """GPT-2's 50257 ids, a new object each time. ``r50k_base`` is the same encoding as ``gpt2``, in one file instead of
+    two.
 
     Raises:
         InvalidInput: it is neither cached nor to be had from the network.
     """
     import tiktoken
+    from tiktoken_ext.openai_public import r50k_base
 
     try:
-        return tiktoken.get_encoding("r50k_base")
+        return tiktoken.Encoding(**r50k_base())
     except (OSError, ValueError) as error:  # no network; a damaged download
         raise InvalidInput(
             "data.tokenizer",
