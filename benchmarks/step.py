@@ -46,7 +46,7 @@ LR = 3e-3
 CHECKED_STEPS = 20
 LOSS_TOLERANCE = 1e-4
 """Relative, over the checked steps."""
-ARITHMETIC = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+ARITHMETIC = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkldnn::_linear_pointwise")
 ATTENTION = "aten::_scaled_dot_product_flash_attention"
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers import methods
+from trainers.matmul import product, serves
 from trainers.model import GPT
 
 Precision = Literal["float32", "bfloat16"]
@@ -54,14 +55,16 @@ class Projection:
     def logits(self, h_CD: Tensor) -> Tensor:
         """``(C, V)``, in memory that the next call takes again."""
         logits_CV = self.logits_CV[: len(h_CD)]
-        if self.rounded_CV is None:
-            return torch.mm(h_CD.type_as(self.E_VD), self.E_VD.T, out=logits_CV)
-        rounded_CV = self.rounded_CV[: len(h_CD)]
-        if self.E_VD.dtype == torch.bfloat16:
-            torch.mm(h_CD.bfloat16(), self.E_VD.T, out=rounded_CV)
+        if self.rounded_CV is not None and self.E_VD.dtype == torch.bfloat16:
+            return logits_CV.copy_(torch.mm(h_CD.bfloat16(), self.E_VD.T, out=self.rounded_CV[: len(h_CD)]))
+        h_CD = h_CD.type_as(self.E_VD)
+        if serves(h_CD, self.E_VD):
+            logits_CV = product(h_CD, self.E_VD)
         else:
-            rounded_CV.copy_(torch.mm(h_CD, self.E_VD.T, out=logits_CV))
-        return logits_CV.copy_(rounded_CV)
+            torch.mm(h_CD, self.E_VD.T, out=logits_CV)
+        if self.rounded_CV is not None:
+            logits_CV.copy_(self.rounded_CV[: len(h_CD)].copy_(logits_CV))
+        return logits_CV
 
     def backward(self, grad_CV: Tensor, h_CD: Tensor, grad_E_VD: Tensor) -> Tensor:
         """The gradient of h, ``(C, D)``; that of E is added to ``grad_E_VD``. Takes the memory of ``grad_CV``."""
@@ -72,7 +75,7 @@ class Projection:
                 return rounded_CV @ self.E_VD
             grad_CV.copy_(rounded_CV)
         grad_E_VD.addmm_(grad_CV.T, h_CD.type_as(grad_CV))
-        return grad_CV @ self.E_VD
+        return product(grad_CV, self.E_VD.T)
 
 
 class Slopes(NamedTuple):

@@ -21,6 +21,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT, AttentionNor
 from search_spaces.cell import ModelSpec
 from search_spaces.scales import Scale
 from trainers.attention import ATTENTIONS
+from trainers.matmul import Linear
 from trainers.sigma_reparam import SigmaLinear
 
 ROPE_BASE = 10_000.0
@@ -64,7 +65,7 @@ class QueryKey(nn.Module):
 
 def linear(norm: AttentionNorm, inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
     """A layer of a block; ``parts`` matrices are side by side in its weight."""
-    return SigmaLinear(inputs, outputs, parts) if norm.sigma_reparam else nn.Linear(inputs, outputs, bias=False)
+    return SigmaLinear(inputs, outputs, parts) if norm.sigma_reparam else Linear(inputs, outputs)
 
 
 class Attention(nn.Module):

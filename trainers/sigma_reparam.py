@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.matmul import linear
+
 
 class SigmaLinear(nn.Linear):
     """``P`` matrices of ``(outputs / P, I)``, each with its own largest singular value sigma and learned gamma.
@@ -35,7 +37,7 @@ class SigmaLinear(nn.Linear):
         with torch.autocast(input.device.type, enabled=False):
             sigma_P = torch.linalg.vector_norm(self.weight_POI @ self.v_PI[:, :, None], dim=(1, 2))
             W_POI = self.weight_POI * (self.gamma / sigma_P)[:, None, None]
-        return F.linear(input, W_POI.flatten(0, 1))
+        return linear(input, W_POI.flatten(0, 1))
 
     @torch.no_grad()
     def start(self) -> None:

@@ -1,0 +1,51 @@
+"""Products through oneDNN are those of PyTorch, in values, gradients and shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.matmul import linear, product, serves
+
+sizes = st.integers(1, 70)
+
+
+@given(N=sizes, I=sizes, O=sizes, transposed=st.tuples(st.booleans(), st.booleans()))
+def test_product_of_any_strides(N: int, I: int, O: int, transposed: tuple[bool, bool]) -> None:  # noqa: E741
+    generator = torch.Generator().manual_seed(N * 10_000 + I * 100 + O)
+
+    def drawn(rows: int, columns: int, transpose: bool) -> torch.Tensor:
+        shape = (columns, rows) if transpose else (rows, columns)
+        matrix = torch.randn(shape, generator=generator)
+        return matrix.T if transpose else matrix
+
+    a_NI, b_OI = drawn(N, I, transposed[0]), drawn(O, I, transposed[1])
+    assert serves(a_NI, b_OI)
+    torch.testing.assert_close(product(a_NI, b_OI).double(), a_NI.double() @ b_OI.double().T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (2, 3, 4, 24)])
+def test_linear_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, W_OI = torch.randn(shape, dtype=dtype), torch.randn(40, 24, dtype=dtype)
+    weights = torch.randn(*shape[:-1], 40, dtype=torch.float64)
+
+    def run(function: object, dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (x, W_OI)]
+        out = function(*inputs)  # type: ignore[operator]
+        return [out, *torch.autograd.grad((out * weights.to(dtype)).sum(), inputs)]
+
+    for found, expected in zip(run(linear, dtype), run(F.linear, torch.float64), strict=True):
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_is_left_to_pytorch() -> None:
+    x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not serves(x, W_OI)
+        assert linear(x, W_OI).dtype == torch.bfloat16
