@@ -21,6 +21,8 @@ from service.refinement import Refinement
 from trainers.job import Event
 
 PLAIN_EVERY_S = 10.0
+NAMED = 3
+"""Methods whose best loss a plain line tells: those with the lowest."""
 
 
 class Progress:
@@ -66,7 +68,8 @@ class Progress:
             return
         if self._clock() - self._drawn >= PLAIN_EVERY_S or self._remaining_cells() == 0:
             self._drawn = self._clock()
-            best = "  ".join(f"{name} {loss:.3f} at {lr:g}" for name, loss, lr in self.best())
+            found = sorted(self.best(), key=lambda one: one[1])[:NAMED]
+            best = "  ".join(f"{name} {loss:.3f} at {lr:g}" for name, loss, lr in found)
             self._console.print(f"{self.line()} | best {best or 'none yet'}", highlight=False, soft_wrap=True)
 
     def line(self) -> str:
