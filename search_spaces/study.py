@@ -160,6 +160,11 @@ class ResourceSpec(Frozen):
         default=None, gt=0, description="Cells at once; as many as the cluster holds by default."
     )
     compile: bool = Field(default=False, description="torch.compile; falls back to eager with a warning.")
+    max_failures: int = Field(
+        default=2,
+        gt=0,
+        description="A cell that has failed this often is crashed; before, it goes on from its checkpoint.",
+    )
 
 
 class Study(Frozen):

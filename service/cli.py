@@ -126,6 +126,20 @@ def status(study: str | None, home: str, cells: bool) -> None:
 
 
 @main.command()
+@click.argument("study")
+@home_option
+@click.option("--cell", metavar="ID", help="End this running cell alone, as pruned; the study goes on.")
+@bad_input_exits
+def stop(study: str, home: str, cell: str | None) -> None:
+    """Ask the run of STUDY to end; it saves its state, and `oec run` goes on. From any machine that sees the home."""
+    from service import stopping
+
+    done = stopping.stop(Home.open(home), study, cell)
+    what = f"cell {cell}" if cell else study
+    click.echo(f"{what} has ended" if done else f"{what} was asked to end, and has not yet")
+
+
+@main.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @home_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for page, figures and tables.")

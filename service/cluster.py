@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer so long: its group is replaced
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow are the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours, see service.sweep
@@ -26,6 +27,10 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 CONNECT_TIMEOUT_S = 5.0
+STARTS = 3
+"""How often an embedded cluster is tried; on a machine that is busy Ray's processes may not be there in time."""
+
+logger = logging.getLogger(__name__)
 
 
 def address(given: str | None) -> str | None:
@@ -52,22 +57,43 @@ def connect(given: str | None) -> None:
     if joined and joined.startswith("ray://"):
         remedy = "give the cluster's own address (host:6379) from a machine of its network, or submit a Ray job"
         raise InvalidInput("--address", joined, "is a Ray Client address, which a sweep can not use", remedy)
+    if not joined:
+        start()
+        return
     try:
-        if joined:
-            reach(joined)
-            ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=local_cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        reach(joined)
+        ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
         remedy = "start it, or leave the address out for a cluster of this machine's own"
         raise InvalidInput("--address", joined, f"is no Ray cluster ({reason})", remedy) from error
+
+
+def start() -> None:
+    """An embedded cluster on all cores of this machine.
+
+    Raises:
+        InvalidInput: its processes did not come up, ``STARTS`` times.
+    """
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=local_cores(),
+                include_dashboard=True,  # on loopback; a dead trial's cores are freed through its State API
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray raises what its processes died of, or plain Exception for a time-out
+            ray.shutdown()  # what came up already
+            reason = str(error).splitlines()[0]
+            if not left:
+                remedy = "see that the machine has memory and processor time to spare; the same command goes on"
+                raise InvalidInput("--address", None, f"no Ray cluster started here ({reason})", remedy) from error
+            logger.warning("Ray did not start (%s), once more", reason)
 
 
 def reach(joined: str) -> None:

@@ -34,8 +34,6 @@ class GroupConfig:
     resources: ResourceSpec
     ray_folder: Path
     micro_batch_memo: Path
-    max_failures: int = 2
-    """How often a cell is taken again after its group died."""
     agreement_timeout_s: float = 120.0
 
 
@@ -49,7 +47,7 @@ class WarmGroup:
     def __init__(self, config: GroupConfig) -> None:
         self.config = config
         self.name = f"group-{uuid.uuid4().hex[:8]}"
-        self._mailbox = Mailbox.remote(config.max_failures)  # type: ignore[attr-defined]
+        self._mailbox = Mailbox.remote(config.resources.max_failures)  # type: ignore[attr-defined]
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name=self.name, daemon=True)
         self._thread.start()
@@ -60,7 +58,7 @@ class WarmGroup:
         return self._thread.is_alive()
 
     def run(self, job: Job) -> Iterator[list[Event]]:
-        """Train one cell; yields its events as they come, the last one of kind ``done``.
+        """Train one cell; yields its events as they come, the last one of kind ``done``, and nothing every ``POLL_S``.
 
         A caller that stops listening (Tune ends a trial early) cancels the cell.
 
@@ -75,8 +73,7 @@ class WarmGroup:
                 done = any(event["kind"] == "done" for event in events)
                 if not events and not self.alive:
                     raise GroupDied(f"{self.name} ended: {self._failure}") from self._failure
-                if events:
-                    yield events
+                yield events
         finally:
             if not done and self.alive:
                 ray.get(self._mailbox.cancel.remote())

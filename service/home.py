@@ -5,6 +5,7 @@
     data/<key>/              token files of a study's text, made once
     data/<name>/             token files that ``oec data prepare`` made of another source
     studies/<name>/          study.yaml, ledger.jsonl, optuna.journal (a view of the ledger), report/
+    studies/<name>/stop/     requests of ``oec stop``
     studies/<name>/cells/<cell id>/   metrics.jsonl, and checkpoints while the cell is not done
     cells/<cell id>/         the same of a cell that ``oec train`` trained
     mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
@@ -85,6 +86,10 @@ class Home:
 
     def optuna(self, name: str) -> Path:
         return self.study(name) / "optuna.journal"
+
+    def stop(self, name: str) -> Path:
+        """Where ``oec stop`` leaves its requests."""
+        return self.study(name) / "stop"
 
     def known(self) -> list[str]:
         """Names of the studies that have a ledger here."""

@@ -22,34 +22,40 @@ class Mailbox:
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
         self._job: Job | None = None
-        self._starts = 0
+        self._failures = 0
+        """Of the current job."""
+        self._taken = False
         self._closed = False
         self._events: list[Event] = []
         self._changed = asyncio.Condition()
 
     async def put(self, job: Job) -> None:
         """Hand in the next job, in place of the one before."""
-        await self._update(_job=job, _events=[])
+        await self._update(_job=job, _events=[], _failures=0, _taken=False)
 
     async def started(self) -> None:
-        """A group says that it came up. A job that ``max_failures`` restarts did not finish is reported crashed."""
-        self._starts += 1
-        if self._job and self._starts > 1 + self._max_failures:
-            died = f"its worker group died {self._starts - 1} times"
+        """A group says that it came up. The one before died with the job that it had taken."""
+        if self._job and self._taken:
+            self._taken = False
+            times = f", failure {self._failures + 1} of this cell" if self._failures else ""
+            died = f"its worker group died{times}: a worker was killed, ran out of memory, or answered no more"
             await self.post(self._job.cell.id, [{"kind": "done", "state": "crashed", "reason": died}])
 
     async def take(self, timeout_s: float) -> Job | None:
         """The current job, or None after ``timeout_s`` without one or once closed."""
         await self._wait(lambda: self._closed or self._job is not None, timeout_s)
+        self._taken = self._job is not None
         return self._job
 
     async def post(self, cell_id: str, events: list[Event]) -> None:
-        """Append events of a cell; one of kind ``done`` ends the job."""
+        """Append events of a cell; one of kind ``done`` ends the job, unless it crashed and is to be tried again."""
         if self._job is None or self._job.cell.id != cell_id:
             return
         done = any(event["kind"] == "done" for event in events)
-        if done:
-            self._starts = 1
+        if any(event.get("state") == "crashed" for event in events):
+            self._failures += 1
+            if self._failures < self._max_failures:
+                return
         await self._update(_events=self._events + events, _job=None if done else self._job)
 
     async def events(self, timeout_s: float) -> list[Event]:

@@ -18,6 +18,7 @@ from service.ledger import Ledger, finished_elsewhere
 from service.mlflow_sink import MlflowSink
 from service.progress import Progress
 from service.refinement import Refinement
+from service.stopping import Watch
 from trainers.data import Tokens, prepare
 
 FLUSH_S = 60.0
@@ -97,7 +98,7 @@ def train(
         at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
-        with Progress(plan, ledger, console) as progress:
+        with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)):
             error = sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
         if error:
             console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)

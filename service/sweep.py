@@ -17,6 +17,7 @@ from service.groups import GroupConfig, shared
 from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
 from service.search import CellSearch, open_storage
+from service.stopping import asked
 from trainers.data import Tokens
 from trainers.job import Event, Job
 
@@ -90,6 +91,7 @@ def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, A
         ray_folder=home.ray,
         micro_batch_memo=home.micro_batches,
     )
+    stops = home.stop(study.name)
 
     def train_cell(config: dict[str, Any]) -> None:
         cell = Cell.model_validate(config["cell"])
@@ -99,8 +101,15 @@ def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, A
             evaluate_every=study.evaluate_every,
             checkpoint_every=study.checkpoint_every,
         )
+        step = 0
         for events in shared(group).run(job):
-            tune.report({"events": events})
+            if asked(stops, cell.id) and not any(event["kind"] == "done" for event in events):
+                pruned = {"kind": "done", "state": "pruned", "reason": "oec stop", "steps": step}
+                tune.report({"events": [*events, pruned]})
+                return  # which lets go of the cell; the group stays warm
+            step = max([step, *(event["step"] for event in events if event["kind"] == "row")])
+            if events:
+                tune.report({"events": events})
 
     return train_cell
 

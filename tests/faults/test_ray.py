@@ -1,0 +1,207 @@
+"""Whole studies through the real command, while processes of its Ray cluster die, freeze, or are asked to end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from search_spaces.study import Study
+from tests.faults.invariants import agree, ledger_of, losses, processes
+from tests.service.oec import oec, start
+
+pytestmark = pytest.mark.slow
+
+NAME = "disturbed"
+DEADLINE_S = 150
+TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cells of two DDP workers, one after the other, some seconds each."""
+    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 1500}
+    changes = {"name": NAME, "methods": ["baseline"], "lrs": [1e-3, 2e-3], "training": training}
+    changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": 2}}
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(Study.load("smoke").to_yaml()), "refine": 0, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float | None]:
+    home = tmp_path_factory.mktemp("undisturbed")
+    done = oec("run", study, home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return losses(home, NAME)
+
+
+class Run:
+    """``oec run`` in the background."""
+
+    def __init__(self, study: Path, home: Path, **environment: str) -> None:
+        self.study, self.home, self.log = study, home, home.parent / "run.log"
+        home.mkdir(exist_ok=True)
+        self.driver = start("run", study, home=home, log=self.log, **environment)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert self.driver.poll() is None, f"it ended before {what}:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{self.log.read_text()}"
+            time.sleep(0.02)
+
+    def step(self) -> int:
+        """The newest checkpoint of the cell that runs."""
+        found = self.home.glob(f"studies/{NAME}/cells/*/checkpoints/step-*.json")
+        return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
+
+    def trains(self, beyond: int = 200) -> None:
+        self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
+
+    def named(self, title: str) -> list[psutil.Process]:
+        """Processes of this run by the title that Ray gives them, the oldest first."""
+        found = []
+        for process in processes(self.home):
+            try:
+                if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                    found.append((process.create_time(), process.pid, process))
+            except psutil.NoSuchProcess:
+                continue
+        return [process for _, _, process in sorted(found)]
+
+    def ends(self, code: int = 0) -> str:
+        self.driver.wait(timeout=DEADLINE_S)
+        said = self.log.read_text()
+        assert self.driver.returncode == code, said
+        return said
+
+    def state(self, index: int) -> str:
+        return list(ledger_of(self.home, NAME).entries.values())[index].state
+
+    def close(self) -> None:
+        for process in processes(self.home):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+
+@pytest.fixture
+def running(study: Path, tmp_path: Path, request: pytest.FixtureRequest):
+    run = Run(study, tmp_path / "home", **getattr(request, "param", {}))
+    yield run
+    run.close()
+
+
+@pytest.mark.parametrize("title", [TRAIN_WORKER, TRIAL])
+def test_a_killed_process_costs_no_result(running: Run, undisturbed: dict[str, float | None], title: str) -> None:
+    """A Ray Train worker in mid-step; the trial's actor, which owns the group."""
+    running.trains()
+    running.named(title)[0].kill()
+    running.ends()
+    agree(running.home, NAME, undisturbed)
+    assert ledger_of(running.home, NAME).counts()["finished"] == 2
+
+
+@pytest.mark.parametrize("running", [{"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "5"}], indirect=True)
+def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturbed: dict[str, float | None]) -> None:
+    running.trains()
+    before = {process.pid for process in running.named(TRAIN_WORKER)}
+    frozen = running.named(TRAIN_WORKER)[-1]
+    frozen.suspend()
+    froze, step = time.monotonic(), running.step()
+    running.until(lambda: running.step() > step + 100 or running.state(0) == "finished", "progress after the freeze")
+    assert time.monotonic() - froze < 90
+    assert before.isdisjoint(process.pid for process in running.named(TRAIN_WORKER))
+    running.ends()
+    agree(running.home, NAME, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_ends_is_resumed_by_the_same_command(
+    running: Run, study: Path, undisturbed: dict[str, float | None], number: signal.Signals
+) -> None:
+    running.trains()
+    asked = time.monotonic()
+    running.driver.send_signal(number)
+    running.ends(75 if number != signal.SIGKILL else -number)
+    assert time.monotonic() - asked < 20, "10 s to save its state, and the time of a busy machine"
+    done = oec("run", study, home=running.home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    agree(running.home, NAME, undisturbed)
+
+
+def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
+    running: Run, study: Path, undisturbed: dict[str, float | None]
+) -> None:
+    """Twice by default. The study goes on with the other cell."""
+    running.trains()
+    running.named(TRAIN_WORKER)[0].kill()
+    step = running.step()
+    running.trains(beyond=step + 100)
+    running.named(TRAIN_WORKER)[0].kill()
+    said = running.ends(1)
+    assert "--retry-crashed" in said
+    first, second = ledger_of(running.home, NAME).entries.values()
+    assert (first.state, second.state) == ("crashed", "finished")
+    assert "its worker group died, failure 2 of this cell" in first.result["reason"]
+    agree(running.home, NAME)
+    before = ledger_of(running.home, NAME).seq
+    done = oec("run", study, "--retry-crashed", home=running.home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to train" in done.stdout
+    assert ledger_of(running.home, NAME).seq == before + 2, "running and finished, of one cell"
+    agree(running.home, NAME, undisturbed)
+
+
+def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: dict[str, float | None]) -> None:
+    running.trains()
+    workers = {process.pid for process in running.named(TRAIN_WORKER)}
+    first, second = ledger_of(running.home, NAME).entries
+    asked = time.monotonic()
+    stopped = oec("stop", NAME, "--cell", first, home=running.home)
+    took = time.monotonic() - asked
+    assert stopped.stdout == f"cell {first} has ended\n", stopped.stderr
+    assert running.state(0) == "pruned"
+    running.until(lambda: running.state(1) == "running", "the next cell")
+    assert time.monotonic() - asked < 5 + took
+    again = oec("stop", NAME, "--cell", first, home=running.home)
+    assert again.returncode == 2
+    assert "is pruned; name a cell that is running" in again.stderr
+    running.trains()
+    assert {process.pid for process in running.named(TRAIN_WORKER)} == workers
+    running.ends()
+    assert losses(running.home, NAME)[second] == undisturbed[second]
+    assert ledger_of(running.home, NAME).entries[first].result["reason"] == "oec stop"
+
+
+def test_stop_ends_a_study_which_the_same_command_resumes(
+    running: Run, study: Path, undisturbed: dict[str, float | None]
+) -> None:
+    running.trains()
+    stopped = oec("stop", NAME, home=running.home)
+    assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
+    assert "the same command goes on" in running.ends(75)
+    assert running.step() > 200, "its checkpoint is kept"
+    nothing_runs: subprocess.CompletedProcess[str] = oec("stop", NAME, home=running.home)
+    assert nothing_runs.returncode == 2
+    assert "is not being run" in nothing_runs.stderr
+    done = oec("run", study, home=running.home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    agree(running.home, NAME, undisturbed)
+
+
+def test_what_a_kill_left_in_a_study_s_folder_is_not_taken_for_a_request(study: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "studies" / NAME / "stop").mkdir(parents=True)
+    (home / "studies" / NAME / "stop" / "study").touch()
+    done = oec("run", study, home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((home / "studies" / NAME / "stop").iterdir())
