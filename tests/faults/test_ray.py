@@ -26,7 +26,7 @@ TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cells of two DDP workers, one after the other, some seconds each."""
-    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 1500}
+    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 900}
     changes = {"name": NAME, "methods": ["baseline"], "lrs": [1e-3, 2e-3], "training": training}
     changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": 2}}
     path = tmp_path_factory.mktemp("study") / "study.yaml"
@@ -62,7 +62,7 @@ class Run:
         found = self.home.glob(f"studies/{NAME}/cells/*/checkpoints/step-*.json")
         return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
 
-    def trains(self, beyond: int = 200) -> None:
+    def trains(self, beyond: int = 150) -> None:
         self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
 
     def named(self, title: str) -> list[psutil.Process]:
@@ -189,7 +189,7 @@ def test_stop_ends_a_study_which_the_same_command_resumes(
     stopped = oec("stop", NAME, home=running.home)
     assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
     assert "the same command goes on" in running.ends(75)
-    assert running.step() > 200, "its checkpoint is kept"
+    assert running.step() > 150, "its checkpoint is kept"
     nothing_runs: subprocess.CompletedProcess[str] = oec("stop", NAME, home=running.home)
     assert nothing_runs.returncode == 2
     assert "is not being run" in nothing_runs.stderr

@@ -35,6 +35,7 @@ def test_command_line() -> None:
         "run": ["--address", "--home", "--retry-crashed", "study"],
         "plan": ["--home", "study"],
         "status": ["--cells", "--home", "study"],
+        "stop": ["--cell", "--home", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
         "diff": ["--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
