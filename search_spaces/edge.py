@@ -154,4 +154,5 @@ def _most_lrs(tried: Mapping[float, Outcome], grid: Sequence[float], factor: flo
 def _bisections(low: float | None, high: float, factor: float) -> int:
     if low is None or high / low <= factor:
         return 0
-    return math.ceil(math.log2(math.log(high / low) / (math.log(factor) - ROUNDING)))
+    # A halving leaves half of the width and half of ROUNDING, at most: it halves what the width has above ROUNDING.
+    return math.ceil(math.log2((math.log(high / low) - ROUNDING) / (math.log(factor) - ROUNDING)))
