@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,24 @@ def connect(given: str | None) -> None:
         raise InvalidInput("--address", joined, f"is no Ray cluster ({reason})", remedy) from error
 
 
+def private_token() -> None:
+    """Make Ray's token, in ``~/.ray``, where no other user of the machine can read it; Ray itself makes it readable.
+
+    One that was given by the environment is left alone.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with os.fdopen(file, "w") as out:
+        out.write(secrets.token_hex(32))
+
+
 def start() -> None:
     """An embedded cluster on all cores of this machine.
 
@@ -77,6 +96,7 @@ def start() -> None:
     """
     import ray
 
+    private_token()
     for left in reversed(range(STARTS)):
         try:
             ray.init(
