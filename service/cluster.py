@@ -6,8 +6,11 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import ResourceSpec
@@ -28,6 +31,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 CONNECT_TIMEOUT_S = 5.0
+LOOK_S, LOST_S = 2.0, 20.0
+"""How often the head is looked for, and how long it may be away."""
 STARTS = 3
 """How often an embedded cluster is tried; on a machine that is busy Ray's processes may not be there in time."""
 
@@ -125,6 +130,37 @@ def reach(joined: str) -> None:
     host, _, port = joined.rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
+class HeadWatch:
+    """Calls ``lost`` once the cluster's head has not been reachable for ``LOST_S``.
+
+    Ray itself looks for it for a minute and then ends the process, whatever it is doing, with exit code 1.
+    """
+
+    def __init__(self, head: str, lost: Callable[[], None]) -> None:
+        self._head, self._lost = head, lost
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="head-watch", daemon=True)
+
+    def __enter__(self) -> HeadWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        reached = time.monotonic()
+        while not self._over.wait(LOOK_S):
+            try:
+                reach(self._head)
+                reached = time.monotonic()
+            except OSError:
+                if time.monotonic() - reached > LOST_S:
+                    self._lost()
+                    return
 
 
 def local_cores() -> int:

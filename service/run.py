@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -98,7 +100,8 @@ def train(
         at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
-        with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)):
+        head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))
+        with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)), head:
             error = sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
         if error:
             console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
@@ -106,6 +109,14 @@ def train(
     finally:
         sink.close(flush)
         ray.shutdown()
+
+
+def give_up(console: Console) -> None:
+    """End this process now. There is nobody left to shut down, every end of a cell is in the ledger, and what MLflow
+    lacks is in the files of the home."""
+    console.print("the Ray cluster does not answer any more; the same command goes on with the missing cells")
+    sys.stdout.flush()
+    os._exit(os.EX_TEMPFAIL)
 
 
 def same_data(ledger: Ledger, plan: Plan) -> None:
