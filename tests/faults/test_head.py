@@ -31,9 +31,8 @@ NOTICED_S = 120.0
 class Cluster:
     """``ray start`` on loopback, each node a process group of its own."""
 
-    def __init__(self) -> None:
-        # Not pytest's folder: Ray's sockets lie in it, and their paths must not exceed 107 bytes.
-        self.folder, self.port = Path(tempfile.mkdtemp(prefix="oec-")), free_port()
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
         self.address = f"127.0.0.1:{self.port}"
 
     @contextmanager
@@ -74,6 +73,13 @@ class Cluster:
             assert time.monotonic() < deadline, f"no {nodes} nodes: {found.stdout}{found.stderr}"
 
 
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Not in pytest's folder: Ray's sockets lie in it, and their paths must not exceed 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="oec-", ignore_cleanup_errors=True) as folder:
+        yield Cluster(Path(folder))
+
+
 def kill(process: psutil.Process) -> None:
     """The process and all that it started, at once."""
     try:
@@ -93,11 +99,12 @@ def run_on(cluster: Cluster, study: Path, home: Path) -> Run:  # noqa: F811
 
 
 def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
+    cluster: Cluster,
     study: Path,  # noqa: F811
     undisturbed: dict[str, float | None],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    cluster, home = Cluster(), tmp_path / "home"
+    home = tmp_path / "home"
     with cluster.head(2) as head:
         run = run_on(cluster, study, home)
         try:
@@ -116,12 +123,13 @@ def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
 
 
 def test_the_cells_of_a_dead_node_move_to_the_other(
+    cluster: Cluster,
     study: Path,  # noqa: F811
     undisturbed: dict[str, float | None],  # noqa: F811
     tmp_path: Path,
 ) -> None:
     """The head has no core, so that all that trains is on one worker node and then on the other."""
-    cluster, home = Cluster(), tmp_path / "home"
+    home = tmp_path / "home"
     with ExitStack() as nodes:
         nodes.enter_context(cluster.head(0))
         first = nodes.enter_context(cluster.worker("first", 2, 2))
@@ -136,16 +144,13 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
     agree(home, NAME, undisturbed)
 
 
-@pytest.mark.parametrize("workers", [3])
 def test_more_workers_than_the_cluster_has_is_said_at_once(
+    cluster: Cluster,
     study: Path,  # noqa: F811
     tmp_path: Path,
-    workers: int,
 ) -> None:
-    cluster, wide = Cluster(), tmp_path / "wide.yaml"
-    wide.write_text(
-        study.read_text().replace("workers: 2", f"workers: {workers}").replace("batch_size: 4", "batch_size: 6")
-    )
+    wide = tmp_path / "wide.yaml"
+    wide.write_text(study.read_text().replace("workers: 2", "workers: 3").replace("batch_size: 4", "batch_size: 6"))
     with cluster.head(2):
         refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=cluster.address, **AUTH)
     assert refused.returncode == 2, refused.stdout + refused.stderr
