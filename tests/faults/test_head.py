@@ -16,7 +16,7 @@ import pytest
 
 from tests.docker.stack import free_port
 from tests.faults.invariants import agree, ledger_of
-from tests.faults.test_ray import NAME, Run, study, undisturbed  # noqa: F401  (fixtures)
+from tests.faults.running import NAME, Run
 from tests.service.oec import oec
 
 pytestmark = pytest.mark.slow
@@ -94,14 +94,14 @@ def kill(process: psutil.Process) -> None:
     psutil.wait_procs(family, timeout=10)
 
 
-def run_on(cluster: Cluster, study: Path, home: Path) -> Run:  # noqa: F811
+def run_on(cluster: Cluster, study: Path, home: Path) -> Run:
     return Run(study, home, OEC_RAY_ADDRESS=cluster.address, **AUTH)
 
 
 def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
     cluster: Cluster,
-    study: Path,  # noqa: F811
-    undisturbed: dict[str, float | None],  # noqa: F811
+    study: Path,
+    undisturbed: dict[str, float | None],
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
@@ -124,8 +124,8 @@ def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
 
 def test_the_cells_of_a_dead_node_move_to_the_other(
     cluster: Cluster,
-    study: Path,  # noqa: F811
-    undisturbed: dict[str, float | None],  # noqa: F811
+    study: Path,
+    undisturbed: dict[str, float | None],
     tmp_path: Path,
 ) -> None:
     """The head has no core, so that all that trains is on one worker node and then on the other."""
@@ -146,7 +146,7 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
 
 def test_more_workers_than_the_cluster_has_is_said_at_once(
     cluster: Cluster,
-    study: Path,  # noqa: F811
+    study: Path,
     tmp_path: Path,
 ) -> None:
     wide = tmp_path / "wide.yaml"

@@ -5,96 +5,22 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-import yaml
 
-from search_spaces.study import Study
-from tests.faults.invariants import agree, ledger_of, losses, processes
-from tests.service.oec import oec, start
+from tests.faults.invariants import agree, ledger_of, losses
+from tests.faults.running import NAME, Run
+from tests.service.oec import oec
 
 pytestmark = pytest.mark.slow
 
-NAME = "disturbed"
-DEADLINE_S = 150
 TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two cells of two DDP workers, one after the other, some seconds each."""
-    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 900}
-    changes = {"name": NAME, "methods": ["baseline"], "lrs": [1e-3, 2e-3], "training": training}
-    changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": 2}}
-    path = tmp_path_factory.mktemp("study") / "study.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(Study.load("smoke").to_yaml()), "refine": 0, **changes}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float | None]:
-    home = tmp_path_factory.mktemp("undisturbed")
-    done = oec("run", study, home=home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return losses(home, NAME)
-
-
-class Run:
-    """``oec run`` in the background."""
-
-    def __init__(self, study: Path, home: Path, **environment: str) -> None:
-        self.study, self.home, self.log = study, home, home.parent / "run.log"
-        home.mkdir(exist_ok=True)
-        self.driver = start("run", study, home=home, log=self.log, **environment)
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert self.driver.poll() is None, f"it ended before {what}:\n{self.log.read_text()}"
-            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{self.log.read_text()}"
-            time.sleep(0.02)
-
-    def step(self) -> int:
-        """The newest checkpoint of the cell that runs."""
-        found = self.home.glob(f"studies/{NAME}/cells/*/checkpoints/step-*.json")
-        return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
-
-    def trains(self, beyond: int = 150) -> None:
-        self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
-
-    def named(self, title: str) -> list[psutil.Process]:
-        """Processes of this run by the title that Ray gives them, the oldest first."""
-        found = []
-        for process in processes(self.home):
-            try:
-                if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
-                    found.append((process.create_time(), process.pid, process))
-            except psutil.NoSuchProcess:
-                continue
-        return [process for _, _, process in sorted(found)]
-
-    def ends(self, code: int = 0) -> str:
-        self.driver.wait(timeout=DEADLINE_S)
-        said = self.log.read_text()
-        assert self.driver.returncode == code, said
-        return said
-
-    def state(self, index: int) -> str:
-        return list(ledger_of(self.home, NAME).entries.values())[index].state
-
-    def close(self) -> None:
-        for process in processes(self.home):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-
-
 @pytest.fixture
-def running(study: Path, tmp_path: Path, request: pytest.FixtureRequest):
+def running(study: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
     run = Run(study, tmp_path / "home", **getattr(request, "param", {}))
     yield run
     run.close()

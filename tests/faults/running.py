@@ -1,0 +1,66 @@
+"""``oec run`` of one small study in the background, and the processes that belong to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.faults.invariants import ledger_of, processes
+from tests.service.oec import start
+
+NAME = "disturbed"
+DEADLINE_S = 150
+
+
+class Run:
+    """``oec run`` in the background."""
+
+    def __init__(self, study: Path, home: Path, **environment: str) -> None:
+        self.study, self.home, self.log = study, home, home.parent / "run.log"
+        home.mkdir(exist_ok=True)
+        self.driver = start("run", study, home=home, log=self.log, **environment)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert self.driver.poll() is None, f"it ended before {what}:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{self.log.read_text()}"
+            time.sleep(0.02)
+
+    def step(self) -> int:
+        """The newest checkpoint of the cell that runs."""
+        found = self.home.glob(f"studies/{NAME}/cells/*/checkpoints/step-*.json")
+        return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
+
+    def trains(self, beyond: int = 150) -> None:
+        self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
+
+    def named(self, title: str) -> list[psutil.Process]:
+        """Processes of this run by the title that Ray gives them, the oldest first."""
+        found = []
+        for process in processes(self.home):
+            try:
+                if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                    found.append((process.create_time(), process.pid, process))
+            except psutil.NoSuchProcess:
+                continue
+        return [process for _, _, process in sorted(found)]
+
+    def ends(self, code: int = 0) -> str:
+        self.driver.wait(timeout=DEADLINE_S)
+        said = self.log.read_text()
+        assert self.driver.returncode == code, said
+        return said
+
+    def state(self, index: int) -> str:
+        return list(ledger_of(self.home, NAME).entries.values())[index].state
+
+    def close(self) -> None:
+        for process in processes(self.home):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
