@@ -78,9 +78,12 @@ def asked(folder: Path, what: str = STUDY) -> bool:
 
 
 class Watch:
-    """Ends this process's main thread, as Ctrl-C does, once the study is asked to end."""
+    """Ends this process as SIGTERM does, once the study is asked to end.
 
-    def __init__(self, folder: Path, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT)):
+    Not by SIGINT, which what a script starts in the background ignores.
+    """
+
+    def __init__(self, folder: Path, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)):
         self._folder, self._interrupt = folder, interrupt
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="stop-requests", daemon=True)
