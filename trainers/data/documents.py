@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,14 +123,17 @@ class Documents:
         """
         try:
             stream = self._open(revision).with_format("arrow")
+            if (features := stream.features) is not None:
+                self._check(features.arrow_schema)  # before threads read ahead: a process that ends meanwhile aborts
             if place.stream:
                 stream.load_state_dict(place.stream)
-            for table in stream.iter(BATCH_DOCUMENTS):
-                self._check(table.schema)
-                texts = table.column(self.column).to_pylist()
-                behind = Place(rows=place.rows + len(texts), stream=stream.state_dict())
-                yield Batch(place, [text for text in texts if text])
-                place = behind
+            with closing(stream.iter(BATCH_DOCUMENTS)) as tables:
+                for table in stream.iter(BATCH_DOCUMENTS):
+                    self._check(table.schema)
+                    texts = table.column(self.column).to_pylist()
+                    behind = Place(rows=place.rows + len(texts), stream=stream.state_dict())
+                    yield Batch(place, [text for text in texts if text])
+                    place = behind
         except InvalidInput:
             raise
         except Exception as error:  # readers of all formats over all file systems: their errors have no common base
