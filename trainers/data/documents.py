@@ -128,7 +128,7 @@ class Documents:
             if place.stream:
                 stream.load_state_dict(place.stream)
             with closing(stream.iter(BATCH_DOCUMENTS)) as tables:
-                for table in stream.iter(BATCH_DOCUMENTS):
+                for table in tables:
                     self._check(table.schema)
                     texts = table.column(self.column).to_pylist()
                     behind = Place(rows=place.rows + len(texts), stream=stream.state_dict())
