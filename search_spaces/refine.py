@@ -38,6 +38,11 @@ class RefineSpec(Frozen):
         description="Bisect, for every curve, between the largest learning rate that converges with every seed and "
         "the next that does not, until their ratio is at most this.",
     )
+    pruner: Literal["median"] | None = Field(
+        default=None,
+        description="Ends an Optuna trial whose loss is above the median of earlier ones at the same step; no cell of "
+        "the grid or of an edge. May be set later.",
+    )
     budget: Budget = Field(default=Budget(), description="No limit by default.")
 
     @field_validator("budget")
@@ -45,6 +50,13 @@ class RefineSpec(Frozen):
     def _something_to_spend_it_on(cls, value: Budget, info: ValidationInfo) -> Budget:
         if value != Budget() and not info.data.get("trials") and info.data.get("edge") is None:
             raise bad("limits a refinement that there is not", "give refine.trials or refine.edge, or no budget")
+        return value
+
+    @field_validator("pruner")
+    @classmethod
+    def _something_to_prune(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("trials"):
+            raise bad("ends trials that there are not", "give refine.trials, or no pruner")
         return value
 
     @classmethod

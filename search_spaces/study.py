@@ -259,9 +259,10 @@ class Study(Frozen):
 
     @property  # not cached: model_copy would carry the old one over
     def hash(self) -> str:
-        """12 digits over everything but the description, the intervals, the resources and the budget."""
+        """12 digits over everything but the description, the intervals, the resources, the budget and the pruner."""
+        refine = {"budget", "pruner"}
         content = self.model_dump(
-            mode="json", exclude={"description": True, "intervals": True, "resources": True, "refine": {"budget"}}
+            mode="json", exclude={"description": True, "intervals": True, "resources": True, "refine": refine}
         )
         return digest(content)[:12]
 

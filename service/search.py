@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.cell import Cell, rounded
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 REPEATS = 10
 """A sampler that proposes known cells this often in a row has nothing more to say."""
+PRUNED = "the median pruner: val_loss {loss:.4g} at step {step}"
 
 
 class CurveSearch:
@@ -51,6 +54,7 @@ class CurveSearch:
             storage=storage,
             study_name=f"{plan.study.name}/{scale}/{attention_norm}/{method}/{plan.study.hash}",
             sampler=sampler,
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=plan.study.training.warmup_steps),
             direction="minimize",
             load_if_exists=True,
         )
@@ -59,6 +63,10 @@ class CurveSearch:
             for name, (low, high) in refinement_space(method, plan.study).items()
         }
         self._distributions: dict[str, BaseDistribution] = dict(self.space)
+        self._prunes = spec.pruner is not None
+        self._trials: dict[int, Trial] = {}
+        self._reported: dict[int, int] = {}
+        """The last step of each trial that the pruner was told of; a cell that was resumed repeats some."""
         self._reconcile()
 
     def ask(self, cell: Cell) -> int | None:
@@ -66,11 +74,11 @@ class CurveSearch:
         if not self._inside(cell):
             return None
         self.study.enqueue_trial(self._params(cell), user_attrs={"cell": cell.id})
-        return self.study.ask(self._distributions).number
+        return self._ask().number
 
     def propose(self) -> tuple[int, Cell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
-        trial = self.study.ask(self._distributions)
+        trial = self._ask()
         params = {
             name: min(max(rounded(value), self.space[name].low), self.space[name].high)
             for name, value in trial.params.items()
@@ -81,14 +89,32 @@ class CurveSearch:
         return trial.number, cell
 
     def tell(self, number: int | None, entry: Entry) -> None:
-        """The outcome of a trial. Diverged is a value, ``l_init``; crashed and pruned are no value at all."""
+        """The outcome of a trial. Diverged is a value, ``l_init``; a crash is none at all; of a pruned trial the
+        sampler knows the losses that it had."""
         value = objective(entry)
         if number is None:
             return
-        if value is None:
+        del self._trials[number]
+        if entry.state == "pruned":
+            self.study.tell(number, state=TrialState.PRUNED)
+        elif value is None:
             self.study.tell(number, state=TrialState.FAIL)
         else:
             self.study.tell(number, value)
+
+    def hopeless(self, number: int | None, step: int, loss: float) -> bool:
+        """Whether the pruner would end a trial that has this validation loss at this step. What is not finite ends by
+        itself."""
+        if not self._prunes or number is None or not math.isfinite(loss) or step <= self._reported.get(number, -1):
+            return False
+        trial, self._reported[number] = self._trials[number], step
+        trial.report(loss, step)
+        return trial.should_prune()
+
+    def _ask(self) -> Trial:
+        trial = self.study.ask(self._distributions)
+        self._trials[trial.number] = trial
+        return trial
 
     @property
     def proposed(self) -> int:
@@ -147,9 +173,17 @@ def objective(entry: Entry) -> float | None:
 class CellSearch(Searcher):
     """Hands Ray Tune one cell a trial: ``{"cell": <Cell as a dict>}``."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, missing: list[Cell]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        storage: BaseStorage,
+        missing: list[Cell],
+        prune: Callable[[str, str], None] = lambda cell_id, reason: None,
+    ) -> None:
+        """``prune`` asks for the end of a running cell, with the reason."""
         super().__init__()
-        self._ledger = ledger
+        self._ledger, self._prune = ledger, prune
         self._missing = deque(missing)
         self._refinement = Refinement(plan, ledger)
         self._curves = {
@@ -195,7 +229,16 @@ class CellSearch(Searcher):
         curve.tell(number, self._ledger.entries[cell_id])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Intermediate losses decide nothing: curves stop only what is not finite."""
+        """Intermediate losses can end a proposal of the sampler. Curves stop only what is not finite: pruning the
+        learning rates that lose is wrong for a picture of sensitivity."""
+        curve, number, cell_id = self._running[trial_id]
+        for event in result["events"]:
+            if event["kind"] != "row" or "val_loss" not in event:
+                continue
+            step, loss = int(event["step"]), float(event["val_loss"])
+            hopeless = curve.hopeless(number, step, loss)
+            if hopeless and self._ledger.entries[cell_id].origin == "refine":
+                self._prune(cell_id, PRUNED.format(loss=loss, step=step))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: ledger and journal are on disk already."""

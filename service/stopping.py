@@ -3,10 +3,10 @@
 ::
 
     studies/<name>/stop/study         end the study: its state is saved, the same command goes on
-    studies/<name>/stop/<cell id>     end this cell now, as pruned
+    studies/<name>/stop/<cell id>     end this cell now, as pruned; the content says why
 
-The driver looks for the first, the trial of a cell for the second. A driver removes what it finds when it starts, so
-that a request never reaches a later run.
+The sweep's pruner asks in the same way. The driver looks for the first, the trial of a cell for the second. A driver
+removes what it finds when it starts, so that a request never reaches a later run.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ def stop(home: Home, study: str, cell: str | None = None, *, wait_s: float = ANS
             raise InvalidInput("--cell", cell, f"is no cell of {study}", f"`oec status {study} --cells` lists them")
         if (state := entries[cell].state) != "running":
             raise InvalidInput("--cell", cell, f"is {state}", "name a cell that is running")
-    home.stop(study).mkdir(exist_ok=True)
-    write_atomically(home.stop(study) / (cell or STUDY), "")
+    ask(home.stop(study), cell or STUDY, "oec stop")
 
     def done() -> bool:
         if cell is None or not being_run(home, study):
@@ -72,9 +71,18 @@ def being_run(home: Home, study: str) -> bool:
     return False
 
 
-def asked(folder: Path, what: str = STUDY) -> bool:
-    """Whether the study, or the cell of that id, is to end; ``folder`` is that of the requests."""
-    return (folder / what).exists()
+def ask(folder: Path, what: str, reason: str) -> None:
+    """Leave a request in ``folder``, for the study or for the cell of that id."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / what, reason)
+
+
+def asked(folder: Path, what: str = STUDY) -> str | None:
+    """Why the study, or the cell of that id, is to end; None if it is not. ``folder`` is that of the requests."""
+    try:
+        return (folder / what).read_text()
+    except FileNotFoundError:
+        return None
 
 
 class Watch:
@@ -100,6 +108,6 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(POLL_S):
-            if asked(self._folder):
+            if asked(self._folder) is not None:
                 self._interrupt()
                 return

@@ -17,7 +17,7 @@ from service.groups import GroupConfig, shared
 from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
 from service.search import CellSearch, open_storage
-from service.stopping import asked
+from service.stopping import ask, asked
 from trainers.data import Tokens
 from trainers.job import Event, Job
 
@@ -59,7 +59,14 @@ def sweep(
     """
     alike = CrashedAlike()
     missing = ledger.missing(retry_crashed=retry_crashed)
-    search = CellSearch(plan, ledger, open_storage(home.optuna(plan.study.name)), missing)
+    stops = home.stop(plan.study.name)
+    search = CellSearch(
+        plan,
+        ledger,
+        open_storage(home.optuna(plan.study.name)),
+        missing,
+        prune=lambda cell_id, reason: ask(stops, cell_id, reason),
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable(plan.study, tokens, home), {"memory": TRIAL_MEMORY}),
         tune_config=tune.TuneConfig(
@@ -103,8 +110,9 @@ def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, A
         )
         step = 0
         for events in shared(group).run(job):
-            if asked(stops, cell.id) and not any(event["kind"] == "done" for event in events):
-                pruned = {"kind": "done", "state": "pruned", "reason": "oec stop", "steps": step}
+            why = asked(stops, cell.id)
+            if why is not None and not any(event["kind"] == "done" for event in events):
+                pruned = {"kind": "done", "state": "pruned", "reason": why, "steps": step}
                 tune.report({"events": [*events, pruned]})
                 return  # which lets go of the cell; the group stays warm
             step = max([step, *(event["step"] for event in events if event["kind"] == "row")])

@@ -6,6 +6,7 @@ a crash at any point leaves the checkpoint before it untouched and the new one e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -58,6 +59,7 @@ def _write(data: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], p
     temporary = data.with_suffix(".tensors-tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     content = {"cell": cell_id, "step": step, "sha256": sha256(temporary), "progress": progress}
+    content["digest"] = _digest(content)
     _publish(temporary, data)
     temporary = data.with_suffix(".json-tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -86,15 +88,22 @@ def _load(data: Path, cell_id: str) -> Checkpoint:
     try:
         content = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
         cell, expected, progress = content["cell"], content["sha256"], content["progress"]
+        intact = content.pop("digest") == _digest(content)
     except FileNotFoundError as error:
         raise Damaged("its JSON file is missing, so it was never completed") from error
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged("its JSON file is torn") from error
+    if not intact:
+        raise Damaged("its JSON file has other content than when it was written")
     if cell != cell_id:
         raise Damaged(f"it belongs to cell {cell}, not {cell_id}")
     if sha256(data) != expected:
         raise Damaged("its content does not match its SHA-256")
     return Checkpoint(load_file(data), progress)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from search_spaces.errors import InvalidInput
 from trainers.files import write_atomically
 
 
@@ -28,7 +29,24 @@ class Rows:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """The whole rows of a metrics file, none if there is no file; a torn last line is left out."""
+    """The whole rows of a metrics file, none if there is no file; a torn last line is left out.
+
+    Raises:
+        InvalidInput: the file is damaged elsewhere than in its last line.
+    """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    return [_row(path, number, line) for number, line in enumerate(whole.split(b"\n")[:-1], start=1)]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
+    try:
+        row: dict[str, float] = json.loads(line)
+        if all(isinstance(row[name], int | float) for name in {"step", "time", *row}):
+            return row
+        problem = "holds something else than numbers"
+    except (ValueError, KeyError, TypeError) as error:  # no JSON, not of UTF-8, no step or time, no object
+        problem = f"is damaged ({type(error).__name__}: {error})"
+    raise InvalidInput("metrics", f"{path}:{number}", problem, "remove that line: a view lacks one point then")

@@ -26,9 +26,9 @@ def ledger_of(home: Path, study: str) -> Ledger:
     return Ledger(home / "studies" / study / "ledger.jsonl", study)
 
 
-def runs_of(home: Path, study: str) -> tuple[list[Run], dict[str, Run]]:
-    """``(parents, children by cell)`` of a study in MLflow."""
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+def runs_of(home: Path, study: str, uri: str | None = None) -> tuple[list[Run], dict[str, Run]]:
+    """``(parents, children by cell)`` of a study in MLflow: in the home's own store, or at ``uri``."""
+    client = MlflowClient(uri or f"sqlite:///{home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], f"tags.`oec.study` = '{study}'", max_results=1000)
@@ -38,15 +38,16 @@ def runs_of(home: Path, study: str) -> tuple[list[Run], dict[str, Run]]:
     return [run for run in runs if run not in children], by_cell
 
 
-def agree(home: Path, study: str, undisturbed: dict[str, float | None] | None = None) -> None:
+def agree(home: Path, study: str, undisturbed: dict[str, float | None] | None = None, uri: str | None = None) -> None:
     """Ledger, Optuna and MLflow say the same of every cell, and nothing is left of what was killed.
 
     Args:
         undisturbed: final validation losses by cell, of the same study without a fault (``losses``).
+        uri: of MLflow, unless it is the home's own store.
     """
     one_end_a_cell(home, study)
     nothing_runs_in_optuna(home, study)
-    mlflow_agrees(home, study)
+    mlflow_agrees(home, study, uri)
     nothing_left_over(home)
     if undisturbed is not None:
         assert losses(home, study) == undisturbed, "a disturbed run has another loss than an undisturbed one"
@@ -77,8 +78,8 @@ def nothing_runs_in_optuna(home: Path, study: str) -> None:
             assert not unfinished, f"Optuna waits for trials {unfinished} of {found.study_name}"
 
 
-def mlflow_agrees(home: Path, study: str) -> None:
-    parents, children = runs_of(home, study)
+def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
+    parents, children = runs_of(home, study, uri)
     assert len(parents) == 1
     entries = ledger_of(home, study).entries
     assert set(children) == set(entries)

@@ -15,11 +15,17 @@ NAME = "disturbed"
 DEADLINE_S = 150
 
 
+def newest_step(home: Path, name: str) -> int:
+    """The newest checkpoint of the cell that runs."""
+    found = home.glob(f"studies/{name}/cells/*/checkpoints/step-*.json")
+    return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
+
+
 class Run:
     """``oec run`` in the background."""
 
-    def __init__(self, study: Path, home: Path, **environment: str) -> None:
-        self.study, self.home, self.log = study, home, home.parent / "run.log"
+    def __init__(self, study: Path, home: Path, name: str = NAME, **environment: str) -> None:
+        self.study, self.home, self.name, self.log = study, home, name, home.parent / f"{name}.log"
         home.mkdir(exist_ok=True)
         self.driver = start("run", study, home=home, log=self.log, **environment)
 
@@ -31,9 +37,7 @@ class Run:
             time.sleep(0.02)
 
     def step(self) -> int:
-        """The newest checkpoint of the cell that runs."""
-        found = self.home.glob(f"studies/{NAME}/cells/*/checkpoints/step-*.json")
-        return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
+        return newest_step(self.home, self.name)
 
     def trains(self, beyond: int = 150) -> None:
         self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
@@ -56,7 +60,7 @@ class Run:
         return said
 
     def state(self, index: int) -> str:
-        return list(ledger_of(self.home, NAME).entries.values())[index].state
+        return list(ledger_of(self.home, self.name).entries.values())[index].state
 
     def close(self) -> None:
         for process in processes(self.home):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,16 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.home import Home
+from service.stopping import being_run
 from tests.docker.stack import free_port
 from tests.faults.invariants import agree, ledger_of
-from tests.faults.running import NAME, Run
-from tests.service.oec import oec
+from tests.faults.running import NAME, Run, newest_step
+from tests.service.oec import OEC, environment, oec
 
 pytestmark = pytest.mark.slow
 
 TOKEN = "a-token-of-this-test-alone-0123456789"
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 UP_S = 90.0
+JOB_S = 200.0
 NOTICED_S = 120.0
 """Ray looks for its head for a minute before it gives up."""
 
@@ -32,7 +36,7 @@ class Cluster:
     """``ray start`` on loopback, each node a process group of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.dashboard_port = folder, free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
 
     @contextmanager
@@ -48,7 +52,7 @@ class Cluster:
 
     @contextmanager
     def head(self, cores: int, name: str = "head") -> Iterator[psutil.Process]:
-        dashboard = ["--dashboard-port", str(free_port()), "--temp-dir", str(self.folder / name)]
+        dashboard = ["--dashboard-port", str(self.dashboard_port), "--temp-dir", str(self.folder / name)]
         with self.node(name, "--head", "--port", str(self.port), *dashboard, "--num-cpus", str(cores)) as process:
             self.until_it_has(1)
             yield process
@@ -58,6 +62,16 @@ class Cluster:
         with self.node(name, "--address", self.address, "--num-cpus", str(cores)) as process:
             self.until_it_has(nodes)
             yield process
+
+    def job(self, *arguments: str) -> str:
+        """What ``ray job ...`` prints."""
+        command = [str(Path(sys.executable).with_name("ray")), "job", *arguments[:1]]
+        command += ["--address", f"http://127.0.0.1:{self.dashboard_port}", *arguments[1:]]
+        done = subprocess.run(
+            command, env={**os.environ, **AUTH}, capture_output=True, text=True, timeout=JOB_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def until_it_has(self, nodes: int) -> None:
         look = (
@@ -94,10 +108,11 @@ def kill(process: psutil.Process) -> None:
     psutil.wait_procs(family, timeout=10)
 
 
-def run_on(cluster: Cluster, study: Path, home: Path) -> Run:
-    return Run(study, home, OEC_RAY_ADDRESS=cluster.address, **AUTH)
+def run_on(cluster: Cluster, study: Path, home: Path, name: str = NAME) -> Run:
+    return Run(study, home, name, OEC_RAY_ADDRESS=cluster.address, **AUTH)
 
 
+@pytest.mark.fault("SIGKILL of the Ray head")
 def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
     cluster: Cluster,
     study: Path,
@@ -122,6 +137,7 @@ def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
     agree(home, NAME, undisturbed)
 
 
+@pytest.mark.fault("SIGKILL of a worker node of two")
 def test_the_cells_of_a_dead_node_move_to_the_other(
     cluster: Cluster,
     study: Path,
@@ -144,6 +160,7 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
     agree(home, NAME, undisturbed)
 
 
+@pytest.mark.fault("more workers than the cluster has")
 def test_more_workers_than_the_cluster_has_is_said_at_once(
     cluster: Cluster,
     study: Path,
@@ -155,3 +172,53 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(
         refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=cluster.address, **AUTH)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "3 workers x 1 CPU = 3 CPU, of 2" in refused.stderr
+
+
+@pytest.mark.fault("ray job stop")
+def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
+    cluster: Cluster, study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    own = {name: value for name, value in environment(home).items() if name not in ("PATH", "HOME")}
+    settings = ["--runtime-env-json", json.dumps({"env_vars": own}), "--", str(OEC), "run", str(study)]
+    with cluster.head(2):
+        cluster.job("submit", "--no-wait", "--submission-id", "first", *settings)
+        deadline = time.monotonic() + JOB_S
+        while newest_step(home, NAME) < 150:
+            assert time.monotonic() < deadline, cluster.job("logs", "first")
+            time.sleep(0.05)
+        asked = time.monotonic()
+        cluster.job("stop", "first")
+        while being_run(Home(home), NAME):
+            assert time.monotonic() - asked < 20, "10 s to save its state, and the time of a busy machine"
+            time.sleep(0.05)
+        assert "the same command goes on" in cluster.job("logs", "first")
+        step = newest_step(home, NAME)
+        assert step >= 150, "its checkpoint is gone"
+        printed = cluster.job("submit", "--submission-id", "second", *settings)
+        assert "succeeded" in printed
+    agree(home, NAME, undisturbed)
+
+
+@pytest.mark.fault("two studies on one home, database and cluster at once")
+def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
+    cluster: Cluster, study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+) -> None:
+    home, other = tmp_path / "home", tmp_path / "other.yaml"
+    other.write_text(study.read_text().replace(f"name: {NAME}", "name: other"))
+    with cluster.head(4):
+        runs = [run_on(cluster, study, home), run_on(cluster, other, home, "other")]
+        try:
+            for run in runs:
+                run.trains(beyond=50)
+            again = oec("run", study, home=home, OEC_RAY_ADDRESS=cluster.address, **AUTH)
+            assert again.returncode == 2, again.stdout + again.stderr
+            assert f"is being run by another process (pid {runs[0].driver.pid} on " in again.stderr
+            for run in runs:
+                run.ends()
+        finally:
+            for run in runs:
+                run.close()
+    for name in (NAME, "other"):
+        agree(home, name, undisturbed)

@@ -25,6 +25,7 @@ RESULT = {"val_loss": 2.0, "l_init": 5.0}
 PROCESSES = multiprocessing.get_context("spawn")
 
 
+@pytest.mark.fault("clock set back")
 def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, "demo", write=True) as ledger:
@@ -73,6 +74,7 @@ def write_for_ever(path: Path) -> None:
             ledger.end(cell.id, "finished", RESULT)
 
 
+@pytest.mark.fault("SIGKILL of a ledger's writer")
 @pytest.mark.parametrize("lines", [2, 20, 50])
 def test_a_writer_that_is_killed_leaves_whole_lines_and_no_lock(tmp_path: Path, lines: int) -> None:
     path = tmp_path / "ledger.jsonl"
@@ -112,6 +114,7 @@ def deliver(home: Home, name: str, start: Any) -> None:
         sync(home.tracking_uri, home, study, ledger, home.study(name) / "report")
 
 
+@pytest.mark.fault("two studies on one home and database at once")
 def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both make the same MLflow database, the same experiment and runs in it; equal cells have a run in each."""
     monkeypatch.setenv("OEC_HOME", str(tmp_path / "home"))

@@ -9,8 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.faults.invariants import agree, ledger_of, losses
+from tests.faults.invariants import (
+    agree,
+    ledger_of,
+    losses,
+    nothing_left_over,
+    nothing_runs_in_optuna,
+    one_end_a_cell,
+)
 from tests.faults.running import NAME, Run
 from tests.service.oec import oec
 
@@ -26,7 +34,13 @@ def running(study: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
     run.close()
 
 
-@pytest.mark.parametrize("title", [TRAIN_WORKER, TRIAL])
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param(TRAIN_WORKER, marks=pytest.mark.fault("SIGKILL of a Ray Train worker in mid-step")),
+        pytest.param(TRIAL, marks=pytest.mark.fault("SIGKILL of the trial's actor")),
+    ],
+)
 def test_a_killed_process_costs_no_result(running: Run, undisturbed: dict[str, float | None], title: str) -> None:
     """A Ray Train worker in mid-step; the trial's actor, which owns the group."""
     running.trains()
@@ -36,6 +50,7 @@ def test_a_killed_process_costs_no_result(running: Run, undisturbed: dict[str, f
     assert ledger_of(running.home, NAME).counts()["finished"] == 2
 
 
+@pytest.mark.fault("SIGSTOP of a rank")
 @pytest.mark.parametrize("running", [{"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "5"}], indirect=True)
 def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturbed: dict[str, float | None]) -> None:
     running.trains()
@@ -50,7 +65,13 @@ def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturb
     agree(running.home, NAME, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=pytest.mark.fault(f"{number.name} to the driver"))
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    ],
+)
 def test_a_driver_that_ends_is_resumed_by_the_same_command(
     running: Run, study: Path, undisturbed: dict[str, float | None], number: signal.Signals
 ) -> None:
@@ -64,6 +85,7 @@ def test_a_driver_that_ends_is_resumed_by_the_same_command(
     agree(running.home, NAME, undisturbed)
 
 
+@pytest.mark.fault("SIGKILL of a Ray Train worker, as often as max_failures", times=2)
 def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
     running: Run, study: Path, undisturbed: dict[str, float | None]
 ) -> None:
@@ -87,6 +109,7 @@ def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
     agree(running.home, NAME, undisturbed)
 
 
+@pytest.mark.fault("oec stop of a cell")
 def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: dict[str, float | None]) -> None:
     running.trains()
     workers = {process.pid for process in running.named(TRAIN_WORKER)}
@@ -108,6 +131,40 @@ def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: di
     assert ledger_of(running.home, NAME).entries[first].result["reason"] == "oec stop"
 
 
+@pytest.mark.fault("a pruner ends a cell in mid-run")
+def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path: Path) -> None:
+    """Five learning rates train and one hardly does; Optuna's proposals between them are held against the five."""
+    content = yaml.safe_load(study.read_text())
+    content["training"] |= {"steps": 400, "warmup_steps": 40}
+    content |= {"lrs": [1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3], "refine": {"trials": 6, "pruner": "median"}}
+    content |= {"intervals": {"evaluate": 20, "checkpoint": 400}}
+    path = tmp_path / "pruned.yaml"
+    path.write_text(yaml.safe_dump(content))
+    run = Run(path, tmp_path / "home")
+    workers: set[int] = set()
+    try:
+        run.until(lambda: ledger_of(run.home, NAME).counts()["finished"] > 0, "a finished cell")
+        workers = {process.pid for process in run.named(TRAIN_WORKER)}
+        run.until(lambda: ledger_of(run.home, NAME).counts()["pruned"] > 0, "a pruned cell")
+        ended = time.monotonic()
+        known = ledger_of(run.home, NAME).seq
+        run.until(lambda: ledger_of(run.home, NAME).seq > known, "the next cell")
+        assert time.monotonic() - ended < 5
+        assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
+        run.ends()
+    finally:
+        run.close()
+    entries = list(ledger_of(run.home, NAME).entries.values())
+    pruned = [entry for entry in entries if entry.state == "pruned"]
+    assert {entry.origin for entry in pruned} == {"refine"}, "a cell of the grid was pruned"
+    assert all(entry.result["reason"].startswith("the median pruner: val_loss ") for entry in pruned)
+    assert len(entries) == 12
+    one_end_a_cell(run.home, NAME)
+    nothing_runs_in_optuna(run.home, NAME)
+    nothing_left_over(run.home)
+
+
+@pytest.mark.fault("oec stop of a study")
 def test_stop_ends_a_study_which_the_same_command_resumes(
     running: Run, study: Path, undisturbed: dict[str, float | None]
 ) -> None:
@@ -124,6 +181,7 @@ def test_stop_ends_a_study_which_the_same_command_resumes(
     agree(running.home, NAME, undisturbed)
 
 
+@pytest.mark.fault("a stop request left behind by a killed driver")
 def test_what_a_kill_left_in_a_study_s_folder_is_not_taken_for_a_request(study: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "studies" / NAME / "stop").mkdir(parents=True)

@@ -30,6 +30,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "small"
 
 
+@pytest.mark.fault("storage full")
 def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(small: Path) -> None:
     path = small / "ledger.jsonl"
     with Ledger(path, "demo", write=True) as ledger:
@@ -47,6 +48,7 @@ def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(
         assert Ledger(path, "demo").records() == ledger.records()
 
 
+@pytest.mark.fault("storage full")
 def test_a_cell_on_a_full_storage_fails_by_name_and_resumes_when_there_is_room(small: Path, tmp_path: Path) -> None:
     """Its last whole checkpoint stays, of the torn one nothing does, so that there is room for the ledger's line."""
     tokens = tiny.tokens(tmp_path)
@@ -79,6 +81,7 @@ def text_study(folder: Path) -> Path:
     return folder / "study.yaml"
 
 
+@pytest.mark.fault("storage full")
 @pytest.mark.parametrize("leaving", [0, 4096])
 def test_a_study_on_a_full_home_is_refused_and_leaves_nothing_half_done(
     small: Path, tmp_path: Path, leaving: int
@@ -94,6 +97,7 @@ def test_a_study_on_a_full_home_is_refused_and_leaves_nothing_half_done(
     nothing_left_over(home)
 
 
+@pytest.mark.fault("storage read-only")
 def test_a_study_on_a_read_only_home_is_refused(small: Path, tmp_path: Path) -> None:
     home = small / "home"
     assert oec("data", "prepare", text_study(tmp_path), home=home).returncode == 0
@@ -103,6 +107,7 @@ def test_a_study_on_a_read_only_home_is_refused(small: Path, tmp_path: Path) -> 
     assert f"--home: '{home}' is not writable (Read-only file system)" in done.stderr
 
 
+@pytest.mark.fault("a flipped byte in a token shard")
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_flipped_byte_in_the_tokens_is_refused_by_name(tmp_path: Path, split: str) -> None:
     home = tmp_path / "home"

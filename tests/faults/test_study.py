@@ -15,6 +15,7 @@ from tests.service.oec import oec
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.fault("storage full")
 def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
     """No checkpoint fits. Rank 0 alone meets that, and yet it is the reason of each cell, in the same warm group."""
     home, name = tmp_path / "home", "full"

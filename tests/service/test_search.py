@@ -148,3 +148,42 @@ def test_a_torn_journal_is_made_anew_from_the_ledger(end: bytes, plan: Plan, tmp
     assert (tmp_path / "optuna.damaged").exists()
     assert [trial.value for trial in optuna_trials(tmp_path)] == [3.0]
     ledger.close()
+
+
+def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: Path) -> None:
+    """Six of the grid are known at step 200. One of the grid that is worse goes on, one of the sampler's is ended."""
+    content = study(trials=2).model_dump(mode="json")
+    content |= {"methods": ["baseline"], "lrs": [10.0**-i for i in range(7, 0, -1)]}
+    content |= {"refine": {"trials": 2, "pruner": "median"}, "training": {"warmup_steps": 100, "min_lr": 0.0}}
+    plan = Plan(Study.validate_fields(content), "data")
+    asked: list[tuple[str, str]] = []
+    ledger = Ledger(tmp_path / "ledger.jsonl", "mine", write=True)
+    ledger.plan(plan.cells)
+    storage = open_storage(tmp_path / "optuna.journal")
+    search = CellSearch(plan, ledger, storage, ledger.missing(), lambda cell, reason: asked.append((cell, reason)))
+
+    def evaluated(trial: str, step: int, loss: float) -> None:
+        search.on_trial_result(trial, {"events": [{"kind": "row", "step": step, "val_loss": loss}]})
+
+    for number, _ in enumerate(plan.cells):
+        cell = suggested(search, str(number))
+        evaluated(str(number), 200, 9.0 if number == 6 else 3.0)
+        evaluated(str(number), 200, 3.0)  # once more, as after a restart: the first counts
+        finish(ledger, search, str(number), cell, 3.0)
+    first, second = suggested(search, "r0"), suggested(search, "r1")
+    evaluated("r0", 200, 2.9)
+    evaluated("r1", 10, 8.0)
+    evaluated("r1", 190, float("nan"))
+    assert asked == [], "better than the median, still warming up, or not finite"
+    evaluated("r1", 200, 8.0)
+    assert asked == [(second.id, "the median pruner: val_loss 8 at step 200")]
+    finish(ledger, search, "r0", first, 2.8)
+    ledger.end(second.id, "pruned", {"reason": asked[0][1]})
+    search.on_trial_complete("r1", {"events": []})
+    states = {trial.user_attrs["cell"]: trial.state for trial in optuna_trials(tmp_path)}
+    assert (states[first.id], states[second.id]) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert search.suggest("r2") == Searcher.FINISHED, "a pruned trial is one of those that were asked for"
+    ledger.close()
+    again, resumed = started(plan, tmp_path)
+    assert resumed.suggest("0") == Searcher.FINISHED
+    assert again.missing() == []

@@ -29,7 +29,7 @@ from trainers.data.documents import Batch, Documents, Place
 from trainers.data.shards import write_shard
 from trainers.data.sources import grouped
 from trainers.data.tokenizer import UNTRAINED, Tokenizer
-from trainers.data.verification import MANIFEST
+from trainers.data.verification import MANIFEST, FileName
 from trainers.files import sha256, write_atomically
 
 CHUNK_CHARACTERS = 1 << 17
@@ -91,7 +91,7 @@ class Position(Frozen):
 class Finished(Frozen):
     """A file that is there as it should be."""
 
-    name: str
+    name: FileName
     tokens: int
     documents: int
     """Those that begin in it."""

@@ -8,7 +8,6 @@ home/data/verified.json                    large files whose checksum was found 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -17,12 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from search_spaces.cell import digest
+from search_spaces.cell import Frozen, digest
 from search_spaces.errors import InvalidInput
 from search_spaces.study import DataSpec
 from trainers.data.corpus import Corpus, Document, local, standard_library
@@ -35,7 +35,7 @@ from trainers.data.tokenizer import (
     save_encoding,
     train_bpe,
 )
-from trainers.data.verification import MANIFEST, verify
+from trainers.data.verification import MANIFEST, FileName, verify
 from trainers.files import sha256
 
 T = TypeVar("T")
@@ -96,6 +96,27 @@ class Tokens:
         verify((*self.train.paths, *self.validation.paths), memo)
 
 
+class Written(Frozen):
+    """A file of a manifest."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Built(Frozen):
+    """``manifest.json`` of a text that was tokenized into a home."""
+
+    recipe: int
+    corpus: str
+    tokenizer: str
+    vocab_size: int = Field(ge=1, le=65_536)
+    end_of_text: int | None
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    digest: str
+    files: dict[FileName, Written]
+
+
 def prepare(spec: DataSpec, home: Path, *, report: Callable[[str], None] = lambda _line: None) -> Tokens:
     """Open the tokens of a study, after tokenizing its text if that is not in ``home`` yet.
 
@@ -149,19 +170,19 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
             count = _write(building, split, _encode(tokenizer, documents))
             report(f"{split}: {len(documents)} documents, {count:,} tokens")
         shards = [Shards.match(str(building / f"{split}-*.bin")) for split in SPLITS]
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in building.iterdir()}
-        manifest = {
-            "recipe": RECIPE,
-            "corpus": corpus.name,
-            "tokenizer": spec.tokenizer,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-            "documents": {"train": len(train), "validation": len(validation)},
-            "tokens": {split: shard.tokens for split, shard in zip(SPLITS, shards, strict=True)},
-            "digest": _identity(shards[0], shards[1], tokenizer.vocab_size),
-            "files": dict(sorted(files.items())),
-        }
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        files = {path.name: Written(bytes=path.stat().st_size, sha256=sha256(path)) for path in building.iterdir()}
+        manifest = Built(
+            recipe=RECIPE,
+            corpus=corpus.name,
+            tokenizer=spec.tokenizer,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            documents={"train": len(train), "validation": len(validation)},
+            tokens={split: shard.tokens for split, shard in zip(SPLITS, shards, strict=True)},
+            digest=_identity(shards[0], shards[1], tokenizer.vocab_size),
+            files=dict(sorted(files.items())),
+        )
+        (building / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         try:
             building.rename(folder)
         except OSError:
@@ -174,14 +195,14 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
 
 def _open(folder: Path, spec: DataSpec) -> Tokens:
     manifest = _manifest(folder)
-    for name, entry in manifest["files"].items():
+    for name, file in manifest.files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        if not path.is_file() or path.stat().st_size != file.bytes:
             raise _damaged(folder, f"lacks {name}, or has it in another size than it was written in")
     train, validation = (
-        Shards(tuple(folder / name for name in manifest["files"] if name.startswith(f"{split}-"))) for split in SPLITS
+        Shards(tuple(folder / name for name in manifest.files if name.startswith(f"{split}-"))) for split in SPLITS
     )
-    return Tokens(train, validation, manifest["vocab_size"], spec.V, manifest["digest"], folder)
+    return Tokens(train, validation, manifest.vocab_size, spec.V, manifest.digest, folder)
 
 
 def _given(spec: DataSpec, checked: Path) -> Tokens:
@@ -265,12 +286,11 @@ def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterato
         yield group
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> Built:
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Built.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # a ValidationError is one
         raise _damaged(folder, "has no readable manifest.json") from error
-    return manifest
 
 
 def _damaged(folder: Path, problem: str) -> InvalidInput:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from search_spaces.errors import InvalidInput
 from trainers.files import sha256, write_atomically
 
 MANIFEST = "manifest.json"
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A file of the manifest's own folder: nothing that leads out of it."""
 SMALL_BYTES = 64 << 20
 """Up to here a file is read every time: a tenth of a second. A memo can not see what a disk did to it."""
 

@@ -1,0 +1,81 @@
+"""Mutated files into a target, and what became of them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from search_spaces.errors import InvalidInput
+from tests.fuzz.mutations import mutated
+from tests.fuzz.targets import Target
+
+HANG_S = 20
+"""Longer than any of these files may take, on a machine however busy."""
+
+
+@dataclass
+class Tally:
+    inputs: int = 0
+    refused: int = 0
+    """With a message; the others were read."""
+
+
+class Hang(Exception):
+    """An input that took longer than ``HANG_S``."""
+
+
+def fuzz(target: Target, examples: int, start: int) -> Tally:
+    """So many mutated files into ``target``, chosen from ``start`` alone.
+
+    Raises:
+        Exception: whatever an input led to that is no clear message; hypothesis has made that input small.
+    """
+    tally = Tally()
+
+    @seed(start)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(content=mutated(target.valid))
+    def each(content: bytes) -> None:
+        tally.inputs += 1
+        if refusal := refused(target, content):
+            tally.refused += 1
+            assert refusal.field, f"names no field: {refusal}"
+            assert refusal.remedy, f"names no remedy: {refusal}"
+            assert len(str(refusal)) < 4000, "nobody reads that"
+
+    each()
+    return tally
+
+
+def refused(target: Target, content: bytes) -> InvalidInput | None:
+    with not_for_ever():
+        try:
+            target.read(content)
+        except InvalidInput as refusal:
+            return refusal
+    return None
+
+
+@contextmanager
+def not_for_ever() -> Iterator[None]:
+    def hang(signum: int, frame: FrameType | None) -> None:
+        raise Hang(f"still at it after {HANG_S} s")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(HANG_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,35 @@
+"""What reads files that we did not write refuses them with a message, or reads them. More: ``benchmarks.fuzz``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from tests.fuzz.fuzzing import fuzz
+from tests.fuzz.targets import Target, targets
+
+NAMES = (
+    "study file", "ledger", "metrics of a cell", "token shard", "manifest of tokens", "checkpoint", "CSV of runs",
+)  # fmt: skip
+EXAMPLES = 60
+
+
+@pytest.fixture(scope="module")
+def known() -> Iterator[Mapping[str, Target]]:
+    with targets() as found:
+        assert tuple(found) == NAMES
+        yield found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mutated_file_is_read_or_refused_with_a_message(known: Mapping[str, Target], name: str) -> None:
+    tally = fuzz(known[name], EXAMPLES, start=0)
+    assert tally.inputs >= EXAMPLES
+    assert tally.refused, "no input was refused: the mutations do not reach the target"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_valid_file_is_read(known: Mapping[str, Target], name: str) -> None:
+    for content in known[name].valid:
+        known[name].read(content)
