@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint types lock audit clean
 
 demo: .venv/installed
 	$(BIN)/oec run demo
@@ -19,6 +19,19 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
+
+# Every dependency with its hashes: of the image (requirements.lock), of everything (requirements-dev.lock).
+lock: .venv/installed
+	$(BIN)/pip install --quiet uv
+	for out in requirements.lock:postgres requirements-dev.lock:dev; do \
+		$(BIN)/uv pip compile pyproject.toml --extra $${out#*:} --generate-hashes --python-version 3.11 \
+			--python-platform x86_64-unknown-linux-gnu --constraint docker/constraints.txt --no-header --no-annotate \
+			--quiet --output-file $${out%:*}; \
+	done
+
+audit: .venv/installed
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement requirements-dev.lock --require-hashes --disable-pip
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

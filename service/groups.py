@@ -57,6 +57,10 @@ class WarmGroup:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def keeps(self) -> bool:
+        """Whether the group takes another job, which it then waits for."""
+        return self.alive and bool(ray.get(self._mailbox.keep.remote()))
+
     def run(self, job: Job) -> Iterator[list[Event]]:
         """Train one cell; yields its events as they come, the last one of kind ``done``, and nothing every ``POLL_S``.
 
@@ -127,9 +131,9 @@ _group: WarmGroup | None = None
 
 
 def shared(config: GroupConfig) -> WarmGroup:
-    """The warm group of this process; a new one if there is none, it died, or it is of another config."""
+    """The warm group of this process; a new one if there is none, it ended, or it is of another config."""
     global _group
-    if _group and (_group.config != config or not _group.alive):
+    if _group and (_group.config != config or not _group.keeps()):
         _group.close()
         _group = None
     if _group is None:

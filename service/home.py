@@ -110,7 +110,11 @@ class Home:
         Raises:
             InvalidInput: another study ran here under this name.
         """
-        path = self.study(study.name) / "study.yaml"
+        folder = self.study(study.name)
+        if folder.resolve() != folder:  # the home itself is resolved
+            problem = f"leads out of the home, to {folder.resolve()}"
+            raise InvalidInput("name", study.name, problem, "remove the symbolic link, or choose another --home")
+        path = folder / "study.yaml"
         if path.exists():
             before = Study.load(str(path))
             if before.hash != study.hash and not self._untouched(study.name):

@@ -7,12 +7,17 @@ that was restarted takes the same cell again and goes on from its checkpoint.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from trainers.job import Event, Job
+
+IDLE_S = 60.0
+"""A group without a job for so long ends, and frees its cores: on a full cluster somebody may wait for them, such as
+another trial of the same sweep. A sweep that goes on starts a new one."""
 
 
 @ray.remote(num_cpus=0)
@@ -26,8 +31,15 @@ class Mailbox:
         """Of the current job."""
         self._taken = False
         self._closed = False
+        self._wanted_at = time.monotonic()
+        """When there last was a job, or one was announced."""
         self._events: list[Event] = []
         self._changed = asyncio.Condition()
+
+    async def keep(self) -> bool:
+        """Announce a job. False if it is too late for that: the group ends."""
+        self._wanted_at = time.monotonic()
+        return not self._closed
 
     async def put(self, job: Job) -> None:
         """Hand in the next job, in place of the one before."""
@@ -45,6 +57,10 @@ class Mailbox:
         """The current job, or None after ``timeout_s`` without one or once closed."""
         await self._wait(lambda: self._closed or self._job is not None, timeout_s)
         self._taken = self._job is not None
+        if self._job:
+            self._wanted_at = time.monotonic()
+        elif time.monotonic() - self._wanted_at > IDLE_S:
+            self._closed = True
         return self._job
 
     async def post(self, cell_id: str, events: list[Event]) -> None:

@@ -214,6 +214,7 @@ class Store:
             return self._client
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves; 7 take minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # of 120, and that for each try
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a cell
         from mlflow import MlflowClient
         from mlflow.entities import Param, ViewType
 

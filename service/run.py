@@ -22,6 +22,7 @@ from service.progress import Progress
 from service.refinement import Refinement
 from service.stopping import Watch
 from trainers.data import Tokens, prepare
+from trainers.files import swept
 
 FLUSH_S = 60.0
 """How long the end of a study waits for MLflow."""
@@ -63,6 +64,8 @@ def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, 
     plan = Plan(study, tokens.digest)
     home.claim(study)
     with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
+        for folder in (home.study(study.name), *home.study(study.name).glob("cells/*")):
+            swept(folder)  # what a killed driver or worker of this study was writing
         same_data(ledger, plan)
         ledger.plan(plan.cells)
         reuse(ledger, home, study, retry_crashed=retry_crashed)

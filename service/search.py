@@ -219,7 +219,10 @@ class CellSearch(Searcher):
                 curve.tell(number, self._ledger.entries[cell.id])
             self._wanted[key] = curve.proposed
             logger.warning("%s %s %s: the sampler only repeats itself, no further refinement", *key)
-        return None if self._running else Searcher.FINISHED
+        more = self._running and any(self._refinement.cells_left.values())
+        return (
+            None if more else Searcher.FINISHED
+        )  # which lets idle groups go, perhaps for a trial that waits for cores
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna what the ledger says of the trial's cell."""

@@ -93,10 +93,10 @@ def _load(data: Path, cell_id: str) -> Checkpoint:
         raise Damaged("its JSON file is missing, so it was never completed") from error
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged("its JSON file is torn") from error
-    if not intact:
-        raise Damaged("its JSON file has other content than when it was written")
     if cell != cell_id:
         raise Damaged(f"it belongs to cell {cell}, not {cell_id}")
+    if not intact:
+        raise Damaged("its JSON file has other content than when it was written")
     if sha256(data) != expected:
         raise Damaged("its content does not match its SHA-256")
     return Checkpoint(load_file(data), progress)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+LEFT = re.compile(r"\..+-[0-9a-f]{32}")
+"""Names of files that ``replacing`` has not finished."""
 
 
 def sha256(path: Path) -> str:
@@ -29,6 +33,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def swept(folder: Path) -> list[Path]:
+    """Remove what a kill left of ``replacing`` in ``folder``, which nobody else writes to; returns what that was."""
+    left = [path for path in folder.glob(".*-*") if LEFT.fullmatch(path.name)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -86,7 +86,8 @@ def test_the_image_is_made_of_what_the_build_context_holds() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in kept)
     packages = {pattern.rstrip("*") for pattern in ("search_spaces*", "trainers*", "service*", "dashboards*")}
-    assert kept == packages | {"pyproject.toml", "docker/constraints.txt", PROJECT["readme"], *PROJECT["license-files"]}
+    files = {"pyproject.toml", "requirements.lock", "docker/constraints.txt", PROJECT["readme"]}
+    assert kept == packages | files | set(PROJECT["license-files"])
 
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "postgres"])

@@ -135,7 +135,7 @@ def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: di
 def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path: Path) -> None:
     """Five learning rates train and one hardly does; Optuna's proposals between them are held against the five."""
     content = yaml.safe_load(study.read_text())
-    content["training"] |= {"steps": 400, "warmup_steps": 40}
+    content["training"] |= {"steps": 400, "warmup_steps": 40, "min_lr": 0.0}
     content |= {"lrs": [1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3], "refine": {"trials": 6, "pruner": "median"}}
     content |= {"intervals": {"evaluate": 20, "checkpoint": 400}}
     path = tmp_path / "pruned.yaml"

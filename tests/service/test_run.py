@@ -20,6 +20,7 @@ from search_spaces.study import Study
 from service.mlflow_sink import EXPERIMENT
 from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec, start
+from trainers.files import swept
 
 
 def write(folder: Path, name: str, **changes: object) -> Path:
@@ -214,3 +215,13 @@ def test_interrupted_runs_say_so_and_go_on_from_the_checkpoint(home: Path, folde
 def checkpoints(home: Path) -> list[int]:
     """Steps of the whole checkpoints that lie in the home."""
     return [int(path.stem.removeprefix("step-")) for path in home.glob("studies/third/cells/*/checkpoints/*.json")]
+
+
+def test_a_half_written_file_of_a_killed_run_goes_with_the_next_one(tmp_path: Path) -> None:
+    """What looks alike and is not one stays."""
+    folder = tmp_path / "studies" / "mine"
+    (folder / "cells" / "c").mkdir(parents=True)
+    (folder / f".study.yaml-{'0' * 32}").touch()
+    (folder / ".kept-0").touch()
+    assert [path.name for path in swept(folder)] == [f".study.yaml-{'0' * 32}"]
+    assert [path.name for path in folder.glob(".*")] == [".kept-0"]

@@ -1,0 +1,202 @@
+"""Studies of short cells under random faults, and whether anything was lost.
+
+    python -m benchmarks.soak [--minutes 15] [--seed 1]
+
+A first study runs undisturbed for a third of the time, in one driver and one pair of warm workers: the slope of their
+memory over cells is printed (goal: less than 1 MB per 100 cells). Its cells are then trained again, study after study
+in a home of its own, while every few seconds something is done to it: SIGKILL to a Train worker, the trial's actor, the
+driver or MLflow's server, SIGSTOP to a worker, SIGTERM and SIGINT to the driver. After each study the invariants of
+``tests.faults`` must hold and every loss must be the undisturbed one's, bit for bit; the first that does not ends the
+soak with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from search_spaces.study import Study
+from service.ledger import Ledger
+from tests.faults.invariants import agree, ledger_of, losses, processes
+from tests.faults.mlflow_server import Server
+from tests.faults.running import Run
+
+NAME = "soak"
+WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
+ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10"}
+ROUND_CELLS = 60
+RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
+FAULT_EVERY_S = (4.0, 16.0)
+SETTLED = 50
+"""Cells before memory is looked at: caches fill."""
+
+
+def study(folder: Path, cells: int, steps: int = 60) -> Path:
+    """``cells`` of two DDP workers and some tenths of a second each; many failures of one cell are no crash here."""
+    smoke = Study.load("smoke")
+    content = yaml.safe_load(smoke.to_yaml()) | {"name": NAME, "methods": ["baseline"], "lrs": [1e-3], "refine": 0}
+    content |= {"seeds": cells, "intervals": {"evaluate": 30, "checkpoint": 10}}
+    content["training"] |= {"steps": steps}
+    content["resources"] = {"workers": 2, "max_failures": 1000}
+    path = folder / f"study-{cells}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def memory_of(run: Run) -> dict[tuple[str, int], float]:
+    """MB of the driver and of each warm worker, by what and process id. Pages that are shared count in each."""
+    found = {("driver", run.driver.pid): psutil.Process(run.driver.pid).memory_info().rss / 1e6}
+    return found | {("worker", process.pid): process.memory_info().rss / 1e6 for process in run.named(WORKER)}
+
+
+def undisturbed(folder: Path, uri: str, minutes: float, console: Console) -> dict[str, float | None]:
+    """Losses by cell of as many cells as fit into the time, and the printed slope of memory."""
+    run = Run(study(folder, 20_000), folder / "undisturbed", NAME, MLFLOW_TRACKING_URI=uri, **ENVIRONMENT)
+    seen: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    try:
+        until = time.monotonic() + 60 * minutes
+        while time.monotonic() < until:
+            assert run.driver.poll() is None, run.log.read_text()[-4000:]
+            time.sleep(2)
+            if not ledger_path(run.home).exists():
+                continue
+            done = Ledger(ledger_path(run.home), NAME).counts()["finished"]
+            for process, megabytes in memory_of(run).items():
+                seen.setdefault(process, []).append((done, megabytes))
+        run.driver.send_signal(signal.SIGTERM)
+        run.ends(os.EX_TEMPFAIL)
+    finally:
+        run.close()
+    found = {cell: loss for cell, loss in losses(run.home, NAME).items() if loss is not None}
+    console.print(f"undisturbed: {len(found)} cells in {minutes:.1f} min")
+    table = Table("", "first MB", "last MB", "MB per 100 cells", title="Memory")
+    for (what, pid), samples in seen.items():
+        settled = np.array([sample for sample in samples if sample[0] >= SETTLED])
+        if len(settled) > 10:
+            slope = np.polyfit(settled[:, 0], settled[:, 1], 1)[0] * 100
+            table.add_row(f"{what} {pid}", f"{settled[0, 1]:.0f}", f"{settled[-1, 1]:.0f}", f"{slope:+.2f}")
+    console.print(table)
+    return found
+
+
+def ledger_path(home: Path) -> Path:
+    return home / "studies" / NAME / "ledger.jsonl"
+
+
+def one_of(run: Run, title: str, act: Callable[[psutil.Process], None], draw: random.Random) -> bool:
+    """Whether there was a process to do it to."""
+    found = run.named(title)
+    if found:
+        act(draw.choice(found))
+    return bool(found)
+
+
+def disturbed(
+    folder: Path, server: Server, expected: dict[str, float | None], draw: random.Random, injected: Counter[str]
+) -> int:
+    """One study to its end, whatever is done to it; returns its cells."""
+    run = Run(study(folder, ROUND_CELLS), folder / "home", NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
+    faults: dict[str, Callable[[], bool]] = {
+        "SIGKILL of a Train worker": lambda: one_of(run, WORKER, psutil.Process.kill, draw),
+        "SIGSTOP of a Train worker": lambda: one_of(run, WORKER, psutil.Process.suspend, draw),
+        "SIGKILL of a trial's actor": lambda: one_of(run, TRIAL, psutil.Process.kill, draw),
+        "SIGKILL of the driver": lambda: to_driver(run, signal.SIGKILL),
+        "SIGTERM to the driver": lambda: to_driver(run, signal.SIGTERM),
+        "SIGINT to the driver": lambda: to_driver(run, signal.SIGINT),
+        "MLflow's server killed, back after 5 s": lambda: restart(server),
+    }
+    try:
+        while True:
+            pause = time.monotonic() + draw.uniform(*FAULT_EVERY_S)
+            while run.driver.poll() is None and time.monotonic() < pause:
+                time.sleep(0.1)
+            code = run.driver.poll()
+            if code is None:
+                what = draw.choice(sorted(faults))
+                injected[what] += faults[what]()
+                continue
+            if code == 0:
+                break
+            if code == os.EX_USAGE or code not in RESUMABLE:
+                raise AssertionError(f"exit code {code}:\n{run.log.read_text()[-4000:]}")
+            again = Run(run.study, run.home, NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
+            run.driver = again.driver
+    finally:
+        run.close()
+    subprocess.run(
+        [str(Path(sys.executable).with_name("oec")), "sync", NAME, "--home", str(run.home)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": server.uri},
+        check=True,
+        capture_output=True,
+    )
+    agree(run.home, NAME, uri=server.uri)
+    found = losses(run.home, NAME)
+    assert len(found) == ROUND_CELLS
+    for cell, loss in found.items():
+        assert loss == expected[cell], f"cell {cell} ended at {loss}, undisturbed at {expected[cell]}"
+    return ledger_of(run.home, NAME).counts()["finished"]
+
+
+def to_driver(run: Run, number: signal.Signals) -> bool:
+    run.driver.send_signal(number)
+    run.driver.wait(60)
+    return True
+
+
+def restart(server: Server) -> bool:
+    server.kill()
+    time.sleep(5)
+    server.start()
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    console, draw, injected, cells, rounds = Console(), random.Random(args.seed), Counter[str](), 0, 0
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="oec-soak-", ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "first").mkdir()
+        server = Server(Path(folder) / "first")
+        server.start()
+        try:
+            expected = undisturbed(Path(folder) / "first", server.uri, args.minutes / 3, console)
+        finally:
+            server.kill()
+        while time.monotonic() - began < 60 * args.minutes:
+            place = Path(folder) / str(rounds)
+            place.mkdir()
+            server = Server(place)
+            server.start()
+            try:
+                cells += disturbed(place, server, expected, draw, injected)
+            finally:
+                server.kill()
+            assert not processes(place / "home"), "a process is left"
+            rounds += 1
+            console.print(f"study {rounds}: held, {sum(injected.values())} faults so far")
+    table = Table("fault", "injected", "survived", title=f"{rounds} studies, {cells} cells, invariants held after each")
+    for what, times in sorted(injected.items()):
+        table.add_row(what, str(times), str(times))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

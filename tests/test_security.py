@@ -1,0 +1,81 @@
+"""What a study file, a name or an address can not do: leave the home, run in the page, or show a secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import Study
+from service.home import Home
+from service.ledger import Ledger
+from tests.service.oec import oec
+
+OUTSIDE = (
+    "..",
+    "../x",
+    "a/../../x",
+    "/tmp/x",
+    "a/b",
+    "a\x00b",
+    "a\nb",
+    "a\x1b[31m",
+    "A",
+    "",
+    ".x",
+    "x" * 64,
+    "é",
+    "a b",
+)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_study_s_name_can_not_leave_the_home(name: str) -> None:
+    content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": name}
+    with pytest.raises(InvalidInput, match=r"^name: "):
+        Study.validate_fields(content)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "..", "smoke\x1b[31m"])
+@pytest.mark.parametrize("command", [("status",), ("stop",), ("sync",), ("report",)])
+def test_a_name_on_the_command_line_can_not_leave_the_home(command: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "ledger.jsonl").touch()
+    done = oec(*command, name, home=tmp_path / "home")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "\x1b" not in done.stderr, "a control character reaches the terminal"
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["ledger.jsonl"]
+
+
+def test_a_cell_to_stop_can_not_be_a_path(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home")
+    study = Study.load("smoke")
+    home.claim(study)
+    with Ledger(home.ledger("smoke"), "smoke", write=True):
+        done = oec("stop", "smoke", "--cell", "../../../x", home=home.path)
+    assert done.returncode == 2
+    assert "is no cell of smoke" in done.stderr
+    assert not list(tmp_path.glob("**/x"))
+
+
+def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
+    home = Home.open(tmp_path / "home")
+    (tmp_path / "elsewhere").mkdir()
+    (home.studies / "smoke").symlink_to(tmp_path / "elsewhere")
+    done = oec("run", "smoke", home=home.path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "name: 'smoke' leads out of the home" in done.stderr
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_password_reaches_no_output_and_no_file(tmp_path: Path) -> None:
+    uri = "http://somebody:hunter2secret@127.0.0.1:9/"  # nothing listens there
+    done = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI=uri)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "MLFLOW_TRACKING_URI" in done.stderr
+    assert "hunter2secret" not in done.stdout + done.stderr
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"hunter2secret" not in path.read_bytes(), path
