@@ -132,7 +132,7 @@ def disturbed(
                 continue
             if code == 0:
                 break
-            if code == os.EX_USAGE or code not in RESUMABLE:
+            if code not in RESUMABLE:
                 raise AssertionError(f"exit code {code}:\n{run.log.read_text()[-4000:]}")
             again = Run(run.study, run.home, NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
             run.driver = again.driver
@@ -153,6 +153,8 @@ def disturbed(
 
 
 def to_driver(run: Run, number: signal.Signals) -> bool:
+    if " to train; " not in run.log.read_text():  # Python still imports: nothing is at stake yet
+        return False
     run.driver.send_signal(number)
     run.driver.wait(60)
     return True

@@ -72,15 +72,24 @@ def main() -> None:
 @bad_input_exits
 def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None:
     """Train every cell of STUDY that the home does not know, and report."""
-    from service.run import run as run_study
-
     console = plain()
     spec, place = Study.load(study), Home.open(home)
     try:
-        crashed = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
+        crashed = _run(spec, place, address, retry_crashed, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on with the missing cells")
         sys.exit(EXIT_INTERRUPTED)
+    if crashed:
+        again = f"`oec run {study} --retry-crashed` tries again"
+        console.print(f"{crashed} cells crashed: `oec status {spec.name}` says why, {again}", soft_wrap=True)
+        sys.exit(EXIT_CRASHED)
+
+
+def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, console: Console) -> int:
+    """Train, report and deliver; returns how many cells crashed."""
+    from service.run import run as run_study
+
+    crashed = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
     from service.mlflow_sink import sync
     from service.reporting import load, report
 
@@ -89,10 +98,7 @@ def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None
         sync(place.tracking_uri, place, spec, Ledger(place.ledger(spec.name), spec.name), page.parent)
     except InvalidInput as error:  # the results are in the home
         console.print(f"not in MLflow yet: {error}", soft_wrap=True)
-    if crashed:
-        again = f"`oec run {study} --retry-crashed` tries again"
-        console.print(f"{crashed} cells crashed: `oec status {spec.name}` says why, {again}", soft_wrap=True)
-        sys.exit(EXIT_CRASHED)
+    return crashed
 
 
 @main.command(epilog=f"Shipped studies: {', '.join(shipped())}.")

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -30,6 +31,9 @@ FLUSH_INTERRUPTED_S = 5.0
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """Errors that say of the home's storage, and not of us, that it does not take what is written."""
 
+terminated = threading.Event()
+"""A SIGTERM came."""
+
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
     """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
@@ -46,6 +50,7 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
         InvalidInput: something can not be run as it stands, or the storage is full; nothing that was done is lost.
         KeyboardInterrupt: SIGINT or SIGTERM; the ledger holds what was done, and the same call goes on.
     """
+    stop_on_sigterm()
     try:
         return _run(study, home, address=address, retry_crashed=retry_crashed, console=console)
     except OSError as error:
@@ -95,11 +100,10 @@ def train(
 
     from service.sweep import sweep
 
+    join(address)
     sink = MlflowSink(home.tracking_uri, home, plan.study)
     flush = FLUSH_INTERRUPTED_S
     try:
-        cluster.connect(address)
-        stop_on_sigterm()  # after Ray, which would exit at once
         at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
@@ -148,10 +152,34 @@ def reuse(ledger: Ledger, home: Home, study: Study, *, retry_crashed: bool) -> N
             missing.discard(entry.cell.id)
 
 
+def join(address: str | None) -> None:
+    """Connect to Ray; a SIGTERM meanwhile counts afterwards.
+
+    Ray sets handlers of its own, first one that aborts and then one that exits. Processes that it starts are not to
+    inherit that the signal is held back, and a thread that began earlier may get it all the same.
+
+    Raises:
+        KeyboardInterrupt: it came.
+    """
+    held = {signal.SIGTERM}
+    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, held))
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        cluster.connect(address)
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        stop_on_sigterm()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    if terminated.is_set():  # some library's import has swallowed what the handler raised
+        raise KeyboardInterrupt
+
+
 def stop_on_sigterm() -> None:
     """Let SIGTERM (``ray job stop``, a batch system) do what Ctrl-C does."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        terminated.set()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)

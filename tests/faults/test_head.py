@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from service.home import Home
 from service.stopping import being_run
@@ -202,17 +203,22 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
 
 
 @pytest.mark.fault("two studies on one home, database and cluster at once")
+@pytest.mark.parametrize("concurrency", [1, 2])
 def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
-    cluster: Cluster, study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+    cluster: Cluster, study: Path, undisturbed: dict[str, float | None], tmp_path: Path, concurrency: int
 ) -> None:
-    home, other = tmp_path / "home", tmp_path / "other.yaml"
-    other.write_text(study.read_text().replace(f"name: {NAME}", "name: other"))
+    """Four cores: with a cell of two workers each at once both train, with two one waits for what the other frees."""
+    content = yaml.safe_load(study.read_text())
+    content["resources"]["concurrency"] = concurrency
+    files = {name: tmp_path / f"{name}.yaml" for name in (NAME, "other")}
+    for name, file in files.items():
+        file.write_text(yaml.safe_dump(content | {"name": name}))
+    home = tmp_path / "home"
     with cluster.head(4):
-        runs = [run_on(cluster, study, home), run_on(cluster, other, home, "other")]
+        runs = [run_on(cluster, file, home, name) for name, file in files.items()]
         try:
-            for run in runs:
-                run.trains(beyond=50)
-            again = oec("run", study, home=home, OEC_RAY_ADDRESS=cluster.address, **AUTH)
+            runs[0].trains(beyond=50)
+            again = oec("run", files[NAME], home=home, OEC_RAY_ADDRESS=cluster.address, **AUTH)
             assert again.returncode == 2, again.stdout + again.stderr
             assert f"is being run by another process (pid {runs[0].driver.pid} on " in again.stderr
             for run in runs:
@@ -220,5 +226,5 @@ def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
         finally:
             for run in runs:
                 run.close()
-    for name in (NAME, "other"):
+    for name in files:
         agree(home, name, undisturbed)

@@ -85,6 +85,23 @@ def test_a_driver_that_ends_is_resumed_by_the_same_command(
     agree(running.home, NAME, undisturbed)
 
 
+@pytest.mark.fault("SIGTERM to the driver while Ray starts", times=6)
+def test_a_driver_that_is_ended_while_ray_starts_says_so(study: Path, tmp_path: Path) -> None:
+    """At six moments of the seconds between its first words and its first cell."""
+    home = tmp_path / "home"
+    assert oec("data", "prepare", study, home=home).returncode == 0
+    for moment in range(6):
+        run = Run(study, home)
+        try:
+            run.until(lambda run=run: " to train; " in run.log.read_text(), "its first words")
+            time.sleep(0.7 * moment)  # the moment is the fault
+            run.driver.send_signal(signal.SIGTERM)
+            assert "the same command goes on" in run.ends(75)
+        finally:
+            run.close()
+    nothing_left_over(home)
+
+
 @pytest.mark.fault("SIGKILL of a Ray Train worker, as often as max_failures", times=2)
 def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
     running: Run, study: Path, undisturbed: dict[str, float | None]
