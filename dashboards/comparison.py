@@ -54,7 +54,7 @@ def compare(before: Sequence[CurveFacts], after: Sequence[CurveFacts]) -> Compar
             rows += _rows(name, on_a, on_b) if on_a.lr else ()
             notes += [f"{name}: {note}" for note in _notes(a, b, on_a, on_b)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table["p"] = _holm(table["p"].to_numpy(dtype=float))
+    table["p"] = holm(table["p"].to_numpy(dtype=float))
     table.loc[table["p"] < ALPHA, "verdict"] = "moved"
     table.loc[table["p"] >= ALPHA, "verdict"] = "within noise"
     return Comparison(
@@ -122,7 +122,7 @@ def _over(curve: CurveFacts, lrs: Sequence[float]) -> CurveFacts:
     )
 
 
-def _of_seeds(curve: CurveFacts) -> dict[str, Floats]:
+def of_seeds(curve: CurveFacts) -> dict[str, Floats]:
     """LRS and best loss of each seed, whose means are those of the mean curve; empty where there is no LRS."""
     if curve.missing or len(curve.lr) < 2:
         return {}
@@ -132,7 +132,7 @@ def _of_seeds(curve: CurveFacts) -> dict[str, Floats]:
 
 
 def _rows(name: str, before: CurveFacts, after: CurveFacts) -> Iterator[dict[str, object]]:
-    seeds = _of_seeds(before), _of_seeds(after)
+    seeds = of_seeds(before), of_seeds(after)
     for measure in MEASURES:
         row: dict[str, object] = {"curve": name, "measure": measure, "p": math.nan}
         if measure in ("LRS", "best_loss"):
@@ -141,7 +141,7 @@ def _rows(name: str, before: CurveFacts, after: CurveFacts) -> Iterator[dict[str
             few = min(x.size, y.size) < 2
             row |= {"change": b - a, "verdict": "noise unknown" if few else ""}
             if not (few or _same(a, b)):
-                row["p"] = _welch(x, y)
+                row["p"] = welch(x, y)
         else:
             a, b = (math.nan if lr is None else lr for lr in (getattr(before, measure), getattr(after, measure)))
             row |= {"change": b / a, "verdict": ""}
@@ -157,14 +157,14 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9)
 
 
-def _welch(x: Floats, y: Floats) -> float:
+def welch(x: Floats, y: Floats) -> float:
     """Two-sided p. 0 where neither varies over its seeds, as the means differ."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = ttest_ind_from_stats(x.mean(), x.std(ddof=1), x.size, y.mean(), y.std(ddof=1), y.size, equal_var=False)
     return float(found.pvalue)
 
 
-def _holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The p of each test such that ``p < ALPHA`` is wrong in any of them with a chance of at most ``ALPHA``."""
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested])]

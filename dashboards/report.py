@@ -17,6 +17,7 @@ from dashboards.figures import Figure, figures
 from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, VEGA_LITE, chosen, save, save_sheet, stem
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.tables import RENDERERS, Sheet, highest, listed, sensitivity_table, sheets, shown, whose
+from dashboards.verdict import less_sensitive, strength_ranges
 from dashboards.views import Line, lines, views
 
 
@@ -96,7 +97,7 @@ def answer(found: Sequence[CurveFacts]) -> str:
         missing = sum(len(curve.missing) for curve in found)
         return f"No curve has an LRS yet. Cells without a result: {missing}, in {len(found)} curves."
     best = _best_by_scale(ranked)
-    return " ".join([_winners(ranked, best), *_highest(found), _caveat(found, ranked, best)])
+    return " ".join([_winners(ranked, best), *_by_strength(ranked), *_highest(found), _caveat(found, ranked, best)])
 
 
 def _best_by_scale(ranked: Sequence[CurveFacts]) -> dict[str, CurveFacts]:
@@ -146,18 +147,38 @@ def _price(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:
 
 def _caveat(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
     left_out = len(found) - len(ranked)
-    also = f"; not ranked for want of cells: {left_out} of {len(found)} curves" if left_out else ""
+    also = f" Not ranked for want of cells: {left_out} of {len(found)} curves." if left_out else ""
     if min(curve.seeds for curve in ranked) < 2:
-        return f"This rests on one seed, which can not tell a small difference from chance{also}."
-    close = [c for c in ranked if c is not best[c.scale] and _overlap(c.interval, best[c.scale].interval)]
-    if close:
-        names = listed([f"{curve.label} at {curve.scale}" for curve in close])
-        return f"The 95 % interval of the best overlaps with that of {names}{also}."
-    return f"The 95 % interval of the best, over seeds, overlaps with no other{also}."
+        return f"This rests on one seed, which can not tell a small difference from chance.{also}"
+    return (
+        " ".join(_noise([c for c in ranked if c.scale == scale], of_scale) for scale, of_scale in best.items()) + also
+    )
 
 
-def _overlap(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bool:
-    return a is not None and b is not None and a[0] <= b[1] and b[0] <= a[1]
+def _noise(at_scale: Sequence[CurveFacts], best: CurveFacts) -> str:
+    """Against which curves of its scale the best one's LRS is lower by more than noise."""
+    others = [curve for curve in at_scale if curve is not best]
+    if not others:
+        return f"It is the only curve at {best.scale}."
+    beaten = less_sensitive(at_scale).get(at_scale.index(best), set())
+    close = [curve.label for i, curve in enumerate(at_scale) if curve is not best and i not in beaten]
+    test = f"(t-tests over {best.seeds} seeds, 5 % for all pairs of curves together)"
+    if not close:
+        return f"At {best.scale} that is lower than every other curve's by more than noise {test}."
+    few = listed(close) if len(close) <= NAMED else f"{len(close)} of {len(others)} curves"
+    if not beaten:
+        return f"At {best.scale} no other curve's LRS is higher by more than noise {test}."
+    return f"At {best.scale} that is lower by more than noise, but for {few} {test}."
+
+
+def _by_strength(ranked: Sequence[CurveFacts]) -> Iterator[str]:
+    """A sentence a scale on how far LRS depends on the strength, for methods that were tried at the same ones."""
+    for scale in dict.fromkeys(curve.scale for curve in ranked):
+        ranges = strength_ranges([curve for curve in ranked if curve.scale == scale])
+        if len(ranges) < 2:
+            continue
+        shares = [f"{shown(width, 'LRS')} for {name}" for name, width in sorted(ranges.items(), key=lambda one: one[1])]
+        yield f"Over the strengths that were tried for all of them at {scale}, LRS changes by {listed(shares)}."
 
 
 def _span(curves: Iterable[CurveFacts]) -> str:

@@ -134,6 +134,21 @@ def status(study: str | None, home: str, cells: bool) -> None:
 @main.command()
 @click.argument("study")
 @home_option
+@click.option("--once", is_flag=True, help="Print where it stands, and end.")
+@bad_input_exits
+def watch(study: str, home: str, once: bool) -> None:
+    """STUDY while it runs: curves as they grow, what trains, time left. From any machine that sees the home."""
+    from service import watching
+
+    try:
+        watching.watch(Home.open(home), study, plain(), once=once)
+    except KeyboardInterrupt:
+        sys.exit(0)  # that is how one leaves
+
+
+@main.command()
+@click.argument("study")
+@home_option
 @click.option("--cell", metavar="ID", help="End this running cell alone, as pruned; the study goes on.")
 @bad_input_exits
 def stop(study: str, home: str, cell: str | None) -> None:

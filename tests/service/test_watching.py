@@ -1,0 +1,93 @@
+"""``oec watch`` of a study in every state, while its ledger is held and after."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.home import Home
+from service.ledger import Ledger
+from service.watching import watch
+from tests.service.oec import oec
+
+STUDY = Study.load("smoke")
+CELLS = Plan(STUDY, "data").cells
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path / "home")
+
+
+def held(home: Home) -> Ledger:
+    """A ledger as a driver has it: two cells of the baseline ended, one runs, one crashed."""
+    home.claim(STUDY)
+    ledger = Ledger(home.ledger("smoke"), "smoke", write=True)
+    ledger.plan(CELLS)
+    for cell, state, result in (
+        (CELLS[0], "finished", {"val_loss": 2.5, "l_init": 5.5, "train_seconds": 2.0, "steps": 20}),
+        (CELLS[1], "diverged", {"val_loss": None, "l_init": 5.5, "reason": "nan"}),
+        (CELLS[2], "crashed", {"reason": "x"}),
+    ):
+        ledger.running(cell.id)
+        ledger.end(cell.id, state, result)
+    ledger.running(CELLS[3].id)
+    path = home.metrics(CELLS[3].id, "smoke")
+    path.parent.mkdir(parents=True)
+    rows = [{"step": 0, "time": 1.0, "val_loss": 5.5}, {"step": 10, "time": 2.0, "val_loss": 3.25}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 20, "ti')
+    return ledger
+
+
+def test_a_study_that_runs(home: Home) -> None:
+    with held(home):
+        shown = oec("watch", "smoke", "--once", home=home.path).stdout
+    curves = [line.split() for line in shown.splitlines() if " lr=" not in line]
+    (baseline,) = (words for words in curves if words[:2] == ["tiny", "baseline"])
+    assert baseline[2:] == ["2.500", "×"]
+    (z_loss,) = (words for words in curves if words[:2] == ["tiny", "z-loss"])
+    assert z_loss[-2:] == ["!", "3.250"]
+    assert "step 10 of 20" in shown
+    assert "loss 3.250" in shown
+    assert "3/6 cells | 1 running | 1 crashed | 1 diverged | 1 finished" in shown
+    tokens = CELLS[0].tokens / 2.0
+    assert f"{tokens:,.0f} tokens/s | 0:05 left" in shown, "two whole cells and a half of one, 2 s each"
+
+
+def test_one_that_was_left(home: Home) -> None:
+    held(home).close()
+    assert "not being run" in oec("watch", "smoke", "--once", home=home.path).stdout
+    missing = oec("watch", "nothing", home=home.path)
+    assert missing.returncode == 2
+    assert "STUDY: 'nothing' has no ledger in this home" in missing.stderr
+
+
+def test_it_follows_the_study_and_ends_with_it(home: Home, tmp_path: Path) -> None:
+    """In a terminal: the loss of a cell that ends meanwhile is drawn, and the last drawing is that of the end."""
+    ledger = held(home)
+    with (tmp_path / "screen").open("w") as screen:
+        console = Console(file=screen, force_terminal=True, width=120)
+        watching = threading.Thread(
+            target=watch, args=(home, "smoke", console), kwargs={"once": False, "every_s": 0.05}
+        )
+        watching.start()
+        deadline = time.monotonic() + 60
+        while "3.250" not in (tmp_path / "screen").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for cell in CELLS[3:]:
+            ledger.end(cell.id, "finished", {"val_loss": 2.125, "l_init": 5.5, "train_seconds": 2.0, "steps": 20})
+        assert watching.is_alive(), "it ended before the study"
+        ledger.close()
+        watching.join(60)
+        assert not watching.is_alive(), "it goes on after the study has ended"
+    last = (tmp_path / "screen").read_text().rpartition("final loss by learning rate")[2]
+    assert "2.125" in last
+    assert "6/6 cells | 1 crashed | 1 diverged | 4 finished | ended" in last
