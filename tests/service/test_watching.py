@@ -18,7 +18,9 @@ from service.watching import watch
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")
-CELLS = Plan(STUDY, "data").cells
+CELLS = sorted(Plan(STUDY, "data").cells, key=lambda cell: (cell.method, cell.lr))
+CELLS = [*CELLS[:2], *CELLS[4:], *CELLS[2:4]]
+"""Of baseline, z-loss and mu-centering, the smaller learning rate first."""
 
 
 @pytest.fixture
