@@ -1,0 +1,191 @@
+"""The report's page in a real browser: what is drawn, every control, no network, no error, readable by everybody."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+
+from benchmarks.report import filled
+from dashboards.published import RUNS_CSV
+from dashboards.report import write_report
+from dashboards.runs import RUN_COLUMNS, from_records, read_csv
+from service.reporting import load, report
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+DRAWN = "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')].every(chart => chart.querySelector('svg'))"
+LOSS = "Final loss over learning rate"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is here: install the package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def made_up() -> pd.DataFrame:
+    """Two scales, two methods of two seeds, with runs that diverged, crashed, and are not there yet."""
+    records = []
+    for scale in ("16M", "29M"):
+        for method, gamma, by in (("baseline", None, 0.2), ("z-loss", 1e-4, 0.1), ("z-loss", 1e-1, 0.3)):
+            for i, lr in enumerate((1e-3, 1e-2, 1e-1)):
+                for seed in (1, 2):
+                    loss = 3.0 + by * (i - 1) ** 2 + seed / 100
+                    record = {"study": "<b>made up</b>", "cell": f"{scale}-{method}-{gamma}-{i}-{seed}", "scale": scale}
+                    record |= {"method": method, "gamma": gamma, "lr": lr, "seed": seed, "state": "finished"}
+                    record |= {"val_loss": loss, "l_init": 10.8, "train_seconds": 60.0, "output_mu_norm": 1.0 + i}
+                    record |= {"attention_norm": "qk-norm", "origin": "grid"}
+                    records.append(record)
+    records[4] |= {"state": "diverged", "val_loss": None}
+    records[5] |= {"state": "diverged", "val_loss": None}
+    records[10] |= {"state": "crashed", "val_loss": None, "reason": "RuntimeError: <script>alert(1)</script>"}
+    return from_records(records)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, pd.DataFrame]]:
+    """Page and runs, by name."""
+    tables = {"made up": made_up(), "published": read_csv(RUNS_CSV)}
+    folder = tmp_path_factory.mktemp("pages")
+    return {
+        name: (write_report(runs, folder / name, title=f"{name} <i>&", formats=("html",)), runs)
+        for name, runs in tables.items()
+    }
+
+
+class Opened:
+    """A page with what went wrong on it."""
+
+    def __init__(self, page: Page, path: Path) -> None:
+        self.page, self.complaints = page, list[str]()
+        page.on("console", lambda said: self.complaints.append(said.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda asked: self._asked(asked.url, path))
+        page.goto(path.as_uri())
+        self.drawn()
+
+    def _asked(self, url: str, path: Path) -> None:
+        if url != path.as_uri() and not url.startswith("data:"):
+            self.complaints.append(f"it asked for {url}")
+
+    def drawn(self) -> None:
+        self.page.wait_for_selector("[data-panel]:not([hidden]) svg")
+        self.page.wait_for_function(DRAWN)
+
+    def points(self, panel: str) -> dict[str, float]:
+        """By cell, the value at which the chart of a panel draws it: what a screen reader is told."""
+        labels = self.page.eval_on_selector_all(
+            f"[data-panel='{panel}'] svg [aria-roledescription='point']",
+            "marks => marks.map(mark => mark.getAttribute('aria-label'))",
+        )
+        found = {}
+        for label in labels:
+            value = re.search(r"final validation loss \(nats\): ([\d.,]+)", label)
+            cell = re.search(r"cell: (.+?); lr:", label)
+            assert value, label
+            assert cell, label
+            found[cell[1]] = float(value[1].replace(",", ""))
+        return found
+
+
+@pytest.fixture
+def opened(
+    browser: Browser, pages: dict[str, tuple[Path, pd.DataFrame]], request: pytest.FixtureRequest
+) -> Iterator[tuple[Opened, pd.DataFrame]]:
+    """The test's parameter: name of the page, size of the screen, colour scheme."""
+    name, size, scheme = request.param
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    path, runs = pages[name]
+    opened = Opened(page, path)
+    yield opened, runs
+    assert opened.complaints == []
+    page.close()
+
+
+EVERYWHERE = [
+    (name, size, scheme) for name in ("made up", "published") for size in SIZES for scheme in ("light", "dark")
+]
+
+
+@pytest.mark.parametrize("opened", [("made up", "desktop", "light"), ("published", "desktop", "light")], indirect=True)
+def test_every_choice_draws_the_numbers_of_the_table(opened: tuple[Opened, pd.DataFrame]) -> None:
+    shown, runs = opened
+    for choice in shown.page.eval_on_selector_all("#view option", "options => options.map(o => o.value)"):
+        shown.page.select_option("#view", choice)
+        shown.drawn()
+        of_scale = runs[runs["scale"] == choice.partition(",")[0]]
+        ended = of_scale[of_scale["state"].isin(["finished", "diverged"])]
+        found = shown.points(LOSS)
+        assert len(found) == len(ended), choice
+        for run in ended.to_dict("records"):
+            # A published run has no cell id: its place in the picture is then its name.
+            name = run["cell"] if isinstance(run["cell"], str) else None
+            expected = run["l_init"] if run["state"] == "diverged" else min(run["val_loss"], run["l_init"])
+            if name:
+                assert found[name] == pytest.approx(expected, rel=1e-6), name
+        assert sorted(found.values()) == pytest.approx(
+            sorted(ended["val_loss"].where(ended["state"] == "finished", ended["l_init"]).clip(upper=ended["l_init"])),
+            rel=1e-6,
+        )
+
+
+@pytest.mark.parametrize("opened", EVERYWHERE, indirect=True)
+def test_everybody_can_read_it(opened: tuple[Opened, pd.DataFrame]) -> None:
+    """No finding of axe that is serious, nothing wider than the screen, every control and table by the keyboard."""
+    shown, _ = opened
+    findings = Axe().run(shown.page).response["violations"]
+    assert [found["id"] for found in findings if found["impact"] in ("serious", "critical")] == []
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+    reached = set()
+    for _ in range(12):
+        shown.page.keyboard.press("Tab")
+        reached.add(shown.page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert "view" in reached, reached
+
+
+@pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
+def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataFrame]) -> None:
+    shown, runs = opened
+    for summary in shown.page.query_selector_all("summary"):
+        summary.click()
+    text = shown.page.inner_text("main")
+    assert "made up <i>&" in text
+    assert "<script>alert(1)</script>" in text, "the reason of the crashed cell"
+    assert shown.page.query_selector("main b, main i") is None
+    for run in runs.to_dict("records"):
+        if run["state"] == "finished":
+            assert f"{run['val_loss']:.4f}"[:5] in text
+    assert set(RUN_COLUMNS) >= {"cell", "val_loss"}
+
+
+def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path) -> None:
+    home = filled(tmp_path, 10_000)
+    path = report(load("many", home), tmp_path / "out", Console(quiet=True), ("html",))
+    assert path.stat().st_size < 15e6
+    page = browser.new_page()
+    began = time.monotonic()
+    shown = Opened(page, path)
+    took = time.monotonic() - began
+    assert took < 10, "three seconds, and the time of a busy machine"
+    choices = page.eval_on_selector_all("#view option", "options => options.map(o => o.value)")
+    page.select_option("#view", choices[-1])
+    shown.drawn()
+    assert shown.complaints == []
+    page.close()
