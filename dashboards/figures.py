@@ -161,7 +161,7 @@ def _loss_figure(view: View) -> Figure:
         low, high = float(facts["loss"].min()), float(facts["loss"].max())
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     y = alt.Y("loss:Q", title="final validation loss (nats)", scale=scale_y)
-    base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), y=y, color=_colors(view.lines))
+    base = alt.Chart(facts).encode(x=log_axis(facts, "lr", "learning rate"), y=y, color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("loss:Q", format=".4f"), "diverged:N"]
     layers: list[alt.Chart] = [
         base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=_dashes(view.lines)),
@@ -197,7 +197,7 @@ def _loss_figure(view: View) -> Figure:
         caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
         f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
-        spec=_spec(layers),
+        spec=spec_of(layers),
     )
 
 
@@ -213,7 +213,7 @@ def _lrs_over_scale(of: str, lines: Sequence[Line]) -> Figure:
         title=f"LRS over scale, {of}" if of else "LRS over scale",
         caption="Lower is less sensitive to the learning rate. Bars are 95 % intervals, where there are several seeds.",
         view=None,
-        spec=_spec(
+        spec=spec_of(
             [
                 base.mark_rule().encode(y="low:Q", y2="high:Q"),
                 base.mark_line().encode(strokeDash=_dashes(lines)),
@@ -233,7 +233,7 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
     color = alt.Color(
         "method:N", title=None, scale=alt.Scale(domain=methods, range=[color_of(name) for name in methods])
     )
-    x = _log_axis(tried, "gamma", "strength")
+    x = log_axis(tried, "gamma", "strength")
     studies = list(dict.fromkeys(facts["study"]))
     looks = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
@@ -250,7 +250,7 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
             if apart
             else "The dashed line is the baseline.",
             view=view.name,
-            spec=_spec(
+            spec=spec_of(
                 [
                     base.mark_rule().encode(y="low:Q", y2="high:Q"),
                     base.mark_line().encode(**apart),
@@ -270,14 +270,14 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
         axis=alt.Axis(values=SIGNED_TICKS if signed else _ticks(facts["value"])),
     )
-    base = alt.Chart(facts).encode(x=_log_axis(facts, "lr", "learning rate"), color=_colors(view.lines))
+    base = alt.Chart(facts).encode(x=log_axis(facts, "lr", "learning rate"), color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("value:Q", format=".4~g"), "diverged:N"]
     return Figure(
         name=f"{diagnostic.column.replace('_', '-')}-{view.name}",
         title=diagnostic.title,
         caption="At the end of training; lines are means over seeds.",
         view=view.name,
-        spec=_spec(
+        spec=spec_of(
             [
                 base.mark_line().encode(y=y.aggregate("mean"), strokeDash=_dashes(view.lines)),
                 base.mark_point(filled=True, size=40, opacity=1).encode(
@@ -292,10 +292,10 @@ LOG_FACTOR = 3.0
 """Values that span less than this factor are drawn on a linear axis."""
 
 
-def _log_axis(facts: pd.DataFrame, column: str, title: str) -> alt.X:
-    """A logarithmic axis with a tick at each value that was tried."""
+def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = alt.X) -> Any:
+    """A logarithmic axis, x or y, with a tick at each value that was tried."""
     axis = alt.Axis(values=sorted(facts[column].unique().tolist()), format="~e", labelOverlap=True, grid=False)
-    return alt.X(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
+    return channel(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
 
 
 def _lrs_axis(facts: pd.DataFrame) -> alt.Y:
@@ -334,7 +334,7 @@ def _by_name(looks: dict[str, Any]) -> alt.Scale:
     return alt.Scale(domain=list(looks), range=list(looks.values()))
 
 
-def _spec(layers: Sequence[alt.Chart]) -> dict[str, Any]:
+def spec_of(layers: Sequence[alt.Chart]) -> dict[str, Any]:
     # One legend for the layers' like scales; on top, where a narrow screen has room for it.
     chart = alt.layer(*layers).properties(width="container", height=320)
     spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict()

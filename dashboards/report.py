@@ -16,6 +16,7 @@ from markupsafe import Markup
 from dashboards.figures import Figure, figures
 from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, VEGA_LITE, chosen, save, save_sheet, stem
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
+from dashboards.surface import surfaces
 from dashboards.tables import RENDERERS, Sheet, highest, listed, sensitivity_table, sheets, shown, whose
 from dashboards.verdict import less_sensitive, strength_ranges
 from dashboards.views import Line, lines, views
@@ -53,7 +54,7 @@ def write_report(
     folder = Path(folder)
     found = curves(runs, grid)
     drawn = lines(found)
-    charts = figures(drawn)
+    charts = [*figures(drawn), *surfaces(runs, views(drawn))]
     folder.mkdir(parents=True, exist_ok=True)
     tables = sheets(sensitivity_table(found))
     wanted = chosen(

@@ -1,0 +1,80 @@
+"""The surface of loss over learning rate and strength, of functions that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dashboards.runs import from_records
+from dashboards.sensitivity import curves
+from dashboards.surface import surface, surfaces, tried
+from dashboards.views import lines, views
+
+
+def bowl(lr: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+    """Lowest, 3, at lr 1e-2 and gamma 1e-1."""
+    return 3 + 0.2 * (np.log10(lr) + 2) ** 2 + 0.1 * (np.log10(gamma) + 1) ** 2
+
+
+def sampled(lrs: np.ndarray, gammas: np.ndarray) -> pd.DataFrame:
+    lr, gamma = (axis.ravel() for axis in np.meshgrid(lrs, gammas))
+    return pd.DataFrame({"lr": lr, "gamma": gamma, "loss": bowl(lr, gamma)})
+
+
+def middles(found: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.sqrt(found[name] * found[f"{name}_to"]).to_numpy() for name in ("lr", "gamma"))
+
+
+def test_a_known_bowl_is_recovered_from_grid_and_scattered_points() -> None:
+    rng = np.random.default_rng(0)
+    scattered = pd.DataFrame({"lr": 10 ** rng.uniform(-4, 0, 60), "gamma": 10 ** rng.uniform(-4, 2, 60)})
+    scattered["loss"] = bowl(scattered["lr"].to_numpy(), scattered["gamma"].to_numpy())
+    points = pd.concat([sampled(np.logspace(-4, 0, 9), np.logspace(-4, 2, 7)), scattered])
+    found = surface(points)
+    assert len(found) == 48 * 48, "the hull is the whole box"
+    lr, gamma = middles(found)
+    assert np.abs(found["loss"].to_numpy() - bowl(lr, gamma)).max() < 0.06, "of a range of 1.7"
+    lowest = int(found["loss"].to_numpy().argmin())
+    assert abs(np.log10(lr[lowest]) + 2) < 0.3
+    assert abs(np.log10(gamma[lowest]) + 1) < 0.6
+
+
+def test_it_is_exact_for_a_plane_and_says_nothing_beyond_the_points() -> None:
+    points = pd.DataFrame({"lr": [1e-3, 1e-1, 1e-3], "gamma": [1e-2, 1e-2, 1.0]})
+    points["loss"] = 3 + np.log10(points["lr"]) - 2 * np.log10(points["gamma"])
+    found = surface(points)
+    lr, gamma = middles(found)
+    assert found["loss"].to_numpy() == pytest.approx(3 + np.log10(lr) - 2 * np.log10(gamma))
+    assert len(found) == pytest.approx(48 * 48 / 2, rel=0.05), "half of the box is the triangle"
+
+
+@pytest.mark.parametrize("points", [[(1e-3, 1.0)], [(1e-3, 1.0), (1e-2, 1.0), (1e-1, 1.0)]])
+def test_points_on_a_line_make_no_surface(points: list[tuple[float, float]]) -> None:
+    assert surface(pd.DataFrame([{"lr": lr, "gamma": gamma, "loss": 3.0} for lr, gamma in points])).empty
+
+
+def test_what_is_drawn_are_the_runs_that_ended() -> None:
+    records = [
+        {
+            "study": "s",
+            "cell": f"{lr}-{gamma}",
+            "scale": "tiny",
+            "attention_norm": "qk-norm",
+            "method": "z-loss",
+            "gamma": gamma,
+        }
+        | {"lr": lr, "seed": 1, "state": "finished", "val_loss": 3.0 + lr, "l_init": 7.0, "origin": "grid"}
+        for lr in (1e-3, 1e-2)
+        for gamma in (0.1, 1.0)
+    ]
+    refined = records[0] | {"cell": "refined", "lr": 5e-3, "gamma": 0.3, "origin": "refine"}
+    diverged = records[0] | {"cell": "diverged", "lr": 1e-1, "state": "diverged", "val_loss": None}
+    pruned = records[0] | {"cell": "pruned", "lr": 5e-1, "gamma": 0.3, "state": "pruned", "origin": "refine"}
+    runs = from_records([*records, refined, diverged, pruned])
+    found = tried(runs, "tiny", "qk-norm", "z-loss").set_index("cell")
+    assert set(found.index) == {record["cell"] for record in records} | {"refined", "diverged"}
+    assert found.loc["diverged", "loss"] == 7.0
+    (figure,) = surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))
+    assert figure.title == "Loss over learning rate and strength, z-loss"
+    assert (figure.name, figure.view) == ("surface-z-loss-tiny", "tiny")
