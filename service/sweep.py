@@ -179,6 +179,13 @@ class Recorder(tune.Callback):
             elif event["kind"] == "done":
                 self._end(cell, {name: value for name, value in event.items() if name != "kind"})
 
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune keeps every trial of a sweep, each with statistics of all numbers that it reported: two thirds of it."""
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
+        trial.last_result.clear()
+        trial.last_result.update(done=True, events=[])  # without any column Tune would print a line a trial
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's actor or its group died more often than Tune and the mailbox try again."""
         reason = Path(trial.error_file).read_text() if trial.error_file else "its trial failed without a message"

@@ -31,6 +31,7 @@ def undisturbed(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     home = tmp_path_factory.mktemp("undisturbed")
     done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Trial" not in done.stdout, "Ray Tune prints into the user's log"
     return losses(home, NAME)
 
 
