@@ -133,10 +133,20 @@ def test_schema_of_a_study_file() -> None:
         "Intervals": ["checkpoint", "evaluate"],
         "MethodChoice": ["c", "gamma", "method"],
         "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
-        "RefineSpec": ["budget", "edge", "sampler", "trials"],
+        "RefineSpec": ["budget", "edge", "pruner", "sampler", "trials"],
         "ResourceSpec": ["compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers"],
         "TrainingSpec": [
             "batch_size", "betas", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr", "precision",
             "sequence_length", "steps", "warmup_steps", "weight_decay",
         ],
     }  # fmt: skip
+
+
+def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> None:
+    fields = yaml.safe_load(Study.load("smoke").to_yaml()) | {"refine": {"trials": 2}}
+    pruning = fields | {"refine": {"trials": 2, "pruner": "median"}}
+    assert Study.validate_fields(pruning).hash == Study.validate_fields(fields).hash
+    with pytest.raises(
+        InvalidInput, match=r"refine.pruner: 'median' ends trials that there are not; give refine.trials"
+    ):
+        Study.validate_fields(fields | {"refine": {"edge": 1.5, "pruner": "median"}})
