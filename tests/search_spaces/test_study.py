@@ -143,7 +143,7 @@ def test_schema_of_a_study_file() -> None:
 
 
 def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> None:
-    fields = yaml.safe_load(Study.load("smoke").to_yaml()) | {"refine": {"trials": 2}}
+    fields = Study.load("smoke").model_dump(mode="json") | {"refine": {"trials": 2}}
     pruning = fields | {"refine": {"trials": 2, "pruner": "median"}}
     assert Study.validate_fields(pruning).hash == Study.validate_fields(fields).hash
     with pytest.raises(
