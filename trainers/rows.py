@@ -44,9 +44,9 @@ def read(path: Path) -> list[dict[str, float]]:
 def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
     try:
         row: dict[str, float] = json.loads(line)
-        if all(isinstance(row[name], int | float) for name in {"step", "time", *row}):
+        if all(isinstance(row[name], int | float) for name in {"step", *row}):
             return row
         problem = "holds something else than numbers"
-    except (ValueError, KeyError, TypeError) as error:  # no JSON, not of UTF-8, no step or time, no object
+    except (ValueError, KeyError, TypeError) as error:  # no JSON, not of UTF-8, no step, no object
         problem = f"is damaged ({type(error).__name__}: {error})"
     raise InvalidInput("metrics", f"{path}:{number}", problem, "remove that line: a view lacks one point then")
