@@ -110,9 +110,10 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=45, opacity=1, color="white", stroke="black", strokeWidth=1)
         .encode(shape=shape),
-        base.transform_filter("datum.diverged")
-        .mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1, color="black"),
     ]  # fmt: skip
+    if points["diverged"].any():  # Vega warns of a layer without a point
+        diverged = base.transform_filter("datum.diverged")
+        layers.append(diverged.mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1, color="black"))
     return Figure(
         name=f"surface-{method}-{view.name}",
         title=f"Loss over learning rate and strength, {method}",
