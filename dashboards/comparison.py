@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import ttest_ind_from_stats
 
+from dashboards.published import OTHER_START
 from dashboards.sensitivity import CurveFacts, Floats, nearest
 from dashboards.tables import listed, shown
 from search_spaces.methods import label
@@ -23,8 +24,6 @@ COLUMNS = ("curve", "measure", "before", "after", "change", "p", "verdict")
 MEASURES = {"LRS": "LRS", "best_loss": "best loss", "best_lr": "best lr", "highest_lr": "highest lr"}
 ALPHA = 0.05
 """Chance that one or more of a table's verdicts calls noise a move."""
-OTHER_START = 0.1
-"""Nats by which losses before training may differ between two studies of like text and vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)

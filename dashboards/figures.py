@@ -6,8 +6,9 @@ A diverged cell is drawn, as a cross at ``l_init``, never dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import altair as alt
@@ -15,19 +16,35 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dashboards.published import L_INIT, RUNS_CSV, near_published
+from dashboards.runs import read_csv
+from dashboards.steps import LAYER_NORMS, METRICS
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
 
 VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
 """Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
 
+LOSS_TITLE = "final validation loss (nats)"
+INTERVAL = "#5b6570"
+"""Colour of an interval that is drawn over a bar."""
+DECIMALS = 7
+"""Of a loss in a figure; others have as many digits."""
 CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 
 CELL_TOOLTIP = ("label:N", "cell:N", "lr:Q", "seed:Q")
-LRS_TOOLTIP = ("label:N", "scale:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")))
+LRS_TOOLTIP: list[Any] = [
+    "label:N",
+    "scale:N",
+    *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")),
+]
+SHORT = "abs(datum.value) >= 1e4 ? format(datum.value, '.0e') : format(datum.value, '~g')"
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
 LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
 """Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
 what its width holds."""
+
+
+Section = Literal["loss", "lrs", "why", "forecast", "importance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +58,12 @@ class Figure:
     """What it shows and how to read it, in sentences."""
     view: str | None
     """The one view that it shows; None where it shows several."""
+    section: Section
+    """Where on the page it stands."""
     spec: dict[str, Any]
     """Vega-Lite, as wide as what contains it."""
+    overlay: Sequence[dict[str, Any]] = field(default=())
+    """Layers that a reader of the page may put over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +81,15 @@ DIAGNOSTICS = (
     Diagnostic(column="logits_mean", title="Mean logit", axis="signed"),
     Diagnostic(column="logits_std", title="Standard deviation of the logits", axis="log"),
     Diagnostic(column="logits_absmax", title="Largest absolute logit", axis="log"),
+    Diagnostic(column="log_z_squared", title="Mean of the square of log Z", axis="log"),
+    Diagnostic(column="attention_logit_max", title="Largest attention logit", axis="log"),
+    *(Diagnostic(column=key, title=METRICS[key], axis="log") for key in LAYER_NORMS),
 )
 
 
 def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, mean, low,
-    high.
+    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, url (of its
+    run in MLflow, if known), mean, low, high.
 
     ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result; ``low`` to ``high`` is its
     95 % interval, NaN for one seed.
@@ -79,6 +103,7 @@ def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
             "loss": point.loss,
             "diverged": point.diverged,
             "cell": point.cell,
+            "url": point.run.get("url"),
             "mean": line.curve.mean[line.curve.lr.index(point.lr)],
             "low": low,
             "high": high,
@@ -88,9 +113,8 @@ def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
         for point in line.curve.points
         for low, high in (band[point.lr] or (math.nan, math.nan),)
     ]
-    return pd.DataFrame(
-        rows, columns=["scale", "label", "lr", "seed", "loss", "diverged", "cell", "mean", "low", "high"]
-    )
+    columns = ["scale", "label", "lr", "seed", "loss", "diverged", "cell", "url", "mean", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).round(dict.fromkeys(("loss", "mean", "low", "high"), DECIMALS))
 
 
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
@@ -123,19 +147,23 @@ def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:
             "seed": point.seed,
             "diverged": point.diverged,
             "cell": point.cell,
-            "value": point.run[column],
+            "value": float(f"{value:.{DECIMALS}g}"),
         }
         for line in lines
         for point in line.curve.points
-        if math.isfinite(point.run[column])
+        if math.isfinite(value := point.run.get(column, math.nan))
     ]
     return pd.DataFrame(rows, columns=["scale", "label", "lr", "seed", "diverged", "cell", "value"])
 
 
-def figures(lines: Sequence[Line]) -> list[Figure]:
-    """Every figure that the curves have data for, the loss curves first, view by view."""
+def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
+    """Every figure that the curves have data for, the loss curves first, view by view.
+
+    ``published`` offers the published curves of the same scale and vocabulary as an overlay.
+    """
     seen = views(lines)
-    drawn = [_loss_figure(view) for view in seen]
+    drawn = [_loss_figure(view, published) for view in seen]
+    drawn += [_lrs_bars(view) for view in seen if any(line.curve.LRS is not None for line in view.lines)]
     for of in dict.fromkeys(line.of for line in lines):
         ranked = [line for line in lines if line.of == of and line.curve.LRS is not None]
         if len({line.curve.scale for line in ranked}) > 1:
@@ -149,8 +177,10 @@ def figures(lines: Sequence[Line]) -> list[Figure]:
     return drawn
 
 
-def _loss_figure(view: View) -> Figure:
+def _loss_figure(view: View, published: bool) -> Figure:
     facts = loss_facts(view.lines)
+    link = {"href": "url:N"} if facts["url"].notna().any() else {}
+    facts = facts if link else facts.drop(columns="url")
     starts = [line.curve.l_init for line in view.lines if math.isfinite(line.curve.l_init)]
     l_init = float(np.mean(starts or math.nan))
     # The ceiling is drawn where a curve comes near it: elsewhere it would press the curves flat, and words do.
@@ -160,14 +190,14 @@ def _loss_figure(view: View) -> Figure:
         # A band may be far wider than what was seen: it is cut at the frame, which the losses make.
         low, high = float(facts["loss"].min()), float(facts["loss"].max())
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
-    y = alt.Y("loss:Q", title="final validation loss (nats)", scale=scale_y)
+    y = alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y)
     base = alt.Chart(facts).encode(x=log_axis(facts, "lr", "learning rate"), y=y, color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("loss:Q", format=".4f"), "diverged:N"]
     layers: list[alt.Chart] = [
         base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=_dashes(view.lines)),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=50, opacity=1)
-        .encode(shape=_shapes(view.lines), tooltip=tooltip),
+        .encode(shape=_shapes(view.lines), tooltip=tooltip, **link),
     ]
     if several:
         band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
@@ -182,7 +212,7 @@ def _loss_figure(view: View) -> Figure:
             .mark_point(
                 shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=apart * (i - (len(diverging) - 1) / 2)
             )
-            .encode(tooltip=tooltip)
+            .encode(tooltip=tooltip, **link)
         )
     if near:
         ceiling = alt.Chart(pd.DataFrame({"l_init": [l_init]})).encode(y="l_init:Q")
@@ -197,7 +227,54 @@ def _loss_figure(view: View) -> Figure:
         caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
         f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
+        section="loss",
         spec=spec_of(layers),
+        overlay=_published_layers(view.lines[0].curve.scale) if published and near_published(l_init) else (),
+    )
+
+
+@cache
+def _published_layers(scale: str) -> tuple[dict[str, Any], ...]:
+    """A thin dotted line a method of the published runs of a scale, a diverged one at ``l_init``."""
+    runs = read_csv(RUNS_CSV)
+    runs = runs[runs["scale"] == scale].assign(loss=lambda table: table["val_loss"].fillna(L_INIT).clip(upper=L_INIT))
+    return tuple(
+        {
+            "data": {"values": of[["lr", "loss"]].assign(label=f"{method}, published").to_dict("records")},
+            "mark": {"type": "line", "strokeDash": [1, 3], "strokeWidth": 2, "color": color_of(str(method))}
+            | {"clip": True, "tooltip": True, "point": {"size": 18, "color": color_of(str(method))}},
+            "encoding": {
+                "x": {"field": "lr", "type": "quantitative", "title": "learning rate"},
+                "y": {"field": "loss", "type": "quantitative", "title": LOSS_TITLE},
+                "tooltip": [{"field": "label"}, {"field": "lr"}, {"field": "loss", "format": ".4f"}],
+            },
+        }
+        for method, of in runs.groupby("method", sort=False)
+    )
+
+
+def _lrs_bars(view: View) -> Figure:
+    facts = lrs_facts(view.lines)
+    names = alt.Scale(domain=list(facts["label"]))
+    y = alt.Y("label:N", title=None, scale=names, axis=alt.Axis(labelLimit=260))
+    base = alt.Chart(facts).encode(y=y, color=_colors(view.lines).legend(None), tooltip=LRS_TOOLTIP)
+    title = "LRS (nats)"
+    return Figure(
+        name=f"lrs-{view.name}",
+        title="LRS by curve",
+        caption="Lower is less sensitive to the learning rate. Lines are 95 % intervals, where there are several "
+        "seeds.",
+        view=view.name,
+        section="lrs",
+        spec=spec_of(
+            [
+                base.mark_bar(opacity=0.85).encode(x=alt.X("LRS:Q", title=title)),
+                base.mark_rule(strokeWidth=1.5).encode(
+                    x=alt.X("low:Q", title=title), x2="high:Q", color=alt.value(INTERVAL)
+                ),
+            ],
+            height=max(160, 22 * len(facts)),
+        ),
     )
 
 
@@ -213,6 +290,7 @@ def _lrs_over_scale(of: str, lines: Sequence[Line]) -> Figure:
         title=f"LRS over scale, {of}" if of else "LRS over scale",
         caption="Lower is less sensitive to the learning rate. Bars are 95 % intervals, where there are several seeds.",
         view=None,
+        section="lrs",
         spec=spec_of(
             [
                 base.mark_rule().encode(y="low:Q", y2="high:Q"),
@@ -250,6 +328,7 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
             if apart
             else "The dashed line is the baseline.",
             view=view.name,
+            section="lrs",
             spec=spec_of(
                 [
                     base.mark_rule().encode(y="low:Q", y2="high:Q"),
@@ -266,9 +345,9 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
     signed = diagnostic.axis == "signed" or (facts["value"] <= 0).any()
     y = alt.Y(
         "value:Q",
-        title=diagnostic.title.lower(),
+        title=diagnostic.title[0].lower() + diagnostic.title[1:],
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
-        axis=alt.Axis(values=SIGNED_TICKS if signed else _ticks(facts["value"])),
+        axis=alt.Axis(values=SIGNED_TICKS if signed else _ticks(facts["value"]), labelExpr=SHORT),
     )
     base = alt.Chart(facts).encode(x=log_axis(facts, "lr", "learning rate"), color=_colors(view.lines))
     tooltip = [*CELL_TOOLTIP, alt.Tooltip("value:Q", format=".4~g"), "diverged:N"]
@@ -277,6 +356,7 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
         title=diagnostic.title,
         caption="At the end of training; lines are means over seeds.",
         view=view.name,
+        section="why",
         spec=spec_of(
             [
                 base.mark_line().encode(y=y.aggregate("mean"), strokeDash=_dashes(view.lines)),
@@ -285,6 +365,38 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
                 ),
             ]
         ),
+    )
+
+
+OUTCOMES = {"finished": GREY, "diverged": "#d55e00", "running": "#56b4e9"}
+
+
+def forecast_figure(runs: pd.DataFrame) -> Iterator[Figure]:
+    """Of ``dashboards.forecast``: the probability that a run ends diverged, and how it ended; none without one."""
+    facts = runs.dropna(subset="probability")[["cell", "label", "lr", "state", "probability"]]
+    if facts.empty:
+        return
+    there = {state: color for state, color in OUTCOMES.items() if (facts["state"] == state).any()}
+    base = alt.Chart(facts).encode(
+        x=log_axis(facts, "lr", "learning rate"),
+        y=alt.Y("probability:Q", title="probability that it diverges", scale=alt.Scale(domain=[0, 1])),
+        color=alt.Color("state:N", title=None, scale=_by_name(there)),
+        tooltip=["label:N", "cell:N", "lr:Q", "state:N", alt.Tooltip("probability:Q", format=".2f")],
+    )
+    layers = []
+    if (facts["state"] != "diverged").any():
+        others = base.transform_filter("datum.state !== 'diverged'")
+        layers.append(others.mark_point(filled=True, size=45, opacity=0.8))
+    if (facts["state"] == "diverged").any():
+        diverged = base.transform_filter("datum.state === 'diverged'")
+        layers.append(diverged.mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1))
+    yield Figure(
+        name="forecast",
+        title="The forecast, and what happened",
+        caption="From the first fifth of each run, by a model that saw no run of its curve. A cross diverged.",
+        view=None,
+        section="forecast",
+        spec=spec_of(layers),
     )
 
 
@@ -308,9 +420,10 @@ def _lrs_axis(facts: pd.DataFrame) -> alt.Y:
 
 
 def _ticks(values: npt.ArrayLike) -> list[float]:
-    """Every digit of the powers of ten around ``values`` if they span less than ten times, else 1, 2 and 5 alone."""
+    """Every digit of the powers of ten around ``values`` if they span less than ten times, else 1, 2 and 5 alone, or 1
+    alone from six powers on."""
     low, high = float(np.min(values)), float(np.max(values))
-    digits = range(1, 10) if high < 10 * low else (1, 2, 5)
+    digits = range(1, 10) if high < 10 * low else (1, 2, 5) if high < 1e6 * low else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
 
@@ -334,8 +447,8 @@ def _by_name(looks: dict[str, Any]) -> alt.Scale:
     return alt.Scale(domain=list(looks), range=list(looks.values()))
 
 
-def spec_of(layers: Sequence[alt.Chart]) -> dict[str, Any]:
+def spec_of(layers: Sequence[alt.Chart], height: int = 320) -> dict[str, Any]:
     # One legend for the layers' like scales; on top, where a narrow screen has room for it.
-    chart = alt.layer(*layers).properties(width="container", height=320)
+    chart = alt.layer(*layers).properties(width="container", height=height)
     spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict()
     return spec

@@ -51,6 +51,15 @@ OVERHEAD_PERCENT: dict[str, tuple[float, float]] = {
 """Extra training time over the baseline, by method, at 16M and at 221M."""
 
 
+OTHER_START = 0.1
+"""Nats by which losses before training may differ between runs of like text and vocabulary."""
+
+
+def near_published(l_init: float) -> bool:
+    """Whether runs that begin at this loss have the published vocabulary, so that their losses compare."""
+    return abs(l_init - L_INIT) < OTHER_START
+
+
 def overheads_beside_published(curves: Iterable[CurveFacts]) -> str:
     """What the published runs give for extra training time, beside what was published; ``curves`` are those runs'.
 

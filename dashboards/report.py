@@ -5,21 +5,55 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import altair as alt
 import pandas as pd
 import vl_convert
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from dashboards.figures import Figure, figures
+from dashboards.figures import Figure, Section, figures, forecast_figure
 from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, VEGA_LITE, chosen, save, save_sheet, stem
+from dashboards.forecast import Forecast
+from dashboards.importance import importance, importance_figures, parallel
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
+from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
-from dashboards.tables import RENDERERS, Sheet, highest, listed, sensitivity_table, sheets, shown, whose
+from dashboards.tables import (
+    HEADINGS,
+    RENDERERS,
+    Sheet,
+    cost_table,
+    highest,
+    listed,
+    sensitivity_table,
+    sheet,
+    sheets,
+    shown,
+    whose,
+)
 from dashboards.verdict import less_sensitive, strength_ranges
-from dashboards.views import Line, lines, views
+from dashboards.views import Line, View, lines, views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a report may say beside the table of runs; each part is left out where it is not known."""
+
+    steps: Mapping[str, Columns] = field(default_factory=dict)
+    """By cell, what was measured along the way."""
+    forecast: Forecast | None = None
+    cores: int | None = None
+    """That a cell trains on."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """By cell, the address of its run in MLflow."""
+    published: bool = True
+    """Whether the published curves are offered beside those of the same scale and vocabulary."""
+    refresh_s: int | None = None
+    """Seconds after which the page loads itself again: that of a study that is being run."""
 
 
 def write_report(
@@ -32,6 +66,7 @@ def write_report(
     notes: Sequence[str] = (),
     formats: Collection[str] = FORMATS,
     only: Sequence[str] = (),
+    known: Known | None = None,
 ) -> Path:
     """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``; the path of the page, or of the
     folder where no page is asked for.
@@ -46,23 +81,28 @@ def write_report(
         notes: sentences for the reader, shown with the warnings.
         formats: of ``FORMATS``.
         only: globs of names: those of figures and tables, ``runs``, and ``report`` for the page; all if there are none.
+        known: what there is beside the runs.
 
     Raises:
         InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.chosen``.
         OSError: the folder can not be written.
     """
-    folder = Path(folder)
-    found = curves(runs, grid)
+    folder, known = Path(folder), known or Known()
+    found = curves(_with_measured(runs, known), grid)
     drawn = lines(found)
-    charts = [*figures(drawn), *surfaces(runs, views(drawn))]
+    seen, shares = views(drawn), importance(runs)
+    charts = [*figures(drawn, published=known.published), *surfaces(runs, seen)]
+    charts += [*importance_figures(shares, seen), *parallel(runs, seen)]
+    charts += forecast_figure(known.forecast.runs) if known.forecast else ()
     folder.mkdir(parents=True, exist_ok=True)
-    tables = sheets(sensitivity_table(found))
+    cost = sheet("cost", cost_table(runs, found, known.cores))
+    tables = [*sheets(sensitivity_table(found)), cost, sheet("importance", shares)]
     wanted = chosen(
         {
             "report": ("html",),
             "runs": DATA_FORMATS,
             **{stem(figure): FIGURE_FORMATS for figure in charts},
-            **{sheet.name: tuple(RENDERERS) for sheet in tables},
+            **{table.name: tuple(RENDERERS) for table in tables},
         },
         formats,
         only,
@@ -70,16 +110,26 @@ def write_report(
     for figure in charts:
         if stem(figure) in wanted:
             save(figure, folder / "figures", wanted[stem(figure)])
-    for sheet in tables:
-        if sheet.name in wanted:
-            save_sheet(sheet, folder / "tables", wanted[sheet.name])
+    for table in tables:
+        if table.name in wanted:
+            save_sheet(table, folder / "tables", wanted[table.name])
     if "runs" in wanted:
         save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, wanted["runs"])
     if "report" not in wanted:
         return folder
     page = folder / "report.html"
-    page.write_text(_page(runs, drawn, charts, title, provenance or {}, notes), encoding="utf-8")
+    page.write_text(_page(runs, drawn, charts, cost, title, provenance or {}, notes, known), encoding="utf-8")
     return page
+
+
+def _with_measured(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
+    """``runs`` with the addresses, and the layers' norms at the end of training."""
+    if known.links:
+        runs = runs.assign(url=runs["cell"].map(known.links))
+    if known.steps:
+        last = {key: [at_end(known.steps.get(cell, {}), key) for cell in runs["cell"]] for key in LAYER_NORMS}
+        runs = runs.assign(**last)
+    return runs
 
 
 HIGH_BY = 0.02
@@ -195,15 +245,22 @@ def _page(
     runs: pd.DataFrame,
     drawn: Sequence[Line],
     charts: Sequence[Figure],
+    cost: Sheet,
     title: str,
     provenance: Mapping[str, str],
     notes: Sequence[str],
+    known: Known,
 ) -> str:
-    found = [line.curve for line in drawn]
+    found, seen = [line.curve for line in drawn], views(drawn)
     listing = runs.assign(label=labels(runs))
     panels: dict[str, dict[str, dict[str, Any]]] = {}
+    sections: dict[str, dict[str, None]] = {section: {} for section in get_args(Section)}
     for figure in charts:
-        panels.setdefault(figure.title, {})[figure.view or ""] = {"spec": figure.spec, "caption": figure.caption}
+        content = {"spec": figure.spec, "caption": figure.caption, "overlay": figure.overlay}
+        panels.setdefault(figure.title, {})[figure.view or ""] = content
+        sections[figure.section][figure.title] = None
+    silent = {column for column in cost.values if cost.values[column].isna().all()}
+    silent |= {column for column in ("study", "attention_norm") if cost.values[column].nunique() < 2}
     warned: dict[str, list[str]] = {}
     for curve in found:
         for warning in curve.warnings:
@@ -219,9 +276,17 @@ def _page(
             answer=answer(found),
             scales={curve.scale for curve in found},
             norms={curve.attention_norm for curve in found},
-            views=[view.name for view in views(drawn)],
-            panels=panels,
+            views=[view.name for view in seen],
+            sections=sections,
             specs=_json(panels),
+            overlays=any(figure.overlay for figure in charts),
+            steps=_json(_steps(seen, known)),
+            metrics=METRICS if known.steps else {},
+            stepped=len(known.steps),
+            forecast=known.forecast,
+            refresh_s=known.refresh_s,
+            spent=_spent(cost.values),
+            cost=cost.texts.drop(columns=list(silent)).rename(columns=HEADINGS),
             vega=_vega(),
             lines=drawn,
             best=list(_best_by_scale([curve for curve in found if curve.LRS is not None]).values()),
@@ -234,6 +299,40 @@ def _page(
             provenance=provenance,
         )
     )
+
+
+def _steps(seen: Sequence[View], known: Known) -> dict[str, Any]:
+    """The cells that can be chosen, by view, with their columns, and the one specification of all their charts."""
+    cells = [
+        {
+            "cell": point.cell,
+            "view": view.name,
+            "label": f"{line.name}, lr {point.lr:g}, seed {point.seed}" + (", diverged" if point.diverged else ""),
+            "url": known.links.get(point.cell),
+        }
+        for view in seen
+        for line in view.lines
+        for point in line.curve.points
+        if point.cell in known.steps
+    ]
+    chart = alt.Chart({"values": []}).mark_line(point={"size": 22}, strokeWidth=1.5)
+    chart = chart.encode(
+        x=alt.X("step:Q", title="step"),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        tooltip=["step:Q", alt.Tooltip("value:Q", format=".4g")],
+        color=alt.value("#0072b2"),
+    ).properties(width="container", height=150)  # fmt: skip
+    return {"cells": cells, "values": known.steps, "spec": chart.to_dict()}
+
+
+def _spent(cost: pd.DataFrame) -> str:
+    """What the study took, in a sentence."""
+    states = {state: int(cost[state].sum()) for state in ("finished", "diverged", "crashed", "pruned", "waiting")}
+    cells = listed([f"{number} {state}" for state, number in states.items() if number] or ["none"])
+    hours = f"{shown(cost['hours'].sum(), 'hours')} hours of training, one cell after the other"
+    if cost["core_hours"].notna().any():
+        hours += f", or {shown(cost['core_hours'].sum(), 'core_hours')} core-hours"
+    return f"Cells: {cells}. {hours}."
 
 
 def _json(content: Any) -> Markup:

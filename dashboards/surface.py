@@ -120,5 +120,6 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
         caption="Bands of the mean loss over seeds, linear between the cells that were trained: "
         f"{listed([SHAPES[origin] for origin in present])}. A cross is a diverged cell, at l_init.",
         view=view.name,
+        section="lrs",
         spec=spec_of(layers),
     )

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.sensitivity import CurveFacts, in_order, labels
+from dashboards.sensitivity import CurveFacts, in_order, labels, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -52,6 +52,8 @@ HEADINGS: dict[str, str] = {
     "edge_low": "edge from",
     "edge_high": "edge to",
     "overhead_percent": "time %",
+    "core_hours": "core-hours",
+    "tokens_per_second": "tokens/s",
 }
 """What people read above a column; its own name for the others."""
 
@@ -69,6 +71,12 @@ FORMATS: dict[str, str] = {
     "diverged": "d",
     "cells": "d",
     "overhead_percent": "+.1f",
+    "hours": ".2f",
+    "core_hours": ".2f",
+    "tokens_per_second": ",.0f",
+    "importance": ".2f",
+    "low": ".2f",
+    "high": ".2f",
 }
 """How each number is written for people; CSV keeps every digit."""
 
@@ -102,7 +110,53 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
         for curve in curves
     ]
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-    return table.astype({column: "int64" if form == "d" else "float64" for column, form in FORMATS.items()})
+    forms = {column: form for column, form in FORMATS.items() if column in table}
+    return table.astype({column: "int64" if form == "d" else "float64" for column, form in forms.items()})
+
+
+COST_COLUMNS = (
+    "study",
+    "scale",
+    "attention_norm",
+    "method",
+    "finished",
+    "diverged",
+    "crashed",
+    "pruned",
+    "waiting",
+    "hours",
+    "core_hours",
+    "tokens_per_second",
+    "overhead_percent",
+)
+"""Columns of ``cost_table``. ``waiting`` are planned and running cells; ``hours`` is the training time of all cells,
+one after the other; ``tokens_per_second`` is the median over cells; ``overhead_percent`` the mean over the method's
+curves."""
+
+
+def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | None) -> pd.DataFrame:
+    """One row a method of a scale and attention norm, columns ``COST_COLUMNS``, refinements and pruned cells among
+    them; ``cores`` are those of a cell, if known."""
+    keys = ["study", "scale", "attention_norm", "method"]
+    overheads: dict[tuple[Hashable, ...], list[float]] = {}
+    for curve in curves:
+        if curve.overhead_percent is not None:
+            of = (curve.study, curve.scale, curve.attention_norm, curve.method)
+            overheads.setdefault(of, []).append(curve.overhead_percent)
+    rows = []
+    for key, cells in runs.assign(study=studies(runs)).groupby(keys, sort=False):
+        states, hours = cells["state"].value_counts(), cells["train_seconds"].sum() / 3600
+        extra = overheads.get(key)
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {state: int(states.get(state, 0)) for state in ("finished", "diverged", "crashed", "pruned")}
+            | {"waiting": int(states.get("planned", 0) + states.get("running", 0)), "hours": hours}
+            | {"core_hours": None if cores is None else cores * hours}
+            | {"tokens_per_second": cells["tokens_per_second"].median()}
+            | {"overhead_percent": sum(extra) / len(extra) if extra else None}
+        )
+    table = pd.DataFrame(rows, columns=list(COST_COLUMNS))
+    return table.astype(dict.fromkeys(("core_hours", "tokens_per_second", "overhead_percent"), "float64"))
 
 
 def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
@@ -131,6 +185,12 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {name: values for name, values in written.items() if not set(values) <= silent.get(name, {MISSING, ""})}
     )
+
+
+def sheet(name: str, table: pd.DataFrame) -> Sheet:
+    """Any table, as people read it by ``FORMATS``."""
+    written = {str(column): [shown(value, str(column)) for value in table[column]] for column in table}
+    return Sheet(name=name, values=table, texts=pd.DataFrame(written))
 
 
 def whose(names: Sequence[str], of: int) -> str:

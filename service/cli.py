@@ -135,13 +135,14 @@ def status(study: str | None, home: str, cells: bool) -> None:
 @click.argument("study")
 @home_option
 @click.option("--once", is_flag=True, help="Print where it stands, and end.")
+@click.option("--page", is_flag=True, help="Also write the report's page, which loads itself again.")
 @bad_input_exits
-def watch(study: str, home: str, once: bool) -> None:
+def watch(study: str, home: str, once: bool, page: bool) -> None:
     """STUDY while it runs: curves as they grow, what trains, time left. From any machine that sees the home."""
     from service import watching
 
     try:
-        watching.watch(Home.open(home), study, plain(), once=once)
+        watching.watch(Home.open(home), study, plain(), once=once, page=page)
     except KeyboardInterrupt:
         sys.exit(0)  # that is how one leaves
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import RenderableType
@@ -11,7 +12,7 @@ from rich.table import Table
 from dashboards.forecast import COLUMNS, FEATURES, SEEN, Forecast, beginning
 from search_spaces.cell import digest
 from service.home import Home
-from service.ledger import Ledger
+from service.ledger import Entry, Ledger
 from trainers.rows import read
 
 STATES = ("finished", "diverged", "running")
@@ -34,19 +35,28 @@ def beginnings(home: Home, studies: Sequence[str] = ()) -> pd.DataFrame:
             cell = entry.cell
             if entry.state not in STATES or cell.id in found:
                 continue
-            rows = read(home.metrics(cell.id, entry.reused_from or name))
-            found[cell.id] = {
-                "cell": cell.id,
-                "label": cell.label,
-                "curve": digest(cell.model_dump(mode="json", exclude=EXCLUDED)),
-                "lr": cell.lr,
-                "state": entry.state,
-                "steps": cell.training.steps,
-                "taken": entry.result.get("steps"),
-                "seconds": entry.result.get("train_seconds"),
-                **beginning(rows, cell.training.steps),
-            }
-    table = pd.DataFrame(found.values(), columns=list(COLUMNS))
+            found[cell.id] = begun(entry, read(home.metrics(cell.id, entry.reused_from or name)))
+    return table_of(found.values())
+
+
+def begun(entry: Entry, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """One run, of ``COLUMNS``."""
+    cell = entry.cell
+    return {
+        "cell": cell.id,
+        "label": cell.label,
+        "curve": digest(cell.model_dump(mode="json", exclude=EXCLUDED)),
+        "lr": cell.lr,
+        "state": entry.state,
+        "steps": cell.training.steps,
+        "taken": entry.result.get("steps"),
+        "seconds": entry.result.get("train_seconds"),
+        **beginning(rows, cell.training.steps),
+    }
+
+
+def table_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(records), columns=list(COLUMNS))
     return table.astype(dict.fromkeys(("lr", "steps", "taken", "seconds", "loss", *FEATURES), "float64"))
 
 

@@ -4,7 +4,7 @@
 
     data/<key>/              token files of a study's text, made once
     data/<name>/             token files that ``oec data prepare`` made of another source
-    studies/<name>/          study.yaml, ledger.jsonl, optuna.journal (a view of the ledger), report/
+    studies/<name>/          study.yaml, ledger.jsonl, optuna.journal and mlflow.json (views), report/
     studies/<name>/stop/     requests of ``oec stop``
     studies/<name>/cells/<cell id>/   metrics.jsonl, and checkpoints while the cell is not done
     cells/<cell id>/         the same of a cell that ``oec train`` trained
@@ -83,6 +83,10 @@ class Home:
 
     def ledger(self, name: str) -> Path:
         return self.study(name) / "ledger.jsonl"
+
+    def mlflow_runs(self, name: str) -> Path:
+        """Which run of MLflow each cell of a study has, as last delivered."""
+        return self.study(name) / "mlflow.json"
 
     def optuna(self, name: str) -> Path:
         return self.study(name) / "optuna.journal"

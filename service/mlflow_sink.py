@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "oec"
+UI_PORT = 5000
+"""Where ``oec ui`` listens unless told otherwise."""
 BATCH = 1000
 """Metrics a request; the most that MLflow takes."""
 CHECK_TIMEOUT_S = 5.0
@@ -53,6 +55,11 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 def shown(uri: str) -> str:
     """An address without user and password, for messages."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def ui_address(uri: str) -> str:
+    """Where a browser finds the runs: the server, or where ``oec ui`` listens by default."""
+    return shown(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
 
 
 def check(uri: str) -> None:
@@ -136,6 +143,7 @@ class MlflowSink:
         self._todo.put(None)
         self._thread.join(timeout_s)
         self._closing.set()
+        self._store.remember()
 
     def _deliver_all(self) -> None:
         self._tried("connect", self._store.connect)  # while the workers start, not while the first cells train
@@ -201,6 +209,12 @@ class Store:
         tags = {"oec.reason": reason, "oec.origin": record.get("origin", "grid"), "oec.state": state}
         client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
         self._states[cell.id] = state
+
+    def remember(self) -> None:
+        """Leave the ids of the runs in the home, for the links of the report."""
+        if self._children:
+            content = json.dumps({"experiment": self._experiment, "runs": dict(self._children)})
+            write_atomically(self._home.mlflow_runs(self._study.name), content)
 
     def artifacts(self, folder: Path) -> None:
         """Put a folder's files onto the parent run and end it."""
@@ -319,6 +333,7 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path) -> in
         store = Store(uri, home, study)
         for entry in ended:
             store.deliver(entry.cell, entry.record(study.name), entry.reused_from)
+        store.remember()
         if report.is_dir():
             store.artifacts(report)
     except Exception as error:  # whatever the store's client raises

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from rich.console import Console
@@ -16,16 +19,20 @@ from dashboards.comparison import compare
 from dashboards.comparison import tables as comparison_tables
 from dashboards.elsewhere import read_experiment
 from dashboards.files import FORMATS
+from dashboards.forecast import forecast
 from dashboards.published import RUNS_CSV, overheads_beside_published
-from dashboards.report import write_report
+from dashboards.report import Known, write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import Grid, curves, studies
+from dashboards.steps import MOST_CELLS, Columns, rows_of_each, thinned
 from dashboards.tables import listed, sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study, shipped
+from service.forecasting import STATES, begun, table_of
 from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT, check
+from service.ledger import Entry, Ledger
+from service.mlflow_sink import EXPERIMENT, check, ui_address
+from trainers.rows import read
 
 MLFLOW_PREFIX = "mlflow:"
 NAMED_VERSIONS = ("oec-sensitivity", "torch", "ray", "optuna", "mlflow")
@@ -43,6 +50,7 @@ class Source:
     """What a reader should know before relying on it."""
     folder: Path
     """Where its report goes unless told otherwise."""
+    known: Known = field(default_factory=Known)
 
 
 def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> Source:
@@ -76,14 +84,52 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
 
 def _from_home(name: str, home: Home) -> Source:
     study = Study.load(str(home.study(name) / "study.yaml"))
+    ledger = Ledger(home.ledger(name), name)
+    known, notes = _known(home, study, list(ledger.entries.values()))
     return Source(
         title=name,
-        runs=from_records(Ledger(home.ledger(name), name).records()),
+        runs=from_records(ledger.records()),
         grid=study.lrs,
         provenance=provenance(study),
-        notes=(study.description,) if study.description else (),
+        notes=(*([study.description] if study.description else []), *notes),
         folder=home.study(name) / "report",
+        known=known,
     )
+
+
+def _known(home: Home, study: Study, entries: Iterable[Entry]) -> tuple[Known, list[str]]:
+    """What the home has of a study beside its ledger, and what a reader should know of that."""
+    # Of many cells those of the first seed are kept for the page, then those of the second.
+    ended = sorted((entry for entry in entries if entry.state in STATES), key=lambda entry: entry.cell.seed)
+    kept = ended[:MOST_CELLS]
+    steps: dict[str, Columns] = {}
+    beginnings, damaged = [], []
+    for entry in kept:
+        try:
+            rows = read(home.metrics(entry.cell.id, entry.reused_from or study.name))
+        except InvalidInput:
+            damaged.append(entry.cell.id)
+            continue
+        if rows:
+            steps[entry.cell.id] = thinned(rows, rows_of_each(len(kept)))
+            beginnings.append(begun(entry, rows))
+    known = Known(
+        steps=steps,
+        forecast=forecast(table_of(beginnings)) if beginnings else None,
+        cores=study.resources.workers * study.resources.cpus_per_worker,
+        links=_links(home, study.name),
+    )
+    return known, [f"the metrics of these cells can not be read: {', '.join(damaged)}"] if damaged else []
+
+
+def _links(home: Home, study: str) -> dict[str, str]:
+    """The address of each cell's run, where MLflow knows them."""
+    path = home.mlflow_runs(study)
+    if not path.is_file():
+        return {}
+    known = json.loads(path.read_text())
+    base = f"{ui_address(home.tracking_uri)}/#/experiments/{quote(known['experiment'])}/runs"
+    return {cell: f"{base}/{quote(run)}" for cell, run in known["runs"].items()}
 
 
 def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Source:
@@ -105,6 +151,7 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
         provenance={"table": path.name},
         notes=(overheads_beside_published(curves(runs)),) if published else (),
         folder=Path(path.stem),
+        known=Known(published=not published),
     )
 
 
@@ -137,6 +184,18 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
         notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),
         folder=Path(re.sub(r"[^\w.-]+", "-", "-and-".join(titles))),
+        known=_together([source.known for source in sources]),
+    )
+
+
+def _together(known: Sequence[Known]) -> Known:
+    """Of several studies: what stands by cell. Forecasts, and cores where they differ, are left out."""
+    cores = {one.cores for one in known}
+    return Known(
+        steps={cell: columns for one in known for cell, columns in one.steps.items()},
+        links={cell: link for one in known for cell, link in one.links.items()},
+        cores=cores.pop() if len(cores) == 1 else None,
+        published=all(one.published for one in known),
     )
 
 
@@ -152,12 +211,27 @@ def provenance(study: Study) -> dict[str, str]:
     return {
         "command": f"oec run {study.name}" if study.name in shipped() else "oec run on the study file below",
         "study": f"{study.name} ({study.hash})",
+        **({"commit": commit} if (commit := _commit()) else {}),
         "seeds": ", ".join(str(seed) for seed in study.seeds),
         "logits": study.training.logits_dtype,
         "reported with": versions,
         "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "study file": study.to_yaml(),
     }
+
+
+def _commit() -> str:
+    """The commit of a checkout that this package runs from, and whether files differ from it; nothing elsewhere."""
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():
+        return ""
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout of somebody else
+        return ""
+    return head.stdout.strip() + (", with changes" if changed.stdout else "")
 
 
 def report(
@@ -182,11 +256,27 @@ def report(
             notes=source.notes,
             formats=formats or FORMATS,
             only=only,
+            known=source.known,
         )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"can not be written ({error.strerror})", "choose a folder") from error
     console.print(f"report: {page.resolve()}", soft_wrap=True, highlight=False)
     return page
+
+
+def live_page(name: str, home: Home, refresh_s: int | None) -> Path:
+    """Write the page of a study alone, which loads itself again after so many seconds; its path."""
+    source = load(name, home)
+    return write_report(
+        source.runs,
+        source.folder,
+        title=source.title,
+        grid=source.grid,
+        provenance=source.provenance,
+        notes=source.notes,
+        formats=("html",),
+        known=replace(source.known, refresh_s=refresh_s),
+    )
 
 
 def diff(before: Source, after: Source, console: Console) -> None:

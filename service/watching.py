@@ -1,6 +1,6 @@
 """``oec watch``: a study while it runs, from its ledger and its cells' metrics alone.
 
-It holds no lock and writes nothing, so that any number may watch, from any machine that sees the home.
+It holds no lock and writes nothing but the page, so that any number may watch, from any machine that sees the home.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 
@@ -26,6 +27,9 @@ from service.stopping import being_run
 from trainers.rows import read
 
 EVERY_S = 2.0
+PAGE_EVERY_S = 30
+"""Seconds between two pages, and at least ``PAGE_SHARE`` times what one takes to write."""
+PAGE_SHARE = 20
 MARKS = {"diverged": "×", "crashed": "!", "pruned": "–", "planned": "·"}
 """What stands in place of a loss."""
 LEGEND = "loss · planned  × diverged  ! crashed  – pruned; dim: the newest loss of cells that run"
@@ -55,21 +59,52 @@ class Running:
         return rows[-1] if rows else None
 
 
-def watch(home: Home, study: str, console: Console, *, once: bool, every_s: float = EVERY_S) -> None:
+class Page:
+    """The report's page, written anew while the study runs."""
+
+    def __init__(self, home: Home, study: str, console: Console) -> None:
+        self._home, self._study, self._console = home, study, console
+        self._due = 0.0
+
+    def write(self, goes_on: bool) -> None:
+        """Write it if it is time, and in any case where the study no longer runs."""
+        from service.reporting import live_page  # seconds
+
+        began = time.monotonic()
+        if goes_on and began < self._due:
+            return
+        path = live_page(self._study, self._home, PAGE_EVERY_S if goes_on else None)
+        if not self._due:
+            self._console.print(f"page: {path}", soft_wrap=True)
+        ended = time.monotonic()
+        self._due = ended + max(PAGE_EVERY_S, PAGE_SHARE * (ended - began))
+
+
+def watch(
+    home: Home, study: str, console: Console, *, once: bool, page: bool = False, every_s: float = EVERY_S
+) -> None:
     """Draw the study until it is no longer being run; once only where that is asked for or nothing can be redrawn.
+
+    With ``page`` the report's page is written too, as long as the study runs.
 
     Raises:
         InvalidInput: the study is not in the home, or its ledger is damaged.
     """
     home.require(study)
     running = Running(home, study)
-    if once or not console.is_terminal:
+    pages = Page(home, study, console) if page else None
+    if once or not (console.is_terminal or pages):
         console.print(drawing(home, study, running))
+        if pages:
+            pages.write(being_run(home, study))
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
             goes_on = being_run(home, study)  # before the ledger: the last drawing shows how it ended
-            live.update(drawing(home, study, running), refresh=True)
+            if live:
+                live.update(drawing(home, study, running), refresh=True)
+            if pages:
+                pages.write(goes_on)
             if not goes_on:
                 return
             time.sleep(every_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.report import filled
 from dashboards.published import RUNS_CSV
-from dashboards.report import write_report
+from dashboards.report import Known, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
 from service.reporting import load, report
 
@@ -63,10 +64,30 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, pd.
     """Page and runs, by name."""
     tables = {"made up": made_up(), "published": read_csv(RUNS_CSV)}
     folder = tmp_path_factory.mktemp("pages")
+    known = {"made up": measured(tables["made up"])}
     return {
-        name: (write_report(runs, folder / name, title=f"{name} <i>&", formats=("html",)), runs)
+        name: (
+            write_report(runs, folder / name, title=f"{name} <i>&", formats=("html",), known=known.get(name)),
+            runs,
+        )
         for name, runs in tables.items()
     }
+
+
+def measured(runs: pd.DataFrame) -> Known:
+    """Steps of every cell that ended, and addresses of some."""
+    ended = runs[runs["state"].isin(["finished", "diverged"])]
+    steps = {
+        cell: {
+            "step": [0, 10, 20],
+            "val_loss": [10.8, 5.0, 3.0 + i],
+            "logits_mean": [0.0, None, -1.0],
+            "fc2_norm": [1, 2, 3],
+        }
+        for i, cell in enumerate(ended["cell"])
+    }
+    links = {cell: f"http://127.0.0.1:5000/#/experiments/1/runs/{i}" for i, cell in enumerate(ended["cell"])}
+    return Known(steps=steps, links=links, cores=2)
 
 
 class Opened:
@@ -173,6 +194,57 @@ def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataF
         if run["state"] == "finished":
             assert f"{run['val_loss']:.4f}"[:5] in text
     assert set(RUN_COLUMNS) >= {"cell", "val_loss"}
+
+
+@pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
+def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
+    """Every cell of the view can be chosen, its charts show its numbers, and it leads to its run."""
+    shown, runs = opened
+    page, steps = shown.page, json.loads(shown.page.inner_text("#steps"))
+    for view in ("29M", "16M"):
+        page.select_option("#view", view)
+        options = page.eval_on_selector_all("#cell option", "options => options.map(o => o.value)")
+        ended = runs[(runs["scale"] == view) & runs["state"].isin(["finished", "diverged"])]
+        assert options == sorted(options, key=options.index)
+        assert set(options) == set(ended["cell"])
+        for cell in (options[0], options[-1]):
+            page.select_option("#cell", cell)
+            page.wait_for_function(
+                "last => document.querySelector('[data-metric=val_loss]').innerHTML.includes('value: ' + last)",
+                arg=f"{steps['values'][cell]['val_loss'][-1]:g}",
+            )
+            drawn = page.eval_on_selector_all(
+                "[data-metric]:not([hidden])", "charts => charts.map(chart => chart.dataset.metric)"
+            )
+            assert set(drawn) == {"val_loss", "logits_mean", "fc2_norm"}
+            points = page.query_selector_all("[data-metric=logits_mean] [aria-roledescription=point]")
+            assert len(points) == 2, "what is missing is no point"
+            assert page.get_attribute("#run", "href") == next(c["url"] for c in steps["cells"] if c["cell"] == cell)
+    page.context.route("http://127.0.0.1:5000/**", lambda route: route.fulfill(body="its run"))
+    for number, point in enumerate(page.query_selector_all(f"[data-panel='{LOSS}'] svg [aria-roledescription=point]")):
+        if number in (0, len(ended) - 1):
+            with page.expect_popup() as opening:
+                point.click(force=True)
+            assert opening.value.url.startswith("http://127.0.0.1:5000/#/experiments/1/runs/")
+            opening.value.close()
+
+
+def test_published_curves_come_and_go(browser: Browser, tmp_path: Path) -> None:
+    runs = read_csv(RUNS_CSV).query("method == 'baseline'")
+    path = write_report(runs.assign(val_loss=runs["val_loss"] + 0.1), tmp_path, title="mine", formats=("html",))
+    page = browser.new_page()
+    shown = Opened(page, path)
+    lines = f"[data-panel='{LOSS}'] svg .mark-line path"
+    own = len(page.query_selector_all(lines))
+    assert not page.is_checked("#published")
+    page.check("#published")
+    page.wait_for_function(f'document.querySelectorAll("{lines}").length === {own + 4}')
+    page.select_option("#view", "221M")
+    page.wait_for_function(f'document.querySelectorAll("{lines}").length === {own + 4}')
+    page.uncheck("#published")
+    page.wait_for_function(f'document.querySelectorAll("{lines}").length === {own}')
+    assert shown.complaints == []
+    page.close()
 
 
 def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path) -> None:

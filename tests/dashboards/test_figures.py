@@ -67,10 +67,12 @@ def test_a_diagnostic_that_is_not_finite_is_not_drawn() -> None:
 
 
 def test_which_figures_there_are(found: list[Line]) -> None:
-    assert [figure.name for figure in figures(found)] == ["loss-tiny", "lrs-gamma-tiny", "output-mu-norm-tiny"]
+    assert [figure.name for figure in figures(found)] == [
+        "loss-tiny", "lrs-tiny", "lrs-gamma-tiny", "output-mu-norm-tiny"
+    ]  # fmt: skip
     assert figures([]) == []
     names = {figure.name for figure in figures(lines(curves(read_csv(published.RUNS_CSV))))}
-    assert len(names) == 5 * 5 + 1
+    assert len(names) == 5 * 7 + 1
     assert "lrs-scale" in names
 
 
@@ -123,7 +125,7 @@ def test_studies_are_told_apart() -> None:
     drawn = drawn_of(study(*strengths, *(curve([3.5, 3.0, 3.2, 3.4], study=name) for name in "AB")))
     assert [line.name for line in drawn[:2]] == ["A: baseline", "A: mu-loss (gamma=1)"]
     assert len({(line.color, line.dash, line.shape) for line in drawn}) == len(drawn)
-    gammas = figures(drawn)[1]
+    gammas = figures(drawn)[2]
     assert gammas.name == "lrs-gamma-tiny"
     for mark in ("line", "rule"):
         dashes = layers_with(gammas.spec, mark)[-1]["encoding"]["strokeDash"]
@@ -151,14 +153,16 @@ def test_methods_are_compared_under_one_norm_each() -> None:
     drawn = compared("none", "qk-norm", methods=("baseline", "mu-centering", "max-z"))
     seen = {view.name: [line.name for line in view.lines] for view in views(drawn)}
     assert seen == {f"tiny, {norm}": ["baseline", "mu-centering", "max-z"] for norm in ("none", "qk-norm")}
-    assert [figure.name for figure in figures(drawn)] == ["loss-tiny, none", "loss-tiny, qk-norm"]
+    assert [figure.name for figure in figures(drawn)] == [
+        f"{what}-tiny, {norm}" for what in ("loss", "lrs") for norm in ("none", "qk-norm")
+    ]
 
 
 def test_norms_are_compared_under_one_method_each_where_there_are_more_of_them() -> None:
     drawn = compared(*ATTENTION_NORMS, methods=("baseline", "mu-centering"))
     seen = {view.name: [line.name for line in view.lines] for view in views(drawn)}
     assert seen == {f"tiny, {method}": list(ATTENTION_NORMS) for method in ("baseline", "mu-centering")}
-    (figure, _) = figures(drawn)
+    figure = figures(drawn)[0]
     colors = layers_with(figure.spec, "point")[0]["encoding"]["color"]["scale"]
     assert dict(zip(colors["domain"], colors["range"], strict=True))["qkv-norm"] == color_of_norm("qkv-norm")
 
@@ -181,3 +185,25 @@ def test_lrs_over_scale_does_not_mix_norms() -> None:
     for figure in over_scale:
         (facts,) = figure.spec["datasets"].values()
         assert len(facts) == 4, "two methods at two scales"
+
+
+def test_published_curves_lie_over_those_of_the_same_scale_and_vocabulary() -> None:
+    mine = curve([3.9, 3.8, 3.9, 4.0], scale="16M", l_init=10.84)
+    (loss, *_) = figures(drawn_of(study(mine)))
+    assert len(loss.overlay) == len(published.METHODS)
+    first = loss.overlay[0]["data"]["values"]
+    runs = read_csv(published.RUNS_CSV).query("scale == '16M' and method == 'baseline'")
+    assert [point["loss"] for point in first] == runs["val_loss"].tolist()
+    assert {point["label"] for point in first} == {"baseline, published"}
+    for other in (curve([3.9, 3.8, 3.9, 4.0], scale="16M"), curve([3.9, 3.8, 3.9, 4.0], l_init=10.84)):
+        assert not figures(drawn_of(study(other)))[0].overlay, "another vocabulary, or another scale"
+    assert not figures(drawn_of(study(mine)), published=False)[0].overlay
+
+
+def test_points_lead_to_their_runs_where_these_are_known() -> None:
+    records = study(curve([3.5, 3.0, 3.2, math.nan]))
+    linked = records.assign(url="http://127.0.0.1:5000/#/runs/" + records["cell"])
+    for runs, links in ((records, 0), (linked, 2)):
+        (loss, *_) = figures(lines(curves(runs, GRID)))
+        found = [layer["encoding"]["href"]["field"] for layer in loss.spec["layer"] if "href" in layer["encoding"]]
+        assert found == ["url"] * links, "finished and diverged ones"

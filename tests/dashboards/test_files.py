@@ -121,5 +121,7 @@ def test_a_report_of_a_choice_writes_nothing_else(tmp_path: Path) -> None:
     )
     assert folder == tmp_path / "new"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {"figures/loss-tiny.svg", "figures/loss-tiny-column.svg", "runs.parquet"}
+    assert found == {"figures/loss-tiny.svg", "figures/loss-tiny-column.svg", "runs.parquet"} | {
+        f"figures/lrs-tiny{ending}.svg" for ending in ("", "-column")
+    }
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "runs.parquet"), runs, check_dtype=False)

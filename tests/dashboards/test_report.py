@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,9 +15,11 @@ import pytest
 from made_up import GRID, curve, run, study
 
 from dashboards import published
-from dashboards.report import answer, write_report
+from dashboards.forecast import forecast
+from dashboards.report import Known, answer, write_report
 from dashboards.runs import from_records, read_csv
 from dashboards.sensitivity import curves
+from dashboards.tables import cost_table
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
@@ -69,14 +72,14 @@ def test_the_folder(evil: Path) -> None:
     folder = evil.parent
     assert evil.name == "report.html"
     tables = {path.name for path in (folder / "tables").iterdir()}
-    names = ("sensitivity", "LRS", "best_loss", "best_lr", "overhead_percent")
+    names = ("sensitivity", "LRS", "best_loss", "best_lr", "overhead_percent", "cost", "importance")
     assert tables == {f"{name}.{form}" for name in names for form in ("csv", "parquet", "md", "tex")}
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg", ".pdf"}
     assert len(read_csv(folder / "runs.csv")) == 4
 
 
 def test_nothing_from_outside_is_markup(page: Page) -> None:
-    assert len(page.scripts) == 3, "figures as JSON, Vega, and the page's own"
+    assert len(page.scripts) == 4, "figures and steps as JSON, Vega, and the page's own"
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
@@ -86,12 +89,14 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert not page.all("link")
     assert not page.all("iframe")
     for tag, attributes in page.elements:
-        assert not {"src", "href", "srcset", "action", "data"} & set(attributes), f"<{tag}> loads something"
+        inside = tag == "a" and (attributes.get("href") or "").startswith("#")
+        loads = {"src", "href", "srcset", "action", "data"} - ({"href"} if inside else set())
+        assert not loads & set(attributes), f"<{tag}> loads something"
     (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy
-    assert "fetch(" not in page.scripts[2]
+    assert "fetch(" not in page.scripts[3]
     assert "url(" not in page.scripts[0]
 
 
@@ -201,3 +206,73 @@ def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
 
 def test_the_shipped_runs_are_the_published_ones() -> None:
     assert len(pd.read_csv(published.RUNS_CSV)) == 140
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", page.read_text(encoding="utf-8").partition("<script")[0])
+
+
+def rich_known(runs: pd.DataFrame) -> Known:
+    """Steps of every cell but the last, a forecast of all."""
+    columns = {"step": [0, 10, 20], "val_loss": [6.9, 4.0, 3.1], "qkv_norm": [1.0, 2.0, None], "logits_mean": [0, 1, 2]}
+    cells = list(runs["cell"])
+    begun = pd.DataFrame(
+        {"cell": cells, "label": cells, "curve": runs["method"], "lr": runs["lr"], "state": runs["state"]}
+        | {"steps": 100.0, "taken": 100.0, "seconds": 10.0, "loss": -1.0, "norm_growth": runs["lr"]}
+        | {"attention_logit_max": 1.0, "logits_drift": 0.1}
+    )
+    return Known(
+        steps=dict.fromkeys(cells[:-1], columns),
+        forecast=forecast(begun),
+        cores=2,
+        links={cells[0]: "http://127.0.0.1:5000/#/experiments/1/runs/abc"},
+    )
+
+
+def test_the_order_of_the_page(tmp_path: Path) -> None:
+    runs = study(*(curve([3.5, 3.0, 3.2, math.nan], method=name) for name in ("baseline", "mu-centering", "soft-cap")))
+    assert headings(write_report(runs, tmp_path, title="plain", grid=GRID, formats=("html",))) == [
+        "Final loss over learning rate", "Learning-rate sensitivity", "What matters", "Cost", "How it was made"
+    ]  # fmt: skip
+    page = write_report(runs, tmp_path, title="rich", grid=GRID, formats=("html",), known=rich_known(runs))
+    assert headings(page) == [
+        "Final loss over learning rate", "Learning-rate sensitivity", "Why", "What matters", "Cost", "How it was made"
+    ]  # fmt: skip
+
+
+def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, math.nan]))
+    known = rich_known(runs)
+    page = Page(write_report(runs, tmp_path, title="steps", grid=GRID, formats=("html",), known=known))
+    steps = json.loads(page.scripts[1])
+    assert [cell["cell"] for cell in steps["cells"]] == list(runs["cell"][:-1])
+    assert steps["cells"][0]["url"] == known.links[runs["cell"][0]]
+    assert steps["values"] == known.steps
+    assert "3 of 4 cells are kept on this page" in page.text
+    norms = json.loads(page.scripts[0])["Output norm of QKV, mean over layers"] if "QKV" in page.scripts[0] else {}
+    assert norms == {}, "its last value is not finite"
+    assert "No forecast of divergence: it needs at least 5 runs" in page.text
+    assert "0.01 hours of training, one cell after the other, or 0.02 core-hours" in page.text
+
+
+def test_only_a_study_that_runs_loads_itself_again(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]))
+    for seconds, expected in ((None, []), (30, ["30"])):
+        known = Known(refresh_s=seconds)
+        page = Page(write_report(runs, tmp_path, title="live", grid=GRID, formats=("html",), known=known))
+        assert [m["content"] for m in page.all("meta") if m.get("http-equiv") == "refresh"] == expected
+
+
+def test_cost_counts_every_cell() -> None:
+    records = curve([3.5, 3.0, 3.2, math.nan]) + curve([3.5, 3.0, 3.2, 3.4], method="z-loss", gamma=1e-4)
+    records[5] |= {"state": "crashed", "val_loss": None, "reason": "x"}
+    records += [run(lr=0.02, method="z-loss", gamma=0.3, origin="refine", state="pruned", tokens_per_second=50.0)]
+    records += [run(lr=0.03, method="z-loss", gamma=0.3, origin="refine", state="planned", val_loss=None)]
+    runs = study(records)
+    table = cost_table(runs, curves(runs, GRID), cores=4).set_index("method")
+    states = ["finished", "diverged", "crashed", "pruned", "waiting"]
+    assert table.loc["baseline", states].tolist() == [3, 1, 0, 0, 0]
+    assert table.loc["z-loss", states].tolist() == [3, 0, 1, 1, 1]
+    assert table.loc["baseline", "core_hours"] == pytest.approx(4 * 40 / 3600)
+    assert table.loc["z-loss", "tokens_per_second"] == 50.0
+    assert table.loc["z-loss", "overhead_percent"] == pytest.approx(0.0)

@@ -36,7 +36,7 @@ def test_command_line() -> None:
         "plan": ["--home", "study"],
         "status": ["--cells", "--home", "study"],
         "stop": ["--cell", "--home", "study"],
-        "watch": ["--home", "--once", "study"],
+        "watch": ["--home", "--once", "--page", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
         "diff": ["--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],

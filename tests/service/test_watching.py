@@ -93,3 +93,31 @@ def test_it_follows_the_study_and_ends_with_it(home: Home, tmp_path: Path) -> No
     last = (tmp_path / "screen").read_text().rpartition("final loss by learning rate")[2]
     assert "2.125" in last
     assert "6/6 cells | 1 crashed | 1 diverged | 4 finished | ended" in last
+
+
+def test_the_page_while_it_runs_and_after(home: Home) -> None:
+    page = home.study("smoke") / "report" / "report.html"
+    with held(home) as ledger:
+        shown = oec("watch", "smoke", "--once", "--page", home=home.path)
+        assert str(page) in shown.stdout
+        assert 'http-equiv="refresh" content="30"' in page.read_text(encoding="utf-8")
+        for cell in CELLS[3:]:
+            ledger.end(cell.id, "finished", {"val_loss": 2.5, "l_init": 5.5, "train_seconds": 2.0, "steps": 20})
+    oec("watch", "smoke", "--page", home=home.path)
+    written = page.read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' not in written
+    assert "5 finished, 1 diverged and 1 crashed" in written or "finished, 1 diverged and 1 crashed" in written
+
+
+def test_the_page_is_written_until_the_study_ends(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.watching.PAGE_EVERY_S", 0)
+    monkeypatch.setattr("service.watching.PAGE_SHARE", 0)
+    path = home.study("smoke") / "report" / "report.html"
+    ledger = held(home)
+    ends = threading.Timer(4.0, ledger.close)
+    ends.start()
+    with (home.path / "out").open("w") as out:
+        watch(home, "smoke", Console(file=out), once=False, page=True, every_s=0.2)
+    assert ends.finished.is_set()
+    assert path.is_file()
+    assert (home.path / "out").read_text().count("page:") == 1

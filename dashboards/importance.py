@@ -1,0 +1,224 @@
+"""How much of the final loss each hyperparameter decides, by Optuna's evaluators, and every cell on parallel axes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import (
+    BaseImportanceEvaluator,
+    MeanDecreaseImpurityImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
+from optuna.trial import create_trial
+
+from dashboards.figures import Figure, spec_of
+from dashboards.sensitivity import studies
+from dashboards.tables import shown
+from dashboards.views import View
+
+EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
+    "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=32, seed=seed),
+    "PED-ANOVA": lambda seed: PedAnovaImportanceEvaluator(),
+}
+"""A random forest's mean decrease of impurity says what moves the loss anywhere; PED-ANOVA what it takes to be among
+the best (arXiv 2304.10255). fANOVA takes some 50 times as long for what the forest says."""
+COLUMNS = ("study", "scale", "of", "hyperparameter", "evaluator", "importance", "low", "high", "cells")
+"""``importance`` is the mean over repetitions, ``low`` to ``high`` their span; shares of 1. ``cells`` are those that
+counted."""
+FEWEST, MOST = 12, 200
+"""Cells that it takes, and that a repetition looks at."""
+REPETITIONS = 5
+SHARE = 0.8
+"""Of the cells, drawn for each repetition."""
+ALL = "all methods"
+HYPERPARAMETERS = ("lr", "gamma", "method", "attention_norm", "seed")
+LINES = 300
+"""Cells on parallel axes; more are a smear."""
+
+
+def counted(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that ended, refinements among them, pruned ones not, with ``loss``: at most ``l_init``, and that if
+    diverged."""
+    ended = runs[runs["state"].isin(["finished", "diverged"])].dropna(subset=["l_init"])
+    loss = ended["val_loss"].where(ended["state"] == "finished", ended["l_init"]).clip(upper=ended["l_init"])
+    return ended.assign(loss=loss.astype(float), study=studies(ended))
+
+
+def importance(runs: pd.DataFrame) -> pd.DataFrame:
+    """Columns ``COLUMNS``: for each study and scale over all methods, and for each method of several strengths.
+
+    Hyperparameters that take one value are left out, and so is what has fewer than two or ``FEWEST`` cells.
+    """
+    rows: list[dict[str, object]] = []
+    for (study, scale), cells in counted(runs).groupby(["study", "scale"], sort=False):
+        groups = [(ALL, cells.drop(columns="gamma"))]
+        groups += [(str(method), of) for method, of in cells.groupby("method", sort=False) if of["gamma"].nunique() > 1]
+        for name, of in groups:
+            space = {key: _distribution(of[key]) for key in HYPERPARAMETERS if key in of and of[key].nunique() > 1}
+            if len(space) < 2 or len(of) < FEWEST or np.ptp(of["loss"]) == 0:
+                continue
+            for evaluator, repeated in _repeated(of, space).items():
+                rows += [
+                    {"study": study, "scale": scale, "of": name, "hyperparameter": key, "evaluator": evaluator}
+                    | {"importance": np.mean(values), "low": min(values), "high": max(values), "cells": len(of)}
+                    for key, values in repeated.items()
+                ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _distribution(values: pd.Series) -> BaseDistribution:
+    if values.name in ("lr", "gamma"):
+        return FloatDistribution(float(values.min()), float(values.max()), log=True)
+    return CategoricalDistribution(sorted(str(value) for value in values.unique()))
+
+
+def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[str, dict[str, list[float]]]:
+    """By evaluator and hyperparameter, a value a repetition."""
+    trials = [
+        create_trial(
+            params={key: row[key] if isinstance(space[key], FloatDistribution) else str(row[key]) for key in space},
+            distributions=space,
+            value=row["loss"],
+        )
+        for row in cells.to_dict("records")
+    ]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line a study
+    rng = np.random.default_rng(0)
+    found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in space} for name in EVALUATORS}
+    for repetition in range(REPETITIONS):
+        drawn = rng.choice(len(trials), size=min(MOST, int(np.ceil(SHARE * len(trials)))), replace=False)
+        study = optuna.create_study()
+        study.add_trials([trials[i] for i in drawn])
+        for name, make in EVALUATORS.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                shares = get_param_importances(study, evaluator=make(repetition))
+            for key, share in shares.items():
+                found[name][key].append(float(share))
+    return found
+
+
+def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
+    """One picture a view and group; none where the table holds several studies."""
+    if table["study"].nunique() > 1:
+        return
+    for view in seen:
+        for name, of in table[table["scale"] == view.lines[0].curve.scale].groupby("of", sort=False):
+            base = alt.Chart(of.drop(columns=["study", "scale", "of"])).encode(
+                y=alt.Y("hyperparameter:N", title=None, scale=alt.Scale(domain=list(of["hyperparameter"].unique()))),
+                yOffset=alt.YOffset("evaluator:N", scale=alt.Scale(domain=list(EVALUATORS))),
+                color=alt.Color(
+                    "evaluator:N",
+                    title=None,
+                    scale=alt.Scale(domain=list(EVALUATORS), range=["#0072b2", "#e69f00"]),
+                ),
+            )
+            tooltip = [alt.Tooltip(f"{key}:Q", format=".3f") for key in ("importance", "low", "high")]
+            yield Figure(
+                name=f"importance-{name}-{view.name}".replace(" ", "-"),
+                title=f"Importance of each hyperparameter, {name}",
+                caption=f"Share of the final loss that it decides, over {of['cells'].iloc[0]} cells, refinements "
+                f"among them. Lines span {REPETITIONS} repetitions on {SHARE:.0%} of the cells, at most {MOST}.",
+                view=view.name,
+                section="importance",
+                spec=spec_of(
+                    [
+                        base.mark_bar().encode(x=alt.X("importance:Q", title="importance"), tooltip=tooltip),
+                        base.mark_rule(color="black").encode(
+                            x=alt.X("low:Q", title="importance"), x2="high:Q", color=alt.value("#8a8a8a")
+                        ),
+                    ],
+                    height=60 + 45 * of["hyperparameter"].nunique(),
+                ),
+            )
+
+
+def parallel(runs: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
+    """Every cell of a view's scale as a line over its hyperparameters to its loss; none of several studies."""
+    cells = counted(runs)
+    if cells["study"].nunique() > 1:
+        return
+    for view in seen:
+        of = cells[cells["scale"] == view.lines[0].curve.scale]
+        axes = [key for key in ("method", "attention_norm", "gamma", "lr", "seed") if of[key].nunique() > 1]
+        if len(of) < FEWEST or len(axes) < 2 or np.ptp(of["loss"]) == 0:
+            continue
+        drawn = of if len(of) <= LINES else of.sample(LINES, random_state=0).sort_index()
+        yield _parallel(view, drawn, [*axes, "loss"], len(of))
+
+
+def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> Figure:
+    places, ticks = [], []
+    for axis in axes:
+        at, named = _scaled(cells[axis], axis)
+        places.append(pd.DataFrame({"cell": cells["cell"], "axis": axis, "place": at, "loss": cells["loss"]}))
+        ticks += [{"axis": axis, "place": place, "text": text} for place, text in named.items()]
+    lines = pd.concat(places).dropna(subset="place").assign(line=lambda table: table.index)
+    x = alt.X(
+        "axis:N",
+        title=None,
+        scale=alt.Scale(domain=list(axes), padding=0.7),
+        axis=alt.Axis(labelAngle=0, domain=False, ticks=False),
+    )
+    y = alt.Y("place:Q", title=None, axis=None, scale=alt.Scale(domain=[-0.1, 1.1]))
+    color = alt.Color(
+        "loss:Q",
+        title="loss (nats)",
+        scale=alt.Scale(scheme="viridis", reverse=True),
+        legend=alt.Legend(orient="bottom", titleFontWeight="normal"),
+    )
+    base = alt.Chart(lines).encode(x=x, y=y)
+    tooltip = ["cell:N", alt.Tooltip("loss:Q", format=".4f")]
+    # Beside the first and last axis, above and below the others: elsewhere lines run through the text.
+    ends = {"align": "right", "dx": -6}, {"align": "left", "dx": 6}
+    beside = {axes[0]: ends[0], axes[-1]: ends[1]}
+    labels = [
+        alt.Chart(pd.DataFrame([tick])).encode(x=x, y=y, text="text:N")
+        .mark_text(fontSize=10, color="#8a8a8a", **beside.get(tick["axis"], _clear_of_lines(tick["place"])))
+        for tick in ticks
+    ]  # fmt: skip
+    shares = f"{len(cells)} of {of} cells, drawn at random" if len(cells) < of else f"{of} cells"
+    return Figure(
+        name=f"parallel-{view.name}",
+        title="Every cell at once",
+        caption=f"A line a cell: {shares}. A method without a strength has no place on that axis; a diverged cell "
+        "ends at l_init.",
+        view=view.name,
+        section="importance",
+        spec=spec_of(
+            [
+                base.mark_line(opacity=0.5, strokeWidth=1.2).encode(detail="line:N", color=color, tooltip=tooltip),
+                *labels,
+            ]
+        ),
+    )
+
+
+def _clear_of_lines(place: float) -> dict[str, Any]:
+    return {"align": "center", "dy": 10 if place == 0 else -9 if place == 1 else 0}
+
+
+def _scaled(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
+    """Places from 0 to 1 on an axis, and what stands there."""
+    if axis in ("method", "attention_norm", "seed"):
+        names = list(dict.fromkeys(values))
+        names = sorted(names) if axis == "seed" else names
+        at = {name: i / (len(names) - 1) for i, name in enumerate(names)}
+        return values.map(at).astype(float), {place: str(name) for name, place in at.items()}
+    numbers = values.astype(float)
+    measured = numbers if axis == "loss" else numbers.map(np.log10)
+    low, high = measured.min(), measured.max()
+    form = "best_loss" if axis == "loss" else "best_lr"
+    return (measured - low) / (high - low), {
+        0.0: shown(numbers.min(), form),
+        1.0: shown(numbers.max(), form),
+    }

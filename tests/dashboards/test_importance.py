@@ -1,0 +1,79 @@
+"""The importance of known functions, and what counts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import run, study
+
+from dashboards.importance import ALL, EVALUATORS, importance, importance_figures, parallel
+from dashboards.sensitivity import curves
+from dashboards.views import lines, views
+
+
+def bowl(by_lr: float, by_gamma: float, **changes: object) -> pd.DataFrame:
+    """Losses of z-loss on a grid of 7 x 7, quadratic in log lr and log gamma."""
+    return study(
+        [
+            run(
+                method="z-loss", lr=float(10**x), gamma=float(10**y), cell=f"{x:.1f} {y:.1f}",
+                val_loss=3 + by_lr * (x + 2) ** 2 + by_gamma * (y + 2) ** 2, **changes,
+            )
+            for x in np.linspace(-3.5, -0.5, 7)
+            for y in np.linspace(-3.5, -0.5, 7)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize(("by_lr", "by_gamma"), [(0.9, 0.1), (0.1, 0.9)])
+def test_a_known_function_is_recovered(evaluator: str, by_lr: float, by_gamma: float) -> None:
+    found = importance(bowl(by_lr, by_gamma)).set_index(["of", "evaluator", "hyperparameter"])
+    of = found.loc["z-loss"].loc[evaluator]
+    assert set(of.index) == {"lr", "gamma"}
+    assert of["importance"].sum() == pytest.approx(1)
+    assert (of["low"] <= of["importance"]).all()
+    assert (of["importance"] <= of["high"]).all()
+    # Variances are as the squares of the weights, 81 to 1.
+    assert of.loc["lr" if by_lr > by_gamma else "gamma", "importance"] > 0.85
+
+
+def test_equal_weights_are_equal() -> None:
+    found = importance(bowl(0.5, 0.5)).set_index(["evaluator", "hyperparameter"])["importance"]
+    for evaluator in EVALUATORS:
+        assert found[evaluator, "lr"] == pytest.approx(0.5, abs=0.12)
+
+
+def test_what_counts() -> None:
+    runs = bowl(0.5, 0.5)
+    runs.loc[:9, "state"] = "pruned"
+    runs.loc[10:14, "state"] = "crashed"
+    runs.loc[15:19, ["state", "val_loss"]] = ("diverged", math.nan)
+    assert set(importance(runs)["cells"]) == {49 - 15}
+    assert importance(runs.head(8)).empty, "too few"
+    assert importance(bowl(0.0, 0.0)).empty, "nothing differs"
+    assert set(importance(runs)["of"]) == {"z-loss"}, "one method, so nothing to compare it with"
+
+
+def test_methods_are_a_hyperparameter() -> None:
+    other = bowl(0.1, 0.0).assign(method="mu-loss")
+    other["val_loss"] += 2.0
+    found = importance(pd.concat([bowl(0.1, 0.0), other], ignore_index=True))
+    of_all = found[(found["of"] == ALL) & (found["evaluator"] == "random forest")].set_index("hyperparameter")
+    assert of_all["importance"].idxmax() == "method"
+    assert "gamma" not in of_all.index
+
+
+def test_the_figures() -> None:
+    runs = bowl(0.9, 0.1)
+    seen = views(lines(curves(runs)))
+    (bars,) = importance_figures(importance(runs), seen)
+    assert "over 49 cells" in bars.caption
+    (every,) = parallel(runs, seen)
+    values = next(iter(every.spec["datasets"].values()))
+    assert {row["axis"] for row in values} == {"gamma", "lr", "loss"}
+    assert all(0 <= row["place"] <= 1 for row in values)
+    assert {row["cell"] for row in values} == set(runs["cell"])
