@@ -450,5 +450,5 @@ def _by_name(looks: dict[str, Any]) -> alt.Scale:
 def spec_of(layers: Sequence[alt.Chart], height: int = 320) -> dict[str, Any]:
     # One legend for the layers' like scales; on top, where a narrow screen has room for it.
     chart = alt.layer(*layers).properties(width="container", height=height)
-    spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict()
+    spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict(validate=False)  # which takes seconds
     return spec

@@ -27,6 +27,7 @@ PRECISION = 0.9
 NEEDED = 5
 """Runs that it takes of each outcome."""
 LAYERS = ("qkv_norm/", "proj_norm/", "fc1_norm/", "fc2_norm/")
+LOOKED_AT = ("val_loss", "logits_mean", "attention_logit_max")
 FEATURES = ("norm_growth", "attention_logit_max", "logits_drift")
 """Mean log growth of the layers' output norms since the start; the largest attention logit, and how far the mean logit
 went, by their inverse hyperbolic sine, a logarithm that knows zero and signs.
@@ -50,17 +51,15 @@ def beginning(rows: Sequence[Mapping[str, float]], steps: int) -> dict[str, floa
     seen = [row for row in rows if row["step"] <= SEEN * steps]
     if len(seen) < 2:
         return {}
-    first, last = (pd.Series(seen[i], dtype="float64") for i in (0, -1))
-    both = first.index.intersection(last.index)
+    first, last = seen[0], seen[-1]
     # A layer that starts at zero has no growth.
-    norms = [name for name in both if name.startswith(LAYERS) and min(first[name], last[name]) > 0]
-    value = last.reindex(["val_loss", "logits_mean", "attention_logit_max"])
-    change = value - first.reindex(value.index)
+    norms = [name for name in last if name.startswith(LAYERS) and min(first.get(name, 0.0), last[name]) > 0]
+    value, start = ({name: row.get(name, math.nan) for name in LOOKED_AT} for row in (last, first))
     found = {
-        "loss": change["val_loss"],
-        "norm_growth": np.log(last[norms] / first[norms]).mean(),
-        "attention_logit_max": np.arcsinh(value["attention_logit_max"]),
-        "logits_drift": np.arcsinh(abs(change["logits_mean"])),
+        "loss": value["val_loss"] - start["val_loss"],
+        "norm_growth": float(np.mean([math.log(last[name] / first[name]) for name in norms])) if norms else math.nan,
+        "attention_logit_max": math.asinh(value["attention_logit_max"]),
+        "logits_drift": math.asinh(abs(value["logits_mean"] - start["logits_mean"])),
     }
     return {name: float(number) for name, number in found.items()}
 

@@ -23,10 +23,10 @@ from optuna.trial import create_trial
 from dashboards.figures import Figure, spec_of
 from dashboards.sensitivity import studies
 from dashboards.tables import shown
-from dashboards.views import View
+from dashboards.views import GREY, View
 
 EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
-    "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=32, seed=seed),
+    "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=16, seed=seed),
     "PED-ANOVA": lambda seed: PedAnovaImportanceEvaluator(),
 }
 """A random forest's mean decrease of impurity says what moves the loss anywhere; PED-ANOVA what it takes to be among
@@ -34,13 +34,16 @@ the best (arXiv 2304.10255). fANOVA takes some 50 times as long for what the for
 COLUMNS = ("study", "scale", "of", "hyperparameter", "evaluator", "importance", "low", "high", "cells")
 """``importance`` is the mean over repetitions, ``low`` to ``high`` their span; shares of 1. ``cells`` are those that
 counted."""
-FEWEST, MOST = 12, 200
-"""Cells that it takes, and that a repetition looks at."""
+FEWEST, MOST = 12, 150
+"""Cells that it takes, and that are looked at, drawn at random where there are more."""
 REPETITIONS = 5
 SHARE = 0.8
 """Of the cells, drawn for each repetition."""
 ALL = "all methods"
 HYPERPARAMETERS = ("lr", "gamma", "method", "attention_norm", "seed")
+LEFT, RIGHT = {"align": "right", "dx": -6}, {"align": "left", "dx": 6}
+ABOVE, BELOW = {"align": "center", "dy": -9}, {"align": "center", "dy": 10}
+"""Where the text of an axis stands, clear of the lines: left of the first axis, right of the last one."""
 LINES = 300
 """Cells on parallel axes; more are a smear."""
 
@@ -83,19 +86,20 @@ def _distribution(values: pd.Series) -> BaseDistribution:
 
 def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[str, dict[str, list[float]]]:
     """By evaluator and hyperparameter, a value a repetition."""
+    looked_at = cells if len(cells) <= MOST else cells.sample(MOST, random_state=0)
     trials = [
         create_trial(
             params={key: row[key] if isinstance(space[key], FloatDistribution) else str(row[key]) for key in space},
             distributions=space,
             value=row["loss"],
         )
-        for row in cells.to_dict("records")
+        for row in looked_at.to_dict("records")
     ]
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line a study
     rng = np.random.default_rng(0)
     found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in space} for name in EVALUATORS}
     for repetition in range(REPETITIONS):
-        drawn = rng.choice(len(trials), size=min(MOST, int(np.ceil(SHARE * len(trials)))), replace=False)
+        drawn = rng.choice(len(trials), size=int(np.ceil(SHARE * len(trials))), replace=False)
         study = optuna.create_study()
         study.add_trials([trials[i] for i in drawn])
         for name, make in EVALUATORS.items():
@@ -127,14 +131,14 @@ def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Fi
                 name=f"importance-{name}-{view.name}".replace(" ", "-"),
                 title=f"Importance of each hyperparameter, {name}",
                 caption=f"Share of the final loss that it decides, over {of['cells'].iloc[0]} cells, refinements "
-                f"among them. Lines span {REPETITIONS} repetitions on {SHARE:.0%} of the cells, at most {MOST}.",
+                f"among them. Lines span {REPETITIONS} repetitions on {SHARE:.0%} of {min(MOST, of['cells'].iloc[0])}.",
                 view=view.name,
                 section="importance",
                 spec=spec_of(
                     [
                         base.mark_bar().encode(x=alt.X("importance:Q", title="importance"), tooltip=tooltip),
-                        base.mark_rule(color="black").encode(
-                            x=alt.X("low:Q", title="importance"), x2="high:Q", color=alt.value("#8a8a8a")
+                        base.mark_rule().encode(
+                            x=alt.X("low:Q", title="importance"), x2="high:Q", color=alt.value(GREY)
                         ),
                     ],
                     height=60 + 45 * of["hyperparameter"].nunique(),
@@ -161,7 +165,7 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> 
     for axis in axes:
         at, named = _scaled(cells[axis], axis)
         places.append(pd.DataFrame({"cell": cells["cell"], "axis": axis, "place": at, "loss": cells["loss"]}))
-        ticks += [{"axis": axis, "place": place, "text": text} for place, text in named.items()]
+        ticks += [(axis, place, text) for place, text in named.items()]
     lines = pd.concat(places).dropna(subset="place").assign(line=lambda table: table.index)
     x = alt.X(
         "axis:N",
@@ -178,14 +182,14 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> 
     )
     base = alt.Chart(lines).encode(x=x, y=y)
     tooltip = ["cell:N", alt.Tooltip("loss:Q", format=".4f")]
-    # Beside the first and last axis, above and below the others: elsewhere lines run through the text.
-    ends = {"align": "right", "dx": -6}, {"align": "left", "dx": 6}
-    beside = {axes[0]: ends[0], axes[-1]: ends[1]}
+    styles: dict[tuple[tuple[str, Any], ...], list[dict[str, object]]] = {}
+    for axis, place, text in ticks:
+        style = {axes[0]: LEFT, axes[-1]: RIGHT}.get(axis, ABOVE if place == 1 else BELOW if place == 0 else RIGHT)
+        styles.setdefault(tuple(style.items()), []).append({"axis": axis, "place": place, "text": text})
     labels = [
-        alt.Chart(pd.DataFrame([tick])).encode(x=x, y=y, text="text:N")
-        .mark_text(fontSize=10, color="#8a8a8a", **beside.get(tick["axis"], _clear_of_lines(tick["place"])))
-        for tick in ticks
-    ]  # fmt: skip
+        alt.Chart(pd.DataFrame(rows)).encode(x=x, y=y, text="text:N").mark_text(fontSize=10, color=GREY, **dict(style))
+        for style, rows in styles.items()
+    ]
     shares = f"{len(cells)} of {of} cells, drawn at random" if len(cells) < of else f"{of} cells"
     return Figure(
         name=f"parallel-{view.name}",
@@ -201,10 +205,6 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> 
             ]
         ),
     )
-
-
-def _clear_of_lines(place: float) -> dict[str, Any]:
-    return {"align": "center", "dy": 10 if place == 0 else -9 if place == 1 else 0}
 
 
 def _scaled(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:

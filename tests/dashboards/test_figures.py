@@ -93,7 +93,7 @@ def test_the_mean_of_several_seeds_has_a_band_and_the_frame_shows_what_was_seen(
     assert (low + high) / 2 == pytest.approx(np.mean(seeds))
     assert (high - low) / 2 == pytest.approx(4.303 * np.std(seeds, ddof=1) / 3**0.5, rel=1e-3)
     facts = loss_facts(found)
-    assert facts.loc[facts["lr"] == 1.0, "low"].tolist() == [low] * 3
+    assert facts.loc[facts["lr"] == 1.0, "low"].tolist() == pytest.approx([low] * 3)
     spec = figures(found)[0].spec
     (band,) = layers_with(spec, "area")
     bottom, top = band["encoding"]["y"]["scale"]["domain"]
