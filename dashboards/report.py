@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -24,8 +25,10 @@ from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
 from dashboards.tables import (
     HEADINGS,
+    MISSING,
     RENDERERS,
     Sheet,
+    b_ratio_table,
     cost_table,
     highest,
     listed,
@@ -88,6 +91,24 @@ def write_report(
         OSError: the folder can not be written.
     """
     folder, known = Path(folder), known or Known()
+    with ThreadPoolExecutor(1) as beside:
+        # It takes a second, in which Python can do something else.
+        vega = beside.submit(_vega) if "html" in formats else None
+        return _write(runs, folder, title, grid, provenance or {}, notes, formats, only, known, vega)
+
+
+def _write(
+    runs: pd.DataFrame,
+    folder: Path,
+    title: str,
+    grid: Grid,
+    provenance: Mapping[str, str],
+    notes: Sequence[str],
+    formats: Collection[str],
+    only: Sequence[str],
+    known: Known,
+    vega: Future[Markup] | None,
+) -> Path:
     found = curves(_with_measured(runs, known), grid)
     drawn = lines(found)
     seen, shares = views(drawn), importance(runs)
@@ -97,6 +118,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     cost = sheet("cost", cost_table(runs, found, known.cores))
     tables = [*sheets(sensitivity_table(found)), cost, sheet("importance", shares)]
+    if not (ratios := b_ratio_table(runs)).empty:
+        tables.append(Sheet(name="b_ratio", values=ratios, texts=ratios.map(_two_digits)))
     wanted = chosen(
         {
             "report": ("html",),
@@ -115,11 +138,16 @@ def write_report(
             save_sheet(table, folder / "tables", wanted[table.name])
     if "runs" in wanted:
         save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, wanted["runs"])
-    if "report" not in wanted:
+    if "report" not in wanted or vega is None:
         return folder
     page = folder / "report.html"
-    page.write_text(_page(runs, drawn, charts, cost, title, provenance or {}, notes, known), encoding="utf-8")
+    made = _page(runs, drawn, charts, cost, title, provenance, notes, known, vega.result())
+    page.write_text(made, encoding="utf-8")
     return page
+
+
+def _two_digits(value: Any) -> str:
+    return value if isinstance(value, str) else MISSING if pd.isna(value) else f"{value:.2f}"
 
 
 def _with_measured(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
@@ -250,6 +278,7 @@ def _page(
     provenance: Mapping[str, str],
     notes: Sequence[str],
     known: Known,
+    vega: Markup,
 ) -> str:
     found, seen = [line.curve for line in drawn], views(drawn)
     listing = runs.assign(label=labels(runs))
@@ -287,7 +316,7 @@ def _page(
             refresh_s=known.refresh_s,
             spent=_spent(cost.values),
             cost=cost.texts.drop(columns=list(silent)).rename(columns=HEADINGS),
-            vega=_vega(),
+            vega=vega,
             lines=drawn,
             best=list(_best_by_scale([curve for curve in found if curve.LRS is not None]).values()),
             intervals=any(curve.interval for curve in found),

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.runs import OFF_CURVE
 from dashboards.sensitivity import CurveFacts, in_order, labels, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.methods import METHODS
@@ -165,6 +166,16 @@ def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
     wide = labelled.pivot(index="scale", columns="label", values=value)
     columns = labelled.sort_values(["attention_norm", "method", "gamma", "study"], key=_rank)["label"].unique()
     return wide.reindex(index=in_order(wide.index, SCALES), columns=columns).rename_axis(columns=None)
+
+
+def b_ratio_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The B-ratio of the output embedding at the end of training in the layout of arXiv 2601.02031: a curve a row, a
+    learning rate a column, mean over seeds. Empty where no run recorded it."""
+    known = runs.assign(label=labels(runs)).dropna(subset="output_b_ratio")
+    known = known[~known["origin"].isin(OFF_CURVE)]
+    wide = known.pivot_table(index=["scale", "label"], columns="lr", values="output_b_ratio", sort=False)
+    wide = wide.reindex(columns=sorted(wide.columns)).rename(columns=lambda lr: f"{lr:g}")
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def shown(value: Any, column: str) -> str:

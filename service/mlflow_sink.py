@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
+from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
@@ -35,6 +36,7 @@ from trainers.rows import read
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ BATCH = 1000
 """Metrics a request; the most that MLflow takes."""
 CHECK_TIMEOUT_S = 5.0
 DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+DIGEST_CHARACTERS = 36
+"""What MLflow takes as a data set's digest."""
 REASON_CHARACTERS = 5000
 """What MLflow takes as a tag's value; the ledger has the whole traceback."""
 LIVE_S = 20.0
@@ -277,6 +281,7 @@ class Store:
         run_id = self._children[cell.id]
         if run_id not in self._described:
             client.log_batch(run_id, params=list(params(cell)))
+            client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
             self._described.add(run_id)
         return run_id
 
@@ -296,6 +301,19 @@ def params(cell: Cell) -> Iterator[Any]:
             yield from (Param(f"{name}.{key}", str(inner)) for key, inner in value.items())
         elif value is not None:
             yield Param(name, str(value))
+    yield Param("parameters", str(SCALES[cell.scale].parameters(cell.V, tied=cell.model.tied)))
+
+
+def dataset(study: Study, cell: Cell) -> DatasetInput:
+    """A cell's tokens: what the UI shows in the column of data sets, by name and digest."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    spec = study.data.model_dump(mode="json", exclude_none=True)
+    name = spec["source"]
+    return DatasetInput(
+        Dataset(name=name, digest=cell.data[:DIGEST_CHARACTERS], source_type=name, source=json.dumps(spec)),
+        [InputTag("mlflow.data.context", "training")],
+    )
 
 
 def result_metrics(record: Mapping[str, Any]) -> dict[str, float]:

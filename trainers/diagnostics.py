@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from trainers import usage
 from trainers.head import Objective, logits
 from trainers.model import Block
 
@@ -32,6 +33,7 @@ TRAINING = (
     "tokens_per_second",
     "loss_spikes",
     "spike_score",
+    *usage.KEYS,
 )
 EMBEDDINGS = ("output", "input")
 EMBEDDING = (

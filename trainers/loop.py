@@ -22,6 +22,7 @@ from trainers.optimizer import lr_at
 from trainers.result import Result
 from trainers.rows import Rows
 from trainers.spikes import Spikes
+from trainers.usage import Usage
 from trainers.world import World
 
 State = Literal["finished", "diverged", "stopped"]
@@ -152,6 +153,7 @@ class _Run:
         self.rows = Rows(folder / "metrics.jsonl")
         self.progress = Progress()
         self.spikes = Spikes()
+        self.usage = Usage()
         world.lead(lambda: folder.mkdir(parents=True, exist_ok=True))
 
     def train(
@@ -250,6 +252,7 @@ class _Run:
                 "grad_norm": progress.grad_norm,
                 "step_seconds": step_seconds,
                 "tokens_per_second": spec.batch_size * spec.sequence_length / step_seconds,
+                **self.usage.look(),
             }
         progress.interval_steps, progress.interval_loss, progress.interval_seconds = 0, 0.0, 0.0
         looked_at = diagnostics.batch_of(self.validation_NU)

@@ -19,7 +19,7 @@ from dashboards.forecast import forecast
 from dashboards.report import Known, answer, write_report
 from dashboards.runs import from_records, read_csv
 from dashboards.sensitivity import curves
-from dashboards.tables import cost_table
+from dashboards.tables import b_ratio_table, cost_table
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
@@ -276,3 +276,18 @@ def test_cost_counts_every_cell() -> None:
     assert table.loc["baseline", "core_hours"] == pytest.approx(4 * 40 / 3600)
     assert table.loc["z-loss", "tokens_per_second"] == 50.0
     assert table.loc["z-loss", "overhead_percent"] == pytest.approx(0.0)
+
+
+def test_b_ratios_stand_by_curve_and_learning_rate() -> None:
+    records = (
+        curve([3.5, 3.0, 3.2, 3.4])
+        + curve([3.5, 3.0, 3.2, 3.4], seed=2)
+        + curve([3.5, 3.0, 3.2, 3.4], method="max-z", gamma=1)
+    )
+    for i, record in enumerate(records[:8]):
+        record["output_b_ratio"] = i / 10
+    records.append(run(lr=0.5, origin="refine", output_b_ratio=9.0))
+    table = b_ratio_table(study(records))
+    assert list(table.columns) == ["scale", "label", "0.001", "0.01", "0.1", "1"]
+    assert table.to_numpy().tolist() == [["tiny", "baseline", *map(pytest.approx, (0.2, 0.3, 0.4, 0.5))]]
+    assert b_ratio_table(study(curve([3.5, 3.0, 3.2, 3.4]))).empty

@@ -89,6 +89,7 @@ def test_mlflow_keys() -> None:
         "scale", "attention_norm", "method", "gamma", "lr", "seed", "data", "V",
         *(f"model.{name}" for name in ("tied", "init", "dropout", "initial_mean_logit")),
         *(f"training.{name}" for name in type(cell.training).model_fields),
+        "parameters",
     ]  # fmt: skip
     record = {"gamma": 1e-4, "lr": 1.0, "seed": 1, "val_loss": 2.0, "train_loss": 3.0, "l_init": 4.0, "steps": 5}
     assert list(mlflow_sink.result_metrics(record)) == ["final_val_loss", "final_train_loss", "l_init", "steps"]
@@ -126,6 +127,9 @@ def test_metrics_of_an_evaluation(layers: int) -> None:
             "tokens_per_second",
             "loss_spikes",
             "spike_score",
+            "system/process_cpu_percent",
+            "system/process_memory_megabytes",
+            "system/gpu_memory_megabytes",
             "output_b_ratio",
             "logits_mean",
             "logits_std",

@@ -30,6 +30,7 @@ def test_keys_are_frozen():
     """They are column names in tables, MLflow and reports: a change here is a change there."""
     expected = (
         "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes spike_score "
+        "system/process_cpu_percent system/process_memory_megabytes system/gpu_memory_megabytes "
         "output_mu_norm output_ratio_norm output_row_norm_mean output_row_norm_min output_row_norm_max "
         "output_isotropy output_singular_min output_singular_max "
         "input_mu_norm input_ratio_norm input_row_norm_mean input_row_norm_min input_row_norm_max "

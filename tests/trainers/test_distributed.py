@@ -15,10 +15,11 @@ from pair import joined
 from tiny import cell
 
 from search_spaces.errors import InvalidInput
+from trainers import usage
 from trainers.loop import Trainer
 from trainers.world import World
 
-TIMES = {"step_seconds", "tokens_per_second"}
+TIMES = {"step_seconds", "tokens_per_second", *usage.KEYS}
 CELL = cell("z-loss", 1e-4, steps=20, batch_size=8, lr=1e-2, logits_dtype="float32")
 
 

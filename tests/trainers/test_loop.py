@@ -14,14 +14,14 @@ from tiny import cell
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
-from trainers import diagnostics, micro_batch, rows, spikes
+from trainers import diagnostics, micro_batch, rows, spikes, usage
 from trainers.data import Tokens
 from trainers.engine import Engine
 from trainers.loop import Trainer
 from trainers.result import Result
 from trainers.world import World
 
-TIMES = ("time", "step_seconds", "tokens_per_second")
+TIMES = ("time", "step_seconds", "tokens_per_second", *usage.KEYS)
 WORLD = World.single()
 
 
@@ -79,7 +79,11 @@ def test_it_learns(tokens, folder):
     assert not (folder / "checkpoints").exists()
     written = rows.read(folder / "metrics.jsonl")
     assert [row["step"] for row in written] == [0, 20, 40]
-    assert set(written[-1]) == {"step", "time", *diagnostics.keys(2)}
+    there = set(usage.KEYS[: 3 if torch.cuda.is_available() else 2])
+    assert set(written[-1]) == {"step", "time", *diagnostics.keys(2)} - set(usage.KEYS) | there
+    assert 0 < written[-1]["system/process_cpu_percent"] < 100 * 64
+    assert written[-1]["system/process_memory_megabytes"] > 50
+    assert not set(usage.KEYS) & set(written[0]), "nothing was done yet"
     assert written[-1]["val_loss"] == result.val_loss
 
 
