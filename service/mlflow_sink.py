@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -203,7 +204,9 @@ class Store:
         ]
         ended = state != "running"
         if ended:
-            metrics += [Metric(key, value, *at_end(rows)) for key, value in result_metrics(record).items()]
+            metrics += [
+                Metric(key, value, *at_end(rows)) for key, value in result_metrics({**record, "lr": cell.lr}).items()
+            ]
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run_id, metrics=metrics[start : start + BATCH])
         self._rows[run_id] = len(rows)
@@ -318,14 +321,23 @@ def dataset(study: Study, cell: Cell) -> DatasetInput:
 
 def result_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """A cell's result as metrics. The final validation loss has a key of its own: after a divergence the last
-    value of the curve ``val_loss`` is another."""
+    value of the curve ``val_loss`` is another.
+
+    ``curve_loss`` and ``log10_lr`` are what MLflow's own charts need, whose axes know neither a ceiling nor, for
+    parameters, logarithms: the loss as the report draws it, ``l_init`` for a diverged cell, and the learning rate.
+    """
     names = {"val_loss": "final_val_loss", "train_loss": "final_train_loss"}
     factors = ("gamma", "lr", "seed")
-    return {
+    found = {
         names.get(key, key): float(value)
         for key, value in record.items()
         if isinstance(value, int | float) and key not in factors
     }
+    loss, l_init = record.get("val_loss"), record.get("l_init")
+    if record.get("state") in ("finished", "diverged") and l_init is not None:
+        diverged = record["state"] == "diverged" or loss is None
+        found |= {"curve_loss": l_init if diverged else min(loss, l_init), "log10_lr": math.log10(record["lr"])}
+    return found
 
 
 def at_end(rows: list[dict[str, float]]) -> tuple[int, int]:

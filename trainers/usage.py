@@ -17,8 +17,8 @@ class Usage:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def look(self) -> dict[str, float]:
-        """``KEYS``, the last one where there is an accelerator. 100 % is one core, all threads together; memory in units
-        of 2**20 bytes."""
+        """``KEYS``, the last one where there is an accelerator. 100 % is one core, all threads together; memory is in
+        units of 2**20 bytes."""
         wall, cpu = time.perf_counter(), time.process_time()
         percent = 100 * (cpu - self._cpu) / max(wall - self._wall, 1e-9)
         self._wall, self._cpu = wall, cpu

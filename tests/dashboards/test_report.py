@@ -279,11 +279,8 @@ def test_cost_counts_every_cell() -> None:
 
 
 def test_b_ratios_stand_by_curve_and_learning_rate() -> None:
-    records = (
-        curve([3.5, 3.0, 3.2, 3.4])
-        + curve([3.5, 3.0, 3.2, 3.4], seed=2)
-        + curve([3.5, 3.0, 3.2, 3.4], method="max-z", gamma=1)
-    )
+    losses = [3.5, 3.0, 3.2, 3.4]
+    records = curve(losses) + curve(losses, seed=2) + curve(losses, method="max-z", gamma=1)
     for i, record in enumerate(records[:8]):
         record["output_b_ratio"] = i / 10
     records.append(run(lr=0.5, origin="refine", output_b_ratio=9.0))

@@ -93,6 +93,9 @@ def test_mlflow_keys() -> None:
     ]  # fmt: skip
     record = {"gamma": 1e-4, "lr": 1.0, "seed": 1, "val_loss": 2.0, "train_loss": 3.0, "l_init": 4.0, "steps": 5}
     assert list(mlflow_sink.result_metrics(record)) == ["final_val_loss", "final_train_loss", "l_init", "steps"]
+    for state, loss, drawn in (("finished", 2.0, 2.0), ("diverged", 9.0, 4.0), ("diverged", None, 4.0)):
+        metrics = mlflow_sink.result_metrics(record | {"state": state, "val_loss": loss, "lr": 0.1})
+        assert (metrics["curve_loss"], metrics["log10_lr"]) == (drawn, -1.0)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
