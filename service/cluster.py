@@ -36,6 +36,9 @@ LOOK_S, LOST_S = 2.0, 20.0
 STARTS = 3
 """How often an embedded cluster is tried; on a machine that is busy Ray's processes may not be there in time."""
 
+KINDS = ("CPU", "GPU")
+"""Of resources, as Ray names them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -171,6 +174,56 @@ def local_cores() -> int:
 def local_gpus() -> int:
     """Accelerators of this machine, as an embedded cluster counts them; without importing torch."""
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def declared(text: str) -> dict[str, float]:
+    """``CPU=64,GPU=8`` as the resources of a cluster that need not be there.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    found = {}
+    for part in text.split(","):
+        kind, _, number = part.partition("=")
+        if kind.strip() not in KINDS or not number.strip().isdecimal():
+            remedy = "write CPU=64 or CPU=64,GPU=8, or the address of a Ray cluster, host:6379"
+            raise InvalidInput("--cluster", text, "is no cluster", remedy)
+        found[kind.strip()] = float(number)
+    return found
+
+
+def resources_of(text: str) -> dict[str, float]:
+    """What a cluster has that is declared, see ``declared``, or that is at an address.
+
+    Raises:
+        InvalidInput: see ``declared`` and ``connect``.
+    """
+    if "=" in text or ":" not in text:
+        return declared(text)
+    connect(text)
+    import ray
+
+    try:
+        found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    finally:
+        ray.shutdown()
+    return {kind: float(found.get(kind, 0)) for kind in KINDS}
+
+
+def binding(resources: ResourceSpec, available: Mapping[str, float], cells: int) -> tuple[int, str]:
+    """How many of a study's cells run at once, and what keeps it from being more.
+
+    Raises:
+        InvalidInput: see ``concurrency``.
+    """
+    fits = concurrency(resources, available)
+    if cells <= fits:
+        return cells, "the number of cells"
+    if fits == resources.concurrency:
+        return fits, "resources.concurrency"
+    each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    at_once = {kind: available.get(kind, 0) // (resources.workers * number) for kind, number in each.items() if number}
+    return fits, min(at_once, key=lambda kind: at_once[kind])
 
 
 def concurrency(resources: ResourceSpec, available: Mapping[str, float]) -> int:

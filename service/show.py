@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,7 +12,7 @@ from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import ResourceSpec
-from service.cluster import concurrency, local_cores, local_gpus
+from service.cluster import binding, concurrency, local_cores, local_gpus
 from service.home import Home
 from service.ledger import STATES, Entry, Ledger
 from service.progress import clock_time
@@ -40,6 +40,28 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(measured, at_once))} with {at_once} cells at once, from {basis}"
+    )
+
+
+def cluster_line(plan: Plan, home: Home, available: Mapping[str, float]) -> str:
+    """What a study would take on a cluster with these resources: cells at once, time, and what binds.
+
+    Times are those of training, from speeds measured in this home or a nominal one, were the cells spread evenly.
+
+    Raises:
+        InvalidInput: not even one cell fits.
+    """
+    resources = plan.study.resources
+    at_once, bound = binding(resources, available, plan.cell_count)
+    has = ", ".join(f"{number:g} {kind}" for kind, number in available.items() if number)
+    hours = plan.seconds(measured_speeds(home), at_once) / 3600
+    taken = hours * at_once * resources.workers
+    parts = [f"{taken * resources.cpus_per_worker:,.3g} core-hours"]
+    if resources.gpus_per_worker:
+        parts.append(f"{taken * resources.gpus_per_worker:,.3g} accelerator-hours")
+    return (
+        f"on {has}: {at_once} cells at once, {at_once * resources.workers} workers, bound by {bound}; "
+        f"about {clock_time(3600 * hours)}, {', '.join(parts)}"
     )
 
 

@@ -33,7 +33,7 @@ def commands(group: click.Group, prefix: str = "") -> dict[str, list[str]]:
 def test_command_line() -> None:
     assert commands(cli.main) == {
         "run": ["--address", "--home", "--retry-crashed", "study"],
-        "plan": ["--home", "study"],
+        "plan": ["--cluster", "--home", "study"],
         "status": ["--cells", "--home", "study"],
         "stop": ["--cell", "--home", "study"],
         "watch": ["--home", "--once", "--page", "study"],
