@@ -42,6 +42,8 @@ ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10"}
 ROUND_CELLS = 60
 RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
 FAULT_EVERY_S = (4.0, 16.0)
+WEIGHTS = {"SIGKILL of a Train worker": 4, "SIGSTOP of a Train worker": 2, "SIGKILL of a trial's actor": 2}
+"""How often against the others: while a driver starts there is none of these processes to be found."""
 SETTLED = 50
 """Cells before memory is looked at: caches fill."""
 
@@ -127,7 +129,7 @@ def disturbed(
                 time.sleep(0.1)
             code = run.driver.poll()
             if code is None:
-                what = draw.choice(sorted(faults))
+                what = draw.choices(list(faults), [WEIGHTS.get(name, 1) for name in faults])[0]
                 injected[what] += faults[what]()
                 continue
             if code == 0:
