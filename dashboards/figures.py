@@ -304,7 +304,8 @@ def _lrs_over_scale(of: str, lines: Sequence[Line]) -> Figure:
 def _lrs_over_gamma(view: View) -> list[Figure]:
     """One figure, or none where no method has an LRS at two strengths."""
     facts = lrs_facts(view.lines)
-    tried = facts[facts.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
+    tried = facts[facts["gamma"] > 0]  # the axis is logarithmic
+    tried = tried[tried.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
     if tried.empty:
         return []
     methods = [name for name in dict.fromkeys(facts["method"]) if name in {*tried["method"], "baseline"}]

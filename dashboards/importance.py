@@ -80,7 +80,7 @@ def importance(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _distribution(values: pd.Series) -> BaseDistribution:
     if values.name in ("lr", "gamma"):
-        return FloatDistribution(float(values.min()), float(values.max()), log=True)
+        return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
     return CategoricalDistribution(sorted(str(value) for value in values.unique()))
 
 
@@ -194,7 +194,7 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> 
     return Figure(
         name=f"parallel-{view.name}",
         title="Every cell at once",
-        caption=f"A line a cell: {shares}. A method without a strength has no place on that axis; a diverged cell "
+        caption=f"A line a cell: {shares}. A cell without a strength has no place on that axis; a diverged cell "
         "ends at l_init.",
         view=view.name,
         section="importance",
@@ -215,10 +215,11 @@ def _scaled(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
         at = {name: i / (len(names) - 1) for i, name in enumerate(names)}
         return values.map(at).astype(float), {place: str(name) for name, place in at.items()}
     numbers = values.astype(float)
-    measured = numbers if axis == "loss" else numbers.map(np.log10)
+    # A strength of zero has no place on a logarithmic axis.
+    measured = numbers if axis == "loss" else numbers.where(numbers > 0).map(np.log10)
     low, high = measured.min(), measured.max()
     form = "best_loss" if axis == "loss" else "best_lr"
     return (measured - low) / (high - low), {
-        0.0: shown(numbers.min(), form),
+        0.0: shown(numbers[measured.notna()].min(), form),
         1.0: shown(numbers.max(), form),
     }

@@ -42,7 +42,7 @@ def tried(runs: pd.DataFrame, scale: str, attention_norm: str, method: str) -> p
     loss = of["val_loss"].astype(float).where(~diverged, of["l_init"]).clip(upper=of["l_init"])
     columns = ["lr", "gamma", "seed", "origin", "cell"]
     found: pd.DataFrame = of[columns].assign(diverged=diverged, loss=loss)
-    return found
+    return found[found["gamma"] > 0]  # a strength of zero has no place on a logarithmic axis
 
 
 def surface(points: pd.DataFrame, side: int = SIDE) -> pd.DataFrame:

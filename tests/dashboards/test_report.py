@@ -288,3 +288,23 @@ def test_b_ratios_stand_by_curve_and_learning_rate() -> None:
     assert list(table.columns) == ["scale", "label", "0.001", "0.01", "0.1", "1"]
     assert table.to_numpy().tolist() == [["tiny", "baseline", *map(pytest.approx, (0.2, 0.3, 0.4, 0.5))]]
     assert b_ratio_table(study(curve([3.5, 3.0, 3.2, 3.4]))).empty
+
+
+def test_a_strength_of_zero_is_a_strength(tmp_path: Path) -> None:
+    """It is in the tables and the loss curves, and on no logarithmic axis."""
+    losses = [3.5, 3.0, 3.2, 3.4]
+    gammas = (0.0, 0.1, 0.5, 1.0)
+    runs = study(*(curve([loss + g for loss in losses], method="z-loss", gamma=g) for g in gammas))
+    page = Page(write_report(runs, tmp_path, title="zero", grid=GRID, formats=("html",)))
+    assert "z-loss (gamma=0)" in page.text
+    panels = json.loads(page.scripts[0])
+    assert "Importance of each hyperparameter, z-loss" in panels
+    for title in ("LRS over strength", "Loss over learning rate and strength, z-loss"):
+        (figure,) = panels[title].values()
+        drawn = [row["gamma"] for rows in figure["spec"]["datasets"].values() for row in rows if row.get("gamma")]
+        assert min(drawn) == pytest.approx(0.1)
+        assert not any(row.get("gamma") == 0 for rows in figure["spec"]["datasets"].values() for row in rows)
+    (figure,) = panels["Every cell at once"].values()
+    (lines_, *_) = figure["spec"]["datasets"].values()
+    assert len({row["cell"] for row in lines_}) == 16
+    assert len([row for row in lines_ if row["axis"] == "gamma"]) == 12
