@@ -1,4 +1,4 @@
-"""What the diagnostics add to a run's training time at the default interval, a twentieth of the run.
+"""What the diagnostics add to a run's training time at the default interval between evaluations.
 
 ``python -m benchmarks.diagnostics [--seconds 20] [--threads 1]``
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.study import default_interval
 from trainers import diagnostics
 from trainers.engine import Engine
 from trainers.world import World
@@ -88,7 +89,7 @@ def main() -> None:
         step = found["step"]
         print(f"{scale}, V {V:,}, {batch} x {T} tokens a step of {step * 1e3:.1f} ms")
         for steps in runs:
-            evaluations = 1 + steps // max(1, steps // 20)
+            evaluations = 1 + steps // default_interval(steps)
             shares = {name: evaluations * spent / (steps * step) for name, spent in found.items() if name != "step"}
             told = "   ".join(f"{name} {share:.2%}" for name, share in shares.items())
             print(f"  {steps:>5} steps, {evaluations} evaluations: {told} of the training time")

@@ -30,6 +30,8 @@ from search_spaces.scales import SCALES
 
 T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "studies"
+FEWEST_STEPS = 20
+"""Between two evaluations by default: what an evaluation looks at costs at most 2 % of so many steps."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -143,7 +145,9 @@ class Intervals(Frozen):
     """How often a cell is looked at; does not change its result."""
 
     evaluate: int | None = Field(
-        default=None, gt=0, description="Steps between evaluations; a twentieth of the run by default."
+        default=None,
+        gt=0,
+        description="Steps between evaluations; by default a twentieth of the run, and 20 at least.",
     )
     checkpoint: int | None = Field(
         default=None, gt=0, description="Steps between checkpoints; at every evaluation by default."
@@ -268,7 +272,7 @@ class Study(Frozen):
 
     @property
     def evaluate_every(self) -> int:
-        return self.intervals.evaluate or max(1, self.training.steps // 20)
+        return self.intervals.evaluate or default_interval(self.training.steps)
 
     @property
     def checkpoint_every(self) -> int:
@@ -328,6 +332,11 @@ class Study(Frozen):
                 f"can not be read ({type(error).__name__})",
                 f"give the path of a study file, or a shipped study: {', '.join(shipped())}",
             ) from error
+
+
+def default_interval(steps: int) -> int:
+    """Steps between evaluations of a run of so many."""
+    return max(FEWEST_STEPS, steps // 20)
 
 
 def shipped() -> list[str]:

@@ -85,6 +85,15 @@ def test_numbers_without_a_dot_are_numbers() -> None:
     assert study.refine.trials == 4, "a number of trials"
 
 
+@pytest.mark.parametrize(("steps", "every"), [(5, 20), (160, 20), (1000, 50), (100_000, 5000)])
+def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int, every: int) -> None:
+    training = {"steps": steps, "warmup_steps": 0}
+    study = Study.validate_fields(
+        {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [1], "training": training}
+    )
+    assert (study.evaluate_every, study.checkpoint_every) == (every, every)
+
+
 def test_hash_ignores_what_changes_no_result() -> None:
     study = Study.load("smoke")
     other = Study.load("demo")
