@@ -1,5 +1,6 @@
 """Before any test module imports Ray: the environment in which the engine runs it."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from service import cluster
 from tests import gpt2
 
 cluster.configure()
+# What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("oec", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("oec")
 
