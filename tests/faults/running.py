@@ -42,6 +42,10 @@ class Run:
     def trains(self, beyond: int = 150) -> None:
         self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
 
+    def trains_the_second(self, beyond: int = 150) -> None:
+        self.trains()
+        self.until(lambda: self.state(0) == "finished" and self.step() > beyond, f"step {beyond} of the second cell")
+
     def named(self, title: str) -> list[psutil.Process]:
         """Processes of this run by the title that Ray gives them, the oldest first."""
         found = []
