@@ -18,9 +18,9 @@ from tests.faults.running import NAME, Run
 
 TOKEN = "a-token-of-this-test-alone-0123456789"
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-UP_S = 90.0
-JOB_S = 200.0
-FREE_S = 30.0
+UP_S = 240.0
+JOB_S = 400.0
+FREE_S = 60.0
 """How long a cluster may take to clear away after a driver."""
 LEFT = """
 import json, ray

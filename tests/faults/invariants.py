@@ -20,7 +20,7 @@ from service.ledger import TERMINAL, Ledger
 from service.mlflow_sink import EXPERIMENT, REASON_CHARACTERS
 from trainers.rows import read
 
-GONE_S = 30.0
+GONE_S = 60.0
 """How long processes of an ended command may take to go."""
 
 

@@ -12,7 +12,7 @@ from tests.faults.invariants import ledger_of, processes
 from tests.service.oec import start
 
 NAME = "disturbed"
-DEADLINE_S = 300
+DEADLINE_S = 600
 
 
 def newest_step(home: Path, name: str) -> int:

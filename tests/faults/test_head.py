@@ -18,6 +18,7 @@ from tests.faults.cluster import AUTH, JOB_S, Cluster, clusters, kill, run_on
 from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
 from tests.faults.running import NAME, newest_step
 from tests.service.oec import OEC, environment, oec
+from tests.timing import within
 from trainers.rows import read
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,7 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, st
     refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=standing.address, **AUTH)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "5 workers x 1 CPU = 5 CPU, of 4" in refused.stderr
-    assert standing.seconds_of_the_last_driver() < 5
+    assert standing.seconds_of_the_last_driver() < within(5)
     standing.is_free()
     nothing_left_over(tmp_path / "home")
 
@@ -123,7 +124,7 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
     asked = time.monotonic()
     standing.job("stop", "first")
     while being_run(Home(home), NAME):
-        assert time.monotonic() - asked < 20, "10 s to save its state, and the time of a busy machine"
+        assert time.monotonic() - asked < within(10), "it takes too long to save its state"
         time.sleep(0.05)
     assert "the same command goes on" in standing.job("logs", "first")
     step = newest_step(home, NAME)

@@ -14,6 +14,7 @@ import yaml
 from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
 from tests.faults.running import NAME, Run
 from tests.service.oec import oec
+from tests.timing import within
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +54,9 @@ def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturb
     frozen = running.named(TRAIN_WORKER)[-1]
     frozen.suspend()
     froze, step = time.monotonic(), running.step()
+    running.until(lambda: frozen not in running.named(TRAIN_WORKER), "the end of the frozen process")
+    assert time.monotonic() - froze < within(20), "5 s, after which a group that does not answer is ended"
     running.until(lambda: running.step() > step + 100 or running.state(0) == "finished", "progress after the freeze")
-    assert time.monotonic() - froze < 90
     assert before.isdisjoint(process.pid for process in running.named(TRAIN_WORKER))
     running.ends()
     agree(running.home, NAME, undisturbed)
@@ -75,7 +77,7 @@ def test_a_driver_that_ends_is_resumed_by_the_same_command(
     asked = time.monotonic()
     running.driver.send_signal(number)
     running.ends(75 if number != signal.SIGKILL else -number)
-    assert time.monotonic() - asked < 20, "10 s to save its state, and the time of a busy machine"
+    assert time.monotonic() - asked < within(10), "it takes too long to save its state"
     done = oec("run", study, home=running.home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 to train" in done.stdout
@@ -159,7 +161,7 @@ def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: di
     assert stopped.stdout == f"cell {first} has ended\n", stopped.stderr
     assert running.state(0) == "pruned"
     running.until(lambda: running.state(1) == "running", "the next cell")
-    assert time.monotonic() - asked < 5 + took
+    assert time.monotonic() - asked < within(5) + took
     again = oec("stop", NAME, "--cell", first, home=running.home)
     assert again.returncode == 2
     assert "is pruned; name a cell that is running" in again.stderr
@@ -189,7 +191,7 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path:
         ended = time.monotonic()
         known = ledger_of(run.home, NAME).seq
         run.until(lambda: ledger_of(run.home, NAME).seq > known, "the next cell")
-        assert time.monotonic() - ended < 5
+        assert time.monotonic() - ended < within(5)
         assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
         run.ends()
     finally:

@@ -44,7 +44,7 @@ def group(home: Home, tokens: Tokens) -> Iterator[WarmGroup]:
     group = WarmGroup(config)
     assert done(group, job(home, cell(tokens, lr=9e-3)))["state"] == "finished"
     yield group
-    group.close()
+    group.close(timeout_s=60)
     alive = group.alive
     ray.shutdown()
     assert not alive, "the group did not end when it was closed"
