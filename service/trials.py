@@ -33,16 +33,16 @@ class Forgetful(FIFOScheduler):
     """
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        forget_ended(tune_controller)
+        forget_ended(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        forget_ended(tune_controller)
+        forget_ended(tune_controller, trial)  # which may be tried again
 
 
-def forget_ended(controller: Any) -> None:
-    """Remove the trials that have ended from everything that a ``TuneController`` keeps them in."""
+def forget_ended(controller: Any, current: Trial) -> None:
+    """Remove the trials that ended before ``current`` from everything that a ``TuneController`` keeps them in."""
     trials: list[Trial] = controller.get_trials()
-    ended = {trial for trial in trials if trial.status in ENDED}
+    ended = {trial for trial in trials if trial.status in ENDED and trial is not current}
     trials[:] = [trial for trial in trials if trial not in ended]
     kept = vars(controller)
     for holder in HOLDERS:

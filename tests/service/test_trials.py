@@ -27,7 +27,7 @@ def embedded() -> Iterator[None]:
 
 
 class Numbers(Searcher):
-    """The trials 0, 1, 2, ..., of which every fourth fails."""
+    """The trials 0, 1, 2, ..., of which every fourth fails, twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,13 @@ def test_a_driver_holds_no_trial_that_has_ended(tmp_path: Path, capfd: pytest.Ca
         tune_config=tune.TuneConfig(
             search_alg=Numbers(), scheduler=Forgetful(), num_samples=-1, max_concurrent_trials=2, reuse_actors=True
         ),
-        run_config=tune.RunConfig(name="numbers", storage_path=str(tmp_path), callbacks=[census, Silent()], verbose=0),
+        run_config=tune.RunConfig(
+            name="numbers",
+            storage_path=str(tmp_path),
+            failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[census, Silent()],
+            verbose=0,
+        ),
     ).fit()
     assert len(census.alive) == TRIALS * 3 // 4, "a trial is missing"
     assert max(census.alive) <= 5, f"two run, two ended, one waits; Tune keeps more in a place unknown: {census.alive}"
