@@ -1,13 +1,13 @@
 """Studies of short cells under random faults, and whether anything was lost.
 
-    python -m benchmarks.soak [--minutes 15] [--seed 1]
+    python -m benchmarks.soak [--minutes 15] [--cells 60] [--seed 1]
 
 A first study runs undisturbed for a third of the time, in one driver and one pair of warm workers: the slope of their
-memory over cells is printed (goal: less than 1 MB per 100 cells). Its cells are then trained again, study after study
-in a home of its own, while every few seconds something is done to it: SIGKILL to a Train worker, the trial's actor, the
-driver or MLflow's server, SIGSTOP to a worker, SIGTERM and SIGINT to the driver. After each study the invariants of
-``tests.faults`` must hold and every loss must be the undisturbed one's, bit for bit; the first that does not ends the
-soak with exit code 1.
+memory over cells is printed; from 400 cells on, 1 MB per 100 cells or more ends the soak with exit code 1. Its first
+cells are then trained again, study after study in a home of its own, at least one, while every few seconds something
+is done to it: SIGKILL to a Train worker, the trial's actor, the driver or MLflow's server, SIGSTOP to a worker, SIGTERM
+and SIGINT to the driver. After each study the invariants of ``tests.faults`` must hold and every loss must be the
+undisturbed one's, bit for bit; the first that does not ends the soak with exit code 1.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ from tests.faults.running import Run
 NAME = "soak"
 WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
 ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10"}
-ROUND_CELLS = 60
 RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
 FAULT_EVERY_S = (4.0, 16.0)
 WEIGHTS = {"SIGKILL of a Train worker": 4, "SIGSTOP of a Train worker": 2, "SIGKILL of a trial's actor": 2}
 """How often against the others: while a driver starts there is none of these processes to be found."""
 SETTLED = 50
 """Cells before memory is looked at: caches fill."""
+GOAL, ENOUGH = 1.0, 400
+"""MB per 100 cells, and the cells that it takes to say so."""
 
 
 def study(folder: Path, cells: int, steps: int = 60) -> Path:
@@ -66,13 +67,13 @@ def memory_of(run: Run) -> dict[tuple[str, int], float]:
     return found | {("worker", process.pid): process.memory_info().rss / 1e6 for process in run.named(WORKER)}
 
 
-def undisturbed(folder: Path, uri: str, minutes: float, console: Console) -> dict[str, float | None]:
-    """Losses by cell of as many cells as fit into the time, and the printed slope of memory."""
+def undisturbed(folder: Path, uri: str, minutes: float, cells: int, console: Console) -> dict[str, float | None]:
+    """Losses by cell of as many cells as fit into the time, ``cells`` at least, and the printed slope of memory."""
     run = Run(study(folder, 20_000), folder / "undisturbed", NAME, MLFLOW_TRACKING_URI=uri, **ENVIRONMENT)
     seen: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    done, until = 0, time.monotonic() + 60 * minutes
     try:
-        until = time.monotonic() + 60 * minutes
-        while time.monotonic() < until:
+        while time.monotonic() < until or done < cells:
             assert run.driver.poll() is None, run.log.read_text()[-4000:]
             time.sleep(2)
             if not ledger_path(run.home).exists():
@@ -86,13 +87,16 @@ def undisturbed(folder: Path, uri: str, minutes: float, console: Console) -> dic
         run.close()
     found = {cell: loss for cell, loss in losses(run.home, NAME).items() if loss is not None}
     console.print(f"undisturbed: {len(found)} cells in {minutes:.1f} min")
+    grew = False
     table = Table("", "first MB", "last MB", "MB per 100 cells", title="Memory")
     for (what, pid), samples in seen.items():
         settled = np.array([sample for sample in samples if sample[0] >= SETTLED])
         if len(settled) > 10:
             slope = np.polyfit(settled[:, 0], settled[:, 1], 1)[0] * 100
+            grew = grew or (slope >= GOAL and settled[-1, 0] >= ENOUGH)
             table.add_row(f"{what} {pid}", f"{settled[0, 1]:.0f}", f"{settled[-1, 1]:.0f}", f"{slope:+.2f}")
     console.print(table)
+    assert not grew, f"a process grows by {GOAL} MB per 100 cells or more"
     return found
 
 
@@ -109,10 +113,15 @@ def one_of(run: Run, title: str, act: Callable[[psutil.Process], None], draw: ra
 
 
 def disturbed(
-    folder: Path, server: Server, expected: dict[str, float | None], draw: random.Random, injected: Counter[str]
+    folder: Path,
+    server: Server,
+    cells: int,
+    expected: dict[str, float | None],
+    draw: random.Random,
+    injected: Counter[str],
 ) -> int:
-    """One study to its end, whatever is done to it; returns its cells."""
-    run = Run(study(folder, ROUND_CELLS), folder / "home", NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
+    """One study to its end, whatever is done to it; returns how many of its cells finished."""
+    run = Run(study(folder, cells), folder / "home", NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
     faults: dict[str, Callable[[], bool]] = {
         "SIGKILL of a Train worker": lambda: one_of(run, WORKER, psutil.Process.kill, draw),
         "SIGSTOP of a Train worker": lambda: one_of(run, WORKER, psutil.Process.suspend, draw),
@@ -148,7 +157,7 @@ def disturbed(
     )
     agree(run.home, NAME, uri=server.uri)
     found = losses(run.home, NAME)
-    assert len(found) == ROUND_CELLS
+    assert len(found) == cells
     for cell, loss in found.items():
         assert loss == expected[cell], f"cell {cell} ended at {loss}, undisturbed at {expected[cell]}"
     return ledger_of(run.home, NAME).counts()["finished"]
@@ -172,6 +181,7 @@ def restart(server: Server) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--cells", type=int, default=60, help="of each disturbed study")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     console, draw, injected, cells, rounds = Console(), random.Random(args.seed), Counter[str](), 0, 0
@@ -181,16 +191,16 @@ def main() -> None:
         server = Server(Path(folder) / "first")
         server.start()
         try:
-            expected = undisturbed(Path(folder) / "first", server.uri, args.minutes / 3, console)
+            expected = undisturbed(Path(folder) / "first", server.uri, args.minutes / 3, args.cells, console)
         finally:
             server.kill()
-        while time.monotonic() - began < 60 * args.minutes:
+        while not rounds or time.monotonic() - began < 60 * args.minutes:
             place = Path(folder) / str(rounds)
             place.mkdir()
             server = Server(place)
             server.start()
             try:
-                cells += disturbed(place, server, expected, draw, injected)
+                cells += disturbed(place, server, args.cells, expected, draw, injected)
             finally:
                 server.kill()
             assert not processes(place / "home"), "a process is left"

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer so long: its group is replaced
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # of 60; on a busy machine its imports alone take a minute
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow are the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours, see service.sweep

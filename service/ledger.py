@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -206,7 +207,10 @@ class Ledger:
             self.entries[cell_id] = Entry(cell, event["origin"])
         elif kind in STATES:
             entry = self.entries[event["cell"]]
-            entry.result, entry.state = event.get("result", {}), kind  # progress, in its thread, asks the state first
+            # Names are shared by all cells: half of what ten thousand results would take. Progress, in its thread, asks
+            # the state first.
+            result = dict(event.get("result", {}))
+            entry.result, entry.state = {sys.intern(name): value for name, value in result.items()}, kind
             entry.reused_from = event.get("reused_from")
         else:
             raise ValueError(f"unknown event {kind!r}")

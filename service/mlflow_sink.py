@@ -141,6 +141,7 @@ class MlflowSink:
             self._todo.put((cell, {"state": "running"}))
 
     def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+        self._last.pop(cell.id, None)
         self._todo.put((cell, record))
 
     def close(self, timeout_s: float) -> None:

@@ -61,7 +61,7 @@ class Progress:
 
     def ended(self, cell: Cell, record: dict[str, Any]) -> None:
         self._share.pop(cell.id, None)
-        done = (record.get("steps") or 0) / cell.training.steps - self._resumed_at.get(cell.id, 0.0)
+        done = (record.get("steps") or 0) / cell.training.steps - self._resumed_at.pop(cell.id, 0.0)
         self._flops_done += cell.flops * done
         self._tokens_done += cell.tokens * done
         if self._console.is_terminal:

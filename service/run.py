@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 
 from rich.console import Console
@@ -101,21 +102,20 @@ def train(
     from service.sweep import sweep
 
     join(address)
-    sink = MlflowSink(home.tracking_uri, home, plan.study)
     flush = FLUSH_INTERRUPTED_S
-    try:
+    with ExitStack() as held:
+        held.callback(ray.shutdown)
         at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
+        sink = MlflowSink(home.tracking_uri, home, plan.study)  # a study that does not fit has nothing to deliver
+        held.callback(lambda: sink.close(flush))
         head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))
         with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)), head:
             error = sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
         if error:
             console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
         flush = FLUSH_S
-    finally:
-        sink.close(flush)
-        ray.shutdown()
 
 
 def give_up(console: Console) -> None:

@@ -18,6 +18,7 @@ from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
 from service.search import CellSearch, open_storage
 from service.stopping import ask, asked
+from service.trials import Forgetful, Silent
 from trainers.data import Tokens
 from trainers.job import Event, Job
 
@@ -71,6 +72,7 @@ def sweep(
         tune.with_resources(trainable(plan.study, tokens, home), {"memory": TRIAL_MEMORY}),
         tune_config=tune.TuneConfig(
             search_alg=search,
+            scheduler=Forgetful(),  # type: ignore[no-untyped-call]
             num_samples=-1,  # until the search says that it is finished
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -81,7 +83,7 @@ def sweep(
             name=f"sweep-{plan.study.name}",
             storage_path=str(home.ray),
             failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES),
-            callbacks=[Recorder(ledger, [*observers, alike])],
+            callbacks=[Recorder(ledger, [*observers, alike]), Silent()],
             stop=alike,
             verbose=0,
         ),
@@ -179,13 +181,6 @@ class Recorder(tune.Callback):
             elif event["kind"] == "done":
                 self._end(cell, {name: value for name, value in event.items() if name != "kind"})
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune keeps every trial of a sweep, each with statistics of all numbers that it reported: two thirds of it."""
-        trial.metric_analysis.clear()
-        trial.metric_n_steps.clear()
-        trial.last_result.clear()
-        trial.last_result.update(done=True, events=[])  # without any column Tune would print a line a trial
-
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's actor or its group died more often than Tune and the mailbox try again."""
         reason = Path(trial.error_file).read_text() if trial.error_file else "its trial failed without a message"
@@ -202,4 +197,5 @@ class Recorder(tune.Callback):
             observer.ended(cell, record)
 
     def _cell(self, trial: Trial) -> Cell:
-        return Cell.model_validate(trial.config["cell"])
+        """The ledger's own, of which an observer may keep as many as it likes."""
+        return self._ledger.entries[Cell.model_validate(trial.config["cell"]).id].cell

@@ -20,6 +20,7 @@ from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
 from service.reporting import load, report
+from tests.timing import within
 
 pytestmark = pytest.mark.slow
 
@@ -255,7 +256,7 @@ def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path
     began = time.monotonic()
     shown = Opened(page, path)
     took = time.monotonic() - began
-    assert took < 10, "three seconds, and the time of a busy machine"
+    assert took < within(10), "it takes three seconds"
     choices = page.eval_on_selector_all("#view option", "options => options.map(o => o.value)")
     page.select_option("#view", choices[-1])
     shown.drawn()

@@ -4,6 +4,7 @@ file has for each, with Postgres from this machine's package, on loopback and on
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import socket
@@ -25,10 +26,12 @@ START_S, STOP_S = 240.0, 30.0
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Below those that the kernel gives to outgoing connections: one of these may be taken before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as listener:
+            if listener.connect_ex(("127.0.0.1", port)):  # nobody listens there
+                return port
 
 
 def postgres_program(name: str) -> str:

@@ -57,6 +57,6 @@ def exit_code(target: Any, *arguments: object) -> int:
     """What became of ``target`` in a process of its own."""
     process = SERVER.Process(target=target, args=arguments)
     process.start()
-    process.join(120)
-    assert process.exitcode is not None, "it neither ended nor died in two minutes"
+    process.join(300)
+    assert process.exitcode is not None, "it neither ended nor died in five minutes"
     return process.exitcode

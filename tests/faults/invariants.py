@@ -15,10 +15,12 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from service.home import Home
 from service.ledger import TERMINAL, Ledger
 from service.mlflow_sink import EXPERIMENT, REASON_CHARACTERS
+from trainers.rows import read
 
-GONE_S = 30.0
+GONE_S = 60.0
 """How long processes of an ended command may take to go."""
 
 
@@ -53,6 +55,14 @@ def agree(home: Path, study: str, undisturbed: dict[str, float | None] | None = 
         assert losses(home, study) == undisturbed, "a disturbed run has another loss than an undisturbed one"
 
 
+def starts(home: Path, study: str) -> list[int]:
+    """How often each cell was begun, in the order of their planning."""
+    ledger = ledger_of(home, study)
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    begun = Counter(line["cell"] for line in lines if line["event"] == "running")
+    return [begun[cell] for cell in ledger.entries]
+
+
 def losses(home: Path, study: str) -> dict[str, float | None]:
     return {cell: entry.result.get("val_loss") for cell, entry in ledger_of(home, study).entries.items()}
 
@@ -79,6 +89,8 @@ def nothing_runs_in_optuna(home: Path, study: str) -> None:
 
 
 def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
+    """A parent, and a run a cell: state, reason, factors, result, and its curve as the workers wrote it."""
+    client = MlflowClient(uri or f"sqlite:///{home / 'mlflow.db'}")
     parents, children = runs_of(home, study, uri)
     assert len(parents) == 1
     entries = ledger_of(home, study).entries
@@ -91,15 +103,24 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
         assert float(run.data.params["lr"]) == entry.cell.lr
         assert run.data.params["method"] == entry.cell.method
         assert run.info.status == ("FAILED" if entry.state == "crashed" else "FINISHED")
-        if entry.state != "crashed":
+        if entry.state in ("finished", "diverged"):
             assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result["val_loss"], rel=1e-6)
             assert run.data.metrics["l_init"] == pytest.approx(entry.result["l_init"], rel=1e-6)
+        if entry.reused_from is None:
+            rows = read(Home(home).metrics(cell_id, study))
+            curve = {(row["step"], row["val_loss"]) for row in rows if "val_loss" in row}
+            delivered = {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "val_loss")}
+            assert delivered == curve, f"the curve of {cell_id} in MLflow is another than its file's"
 
 
 def nothing_left_over(home: Path) -> None:
-    """No file that was being written, no checkpoint of an ended cell, no process of a command on this home."""
+    """No file that was being written, no checkpoint of a cell with a result, no process of a command on this home."""
     temporary = [path for path in home.rglob("*") if re.fullmatch(r".*-tmp|\..*-[0-9a-f]{32}", path.name)]
     assert not temporary, f"left over: {temporary}"
+    for name in Home(home).known():
+        ended = [entry.cell.id for entry in ledger_of(home, name).ended() if entry.state in ("finished", "diverged")]
+        kept = [cell for cell in ended if (Home(home).cell(cell, name) / "checkpoints").exists()]
+        assert not kept, f"checkpoints of ended cells: {kept}"
     deadline = time.monotonic() + GONE_S
     while left := processes(home):
         assert time.monotonic() < deadline, f"still there: {left}"

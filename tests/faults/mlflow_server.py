@@ -14,7 +14,7 @@ import psutil
 
 from tests.docker.stack import free_port
 
-UP_S = 90.0
+UP_S = 240.0
 
 
 class Server:

@@ -12,7 +12,7 @@ from tests.faults.invariants import ledger_of, processes
 from tests.service.oec import start
 
 NAME = "disturbed"
-DEADLINE_S = 300
+DEADLINE_S = 600
 
 
 def newest_step(home: Path, name: str) -> int:
@@ -41,6 +41,10 @@ class Run:
 
     def trains(self, beyond: int = 150) -> None:
         self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
+
+    def trains_the_second(self, beyond: int = 150) -> None:
+        self.trains()
+        self.until(lambda: self.state(0) == "finished" and self.step() > beyond, f"step {beyond} of the second cell")
 
     def named(self, title: str) -> list[psutil.Process]:
         """Processes of this run by the title that Ray gives them, the oldest first."""

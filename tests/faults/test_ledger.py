@@ -110,7 +110,7 @@ def deliver(home: Home, name: str, start: Any) -> None:
             sink.running(cell)
             ledger.end(cell.id, "finished", RESULT)
             sink.ended(cell, ledger.entries[cell.id].record(name))
-        sink.close(60)
+        sink.close(300)
         sync(home.tracking_uri, home, study, ledger, home.study(name) / "report")
 
 
@@ -124,7 +124,7 @@ def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypa
     for driver in drivers:
         driver.start()
     for driver in drivers:
-        driver.join(120)
+        driver.join(400)
         assert driver.exitcode == 0
     monkeypatch.delenv("OEC_HOME")
     for name in ("one", "two"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.service.oec import oec
 pytestmark = pytest.mark.slow
 
 DOWN_S = 60.0
+SECRETS = ("a-password-of-this-test", "a-token-of-this-test-alone-0123456789")
 
 
 @pytest.fixture
@@ -29,8 +31,22 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def running(study: Path, tmp_path: Path, server: Server) -> Iterator[Run]:
-    run = Run(study, tmp_path / "home", MLFLOW_TRACKING_URI=server.uri)
+def ray_folder() -> Iterator[Path]:
+    """For all that Ray logs; short, as its sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="oec-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def secret(server: Server, ray_folder: Path) -> dict[str, str]:
+    """What a command is told that nobody else is to know."""
+    uri = server.uri.replace("//", f"//somebody:{SECRETS[0]}@")
+    return {"MLFLOW_TRACKING_URI": uri, "RAY_AUTH_TOKEN": SECRETS[1], "RAY_TMPDIR": str(ray_folder)}
+
+
+@pytest.fixture
+def running(study: Path, tmp_path: Path, secret: dict[str, str]) -> Iterator[Run]:
+    run = Run(study, tmp_path / "home", **secret)
     yield run
     run.close()
 
@@ -53,19 +69,26 @@ def test_a_minute_without_mlflow_costs_neither_time_nor_numbers(
 
 
 @pytest.mark.fault("MLflow down for the whole study")
-def test_what_a_study_could_not_deliver_sync_does(
-    running: Run, server: Server, undisturbed: dict[str, float | None]
+def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
+    running: Run, server: Server, secret: dict[str, str], ray_folder: Path, undisturbed: dict[str, float | None]
 ) -> None:
+    """The address has a password, and many messages name the address: in no file of the home, of MLflow's store and
+    artifacts (the page is one), of Ray's logs, and in nothing that was printed is it, nor the token of Ray."""
     running.until(lambda: "cells at once" in running.log.read_text(), "a connection to Ray")
     server.kill()
     said = running.ends()
     assert "not in MLflow yet" in said
     assert f"run `oec sync {NAME}` when it is well again" in said
-    refused = oec("sync", NAME, home=running.home, MLFLOW_TRACKING_URI=server.uri)
+    refused = oec("sync", NAME, home=running.home, **secret)
     assert refused.returncode == 2
     assert "is not reachable" in refused.stderr
     server.start()
     for _ in range(2):
-        synced = oec("sync", NAME, home=running.home, MLFLOW_TRACKING_URI=server.uri)
+        synced = oec("sync", NAME, home=running.home, **secret)
         assert synced.stdout == "2 cells are in MLflow\n", synced.stderr
     agree(running.home, NAME, undisturbed, server.uri)
+    files = [path for root in (running.home.parent, ray_folder) for path in root.rglob("*") if path.is_file()]
+    assert {"report.html", "ledger.jsonl", "server.db", "raylet.out"} <= {path.name for path in files}
+    shown = {str(path): path.read_bytes() for path in files} | {"said": f"{said}{refused}{synced}".encode()}
+    found = [(where, secret) for where, what in shown.items() for secret in SECRETS if secret.encode() in what]
+    assert not found

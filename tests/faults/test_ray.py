@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.faults.invariants import (
-    agree,
-    ledger_of,
-    losses,
-    nothing_left_over,
-    nothing_runs_in_optuna,
-    one_end_a_cell,
-)
+from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
 from tests.faults.running import NAME, Run
 from tests.service.oec import oec
+from tests.timing import within
 
 pytestmark = pytest.mark.slow
 
+POISON = Path(__file__).with_name("poison")
+"""A folder for ``PYTHONPATH``, see there."""
 TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
 
 
@@ -58,8 +54,9 @@ def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturb
     frozen = running.named(TRAIN_WORKER)[-1]
     frozen.suspend()
     froze, step = time.monotonic(), running.step()
+    running.until(lambda: frozen not in running.named(TRAIN_WORKER), "the end of the frozen process")
+    assert time.monotonic() - froze < within(20), "5 s, after which a group that does not answer is ended"
     running.until(lambda: running.step() > step + 100 or running.state(0) == "finished", "progress after the freeze")
-    assert time.monotonic() - froze < 90
     assert before.isdisjoint(process.pid for process in running.named(TRAIN_WORKER))
     running.ends()
     agree(running.home, NAME, undisturbed)
@@ -75,13 +72,16 @@ def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturb
 def test_a_driver_that_ends_is_resumed_by_the_same_command(
     running: Run, study: Path, undisturbed: dict[str, float | None], number: signal.Signals
 ) -> None:
-    running.trains()
+    """In its second cell: the first is not trained again."""
+    running.trains_the_second()
     asked = time.monotonic()
     running.driver.send_signal(number)
     running.ends(75 if number != signal.SIGKILL else -number)
-    assert time.monotonic() - asked < 20, "10 s to save its state, and the time of a busy machine"
+    assert time.monotonic() - asked < within(10), "it takes too long to save its state"
     done = oec("run", study, home=running.home)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to train" in done.stdout
+    assert starts(running.home, NAME) == [1, 2], "the finished cell was trained again"
     agree(running.home, NAME, undisturbed)
 
 
@@ -126,6 +126,30 @@ def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
     agree(running.home, NAME, undisturbed)
 
 
+@pytest.mark.fault("a loss that is not finite on one rank only")
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_one_rank_s_loss_ends_the_cell_on_both_and_the_group_stays_warm(
+    study: Path, undisturbed: dict[str, float | None], tmp_path: Path, value: str
+) -> None:
+    flag = tmp_path / "poison"
+    run = Run(study, tmp_path / "home", PYTHONPATH=f"{POISON}:{os.environ.get('PYTHONPATH', '')}", POISON=str(flag))
+    try:
+        run.trains()
+        workers = {process.pid for process in run.named(TRAIN_WORKER)}
+        flag.write_text(value)
+        run.until(lambda: run.state(0) == "diverged", "the end of the cell as diverged")
+        assert not flag.exists(), "it was not rank 1 that brought it about"
+        run.until(lambda: run.state(1) == "running" and run.step() > 0, "a step of the next cell")
+        assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
+        run.ends()
+    finally:
+        run.close()
+    agree(run.home, NAME)
+    first, second = ledger_of(run.home, NAME).entries.values()
+    assert " at step " in first.result["reason"]
+    assert second.result["val_loss"] == undisturbed[second.cell.id]
+
+
 @pytest.mark.fault("oec stop of a cell")
 def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: dict[str, float | None]) -> None:
     running.trains()
@@ -137,13 +161,14 @@ def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: di
     assert stopped.stdout == f"cell {first} has ended\n", stopped.stderr
     assert running.state(0) == "pruned"
     running.until(lambda: running.state(1) == "running", "the next cell")
-    assert time.monotonic() - asked < 5 + took
+    assert time.monotonic() - asked < within(5) + took
     again = oec("stop", NAME, "--cell", first, home=running.home)
     assert again.returncode == 2
     assert "is pruned; name a cell that is running" in again.stderr
     running.trains()
     assert {process.pid for process in running.named(TRAIN_WORKER)} == workers
     running.ends()
+    agree(running.home, NAME)
     assert losses(running.home, NAME)[second] == undisturbed[second]
     assert ledger_of(running.home, NAME).entries[first].result["reason"] == "oec stop"
 
@@ -166,7 +191,7 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path:
         ended = time.monotonic()
         known = ledger_of(run.home, NAME).seq
         run.until(lambda: ledger_of(run.home, NAME).seq > known, "the next cell")
-        assert time.monotonic() - ended < 5
+        assert time.monotonic() - ended < within(5)
         assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
         run.ends()
     finally:
@@ -176,9 +201,7 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path:
     assert {entry.origin for entry in pruned} == {"refine"}, "a cell of the grid was pruned"
     assert all(entry.result["reason"].startswith("the median pruner: val_loss ") for entry in pruned)
     assert len(entries) == 12
-    one_end_a_cell(run.home, NAME)
-    nothing_runs_in_optuna(run.home, NAME)
-    nothing_left_over(run.home)
+    agree(run.home, NAME)
 
 
 @pytest.mark.fault("oec stop of a study")
@@ -190,7 +213,7 @@ def test_stop_ends_a_study_which_the_same_command_resumes(
     assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
     assert "the same command goes on" in running.ends(75)
     assert running.step() > 150, "its checkpoint is kept"
-    nothing_runs: subprocess.CompletedProcess[str] = oec("stop", NAME, home=running.home)
+    nothing_runs = oec("stop", NAME, home=running.home)
     assert nothing_runs.returncode == 2
     assert "is not being run" in nothing_runs.stderr
     done = oec("run", study, home=running.home)
@@ -205,4 +228,5 @@ def test_what_a_kill_left_in_a_study_s_folder_is_not_taken_for_a_request(study: 
     (home / "studies" / NAME / "stop" / "study").touch()
     done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
+    agree(home, NAME)
     assert not list((home / "studies" / NAME / "stop").iterdir())

@@ -16,7 +16,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "OEC_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
 
-def oec(*arguments: object, home: Path, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+def oec(*arguments: object, home: Path, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(OEC), *map(str, arguments)],
         capture_output=True,

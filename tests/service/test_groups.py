@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 import ray
+from ray._private.worker import get_dashboard_url
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
@@ -44,7 +48,7 @@ def group(home: Home, tokens: Tokens) -> Iterator[WarmGroup]:
     group = WarmGroup(config)
     assert done(group, job(home, cell(tokens, lr=9e-3)))["state"] == "finished"
     yield group
-    group.close()
+    group.close(timeout_s=60)
     alive = group.alive
     ray.shutdown()
     assert not alive, "the group did not end when it was closed"
@@ -66,6 +70,19 @@ def workers() -> set[int]:
     """Process ids of this cluster's Ray Train workers."""
     children = psutil.Process().children(recursive=True)
     return {child.pid for child in children if "RayTrainWorker" in "".join(child.cmdline()[:1])}
+
+
+def test_a_cluster_of_ours_listens_on_loopback_and_asks_for_the_token(group: WarmGroup) -> None:
+    """Its dashboard: what takes jobs. Without the token of this user it takes none."""
+    address = get_dashboard_url()
+    assert address.startswith("127.0.0.1:")
+    with pytest.raises(HTTPError) as refused:
+        urlopen(f"http://{address}/api/jobs/", timeout=30)
+    assert refused.value.code == 401
+    token = os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").read_text()
+    asked = Request(f"http://{address}/api/jobs/", headers={"Authorization": f"Bearer {token.strip()}"})
+    with urlopen(asked, timeout=30) as answer:
+        assert answer.status == 200
 
 
 def test_cells_one_after_another_in_the_same_processes(group: WarmGroup, home: Home, tokens: Tokens) -> None:

@@ -1,0 +1,81 @@
+"""A real sweep of Ray Tune forgets the trials that have ended; its driver does not grow with them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from service import cluster
+from service.trials import Forgetful, Silent
+
+TRIALS = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def embedded() -> Iterator[None]:
+    cluster.connect(None)
+    yield
+    ray.shutdown()
+
+
+class Numbers(Searcher):
+    """The trials 0, 1, 2, ..., of which every fourth fails, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        self.number += 1
+        return {"number": self.number - 1} if self.number <= TRIALS else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None: ...
+
+    def save(self, checkpoint_path: str) -> None: ...
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+
+class Census(tune.Callback):
+    """Which trials the process holds when one ends, whoever holds them."""
+
+    def __init__(self) -> None:
+        self.alive: list[int] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        gc.collect()
+        self.alive.append(sum(type(one) is Trial for one in gc.get_objects()))
+
+
+def train(config: dict[str, Any]) -> None:
+    if config["number"] % 4 == 3:
+        raise ValueError(f"trial {config['number']}")
+    tune.report({"number": config["number"]})
+
+
+def test_a_driver_holds_no_trial_that_has_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    census = Census()
+    tune.Tuner(
+        tune.with_resources(train, {"memory": 1e6}),
+        tune_config=tune.TuneConfig(
+            search_alg=Numbers(), scheduler=Forgetful(), num_samples=-1, max_concurrent_trials=2, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name="numbers",
+            storage_path=str(tmp_path),
+            failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[census, Silent()],
+            verbose=0,
+        ),
+    ).fit()
+    assert len(census.alive) == TRIALS * 3 // 4, "a trial is missing"
+    assert max(census.alive) <= 5, f"two run, two ended, one waits; Tune keeps more in a place unknown: {census.alive}"
+    assert "completed" not in capfd.readouterr().out, "Tune prints into the user's log"
