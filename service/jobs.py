@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service import cluster
+from service import cluster, storage
+from service.shipping import Shipment
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -85,7 +87,7 @@ class Jobs:
         home: str | None,
         retry_crashed: bool = False,
         environment: Mapping[str, str] = {},
-        working_dir: Path | None = None,
+        working_dir: Shipment | None = None,
         driver_resource: str | None = None,
         driver_labels: Mapping[str, str] = {},
     ) -> str:
@@ -96,7 +98,7 @@ class Jobs:
         Args:
             home: absolute, on storage that every node sees; the cluster's own ``OEC_HOME`` by default.
             environment: of the driver and all workers.
-            working_dir: a folder whose code runs in place of the installed one.
+            working_dir: files whose code runs in place of the installed one.
             driver_resource: a resource of Ray that the driver's node must have.
             driver_labels: labels of Ray that the driver's node must have.
 
@@ -107,8 +109,21 @@ class Jobs:
         entrypoint = command(study, retry_crashed=retry_crashed)
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(SAVE_S), **environment, **({"OEC_HOME": home} if home else {})}
         runtime: dict[str, Any] = {"env_vars": variables}
-        if working_dir:
-            runtime["working_dir"] = str(working_dir)
+        with tempfile.TemporaryDirectory() as place:
+            if working_dir:
+                runtime["working_dir"] = str(working_dir.archive(Path(place)))
+            return self._submit(study, home, entrypoint, runtime, driver_resource, driver_labels)
+
+    def _submit(
+        self,
+        study: Study,
+        home: str | None,
+        entrypoint: str,
+        runtime: Mapping[str, Any],
+        driver_resource: str | None,
+        driver_labels: Mapping[str, str],
+    ) -> str:
+        """Under the next free id: of several who submit at once, each takes one, or finds that the study runs."""
         while True:
             before = self.all()
             for job in before:
@@ -121,7 +136,7 @@ class Jobs:
                 submitted: str = self._client.submit_job(
                     entrypoint=entrypoint,
                     submission_id=id,
-                    runtime_env=runtime,
+                    runtime_env=dict(runtime),
                     metadata={"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
                     entrypoint_num_cpus=0,
                     entrypoint_num_gpus=0,
@@ -261,11 +276,11 @@ def portable(study: Study, home: str | None) -> None:
     """See that study and home mean the same on the cluster as here.
 
     Raises:
-        InvalidInput: a path is relative, which on the cluster is relative to somewhere else.
+        InvalidInput: a path is relative, which on the cluster is relative to somewhere else, or no path.
     """
-    paths = {"data.path": study.data.path, "data.validation": study.data.validation, "--home": home}
-    for field, path in paths.items():
-        if path and not Path(path).is_absolute() and "://" not in path:
+    at = str(storage.local(home)) if home else None
+    for field, path in {"data.path": study.data.path, "data.validation": study.data.validation, "--home": at}.items():
+        if path and not Path(path).is_absolute():
             remedy = "give an absolute path on storage that every node of the cluster sees"
             raise InvalidInput(field, path, "is relative, which on the cluster is somewhere else", remedy)
 
