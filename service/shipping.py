@@ -16,22 +16,22 @@ from pathspec import GitIgnoreSpec
 from search_spaces.errors import InvalidInput
 
 NEVER = GitIgnoreSpec.from_lines(
-    """
-    .git
-    .venv
-    venv/
-    node_modules/
-    __pycache__/
-    *.egg-info/
-    .*_cache/
-    /data/
-    /mlruns/
-    *.bin
-    *.parquet
-    *.pt
-    *.safetensors
-    *.db
-    """.split()
+    [
+        ".git",
+        ".venv",
+        "venv/",
+        "node_modules/",
+        "__pycache__/",
+        "*.egg-info/",
+        ".*_cache/",
+        "/data/",
+        "/mlruns/",
+        "*.bin",
+        "*.parquet",
+        "*.pt",
+        "*.safetensors",
+        "*.db",
+    ]
 )
 """Versions, environments, caches, and data, which belong on the cluster's storage."""
 IGNORE_FILES = (".gitignore", ".rayignore")
