@@ -143,6 +143,11 @@ class MlflowSink:
     def ended(self, cell: Cell, record: dict[str, Any]) -> None:
         self._todo.put((cell, record))
 
+    @property
+    def backlog(self) -> int:
+        """Deliveries that wait."""
+        return self._todo.qsize()
+
     def close(self, timeout_s: float) -> None:
         """Go on delivering for at most ``timeout_s``; ``sync`` knows what is left then."""
         self._todo.put(None)

@@ -98,7 +98,7 @@ def train(
     cluster.configure()
     import ray  # seconds, and not needed to refuse a study
 
-    from service.sweep import sweep
+    from service.sweep import sweep, warm
 
     join(address)
     sink = MlflowSink(home.tracking_uri, home, plan.study)
@@ -109,7 +109,10 @@ def train(
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
         head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))
         with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)), head:
-            error = sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
+            train_cell = warm(plan.study, tokens, home)
+            error = sweep(
+                plan, train_cell, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed
+            )
         if error:
             console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
         flush = FLUSH_S
