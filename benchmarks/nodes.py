@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Nodes:
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        """What a driver needs to join."""
+        """What a driver needs to join, from its start: Ray reads the token once a process."""
         self._ends = ExitStack()
         self._count = 0
 
@@ -87,19 +87,6 @@ class Nodes:
             [sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=False
         )
         return int(found.stdout) if found.returncode == 0 else 0
-
-    @contextmanager
-    def environs(self) -> Iterator[None]:
-        """What a driver needs to join, in this process's environment."""
-        before = {name: os.environ.get(name) for name in self.environment}
-        os.environ |= self.environment
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
 
 
 def free_port() -> int:

@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale [--cells 10000] [--at-once 64] [--seconds 2]
 
-Two nodes declare a core and an accelerator for each cell at once. Sweep, ledger, Optuna, progress and MLflow are those of
-``oec run``; in place of a worker group stands ``benchmarks.replay``, which tells the published runs, their time
-compressed so that a cell of the mean takes ``--seconds``. Printed: how fast cells are scheduled, at the beginning and at
-the end; how long a slot waits between two cells; what the driver takes; how far ledger and MLflow are behind; and how
-long the same study takes to start again.
+Two nodes declare a core and an accelerator for each cell at once. Sweep, ledger, Optuna, progress and MLflow are those
+of ``oec run``; in place of a worker group stands ``benchmarks.replay``, which tells the published runs, their time
+compressed so that a cell of the mean takes ``--seconds``. Printed: how fast cells are scheduled, at the beginning and
+at the end; how long a slot waits between two cells; what the driver takes; how far ledger and MLflow are behind; and
+how long the same study takes to start again.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from itertools import pairwise
 from statistics import quantiles
 from typing import Any
 
@@ -35,7 +35,7 @@ from benchmarks.replay import Replay, published
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster
+from service import cluster, placement
 from service.home import Home
 from service.ledger import Ledger
 from service.mlflow_sink import MlflowSink, Store
@@ -45,6 +45,8 @@ from trainers.job import Event
 DATA = "published"
 """Stands where the digest of the tokens stands: none are read."""
 DELIVERED_S = 900.0
+"""How long the end waits for MLflow."""
+MEAN_SECONDS = sum(float(run["train_seconds"]) for run in published()) / len(published())
 
 
 def study(cells: int, trials: int) -> Study:
@@ -118,31 +120,13 @@ class Simulated:
     """When that was given up."""
 
 
-@contextmanager
-def nodes(at_once: int) -> Iterator[Nodes]:
-    """Two nodes for ``at_once`` cells of one worker with an accelerator; this process has joined them."""
-    import ray
-
-    half = ["--num-cpus", str(-(-at_once // 2)), "--num-gpus", str(-(-at_once // 2))]
-    with Nodes() as made, made.environs():
-        made.head(*half)
-        made.worker(*half)
-        cluster.connect(made.address)
-        try:
-            yield made
-        finally:
-            ray.shutdown()
-
-
 def simulate(spec: Study, home: Home, at_once: int, train: Replay, console: Console) -> Simulated:
     """The sweep of ``service.run.train`` on the cluster that this process has joined."""
-    import ray
-
     from service.sweep import sweep
 
     plan = Plan(spec, DATA)
     home.claim(spec)
-    fits = cluster.concurrency(spec.resources, ray.cluster_resources())
+    fits = placement.concurrency(spec.resources, placement.joined())
     with TimedLedger(home.ledger(spec.name), spec.name, write=True) as ledger:
         ledger.plan(plan.cells)
         sink = MlflowSink(home.tracking_uri, home, spec)
@@ -195,7 +179,7 @@ def show(found: Simulated, at_once: int, home: Home) -> Iterator[Table | str]:
     """The figures."""
     marks, ends = found.marks, [datetime.fromisoformat(line["at"]).timestamp() for line in found.ended]
     table = Table("cells", "cells/s", "driver CPU s per 1,000", "of them scheduling", "RSS MiB", "MLflow behind")
-    for before, mark in zip(marks, marks[1:], strict=False):
+    for before, mark in pairwise(marks):
         cells = mark.cells - before.cells
         table.add_row(
             f"{mark.cells:,}",
@@ -209,12 +193,13 @@ def show(found: Simulated, at_once: int, home: Home) -> Iterator[Table | str]:
     results = [line["result"] for line in found.ended]
     waited = [result["waited_seconds"] for result in results if result["waited_seconds"] is not None]
     slots = len({result["slot"] for result in results})
-    cells = len(ends)
-    yield f"{cells:,} cells in {ends[-1] - ends[0]:.0f} s on {slots} slots of {at_once}: {cells / (ends[-1] - ends[0]):.1f} cells/s"
+    cells, took = len(ends), ends[-1] - ends[0]
+    yield f"{cells:,} cells in {took:.0f} s on {slots} slots of {at_once}: {cells / took:.1f} cells/s"
     yield f"a slot between two cells: {spread(waited)}"
     lag = [end - result["ended_at"] for end, result in zip(ends, results, strict=True)]
     yield f"from a cell's end to its line in the ledger: {spread(lag)}"
-    yield f"a write to the ledger, synced: {spread(found.append_seconds[2:])}; {found.ledger_bytes / cells:,.0f} bytes a cell"
+    yield f"a write to the ledger, synced: {spread(found.append_seconds[2:])}"
+    yield f"the ledger: {found.ledger_bytes / 2**20:.1f} MiB, {found.ledger_bytes / cells:,.0f} bytes a cell"
     yield f"MLflow has everything {found.delivered_seconds:.1f} s after the last cell; undelivered {found.undelivered}"
     for what, path in (("Optuna's journal", home.optuna("scale")), ("mlflow.db", home.path / "mlflow.db")):
         yield f"{what}: {path.stat().st_size / 2**20:.1f} MiB, {path.stat().st_size / cells:,.0f} bytes a cell"
@@ -232,31 +217,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--evaluations", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a cell of the mean")
+    parser.add_argument("--evaluations", type=int, default=3, help="of a cell; each a row of its metrics")
+    parser.add_argument("--trials", type=int, default=5, help="of Optuna, for each scale and method")
     parser.add_argument("--home", help="kept; a temporary folder by default")
+    parser.add_argument("--join", help=argparse.SUPPRESS)
     parser.add_argument("--resubmit", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    console = Console()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))  # which ends the nodes
     spec = study(arguments.cells, arguments.trials)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Home.open(arguments.home or folder)
-        if arguments.resubmit:
-            for what, seconds in resubmitted(home, spec):
-                console.print(f"{what}: {seconds:.2f}")
-            return
-        mean = sum(float(run["train_seconds"]) for run in published()) / len(published())
-        speedup = mean / arguments.seconds
-        console.print(f"{Plan(spec, DATA).cell_count:,} cells, {arguments.at_once} at once, time x {speedup:,.0f}")
-        with nodes(arguments.at_once):
-            train = Replay(speedup=speedup, evaluations=arguments.evaluations)
-            found = simulate(spec, home, arguments.at_once, train, Console(stderr=True))
+    if arguments.join:
+        cluster.connect(arguments.join)
+        train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
+        home = Home.open(arguments.home)
+        found = simulate(spec, home, arguments.at_once, train, Console(stderr=True))
         for line in show(found, arguments.at_once, home):
-            console.print(line, soft_wrap=True, highlight=False)
-        console.print("the same study again:")
-        again = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--resubmit", "--home", str(home.path)]
-        subprocess.run(again, check=True)
+            Console().print(line, soft_wrap=True, highlight=False)
+    elif arguments.resubmit:
+        for what, figure in resubmitted(Home.open(arguments.home), spec):
+            print(f"{what}: {figure:.2f}")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(arguments.at_once, arguments.home or folder)
+
+
+def measure(at_once: int, home: str) -> None:
+    """The sweep, then the same study again: each in a process of its own, with this one's options."""
+    half = ["--num-cpus", str(-(-at_once // 2)), "--num-gpus", str(-(-at_once // 2))]
+    again = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--home", home]
+    with Nodes() as nodes:
+        nodes.head(*half)
+        nodes.worker(*half)
+        subprocess.run([*again, "--join", nodes.address], env={**os.environ, **nodes.environment}, check=True)
+    subprocess.run([*again, "--resubmit"], check=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster, mlflow_sink
+from service import cluster, mlflow_sink, placement
 from service.home import Home
 from service.ledger import Ledger, finished_elsewhere
 from service.mlflow_sink import MlflowSink
@@ -64,7 +64,7 @@ def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, 
     mlflow_sink.check(home.tracking_uri)
     embedded = cluster.address(address) is None
     if embedded:
-        cluster.concurrency(study.resources, {"CPU": cluster.local_cores(), "GPU": cluster.local_gpus()})
+        placement.concurrency(study.resources, cluster.this_machine())
     tokens = tokens_of(study, home, console.print)
     plan = Plan(study, tokens.digest)
     home.claim(study)
@@ -104,7 +104,7 @@ def train(
     sink = MlflowSink(home.tracking_uri, home, plan.study)
     flush = FLUSH_INTERRUPTED_S
     try:
-        at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        at_once = placement.at_once(plan.study.resources, placement.joined())
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
         head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
@@ -16,6 +17,7 @@ from search_spaces.study import Study
 from service.groups import GroupConfig, shared
 from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
+from service.placement import TRIAL_MEMORY
 from service.search import CellSearch, open_storage
 from service.stopping import ask, asked
 from trainers.data import Tokens
@@ -23,8 +25,6 @@ from trainers.job import Event, Job
 
 logger = logging.getLogger(__name__)
 
-TRIAL_MEMORY = 512 * 2**20
-"""Bytes declared for a trial's actor. It asks for no core: those are its workers'."""
 TRIAL_FAILURES = 2
 """How often Tune starts a trial anew when its actor died."""
 ALIKE = 3
@@ -79,6 +79,7 @@ def sweep(
             num_samples=-1,  # until the search says that it is finished
             max_concurrent_trials=at_once,
             reuse_actors=True,
+            scheduler=InOrder(),
             trial_name_creator=lambda trial: str(trial.trial_id),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
@@ -130,6 +131,18 @@ def trainable(study: Study, train: Train, home: Home) -> Callable[[dict[str, Any
                 tune.report({"events": events})
 
     return train_cell
+
+
+class InOrder(FIFOScheduler):
+    """Leaves to Tune which trial is next: the new one, in the actor of the one that ended.
+
+    Tune's own scheduler names the oldest trial that waits instead. That one gets the actor, and the actor that starts for
+    it is ended, so that with cells shorter than the start of an actor most slots never come up. It also looks for that
+    trial among all of the sweep, at every event.
+    """
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        return None
 
 
 class CrashedAlike(tune.Stopper):
