@@ -136,10 +136,13 @@ def trainable(study: Study, train: Train, home: Home) -> Callable[[dict[str, Any
 class InOrder(FIFOScheduler):
     """Leaves to Tune which trial is next: the new one, in the actor of the one that ended.
 
-    Tune's own scheduler names the oldest trial that waits instead. That one gets the actor, and the actor that starts for
-    it is ended, so that with cells shorter than the start of an actor most slots never come up. It also looks for that
-    trial among all of the sweep, at every event.
+    Tune's own scheduler names the oldest trial that waits instead. That one gets the actor, and the actor that starts
+    for it is ended, so that with cells shorter than the start of an actor most slots never come up. It also looks for
+    that trial among all of the sweep, at every event.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def choose_trial_to_run(self, tune_controller: object) -> None:
         return None
