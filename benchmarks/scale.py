@@ -44,8 +44,6 @@ from trainers.job import Event
 
 DATA = "published"
 """Stands where the digest of the tokens stands: none are read."""
-DELIVERED_S = 900.0
-"""How long the end waits for MLflow."""
 MEAN_SECONDS = sum(float(run["train_seconds"]) for run in published()) / len(published())
 
 
@@ -120,21 +118,22 @@ class Simulated:
     """When that was given up."""
 
 
-def simulate(spec: Study, home: Home, at_once: int, train: Replay, console: Console) -> Simulated:
+def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:
     """The sweep of ``service.run.train`` on the cluster that this process has joined."""
     from service.sweep import sweep
 
     plan = Plan(spec, DATA)
     home.claim(spec)
     fits = placement.concurrency(spec.resources, placement.joined())
-    with TimedLedger(home.ledger(spec.name), spec.name, write=True) as ledger:
+    ledger = TimedLedger(home.ledger(spec.name), spec.name, write=True)
+    with ledger:
         ledger.plan(plan.cells)
         sink = MlflowSink(home.tracking_uri, home, spec)
         marks = Marks(plan.cell_count, sink)
-        with Progress(plan, ledger, console) as progress:
+        with Progress(plan, ledger, Console(stderr=True)) as progress:
             sweep(plan, train, home, ledger, [progress, sink, marks], at_once=min(at_once, fits))
         over = time.monotonic()
-        sink.close(DELIVERED_S)
+        sink.close(deliver_s)
         delivered = time.monotonic() - over
     lines = [json.loads(line) for line in home.ledger(spec.name).read_text().splitlines()]
     return Simulated(
@@ -220,6 +219,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a cell of the mean")
     parser.add_argument("--evaluations", type=int, default=3, help="of a cell; each a row of its metrics")
     parser.add_argument("--trials", type=int, default=5, help="of Optuna, for each scale and method")
+    parser.add_argument("--deliver", type=float, default=900.0, help="seconds that the end waits for MLflow")
     parser.add_argument("--home", help="kept; a temporary folder by default")
     parser.add_argument("--join", help=argparse.SUPPRESS)
     parser.add_argument("--resubmit", action="store_true", help=argparse.SUPPRESS)
@@ -230,7 +230,7 @@ def main() -> None:
         cluster.connect(arguments.join)
         train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
         home = Home.open(arguments.home)
-        found = simulate(spec, home, arguments.at_once, train, Console(stderr=True))
+        found = simulate(spec, home, arguments.at_once, train, arguments.deliver)
         for line in show(found, arguments.at_once, home):
             Console().print(line, soft_wrap=True, highlight=False)
     elif arguments.resubmit:
