@@ -113,7 +113,9 @@ def _none_fits(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInput:
                 "resources.workers",
                 workers,
                 f"is more than the cluster has: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}",
-                f"use at most {int(total // each)} workers" if total >= each else f"use a cluster with {kind}s",
+                f"use at most {int(total // each)} workers"
+                if total >= each
+                else f"use a cluster with {kind}s, or set resources.autoscale for one that starts nodes",
             )
     places = sum(places_on(resources, node) for node in nodes)
     takes = f"{resources.cpus_per_worker} CPU"
