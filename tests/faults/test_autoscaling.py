@@ -38,8 +38,8 @@ def nodes() -> Iterator[Nodes]:
             "provider": {"type": "fake_multinode", "gcs_address": made.address},
             "available_node_types": kinds,
             "head_node_type": "ray.head.default",
-            **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
-            **dict.fromkeys(("initialization_commands", "setup_commands", "cluster_synced_files"), []),
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in ("initialization_commands", "setup_commands", "cluster_synced_files")},
             **{f"{node}_{when}_commands": [] for node in ("head", "worker") for when in ("setup", "start_ray")},
         }
         made.head("--num-cpus", "0", autoscaling=configuration, RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
