@@ -23,6 +23,8 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+CurveKey = tuple[str, str, str, float | None]
+"""Scale, attention norm, method and strength: what the cells of one curve share."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -95,6 +97,10 @@ class Cell(Frozen):
         """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and its scale's shape."""
         content = self.model_dump(mode="json") | {"scale": asdict(self.shape)}
         return digest(content)[:12]
+
+    @property
+    def curve(self) -> CurveKey:
+        return self.scale, self.attention_norm, self.method, self.gamma
 
     @property
     def label(self) -> str:

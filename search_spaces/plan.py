@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from search_spaces.cell import Cell
+from search_spaces.cell import Cell, CurveKey
 from search_spaces.edge import most_cells
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -27,6 +27,10 @@ class Curve:
     method: str
     gamma: float | None
     cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> CurveKey:
+        return self.scale, self.attention_norm, self.method, self.gamma
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
 from search_spaces.scales import SCALES
 
+GPU_UNIT = 1e-4
+"""The smallest share of an accelerator that Ray can count."""
+
 T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "studies"
 FEWEST_STEPS = 20
@@ -160,7 +163,13 @@ class ResourceSpec(Frozen):
 
     workers: int = Field(default=1, gt=0, description="DDP workers a cell.")
     cpus_per_worker: int = Field(default=1, gt=0, description="Cores a worker.")
-    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="Accelerators a worker: 0 (gloo) or 1 (NCCL).")
+    gpus_per_worker: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Accelerators a worker: 0 (gloo), 1 (NCCL), or a share of one, for small cells of one worker. "
+        "0.25 puts four on a device.",
+    )
     concurrency: int | None = Field(
         default=None, gt=0, description="Cells at once; as many as the cluster holds by default."
     )
@@ -170,6 +179,33 @@ class ResourceSpec(Frozen):
         gt=0,
         description="A cell that has failed this often is crashed; before, it goes on from its checkpoint.",
     )
+    autoscale: bool = Field(
+        default=False,
+        description="The cluster starts nodes for what waits: a study asks for concurrency cells at once, however "
+        "many nodes are up.",
+    )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _a_share_that_ray_can_count(cls, value: float) -> float:
+        if abs(value - round(value / GPU_UNIT) * GPU_UNIT) > GPU_UNIT / 1000:
+            raise bad(f"is no multiple of {GPU_UNIT}, in which Ray counts", "use fewer digits")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise bad(
+                f"puts {self.workers} workers of a cell on {self.gpus_per_worker:g} of a device each, and NCCL refuses "
+                "two ranks on one device",
+                "set resources.workers to 1, or resources.gpus_per_worker to 1",
+            )
+        if self.autoscale and self.concurrency is None:
+            raise bad(
+                "sets autoscale without concurrency",
+                "set resources.concurrency: as many cells at once as the cluster may grow to",
+            )
+        return self
 
 
 class Study(Frozen):

@@ -84,24 +84,26 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
 @study_argument
 @home_option
 @click.option(
-    "--cluster", metavar="CLUSTER", help="Also what it takes on CPU=64,GPU=8, or on the cluster at HOST:PORT."
+    "--cluster",
+    metavar="CLUSTER",
+    help="Also what it takes on a node CPU=64,GPU=8, on four 4xCPU=16,GPU=2, or on the cluster at HOST:PORT.",
 )
 @bad_input_exits
 def plan(study: str, home: str, cluster: str | None) -> None:
     """What STUDY will train: curves, cells, tokens and the estimated time; trains nothing."""
     from search_spaces.plan import Plan
-    from service.cluster import resources_of
+    from service.cluster import nodes_of
     from service.run import tokens_of
     from service.show import cluster_line, plan_tables
 
     console = plain()
     spec, place = Study.load(study), Home.open(home)
-    available = resources_of(cluster) if cluster else None
+    nodes = nodes_of(cluster) if cluster else None
     planned = Plan(spec, tokens_of(spec, place, console.print).digest)
     for renderable in plan_tables(planned, place):
         console.print(renderable, soft_wrap=True)
-    if available:
-        console.print(cluster_line(planned, place, available), soft_wrap=True)
+    if nodes:
+        console.print(cluster_line(planned, place, nodes, grows="=" not in str(cluster)), soft_wrap=True)
 
 
 @main.command()

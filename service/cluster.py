@@ -1,4 +1,4 @@
-"""The Ray cluster: the one we are told of, or an embedded one; and how many cells fit into it."""
+"""The Ray cluster: the one we are told of, or an embedded one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import ResourceSpec
+from service.placement import Node, declared, joined
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # even on loopback: other users of the machine have no business here
@@ -36,9 +36,6 @@ LOOK_S, LOST_S = 2.0, 20.0
 """How often the head is looked for, and how long it may be away."""
 STARTS = 3
 """How often an embedded cluster is tried; on a machine that is busy Ray's processes may not be there in time."""
-
-KINDS = ("CPU", "GPU")
-"""Of resources, as Ray names them."""
 
 logger = logging.getLogger(__name__)
 
@@ -177,27 +174,16 @@ def local_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def declared(text: str) -> dict[str, float]:
-    """``CPU=64,GPU=8`` as the resources of a cluster that need not be there.
+def this_machine() -> list[Node]:
+    """The nodes of an embedded cluster."""
+    return [{"CPU": local_cores(), "GPU": local_gpus()}]
+
+
+def nodes_of(text: str) -> list[Node]:
+    """The nodes of a cluster that is declared, see ``placement.declared``, or that is at an address.
 
     Raises:
-        InvalidInput: anything else.
-    """
-    found = {}
-    for part in text.split(","):
-        kind, _, number = part.partition("=")
-        if kind.strip() not in KINDS or not number.strip().isdecimal():
-            remedy = "write CPU=64 or CPU=64,GPU=8, or the address of a Ray cluster, host:6379"
-            raise InvalidInput("--cluster", text, "is no cluster", remedy)
-        found[kind.strip()] = float(number)
-    return found
-
-
-def resources_of(text: str) -> dict[str, float]:
-    """What a cluster has that is declared, see ``declared``, or that is at an address.
-
-    Raises:
-        InvalidInput: see ``declared`` and ``connect``.
+        InvalidInput: see ``placement.declared`` and ``connect``.
     """
     if "=" in text or ":" not in text:
         return declared(text)
@@ -205,50 +191,6 @@ def resources_of(text: str) -> dict[str, float]:
     import ray
 
     try:
-        found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return joined()
     finally:
         ray.shutdown()
-    return {kind: float(found.get(kind, 0)) for kind in KINDS}
-
-
-def binding(resources: ResourceSpec, available: Mapping[str, float], cells: int) -> tuple[int, str]:
-    """How many of a study's cells run at once, and what keeps it from being more.
-
-    Raises:
-        InvalidInput: see ``concurrency``.
-    """
-    fits = concurrency(resources, available)
-    if cells <= fits:
-        return cells, "the number of cells"
-    if fits == resources.concurrency:
-        return fits, "resources.concurrency"
-    each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    at_once = {kind: available.get(kind, 0) // (resources.workers * number) for kind, number in each.items() if number}
-    return fits, min(at_once, key=lambda kind: at_once[kind])
-
-
-def concurrency(resources: ResourceSpec, available: Mapping[str, float]) -> int:
-    """How many cells run at once.
-
-    Args:
-        available: the cluster's ``CPU`` and ``GPU``.
-
-    Raises:
-        InvalidInput: not even one cell fits; the message shows the arithmetic.
-    """
-    fits = []
-    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
-        if not each:
-            continue
-        total = int(available.get(kind, 0))
-        need = resources.workers * each
-        if need > total:
-            raise InvalidInput(
-                "resources.workers",
-                resources.workers,
-                f"is more than the cluster has: {resources.workers} workers x {each} {kind} = {need} {kind}, "
-                f"of {total}",
-                f"use at most {total // each} workers" if total >= each else f"use a cluster with {kind}s",
-            )
-        fits.append(total // need)
-    return min([*fits, *([resources.concurrency] if resources.concurrency else [])])

@@ -95,9 +95,6 @@ class WarmGroup:
         from trainers.ray_worker import WorkerConfig, serve_cells
 
         config, resources = self.config, self.config.resources
-        per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-        if resources.gpus_per_worker:
-            per_worker["GPU"] = resources.gpus_per_worker
         trainer = TorchTrainer(
             serve_cells,  # type: ignore[arg-type]  # Ray wants a plain dict where we name the keys
             train_loop_config=WorkerConfig(  # type: ignore[arg-type]
@@ -106,14 +103,10 @@ class WarmGroup:
                 compile=resources.compile,
                 micro_batch_memo=config.micro_batch_memo,
                 threads=resources.cpus_per_worker,
+                share=resources.gpus_per_worker or 1.0,
                 agreement_timeout_s=config.agreement_timeout_s,
             ),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker=per_worker,
-                placement_strategy="PACK",
-            ),
+            scaling_config=scaling(resources),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=str(config.ray_folder),
@@ -125,6 +118,19 @@ class WarmGroup:
             trainer.fit()
         except BaseException as failure:  # the trial that waits for this group raises it
             self._failure = failure
+
+
+def scaling(resources: ResourceSpec) -> ray.train.ScalingConfig:
+    """What a group asks Ray for: its workers on one node where there is one with room, else on as few as possible."""
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
+        placement_strategy="PACK",
+    )
 
 
 _group: WarmGroup | None = None

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from search_spaces.cell import Cell
+from search_spaces.cell import Cell, CurveKey
 from search_spaces.errors import InvalidInput
 
 FORMAT = 1
@@ -67,6 +67,11 @@ class Ledger:
         """
         self.path, self.study = path, study
         self.entries: dict[str, Entry] = {}
+        self.beside: list[Entry] = []
+        """Those that are not of the grid."""
+        self._curves: defaultdict[CurveKey, list[Entry]] = defaultdict(list)
+        self._changes: Counter[CurveKey] = Counter()
+        self._scales: defaultdict[str, Counter[State]] = defaultdict(Counter)
         self._seq = 0
         self._file: FileIO | None = None
         if write:
@@ -122,7 +127,15 @@ class Ledger:
         return [entry.record(self.study) for entry in self.entries.values()]
 
     def counts(self) -> Counter[State]:
-        return Counter(entry.state for entry in list(self.entries.values()))
+        return sum(list(self._scales.values()), Counter())
+
+    def left(self) -> dict[str, int]:
+        """Cells that have not ended, by scale."""
+        return {scale: counts["planned"] + counts["running"] for scale, counts in list(self._scales.items())}
+
+    def curve(self, key: CurveKey) -> tuple[int, list[Entry]]:
+        """How often anything changed in a curve, and its cells, those beside the grid too."""
+        return self._changes[key], list(self._curves.get(key, []))
 
     def ended(self) -> list[Entry]:
         """Cells in a terminal state, crashed ones included."""
@@ -204,17 +217,30 @@ class Ledger:
             cell = Cell.model_validate(event["spec"])
             if (cell_id := cell.id) != event["cell"]:  # a hash: dear enough to make once
                 raise ValueError(f"cell {event['cell']} has the content of {cell_id}")
-            self.entries[cell_id] = Entry(cell, event["origin"])
+            self.entries[cell_id] = entry = Entry(cell, event["origin"])
+            self._curves[cell.curve].append(entry)
+            self._counted(entry, None)
+            if entry.origin != "grid":
+                self.beside.append(entry)
         elif kind in STATES:
-            entry = self.entries[event["cell"]]
+            entry, before = self.entries[event["cell"]], self.entries[event["cell"]].state
             # Names are shared by all cells: half of what ten thousand results would take. Progress, in its thread, asks
             # the state first.
             result = dict(event.get("result", {}))
             entry.result, entry.state = {sys.intern(name): value for name, value in result.items()}, kind
             entry.reused_from = event.get("reused_from")
+            self._counted(entry, before)
         else:
             raise ValueError(f"unknown event {kind!r}")
         self._seq = event["seq"]
+
+    def _counted(self, entry: Entry, before: State | None) -> None:
+        """Keep the counts, so that nobody walks through a long ledger at the end of every cell."""
+        counts = self._scales[entry.cell.scale]
+        counts[entry.state] += 1
+        if before:
+            counts[before] -= 1
+        self._changes[entry.cell.curve] += 1
 
 
 def finished_elsewhere(ledgers: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Entry]]:

@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "oec"
 UI_PORT = 5000
 """Where ``oec ui`` listens unless told otherwise."""
-BATCH = 1000
-"""Metrics a request; the most that MLflow takes."""
+BATCH = 900
+"""Metrics a request; MLflow takes 1,000 of metrics, params and tags together."""
 CHECK_TIMEOUT_S = 5.0
 DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 DIGEST_CHARACTERS = 36
@@ -144,6 +144,11 @@ class MlflowSink:
         self._last.pop(cell.id, None)
         self._todo.put((cell, record))
 
+    @property
+    def backlog(self) -> int:
+        """Deliveries that wait."""
+        return self._todo.qsize()
+
     def close(self, timeout_s: float) -> None:
         """Go on delivering for at most ``timeout_s``; ``sync`` knows what is left then."""
         self._todo.put(None)
@@ -208,14 +213,24 @@ class Store:
             metrics += [
                 Metric(key, value, *at_end(rows)) for key, value in result_metrics({**record, "lr": cell.lr}).items()
             ]
-        for start in range(0, len(metrics), BATCH):
-            client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-        self._rows[run_id] = len(rows)
+        later = max(0, len(metrics) - BATCH)  # what goes into the last request, with everything else
+        for start in range(0, later, BATCH):
+            client.log_batch(run_id, metrics=metrics[start : min(start + BATCH, later)])
+        described = run_id in self._described
+        if not described:
+            client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
         if ended:
             client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED")
         reason = str(record.get("reason") or "")[:REASON_CHARACTERS]
         tags = {"oec.reason": reason, "oec.origin": record.get("origin", "grid"), "oec.state": state}
-        client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+        client.log_batch(
+            run_id,
+            metrics=metrics[later:],
+            params=[] if described else list(params(cell)),
+            tags=[RunTag(name, str(value)) for name, value in tags.items()],
+        )
+        self._described.add(run_id)
+        self._rows[run_id] = len(rows)
         self._states[cell.id] = state
 
     def remember(self) -> None:
@@ -282,12 +297,7 @@ class Store:
         if cell.id not in self._children:
             tags = {"oec.cell": cell.id, "mlflow.parentRunId": self._parent}
             self._children[cell.id] = self._create(client, cell.label, tags)
-        run_id = self._children[cell.id]
-        if run_id not in self._described:
-            client.log_batch(run_id, params=list(params(cell)))
-            client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
-            self._described.add(run_id)
-        return run_id
+        return self._children[cell.id]
 
     def _create(self, client: MlflowClient, name: str, tags: dict[str, str]) -> str:
         tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **tags}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -37,6 +37,10 @@ class Progress:
         self._tokens_done = 0.0
         self._share: dict[str, tuple[Cell, float]] = {}  # running cells and how far they are, 0 to 1
         self._resumed_at: dict[str, float] = {}  # how far they were when this sweep took them up
+        self._flops = {curve.scale: curve.cells[0].flops for curve in plan.curves}  # a cell's, the same over a scale
+        self._best: dict[str, tuple[float, float]] = {}
+        for entry in ledger.entries.values():
+            self._compare(entry.cell, entry.state, entry.result)
         self._drawn = -PLAIN_EVERY_S
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=True)
 
@@ -61,6 +65,7 @@ class Progress:
 
     def ended(self, cell: Cell, record: dict[str, Any]) -> None:
         self._share.pop(cell.id, None)
+        self._compare(cell, record["state"], record)
         done = (record.get("steps") or 0) / cell.training.steps - self._resumed_at.pop(cell.id, 0.0)
         self._flops_done += cell.flops * done
         self._tokens_done += cell.tokens * done
@@ -97,10 +102,8 @@ class Progress:
         done = self._flops_done + sum(cell.flops * share for cell, share in self._running())
         if not elapsed or not done:
             return None
-        entries = list(self._ledger.entries.values())
-        left = sum(entry.cell.flops for entry in entries if entry.state in ("planned", "running"))
-        a_cell = {entry.cell.scale: entry.cell.flops for entry in entries}
-        left += sum(a_cell[scale] * cells for scale, cells in self._refinement.cells_left.items())
+        cells_left = Counter(self._ledger.left()) + Counter(self._refinement.cells_left)
+        left = sum(self._flops[scale] * cells for scale, cells in cells_left.items())
         left -= sum(cell.flops * share for cell, share in list(self._share.values()))
         return left / done * elapsed
 
@@ -110,13 +113,14 @@ class Progress:
 
     def best(self) -> list[tuple[str, float, float]]:
         """``(scale, method and attention norm, best loss, its lr)`` of every method that has one."""
-        best: dict[str, tuple[float, float]] = {}
-        for entry in list(self._ledger.entries.values()):  # rich draws from a thread of its own
-            if entry.state == "finished":
-                name = f"{entry.cell.scale} {label(entry.cell.method, None, entry.cell.attention_norm)}"
-                candidate = (entry.result["val_loss"], entry.cell.lr)
-                best[name] = min(best.get(name, candidate), candidate)
-        return [(name, loss, lr) for name, (loss, lr) in best.items()]
+        return [(name, loss, lr) for name, (loss, lr) in list(self._best.items())]
+
+    def _compare(self, cell: Cell, state: str, result: Mapping[str, Any]) -> None:
+        """Keep the cell if it is the best of its method."""
+        if state == "finished":
+            name = f"{cell.scale} {label(cell.method, None, cell.attention_norm)}"
+            candidate = (result["val_loss"], cell.lr)
+            self._best[name] = min(self._best.get(name, candidate), candidate)
 
     def _elapsed(self) -> float:
         return self._clock() - self._warm if self._warm is not None else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from search_spaces.cell import Cell
+from search_spaces.cell import Cell, CurveKey
 from search_spaces.edge import Outcome, Search, search
 from search_spaces.plan import Curve, Plan, within
 from search_spaces.refine import Budget
@@ -18,6 +18,7 @@ class Refinement:
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self._plan, self._ledger = plan, ledger
         self._spec = plan.study.refine
+        self._searches: dict[CurveKey, tuple[int, Search]] = {}
 
     def edge_cell(self) -> Cell | None:
         """The next cell in search of an edge, of the curve that has had the fewest; None while runs have to end
@@ -30,20 +31,18 @@ class Refinement:
 
     def edges(self) -> list[tuple[Curve, Search]]:
         """Every curve, and how far the search for its edge has come; none without ``refine.edge``."""
-        if self._spec.edge is None:
-            return []
-        outcomes = {
-            (cell.scale, cell.attention_norm, cell.method, cell.gamma, cell.lr, cell.seed): outcome(entry)
-            for entry in self._entries()
-            for cell in (entry.cell,)
-        }
-        study, found = self._plan.study, []
-        for curve in self._plan.curves:
+        return [] if self._spec.edge is None else [(curve, self._search(curve)) for curve in self._plan.curves]
 
-            def of(lr: float, seed: int, curve: Curve = curve) -> Outcome | None:
-                return outcomes.get((curve.scale, curve.attention_norm, curve.method, curve.gamma, lr, seed))
-
-            found.append((curve, search(study.lrs, study.seeds, self._spec.edge, of)))
+    def _search(self, curve: Curve) -> Search:
+        """Replayed only after something changed in the curve: this is asked at the end of every cell."""
+        changes, entries = self._ledger.curve(curve.key)
+        if (known := self._searches.get(curve.key)) and known[0] == changes:
+            return known[1]
+        outcomes = {(entry.cell.lr, entry.cell.seed): outcome(entry) for entry in entries}
+        study = self._plan.study
+        assert study.refine.edge is not None
+        found = search(study.lrs, study.seeds, study.refine.edge, lambda lr, seed: outcomes.get((lr, seed)))
+        self._searches[curve.key] = (changes, found)
         return found
 
     @property
@@ -57,7 +56,7 @@ class Refinement:
         wanted: Counter[str] = Counter()
         for scale, *_, trials in self._plan.refinements:
             wanted[scale] += trials
-        for entry in self._entries():
+        for entry in list(self._ledger.beside):  # progress is drawn from a thread of its own
             wanted[entry.cell.scale] -= entry.origin == "refine"
         for curve, found in self.edges():
             wanted[curve.scale] += found.cells_left
@@ -66,14 +65,11 @@ class Refinement:
     def _budget_left(self) -> float:
         """Cells; infinite without a budget, none once its minutes have passed."""
         if self._spec.budget == Budget():
-            return math.inf  # asked before every trial: no walk through a long ledger for nothing
+            return math.inf
         cells, minutes = self._spec.budget.cells or math.inf, self._spec.budget.minutes or math.inf
-        planned = [entry for entry in self._entries() if entry.origin != "grid"]
+        planned = list(self._ledger.beside)
         trained = sum(entry.result.get("train_seconds") or 0.0 for entry in planned)
         return max(0.0, cells - len(planned)) if trained < 60 * minutes else 0.0
-
-    def _entries(self) -> list[Entry]:
-        return list(self._ledger.entries.values())  # progress is drawn from a thread of its own
 
 
 def outcome(entry: Entry) -> Outcome:

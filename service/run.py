@@ -16,7 +16,7 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster, mlflow_sink, storage
+from service import cluster, mlflow_sink, placement, storage
 from service.home import Home
 from service.ledger import Ledger, finished_elsewhere
 from service.mlflow_sink import MlflowSink
@@ -65,7 +65,7 @@ def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, 
     mlflow_sink.check(home.tracking_uri)
     embedded = cluster.address(address) is None
     if embedded:
-        cluster.concurrency(study.resources, {"CPU": cluster.local_cores(), "GPU": cluster.local_gpus()})
+        placement.concurrency(study.resources, cluster.this_machine())
     tokens = tokens_of(study, home, console.print)
     plan = Plan(study, tokens.digest)
     home.claim(study)
@@ -99,7 +99,7 @@ def train(
     cluster.configure()
     import ray  # seconds, and not needed to refuse a study
 
-    from service.sweep import sweep
+    from service.sweep import sweep, warm
 
     join(address)
     flush = FLUSH_INTERRUPTED_S
@@ -107,14 +107,17 @@ def train(
         held.callback(ray.shutdown)
         if cluster.address(address):
             storage.check(home.path)
-        at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        at_once = placement.at_once(plan.study.resources, placement.joined())
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
         sink = MlflowSink(home.tracking_uri, home, plan.study)  # a study that does not fit has nothing to deliver
         held.callback(lambda: sink.close(flush))
         head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))
         with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)), head:
-            error = sweep(plan, tokens, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed)
+            train_cell = warm(plan.study, tokens, home)
+            error = sweep(
+                plan, train_cell, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed
+            )
         if error:
             console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
         flush = FLUSH_S

@@ -65,16 +65,11 @@ class CurveSearch:
         self._distributions: dict[str, BaseDistribution] = dict(self.space)
         self._prunes = spec.pruner is not None
         self._trials: dict[int, Trial] = {}
-        self._reported: dict[int, int] = {}
-        """The last step of each trial that the pruner was told of; a cell that was resumed repeats some."""
+        self._losses: dict[str, dict[int, float]] = {}
+        """Validation losses by step of the cells that run, for the pruner."""
+        self.proposed = sum(entry.origin == "refine" and self._owns(entry.cell) for entry in ledger.beside)
+        """Cells that the sampler proposed so far."""
         self._reconcile()
-
-    def ask(self, cell: Cell) -> int | None:
-        """A trial for a cell that is decided already; None for an edge outside of the box that the sampler knows."""
-        if not self._inside(cell):
-            return None
-        self.study.enqueue_trial(self._params(cell), user_attrs={"cell": cell.id})
-        return self._ask().number
 
     def propose(self) -> tuple[int, Cell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
@@ -89,37 +84,39 @@ class CurveSearch:
         return trial.number, cell
 
     def tell(self, number: int | None, entry: Entry) -> None:
-        """The outcome of a trial. Diverged is a value, ``l_init``; a crash is none at all; of a pruned trial the
-        sampler knows the losses that it had."""
-        value = objective(entry)
-        if number is None:
-            return
-        del self._trials[number]
-        if entry.state == "pruned":
-            self.study.tell(number, state=TrialState.PRUNED)
-        elif value is None:
-            self.study.tell(number, state=TrialState.FAIL)
-        else:
-            self.study.tell(number, value)
+        """The outcome of the sampler's trial ``number``, or of a cell that was decided without it.
 
-    def hopeless(self, number: int | None, step: int, loss: float) -> bool:
+        Diverged is a value, ``l_init``; a crash is none at all; of a pruned trial the sampler knows the losses that it
+        had. A cell that was decided becomes a trial only now, in one line of the journal instead of five.
+        """
+        losses = self._losses.pop(entry.cell.id, {})
+        value = objective(entry)
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        state = TrialState.PRUNED if entry.state == "pruned" else state
+        if number is not None:
+            del self._trials[number]
+            self.study.tell(number, value, state)
+        elif self._inside(entry.cell):
+            self._add(entry.cell, state, value, losses)
+
+    def hopeless(self, number: int | None, cell_id: str, step: int, loss: float) -> bool:
         """Whether the pruner would end a trial that has this validation loss at this step. What is not finite ends by
         itself."""
-        if not self._prunes or number is None or not math.isfinite(loss) or step <= self._reported.get(number, -1):
+        losses = self._losses.setdefault(cell_id, {})
+        if (
+            not self._prunes or not math.isfinite(loss) or step <= max(losses, default=-1)
+        ):  # a resumed cell repeats some
             return False
-        trial, self._reported[number] = self._trials[number], step
-        trial.report(loss, step)
-        return trial.should_prune()
+        losses[step] = loss
+        if number is None:
+            return False
+        self._trials[number].report(loss, step)
+        return self._trials[number].should_prune()
 
     def _ask(self) -> Trial:
         trial = self.study.ask(self._distributions)
         self._trials[trial.number] = trial
         return trial
-
-    @property
-    def proposed(self) -> int:
-        """Cells that the sampler proposed so far."""
-        return sum(entry.origin == "refine" and self._owns(entry.cell) for entry in self.ledger.entries.values())
 
     def _reconcile(self) -> None:
         """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, every outcome
@@ -138,14 +135,20 @@ class CurveSearch:
         for cell_id, entry in self.ledger.entries.items():
             value = objective(entry)
             if self._inside(entry.cell) and value is not None and cell_id not in told:
-                self.study.add_trial(
-                    optuna.trial.create_trial(
-                        params=self._params(entry.cell),
-                        distributions=self._distributions,
-                        value=value,
-                        user_attrs={"cell": cell_id},
-                    )
-                )
+                self._add(entry.cell, TrialState.COMPLETE, value, {})
+
+    def _add(self, cell: Cell, state: TrialState, value: float | None, losses: dict[int, float]) -> None:
+        """A trial that has ended already."""
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                params=self._params(cell),
+                distributions=self._distributions,
+                value=value if state == TrialState.COMPLETE else None,
+                intermediate_values=losses,
+                user_attrs={"cell": cell.id},
+            )
+        )
 
     def _owns(self, cell: Cell) -> bool:
         return (cell.scale, cell.attention_norm, cell.method) == (self.scale, self.attention_norm, self.method)
@@ -200,12 +203,12 @@ class CellSearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """The next cell; None while what runs may lead to more; ``FINISHED`` when nothing is left."""
         if self._missing:
-            return self._ask(trial_id, self._missing.popleft())
+            return self._decided(trial_id, self._missing.popleft())
         if self._refinement.spent:
             return Searcher.FINISHED
         if edge := self._refinement.edge_cell():
             self._ledger.plan([edge], origin="edge")
-            return self._ask(trial_id, edge)
+            return self._decided(trial_id, edge)
         for key, curve in self._curves.items():
             if curve.proposed >= self._wanted[key]:
                 continue
@@ -215,6 +218,7 @@ class CellSearch(Searcher):
                 number, cell = curve.propose()
                 if cell.id not in self._ledger.entries:
                     self._ledger.plan([cell], origin="refine")
+                    curve.proposed += 1
                     return self._start(trial_id, curve, number, cell)
                 curve.tell(number, self._ledger.entries[cell.id])
             self._wanted[key] = curve.proposed
@@ -239,7 +243,7 @@ class CellSearch(Searcher):
             if event["kind"] != "row" or "val_loss" not in event:
                 continue
             step, loss = int(event["step"]), float(event["val_loss"])
-            hopeless = curve.hopeless(number, step, loss)
+            hopeless = curve.hopeless(number, cell_id, step, loss)
             if hopeless and self._ledger.entries[cell_id].origin == "refine":
                 self._prune(cell_id, PRUNED.format(loss=loss, step=step))
 
@@ -252,9 +256,8 @@ class CellSearch(Searcher):
     def _of_grid(self, cell_id: str) -> bool:
         return self._ledger.entries[cell_id].origin == "grid"
 
-    def _ask(self, trial_id: str, cell: Cell) -> dict[str, Any]:
-        curve = self._curves[cell.scale, cell.attention_norm, cell.method]
-        return self._start(trial_id, curve, curve.ask(cell), cell)
+    def _decided(self, trial_id: str, cell: Cell) -> dict[str, Any]:
+        return self._start(trial_id, self._curves[cell.scale, cell.attention_norm, cell.method], None, cell)
 
     def _start(self, trial_id: str, curve: CurveSearch, number: int | None, cell: Cell) -> dict[str, Any]:
         self._running[trial_id] = (curve, number, cell.id)

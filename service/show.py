@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,9 +12,10 @@ from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import ResourceSpec
-from service.cluster import binding, concurrency, local_cores, local_gpus
+from service.cluster import this_machine
 from service.home import Home
 from service.ledger import STATES, Entry, Ledger
+from service.placement import KINDS, Node, at_once, binding, concurrency
 from service.progress import clock_time
 
 
@@ -29,7 +30,7 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
         tokens = f"{curve.cells[0].tokens:,}"
         table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
     yield table
-    at_once = fits_here(study.resources)
+    fits = fits_here(study.resources)
     measured = measured_speeds(home)
     basis = "speeds measured in this home" if measured else "a nominal speed of one core a worker"
     known = len(plan.cells) - len(_missing(plan, home))
@@ -39,36 +40,48 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
     )
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
-        f"{clock_time(plan.seconds(measured, at_once))} with {at_once} cells at once, from {basis}"
+        f"{clock_time(plan.seconds(measured, fits))} with {fits} cells at once, from {basis}"
     )
 
 
-def cluster_line(plan: Plan, home: Home, available: Mapping[str, float]) -> str:
-    """What a study would take on a cluster with these resources: cells at once, time, and what binds.
+def cluster_line(plan: Plan, home: Home, nodes: Sequence[Node], *, grows: bool = False) -> str:
+    """What a study would take on these nodes: cells at once, time, and what binds.
 
     Times are those of training, from speeds measured in this home or a nominal one, were the cells spread evenly.
+
+    Args:
+        grows: these are the nodes that are up, of a cluster that starts others for a study with ``autoscale``.
 
     Raises:
         InvalidInput: not even one cell fits.
     """
     resources = plan.study.resources
-    at_once, bound = binding(resources, available, plan.cell_count)
-    has = ", ".join(f"{number:g} {kind}" for kind, number in available.items() if number)
-    hours = plan.seconds(measured_speeds(home), at_once) / 3600
-    taken = hours * at_once * resources.workers
-    parts = [f"{taken * resources.cpus_per_worker:,.3g} core-hours"]
+    grows = grows and resources.autoscale
+    fits, bound = (at_once(resources, nodes), "resources.concurrency") if grows else binding(resources, nodes)
+    cells, bound = min((plan.cell_count, "the number of cells"), (fits, bound), key=lambda limit: limit[0])
+    workers, hours = cells * resources.workers, plan.seconds(measured_speeds(home), cells) / 3600
+    taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+    parts = [f"{hours * taken['CPU']:,.3g} core-hours"]
     if resources.gpus_per_worker:
-        parts.append(f"{taken * resources.gpus_per_worker:,.3g} accelerator-hours")
+        parts.append(f"{hours * taken['GPU']:,.3g} accelerator-hours")
+    where = f"a cluster that grows to {has([taken])}" if grows else has(nodes)
     return (
-        f"on {has}: {at_once} cells at once, {at_once * resources.workers} workers, bound by {bound}; "
+        f"on {where}: {cells} cells at once, {workers} workers, bound by {bound}; "
         f"about {clock_time(3600 * hours)}, {', '.join(parts)}"
     )
+
+
+def has(nodes: Sequence[Node]) -> str:
+    """``4 nodes with 64 CPU, 8 GPU``, or what the only node has."""
+    totals = {kind: sum(node.get(kind, 0) for node in nodes) for kind in KINDS}
+    listed = ", ".join(f"{number:g} {kind}" for kind, number in totals.items() if number)
+    return listed if len(nodes) == 1 else f"{len(nodes)} nodes with {listed}"
 
 
 def fits_here(resources: ResourceSpec) -> int:
     """Cells at once on this machine; for a study that does not fit here, what it asks for, or one."""
     try:
-        return concurrency(resources, {"CPU": local_cores(), "GPU": local_gpus()})
+        return concurrency(resources, this_machine())
     except InvalidInput:
         return resources.concurrency or 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,20 +16,23 @@ from search_spaces.study import Study
 from service.groups import GroupConfig, shared
 from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
+from service.placement import TRIAL_MEMORY
 from service.search import CellSearch, open_storage
 from service.stopping import ask, asked
-from service.trials import Forgetful, Silent
+from service.trials import AsSuggested, Silent
 from trainers.data import Tokens
 from trainers.job import Event, Job
 
 logger = logging.getLogger(__name__)
 
-TRIAL_MEMORY = 512 * 2**20
-"""Bytes declared for a trial's actor. It asks for no core: those are its workers'."""
 TRIAL_FAILURES = 2
 """How often Tune starts a trial anew when its actor died."""
 ALIKE = 3
 """As many first cells of a sweep that crash with the same error end it."""
+
+
+Train = Callable[[Job], Iterator[list[Event]]]
+"""Trains a cell, in the actor of its trial, and yields its events as they come, the last one of kind ``done``."""
 
 
 class Observer(Protocol):
@@ -42,7 +45,7 @@ class Observer(Protocol):
 
 def sweep(
     plan: Plan,
-    tokens: Tokens,
+    train: Train,
     home: Home,
     ledger: Ledger,
     observers: Sequence[Observer],
@@ -50,7 +53,8 @@ def sweep(
     at_once: int,
     retry_crashed: bool = False,
 ) -> str | None:
-    """Train what the ledger misses, ``at_once`` cells at a time; Ray is connected already.
+    """Train what the ledger misses by ``train``, ``at_once`` cells at a time; Ray is connected already.
+
 
     Returns when every cell has ended, or early with the error that all of the first cells crashed with. Every end is
     in the ledger before an observer hears of it.
@@ -69,10 +73,10 @@ def sweep(
         prune=lambda cell_id, reason: ask(stops, cell_id, reason),
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable(plan.study, tokens, home), {"memory": TRIAL_MEMORY}),
+        tune.with_resources(trainable(plan.study, train, home), {"memory": TRIAL_MEMORY}),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=Forgetful(),  # type: ignore[no-untyped-call]
+            scheduler=AsSuggested(),
             num_samples=-1,  # until the search says that it is finished
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -92,14 +96,19 @@ def sweep(
     return alike.error
 
 
-def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, Any]], None]:
-    """The function of a trial: one cell through the warm group of its actor."""
+def warm(study: Study, tokens: Tokens, home: Home) -> Train:
+    """Trains by the warm worker group of the process that calls it."""
     group = GroupConfig(
         tokens=tokens,
         resources=study.resources,
         ray_folder=home.ray,
         micro_batch_memo=home.micro_batches,
     )
+    return lambda job: shared(group).run(job)
+
+
+def trainable(study: Study, train: Train, home: Home) -> Callable[[dict[str, Any]], None]:
+    """The function of a trial: one cell."""
     stops = home.stop(study.name)
 
     def train_cell(config: dict[str, Any]) -> None:
@@ -111,7 +120,7 @@ def trainable(study: Study, tokens: Tokens, home: Home) -> Callable[[dict[str, A
             checkpoint_every=study.checkpoint_every,
         )
         step = 0
-        for events in shared(group).run(job):
+        for events in train(job):
             why = asked(stops, cell.id)
             if why is not None and not any(event["kind"] == "done" for event in events):
                 pruned = {"kind": "done", "state": "pruned", "reason": why, "steps": step}

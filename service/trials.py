@@ -26,11 +26,21 @@ class Silent(TrialProgressCallback):
     def on_trial_complete(self, *arguments: Any, **info: Any) -> None: ...
 
 
-class Forgetful(FIFOScheduler):
-    """Tune's order of trials, which is that of their suggestion; an end makes it forget those that ended before.
+class AsSuggested(FIFOScheduler):
+    """Tune's order of trials, which is that of their suggestion, without what costs a long sweep of short cells.
 
-    Not the last one: Tune is not done with it yet, and returns it. (And its steps walk through all trials that it has.)
+    An end makes it forget those that ended before. (Not the last one: Tune is not done with it yet, and returns it.)
+
+    Which trial is next it leaves to Tune: the new one, in the actor of the one that ended. Tune's own scheduler names the
+    oldest trial that waits instead. That one gets the actor, and the actor that starts for it is ended, so that with
+    cells shorter than the start of an actor most slots never come up.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        return None
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         forget_ended(tune_controller, trial)

@@ -1,9 +1,15 @@
-"""The C allocator of a training process: memory that a step frees stays for the next step."""
+"""The memory of a training process: what a step frees stays for the next step, and a shared device is shared."""
 
 from __future__ import annotations
 
 import ctypes
 
+import torch
+
+from trainers.world import World
+
+CUDA_CONTEXT = 512 * 2**20
+"""Bytes of a device that a process takes beside PyTorch's, about: kernels and cuBLAS."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Names and numbers of glibc's ``malloc.h``."""
 
@@ -21,3 +27,16 @@ def keep_freed_memory() -> bool:
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
     done = [mallopt(name, value) == 1 for name, value in settings]
     return all(done)
+
+
+def keep_to_share(world: World) -> None:
+    """Makes a process that has a share of an accelerator run out of memory at that share, and not at the expense of the
+    other processes there. What CUDA itself takes, for each process, comes out of the share."""
+    if world.device.type == "cuda" and world.share < 1:
+        total = torch.cuda.get_device_properties(world.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(fraction_of(world.share, total), world.device)
+
+
+def fraction_of(share: float, total_bytes: int) -> float:
+    """The part of a device's memory that PyTorch may take of a share, at least a tenth of it."""
+    return max(share - CUDA_CONTEXT / total_bytes, share / 10)

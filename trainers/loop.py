@@ -15,7 +15,7 @@ from torch import Tensor
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from trainers import checkpoint, diagnostics, micro_batch
-from trainers.allocator import keep_freed_memory
+from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.data import Prefetcher, Tokens
 from trainers.engine import Engine, Step, shape_key
 from trainers.optimizer import lr_at
@@ -64,12 +64,13 @@ class Trainer:
     def __init__(
         self, world: World, tokens: Tokens, *, compile: bool = False, micro_batch_memo: Path | None = None
     ) -> None:
-        """Sets this process's allocator to keep freed memory.
+        """Sets this process's allocators to keep freed memory, and to keep to the world's share of the device.
 
         Args:
             micro_batch_memo: a JSON file that remembers the micro batch of each shape; shared by all trainers.
         """
         keep_freed_memory()
+        keep_to_share(world)
         self.world, self.tokens, self.compile, self.memo = world, tokens, compile, micro_batch_memo
         self._engine: Engine | None = None
         self._validation: Tensor | None = None

@@ -21,7 +21,8 @@ temporaries, and the fragments that they leave."""
 def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     """The largest divisor of ``local_batch`` that fits, the same on all ranks; found once a shape, then from ``memo``.
 
-    Accelerators: tried out, from the whole batch down, until it fits. Processors: estimated from what autograd saves
+    Accelerators: tried out, from the whole batch down, until it fits (into this process's share of a device, see
+    ``trainers.allocator``). Processors: estimated from what autograd saves
     for one sequence, as a processor that runs out of memory kills the process instead of raising.
 
     Raises:
@@ -29,6 +30,7 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     """
     world = engine.world
     key = f"{engine.key} method={engine.cell.method} batch={local_batch} device={_kind(world)} workers={world.size}"
+    key += f" share={world.share:g}" if world.share < 1 else ""
     known = world.agree(lambda: _recall(memo).get(key))
     if known is not None and local_batch % known == 0:
         return known

@@ -40,6 +40,8 @@ class WorkerConfig(TypedDict):
     compile: bool
     micro_batch_memo: Path
     threads: int
+    share: float
+    """Of the memory of its device that a worker may take."""
     agreement_timeout_s: float
     """Seconds that ranks wait for each other at the end of a cell before the group is given up."""
 
@@ -53,7 +55,7 @@ def serve_cells(config: WorkerConfig) -> None:
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), device)
+    world = World(context.get_world_rank(), context.get_world_size(), device, config["share"])
     link = Link(config["mailbox"]) if world.rank == 0 else None
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config["agreement_timeout_s"]))
     trainer = Trainer(world, config["tokens"], compile=config["compile"], micro_batch_memo=config["micro_batch_memo"])

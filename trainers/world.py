@@ -23,6 +23,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    share: float = 1.0
+    """Of the device's memory: small cells can have one together."""
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> World:

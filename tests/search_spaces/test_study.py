@@ -143,7 +143,9 @@ def test_schema_of_a_study_file() -> None:
         "MethodChoice": ["c", "gamma", "method"],
         "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
         "RefineSpec": ["budget", "edge", "pruner", "sampler", "trials"],
-        "ResourceSpec": ["compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers"],
+        "ResourceSpec": [
+            "autoscale", "compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers",
+        ],
         "TrainingSpec": [
             "batch_size", "betas", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr", "precision",
             "sequence_length", "steps", "warmup_steps", "weight_decay",

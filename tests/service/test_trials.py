@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from service import cluster
-from service.trials import Forgetful, Silent
+from service.trials import AsSuggested, Silent
 
 TRIALS = 12
 
@@ -66,7 +66,7 @@ def test_a_driver_holds_no_trial_that_has_ended(tmp_path: Path, capfd: pytest.Ca
     tune.Tuner(
         tune.with_resources(train, {"memory": 1e6}),
         tune_config=tune.TuneConfig(
-            search_alg=Numbers(), scheduler=Forgetful(), num_samples=-1, max_concurrent_trials=2, reuse_actors=True
+            search_alg=Numbers(), scheduler=AsSuggested(), num_samples=-1, max_concurrent_trials=2, reuse_actors=True
         ),
         run_config=tune.RunConfig(
             name="numbers",

@@ -1,0 +1,84 @@
+"""A cell without its training: the published run nearest to it, told again in less time.
+
+Of a published run there is its end. The way there, from a uniform guess down, is made up; so is what a seed changes:
+a hundredth of the loss, a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from dashboards.published import L_INIT, RUNS_CSV
+from search_spaces.cell import Cell
+from trainers.job import Event, Job
+from trainers.rows import Rows
+
+DIAGNOSTICS = ("output_mu_norm", "logits_mean", "logits_absmax", "log_z_squared")
+"""Columns of a published run that a row and a result have too."""
+_ended_at: float | None = None
+"""When this process's last cell ended: between two cells a slot is idle."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Stands where a warm worker group stands: takes a job, yields its events, writes its metrics into the home."""
+
+    speedup: float
+    """Published seconds a second."""
+    evaluations: int
+    """Rows after the one at step 0."""
+
+    def __call__(self, job: Job) -> Iterator[list[Event]]:
+        global _ended_at
+        began = time.time()
+        waited = None if _ended_at is None else began - _ended_at
+        loss, seconds, diagnostics = end_of(job.cell)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        rows, steps = Rows(job.folder / "metrics.jsonl"), job.cell.training.steps
+        for number in range(self.evaluations + 1):
+            share = number / self.evaluations
+            time.sleep(max(0.0, began + share * seconds / self.speedup - time.time()))
+            val_loss = loss + (L_INIT - loss) * (1 - share) ** 4
+            row = {"step": round(share * steps), "time": time.time(), "val_loss": val_loss, **diagnostics}
+            rows.append(row)
+            yield [{"kind": "row", **row}]
+        _ended_at = time.time()
+        yield [
+            {
+                "kind": "done",
+                "state": "diverged" if loss > L_INIT else "finished",
+                "val_loss": loss,
+                "train_loss": loss,
+                "l_init": L_INIT,
+                "steps": steps,
+                "tokens": job.cell.tokens,
+                "train_seconds": seconds,
+                "tokens_per_second": job.cell.tokens / seconds,
+                **diagnostics,
+                "slot": os.getpid(),
+                "waited_seconds": waited,
+                "ended_at": _ended_at,
+            }
+        ]
+
+
+def end_of(cell: Cell) -> tuple[float, float, dict[str, float]]:
+    """Loss, seconds and diagnostics at the end of the published run nearest to a cell."""
+    alike = [run for run in published() if (run["scale"], run["method"]) == (cell.scale, cell.method)]
+    run = min(alike, key=lambda run: abs(math.log(float(run["lr"]) / cell.lr)))
+    chance = random.Random(cell.id)
+    loss = float(run["test_loss"]) * chance.gauss(1.0, 0.01)
+    return loss, float(run["train_seconds"]) * chance.gauss(1.0, 0.1), {k: float(run[k]) for k in DIAGNOSTICS}
+
+
+@cache
+def published() -> tuple[dict[str, str], ...]:
+    with RUNS_CSV.open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))

@@ -1,0 +1,256 @@
+"""The scheduler at scale: the same sweep code on a real Ray cluster, with cells that only tell how a run went.
+
+    python -m benchmarks.scale [--cells 10000] [--at-once 64] [--seconds 2]
+
+Two nodes declare a core and an accelerator for each cell at once. Sweep, ledger, Optuna, progress and MLflow are those
+of ``oec run``; in place of a worker group stands ``benchmarks.replay``, which tells the published runs, their time
+compressed so that a cell of the mean takes ``--seconds``. Printed: how fast cells are scheduled, at the beginning and
+at the end; how long a slot waits between two cells; what the driver takes; how far ledger and MLflow are behind; and
+how long the same study takes to start again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from statistics import quantiles
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.nodes import Nodes
+from benchmarks.replay import Replay, published
+from search_spaces.cell import Cell
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service import cluster, placement
+from service.home import Home
+from service.ledger import Ledger
+from service.mlflow_sink import MlflowSink, Store
+from service.progress import Progress
+from trainers.job import Event
+
+DATA = "published"
+"""Stands where the digest of the tokens stands: none are read."""
+MEAN_SECONDS = sum(float(run["train_seconds"]) for run in published()) / len(published())
+
+
+def study(cells: int, trials: int) -> Study:
+    """The published study with as many seeds as make so many cells, and ``trials`` of Optuna for each method."""
+    paper = Study.load("paper")
+    fields = paper.model_dump(mode="json", exclude_none=True) | {
+        "name": "scale",
+        "seeds": max(1, round(cells / len(published()))),
+        "refine": {"trials": trials},
+        "resources": {"workers": 1, "gpus_per_worker": 1},
+    }
+    return Study.validate_fields(fields)
+
+
+class TimedLedger(Ledger):
+    """A ledger that keeps how long each write took."""
+
+    seconds: list[float]
+
+    def _append(self, events: Any) -> None:
+        began = time.perf_counter()
+        super()._append(events)
+        self.__dict__.setdefault("seconds", []).append(time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The driver after so many cells."""
+
+    cells: int
+    at: float
+    process_seconds: float
+    scheduler_seconds: float
+    """Of the thread that schedules, which runs the sweep's callbacks too."""
+    rss: int
+    undelivered: int
+
+
+class Marks:
+    """An observer that looks at its own process whenever a tenth of the cells has ended, and after the thousandth."""
+
+    def __init__(self, cells: int, sink: MlflowSink) -> None:
+        self._sink, self._ended = sink, 0
+        self._at = {round(cells * tenth / 10) for tenth in range(1, 11)} | {1, 1000}
+        self.marks: list[Mark] = []
+
+    def running(self, cell: Cell) -> None: ...
+
+    def row(self, cell: Cell, row: Event) -> None: ...
+
+    def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+        self._ended += 1
+        if self._ended in self._at:
+            rss = psutil.Process().memory_info().rss
+            used = time.process_time(), time.thread_time()
+            self.marks.append(Mark(self._ended, time.time(), *used, rss, self._sink.backlog))
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated sweep came to."""
+
+    marks: Sequence[Mark]
+    ended: Sequence[dict[str, Any]]
+    """The ledger's lines of ended cells, in their order."""
+    ledger_bytes: int
+    append_seconds: Sequence[float]
+    delivered_seconds: float
+    """From the last cell's end until MLflow had everything."""
+    undelivered: int
+    """When that was given up."""
+
+
+def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:
+    """The sweep of ``service.run.train`` on the cluster that this process has joined."""
+    from service.sweep import sweep
+
+    plan = Plan(spec, DATA)
+    home.claim(spec)
+    fits = placement.concurrency(spec.resources, placement.joined())
+    ledger = TimedLedger(home.ledger(spec.name), spec.name, write=True)
+    with ledger:
+        ledger.plan(plan.cells)
+        sink = MlflowSink(home.tracking_uri, home, spec)
+        marks = Marks(plan.cell_count, sink)
+        with Progress(plan, ledger, Console(stderr=True)) as progress:
+            sweep(plan, train, home, ledger, [progress, sink, marks], at_once=min(at_once, fits))
+        over = time.monotonic()
+        sink.close(deliver_s)
+        delivered = time.monotonic() - over
+    lines = [json.loads(line) for line in home.ledger(spec.name).read_text().splitlines()]
+    return Simulated(
+        marks=marks.marks,
+        ended=[line for line in lines if "result" in line],
+        ledger_bytes=home.ledger(spec.name).stat().st_size,
+        append_seconds=ledger.seconds,
+        delivered_seconds=delivered,
+        undelivered=max(0, sink.backlog),
+    )
+
+
+def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
+    """Seconds of what the same command does on a study that has ended, and of what it would do with a cell left."""
+    from service.refinement import Refinement
+    from service.search import CellSearch, open_storage
+
+    began = time.perf_counter()
+
+    def passed() -> float:
+        nonlocal began
+        before, began = began, time.perf_counter()
+        return began - before
+
+    plan = Plan(spec, DATA)
+    with Ledger(home.ledger(spec.name), spec.name, write=True) as ledger:
+        ledger.plan(plan.cells)
+        missing = len(ledger.missing()) + sum(Refinement(plan, ledger).cells_left.values())
+        yield f"read the ledger, {missing} cells missing", passed()
+        CellSearch(plan, ledger, open_storage(home.optuna(spec.name)), ledger.missing())
+        yield "open Optuna's journal", passed()
+        store = Store(home.tracking_uri, home, spec)
+        store.connect()
+        yield "know what MLflow has, its import included", passed()
+        for entry in ledger.ended():
+            store.deliver(entry.cell, entry.record(spec.name))
+        yield "see that MLflow lacks nothing", passed()
+        yield "memory at the end, MiB", psutil.Process().memory_info().rss / 2**20
+
+
+def show(found: Simulated, at_once: int, home: Home) -> Iterator[Table | str]:
+    """The figures."""
+    marks, ends = found.marks, [datetime.fromisoformat(line["at"]).timestamp() for line in found.ended]
+    table = Table("cells", "cells/s", "driver CPU s per 1,000", "of them scheduling", "RSS MiB", "MLflow behind")
+    for before, mark in pairwise(marks):
+        cells = mark.cells - before.cells
+        table.add_row(
+            f"{mark.cells:,}",
+            f"{cells / (mark.at - before.at):.1f}",
+            f"{1000 * (mark.process_seconds - before.process_seconds) / cells:.1f}",
+            f"{1000 * (mark.scheduler_seconds - before.scheduler_seconds) / cells:.1f}",
+            f"{mark.rss / 2**20:.0f}",
+            f"{mark.undelivered:,}",
+        )
+    yield table
+    results = [line["result"] for line in found.ended]
+    waited = [result["waited_seconds"] for result in results if result["waited_seconds"] is not None]
+    slots = len({result["slot"] for result in results})
+    cells, took = len(ends), ends[-1] - ends[0]
+    yield f"{cells:,} cells in {took:.0f} s on {slots} slots of {at_once}: {cells / took:.1f} cells/s"
+    yield f"a slot between two cells: {spread(waited)}"
+    lag = [end - result["ended_at"] for end, result in zip(ends, results, strict=True)]
+    yield f"from a cell's end to its line in the ledger: {spread(lag)}"
+    yield f"a write to the ledger, synced: {spread(found.append_seconds[2:])}"
+    yield f"the ledger: {found.ledger_bytes / 2**20:.1f} MiB, {found.ledger_bytes / cells:,.0f} bytes a cell"
+    yield f"MLflow has everything {found.delivered_seconds:.1f} s after the last cell; undelivered {found.undelivered}"
+    for what, path in (("Optuna's journal", home.optuna("scale")), ("mlflow.db", home.path / "mlflow.db")):
+        yield f"{what}: {path.stat().st_size / 2**20:.1f} MiB, {path.stat().st_size / cells:,.0f} bytes a cell"
+    ray_files = sum(len(files) for _, _, files in os.walk(home.ray))
+    files = sum(len(files) for _, _, files in os.walk(home.path))
+    yield f"files in the home: {files:,}, of them Ray's {ray_files:,}"
+
+
+def spread(seconds: Sequence[float]) -> str:
+    cuts = quantiles(seconds, n=100)
+    return f"p50 {1e3 * cuts[49]:.1f} ms, p95 {1e3 * cuts[94]:.1f} ms, most {1e3 * max(seconds):.0f} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=10_000)
+    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a cell of the mean")
+    parser.add_argument("--evaluations", type=int, default=3, help="of a cell; each a row of its metrics")
+    parser.add_argument("--trials", type=int, default=5, help="of Optuna, for each scale and method")
+    parser.add_argument("--deliver", type=float, default=900.0, help="seconds that the end waits for MLflow")
+    parser.add_argument("--home", help="kept; a temporary folder by default")
+    parser.add_argument("--join", help=argparse.SUPPRESS)
+    parser.add_argument("--resubmit", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))  # which ends the nodes
+    spec = study(arguments.cells, arguments.trials)
+    if arguments.join:
+        cluster.connect(arguments.join)
+        train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
+        home = Home.open(arguments.home)
+        found = simulate(spec, home, arguments.at_once, train, arguments.deliver)
+        for line in show(found, arguments.at_once, home):
+            Console().print(line, soft_wrap=True, highlight=False)
+    elif arguments.resubmit:
+        for what, figure in resubmitted(Home.open(arguments.home), spec):
+            print(f"{what}: {figure:.2f}")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(arguments.at_once, arguments.home or folder)
+
+
+def measure(at_once: int, home: str) -> None:
+    """The sweep, then the same study again: each in a process of its own, with this one's options."""
+    half = ["--num-cpus", str(-(-at_once // 2)), "--num-gpus", str(-(-at_once // 2))]
+    again = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--home", home]
+    with Nodes() as nodes:
+        nodes.head(*half)
+        nodes.worker(*half)
+        subprocess.run([*again, "--join", nodes.address], env={**os.environ, **nodes.environment}, check=True)
+    subprocess.run([*again, "--resubmit"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A cluster that starts its own nodes: Ray's autoscaler, with its provider of real nodes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.nodes import Nodes
+from search_spaces.study import Study
+from tests.faults.invariants import agree
+from tests.faults.running import Run
+from tests.service.oec import oec
+
+pytestmark = pytest.mark.slow
+
+GONE_S = 120.0
+IDLE_MINUTES = 0.1
+NAME = "grows"
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head without a core, and up to two nodes of one."""
+    with Nodes() as made:
+        kinds = {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        }
+        configuration = {
+            "cluster_name": "grows",
+            "max_workers": 2,
+            "upscaling_speed": 9999,
+            "idle_timeout_minutes": IDLE_MINUTES,
+            "provider": {"type": "fake_multinode", "gcs_address": made.address},
+            "available_node_types": kinds,
+            "head_node_type": "ray.head.default",
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in ("initialization_commands", "setup_commands", "cluster_synced_files")},
+            **{f"{node}_{when}_commands": [] for node in ("head", "worker") for when in ("setup", "start_ray")},
+        }
+        made.head("--num-cpus", "0", autoscaling=configuration, RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
+        yield made
+
+
+def study(folder: Path, **resources: object) -> Path:
+    smoke = Study.load("smoke").model_dump(mode="json", exclude_none=True)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(smoke | {"name": NAME, "resources": {"workers": 1, **resources}}))
+    return path
+
+
+@pytest.mark.fault("no node is up")
+def test_a_study_gets_the_nodes_that_it_asks_for_and_lets_go_of_them(nodes: Nodes, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    cluster = {"OEC_RAY_ADDRESS": nodes.address, **nodes.environment}
+    refused = oec("run", study(tmp_path), home=home, **cluster)
+    assert refused.returncode == 2
+    assert "1 workers x 1 CPU = 1 CPU, of 0" in refused.stderr
+    assert "resources.autoscale" in refused.stderr
+    grows = study(tmp_path, concurrency=2, autoscale=True)
+    planned = oec("plan", grows, "--cluster", nodes.address, home=home, **nodes.environment).stdout
+    assert "on a cluster that grows to 2 CPU: 2 cells at once, 2 workers" in planned
+    run = Run(grows, home, NAME, **cluster)
+    try:
+        run.until(lambda: nodes.alive() == 3, "a node for each of two cells at once")
+        run.ends()
+    finally:
+        run.close()
+    agree(home, NAME)
+    deadline = time.monotonic() + GONE_S
+    while nodes.alive() > 1:
+        assert time.monotonic() < deadline, "idle nodes are still there"

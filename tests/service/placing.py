@@ -1,0 +1,64 @@
+"""Asks a running cluster for what worker groups ask for, and says what it got: a driver of its own, as Ray reads its
+token once a process.
+
+    python -m tests.service.placing ADDRESS RESOURCES...     each as JSON; a line of JSON for each is printed
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from search_spaces.study import ResourceSpec
+from service import cluster, placement
+from service.groups import scaling
+
+READY_S, FULL_S = 60.0, 3.0
+
+
+def groups(resources: ResourceSpec, number: int) -> list[PlacementGroup]:
+    """As many as ``number`` cells' worker groups would take, by Ray Train's own reading of what we ask for."""
+    config = scaling(resources)
+    bundles = [config._resources_per_worker_not_none] * resources.workers
+    return [placement_group(bundles, strategy=str(config.placement_strategy)) for _ in range(number)]
+
+
+@ray.remote
+def devices() -> list[str]:
+    return [str(number) for number in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+
+
+def devices_of(group: PlacementGroup, share: float) -> list[str]:
+    here = PlacementGroupSchedulingStrategy(group)
+    found: list[str] = ray.get(devices.options(num_cpus=0, num_gpus=share, scheduling_strategy=here).remote())
+    return found
+
+
+def placed(resources: ResourceSpec) -> dict[str, Any]:
+    """Place as many cells as should fit, then one more."""
+    fits, bound = placement.binding(resources, placement.joined())
+    cells = groups(resources, fits)
+    ready = sum(group.wait(READY_S) for group in cells)
+    [more] = groups(resources, 1)
+    over = more.wait(FULL_S)
+    nodes = [sorted(set(placement_group_table(group)["bundles_to_node_id"].values())) for group in cells]
+    share = resources.gpus_per_worker
+    used = [devices_of(group, share) for group in cells] if share else []
+    for group in (*cells, more):
+        remove_placement_group(group)
+    return {"fits": fits, "bound": bound, "ready": ready, "more": over, "nodes": nodes, "devices": used}
+
+
+def main() -> None:
+    cluster.connect(sys.argv[1])
+    for text in sys.argv[2:]:
+        print(json.dumps(placed(ResourceSpec.model_validate_json(text))))
+
+
+if __name__ == "__main__":
+    main()
