@@ -31,9 +31,9 @@ class AsSuggested(FIFOScheduler):
 
     An end makes it forget those that ended before. (Not the last one: Tune is not done with it yet, and returns it.)
 
-    Which trial is next it leaves to Tune: the new one, in the actor of the one that ended. Tune's own scheduler names the
-    oldest trial that waits instead. That one gets the actor, and the actor that starts for it is ended, so that with
-    cells shorter than the start of an actor most slots never come up.
+    Which trial is next it leaves to Tune: the new one, in the actor of the one that ended. Tune's own scheduler names
+    the oldest trial that waits instead. That one gets the actor, and the actor that starts for it is ended, so that
+    with cells shorter than the start of an actor most slots never come up.
     """
 
     def __init__(self) -> None:
