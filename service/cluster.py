@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer so long: its group is replaced
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # of 60; on a busy machine its imports alone take a minute
+    "RAY_gcs_server_port_wait_time_s": "120",  # of 30, likewise
+    "RAY_worker_register_timeout_seconds": "240",  # of 60, likewise
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow are the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours, see service.sweep
@@ -34,8 +36,8 @@ ENVIRONMENT = {
 CONNECT_TIMEOUT_S = 5.0
 LOOK_S, LOST_S = 2.0, 20.0
 """How often the head is looked for, and how long it may be away."""
-STARTS = 3
-"""How often an embedded cluster is tried; on a machine that is busy Ray's processes may not be there in time."""
+STARTS = 5
+"""How often an embedded cluster is tried: Ray gives its processes 30 s, in which two agents import Python packages."""
 
 logger = logging.getLogger(__name__)
 

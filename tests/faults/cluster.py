@@ -34,14 +34,14 @@ print(json.dumps({{
 }}))
 """
 """A program that prints what is taken of a cluster."""
-JOINED = """
+THERE = """
 import ray
-from ray.util.state import list_jobs
+from ray._private.state import jobs
 ray.init("{address}", log_to_driver=False)
-joined = sorted((one.start_time, one.end_time or 0) for one in list_jobs(limit=1000) if one.type == "DRIVER")
-print((joined[-2][1] - joined[-2][0]) / 1000)  # the last one is this program
+ended = [one["EndTime"] - one["StartTime"] for one in jobs() if "{file}" in one["Entrypoint"] and one["IsDead"]]
+print(ended[0] / 1000 if ended else "")
 """
-"""One that prints how long the driver before it was there."""
+"""One that prints for how many seconds the driver of a study's file was there."""
 NOTHING = '{"actors": [], "placement groups": [], "taken": {}}'
 
 
@@ -102,18 +102,18 @@ class Cluster:
         while (left := self._asked(LEFT.format(address=self.address))) != NOTHING:
             assert time.monotonic() < deadline, f"left in the cluster: {left}"
 
-    def seconds_of_the_last_driver(self) -> float:
-        """From its joining the cluster to its leaving, of the driver that joined last before this question."""
-        program = JOINED.format(address=self.address)
+    def seconds_of(self, study: Path) -> float:
+        """From the moment at which the driver of this file joined the cluster to that at which it left."""
         deadline = time.monotonic() + FREE_S
-        while (seconds := float(self._asked(program))) <= 0:  # it is not known yet that it left
-            assert time.monotonic() < deadline, "the driver did not leave"
-        return seconds
+        while not (seconds := self._asked(THERE.format(address=self.address, file=study))):
+            assert time.monotonic() < deadline, f"no driver of {study} joined and left"
+        return float(seconds)
 
     def _asked(self, program: str) -> str:
         """The last line that a program prints which joins the cluster."""
         command = [sys.executable, "-c", program]
-        done = subprocess.run(command, env={**os.environ, **AUTH}, capture_output=True, text=True, check=False)
+        own = {**os.environ, **AUTH, "RAY_ADDRESS": self.address}  # or the State API looks for any cluster
+        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
         return done.stdout.strip().rpartition("\n")[2]
 
 

@@ -109,7 +109,7 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, st
     refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=standing.address, **AUTH)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "5 workers x 1 CPU = 5 CPU, of 4" in refused.stderr
-    assert standing.seconds_of_the_last_driver() < within(5)
+    assert standing.seconds_of(wide) < within(5)
     standing.is_free()
     nothing_left_over(tmp_path / "home")
 
