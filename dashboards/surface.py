@@ -7,7 +7,6 @@ nothing beyond their hull, and takes a grid and scattered refinements alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -15,7 +14,7 @@ import pandas as pd
 from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
-from dashboards.figures import CROSS, Figure, log_axis, spec_of
+from dashboards.charts import CROSS, Figure, chart_of, log_axis, spec_of, tooltip
 from dashboards.tables import listed
 from dashboards.views import View
 
@@ -101,12 +100,12 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
     present = [origin for origin in shapes if (points["origin"].fillna("grid") == origin).any()]
     looks = alt.Scale(domain=present, range=[shapes[origin] for origin in present])
     shape = alt.Shape("origin:N", scale=looks, legend=None)
-    tooltip: list[Any] = ["cell:N", "lr:Q", "gamma:Q", "seed:Q", "origin:N", alt.Tooltip("loss:Q", format=".4f")]
-    base = alt.Chart(points.assign(origin=points["origin"].fillna("grid"))).encode(x=x, y=y, tooltip=tooltip)
+    shown = tooltip("cell:N", "lr:Q", "gamma:Q", "seed:Q", "origin:N", loss=".4f")
+    base = chart_of("cells").encode(x=x, y=y, tooltip=shown)
     layers = [
-        alt.Chart(found).mark_rect(clip=True, strokeWidth=1)
+        chart_of("surface").mark_rect(clip=True, strokeWidth=1)
         # Outlined in their own colour: else the background shines through between them.
-        .encode(x=x, x2="lr_to:Q", y=y, y2="gamma_to:Q", color=bands, stroke=bands),
+        .encode(x=x, x2=alt.X2("lr_to:Q"), y=y, y2=alt.Y2("gamma_to:Q"), color=bands, stroke=bands),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=45, opacity=1, color="white", stroke="black", strokeWidth=1)
         .encode(shape=shape),
@@ -121,5 +120,12 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
         f"{listed([SHAPES[origin] for origin in present])}. A cross is a diverged cell, at l_init.",
         view=view.name,
         section="lrs",
-        spec=spec_of(layers),
+        spec=spec_of(
+            layers, {"surface": found.map(_rounded), "cells": points.assign(origin=points["origin"].fillna("grid"))}
+        ),
     )
+
+
+def _rounded(value: float) -> float:
+    """To digits beyond what a picture shows, as a page holds 2,304 of them each."""
+    return float(f"{value:.5g}")

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -32,7 +32,7 @@ from service.forecasting import STATES, begun, table_of
 from service.home import Home
 from service.ledger import Entry, Ledger
 from service.mlflow_sink import EXPERIMENT, check, ui_address
-from trainers.rows import read
+from trainers.rows import Lines
 
 MLFLOW_PREFIX = "mlflow:"
 NAMED_VERSIONS = ("oec-sensitivity", "torch", "ray", "optuna", "mlflow")
@@ -85,7 +85,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
 def _from_home(name: str, home: Home) -> Source:
     study = Study.load(str(home.study(name) / "study.yaml"))
     ledger = Ledger(home.ledger(name), name)
-    known, notes = _known(home, study, list(ledger.entries.values()))
+    known, notes = _known(home, study, ledger.entries)
     return Source(
         title=name,
         runs=from_records(ledger.records()),
@@ -97,22 +97,23 @@ def _from_home(name: str, home: Home) -> Source:
     )
 
 
-def _known(home: Home, study: Study, entries: Iterable[Entry]) -> tuple[Known, list[str]]:
+def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Known, list[str]]:
     """What the home has of a study beside its ledger, and what a reader should know of that."""
     # Of many cells those of the first seed are kept for the page, then those of the second.
-    ended = sorted((entry for entry in entries if entry.state in STATES), key=lambda entry: entry.cell.seed)
+    ended = [(cell_id, entry) for cell_id, entry in entries.items() if entry.state in STATES]
+    ended.sort(key=lambda one: one[1].cell.seed)
     kept = ended[:MOST_CELLS]
     steps: dict[str, Columns] = {}
     beginnings, damaged = [], []
-    for entry in kept:
+    for cell_id, entry in kept:
         try:
-            rows = read(home.metrics(entry.cell.id, entry.reused_from or study.name))
+            rows = Lines(home.metrics(cell_id, entry.reused_from or study.name))
+            if rows:
+                steps[cell_id] = thinned(rows, rows_of_each(len(kept)))
+                beginnings.append(begun(entry, rows))
         except InvalidInput:
-            damaged.append(entry.cell.id)
-            continue
-        if rows:
-            steps[entry.cell.id] = thinned(rows, rows_of_each(len(kept)))
-            beginnings.append(begun(entry, rows))
+            damaged.append(cell_id)
+            steps.pop(cell_id, None)
     known = Known(
         steps=steps,
         forecast=forecast(table_of(beginnings)) if beginnings else None,

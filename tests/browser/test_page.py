@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-DRAWN = "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')].every(chart => chart.querySelector('svg'))"
+DRAWN = "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')].every(chart => chart.querySelector('svg, canvas'))"
 LOSS = "Final loss over learning rate"
 
 
@@ -106,8 +106,13 @@ class Opened:
             self.complaints.append(f"it asked for {url}")
 
     def drawn(self) -> None:
-        self.page.wait_for_selector("[data-panel]:not([hidden]) svg")
-        self.page.wait_for_function(DRAWN)
+        self.page.wait_for_selector("main[aria-busy=false]")
+        assert self.page.evaluate(DRAWN)
+
+    def column(self, place: int) -> list[float]:
+        """A column of the page, as its script reads it."""
+        found: list[float] = self.page.evaluate(f"column({place})")
+        return found
 
     def points(self, panel: str) -> dict[str, float]:
         """By cell, the value at which the chart of a panel draws it: what a screen reader is told."""
@@ -203,6 +208,7 @@ def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
     page, steps = shown.page, json.loads(shown.page.inner_text("#steps"))
     for view in ("29M", "16M"):
         page.select_option("#view", view)
+        shown.drawn()
         options = page.eval_on_selector_all("#cell option", "options => options.map(o => o.value)")
         ended = runs[(runs["scale"] == view) & runs["state"].isin(["finished", "diverged"])]
         assert options == sorted(options, key=options.index)
@@ -211,7 +217,7 @@ def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
             page.select_option("#cell", cell)
             page.wait_for_function(
                 "last => document.querySelector('[data-metric=val_loss]').innerHTML.includes('value: ' + last)",
-                arg=f"{steps['values'][cell]['val_loss'][-1]:g}",
+                arg=f"{shown.column(steps['values'][cell]['val_loss'])[-1]:g}",
             )
             drawn = page.eval_on_selector_all(
                 "[data-metric]:not([hidden])", "charts => charts.map(chart => chart.dataset.metric)"
