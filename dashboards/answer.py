@@ -25,7 +25,7 @@ def answer(found: Sequence[CurveFacts]) -> str:
         missing = sum(len(curve.missing) for curve in found)
         return f"No curve has an LRS yet. Cells without a result: {missing}, in {len(found)} curves."
     best = best_by_scale(ranked)
-    return " ".join([_winners(ranked, best), *_by_strength(ranked), *_highest(found), _caveat(found, ranked, best)])
+    return " ".join([_winners(ranked, best), *_by_strength(ranked), *_highest(found), *_caveats(found, ranked)])
 
 
 def best_by_scale(ranked: Sequence[CurveFacts]) -> dict[str, CurveFacts]:
@@ -45,7 +45,7 @@ def _winners(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> st
     baselines = [curve for curve in ranked if curve.method == "baseline"]
     if any(curve.method != "baseline" for curve in best.values()):
         sentence += f", against {_span(baselines)} for the baseline" if baselines else "; there is no baseline"
-    return f"{sentence}{_price(ranked, best.values())}."
+    return f"{sentence}{_noise(ranked, best)}{_price(ranked, best.values())}."
 
 
 def _highest(found: Sequence[CurveFacts]) -> Iterator[str]:
@@ -73,45 +73,57 @@ def _price(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:
     return ""
 
 
-def _caveat(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
-    left_out = len(found) - len(ranked)
-    also = f" Not ranked for want of cells: {left_out} of {len(found)} curves." if left_out else ""
+def _noise(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
+    """A clause: at which scales the lowest LRS is lower than whose by more than noise; none from one seed."""
+    scales_of: dict[str, list[str]] = {}
+    for scale, winner in best.items():
+        at_scale = [curve for curve in ranked if curve.scale == scale]
+        if len(at_scale) > 1:
+            scales_of.setdefault(_beaten(at_scale, winner), []).append(scale)
+    seeds = min(curve.seeds for curve in ranked)
+    if seeds < 2 or not scales_of:
+        return ""
+    clauses = listed([f"than {whose} at {listed(scales)}" for whose, scales in scales_of.items()])
+    test = f"t-tests over {seeds} seeds, 5 % for all pairs of curves of a scale together"
+    return f"; that is lower by more than noise {clauses} ({test})"
+
+
+def _beaten(at_scale: Sequence[CurveFacts], winner: CurveFacts) -> str:
+    place, others = at_scale.index(winner), len(at_scale) - 1
+    beaten = less_sensitive(at_scale).get(place, set())
+    if len(beaten) in (0, others):
+        return "every other curve's" if beaten else "no other curve's"
+    close = [curve.label for i, curve in enumerate(at_scale) if i != place and i not in beaten]
+    return f"all but {listed(close)}" if len(close) <= NAMED else f"{len(beaten)} of {others} others"
+
+
+def _caveats(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts]) -> Iterator[str]:
     if min(curve.seeds for curve in ranked) < 2:
-        return f"This rests on one seed, which can not tell a small difference from chance.{also}"
-    return (
-        " ".join(_noise([c for c in ranked if c.scale == scale], of_scale) for scale, of_scale in best.items()) + also
-    )
-
-
-def _noise(at_scale: Sequence[CurveFacts], best: CurveFacts) -> str:
-    """Against which curves of its scale the best one's LRS is lower by more than noise."""
-    others = [curve for curve in at_scale if curve is not best]
-    if not others:
-        return f"It is the only curve at {best.scale}."
-    beaten = less_sensitive(at_scale).get(at_scale.index(best), set())
-    close = [curve.label for i, curve in enumerate(at_scale) if curve is not best and i not in beaten]
-    test = f"(t-tests over {best.seeds} seeds, 5 % for all pairs of curves together)"
-    if not close:
-        return f"At {best.scale} that is lower than every other curve's by more than noise {test}."
-    few = listed(close) if len(close) <= NAMED else f"{len(close)} of {len(others)} curves"
-    if not beaten:
-        return f"At {best.scale} no other curve's LRS is higher by more than noise {test}."
-    return f"At {best.scale} that is lower by more than noise, but for {few} {test}."
+        yield "This rests on one seed, which can not tell a small difference from chance."
+    if left_out := len(found) - len(ranked):
+        yield f"Not ranked for want of cells: {left_out} of {len(found)} curves."
 
 
 def _by_strength(ranked: Sequence[CurveFacts]) -> Iterator[str]:
-    """A sentence a scale on how far LRS depends on the strength, for methods that were tried at the same ones."""
+    """A sentence on how far LRS depends on the strength, for methods that were tried at the same ones."""
+    ranges: dict[str, list[float]] = {}
     for scale in dict.fromkeys(curve.scale for curve in ranked):
-        ranges = strength_ranges([curve for curve in ranked if curve.scale == scale])
-        if len(ranges) < 2:
-            continue
-        shares = [f"{shown(width, 'LRS')} for {name}" for name, width in sorted(ranges.items(), key=lambda one: one[1])]
-        yield f"Over the strengths that were tried for all of them at {scale}, LRS changes by {listed(shares)}."
+        of_scale = strength_ranges([curve for curve in ranked if curve.scale == scale])
+        for method, width in of_scale.items() if len(of_scale) > 1 else ():
+            ranges.setdefault(method, []).append(width)
+    if ranges:
+        least = sorted(ranges, key=lambda method: max(ranges[method]))
+        widths = listed([f"{_range(ranges[method])} for {method}" for method in least])
+        yield f"Over the strengths that were tried for all of them, LRS changes by {widths}, least for {least[0]}."
+
+
+def _range(values: Iterable[float]) -> str:
+    written = sorted({shown(value, "LRS") for value in values}, key=float)
+    return written[0] if len(written) == 1 else f"{written[0]} to {written[-1]}"
 
 
 def _span(curves: Iterable[CurveFacts]) -> str:
-    values = sorted({shown(curve.LRS, "LRS") for curve in curves}, key=float)
-    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+    return _range(_lrs_of(curve) for curve in curves)
 
 
 def _lrs_of(curve: CurveFacts) -> float:

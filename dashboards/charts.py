@@ -18,7 +18,8 @@ VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
 """Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
 CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 """A diverged cell."""
-SHORT = "abs(datum.value) >= 1e4 ? format(datum.value, '.0e') : format(datum.value, '~g')"
+EXPONENT = "replace(format(datum.value, '~e'), 'e+', 'e')"
+SHORT = f"abs(datum.value) >= 1e4 ? {EXPONENT} : format(datum.value, '~g')"
 """How a number stands at an axis."""
 LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
 """Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
@@ -73,15 +74,15 @@ def tooltip(*fields: str, **formats: str) -> list[alt.Tooltip]:
 
 def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = alt.X) -> Any:
     """A logarithmic axis, x or y, with a tick at each value that was tried."""
-    axis = alt.Axis(values=sorted(facts[column].unique().tolist()), format="~e", labelOverlap=True, grid=False)
+    axis = alt.Axis(values=sorted(facts[column].unique().tolist()), labelExpr=EXPONENT, labelOverlap=True, grid=False)
     return channel(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
 
 
 def ticks(values: npt.ArrayLike) -> list[float]:
     """Every digit of the powers of ten around ``values`` if they span less than ten times, else 1, 2 and 5 alone, or 1
-    alone from six powers on."""
+    alone from three powers on."""
     low, high = float(np.min(values)), float(np.max(values))
-    digits = range(1, 10) if high < 10 * low else (1, 2, 5) if high < 1e6 * low else (1,)
+    digits = range(1, 10) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
 

@@ -178,7 +178,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
         .encode(shape=shapes(view.lines), tooltip=shown, **link),
     ]
     if several:
-        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
+        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1, clip=True)
         layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2=alt.Y2("high:Q")))
     diverging = [line.name for line in view.lines if line.curve.diverged]
     apart = min(9, 60 / max(1, len(diverging)))
@@ -203,8 +203,8 @@ def _loss_figure(view: View, published: bool) -> Figure:
     return Figure(
         name=f"loss-{view.name}",
         title="Final loss over learning rate",
-        caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
-        f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
+        caption=("Lines are means over seeds, bands their 95 % intervals. " if several else "")
+        + f"A cross at l_init is a diverged cell: {int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
         section="loss",
         spec=spec_of(layers, {"facts": facts, **ceiling}),
@@ -390,6 +390,6 @@ def _lrs_axis(facts: pd.DataFrame) -> alt.Y:
     """Logarithmic, as methods differ by factors, unless they are closer, or a curve is exactly flat."""
     low, high = facts["low"].min(), facts["high"].max()
     if high < LOG_FACTOR * low or low <= 0:
-        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10))
+        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
     axis = alt.Axis(values=ticks(facts[["low", "high"]].to_numpy()))
     return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)

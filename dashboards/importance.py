@@ -44,6 +44,8 @@ HYPERPARAMETERS = ("lr", "gamma", "method", "attention_norm", "seed")
 LEFT, RIGHT = {"align": "right", "dx": -6}, {"align": "left", "dx": 6}
 ABOVE, BELOW = {"align": "center", "dy": -9}, {"align": "center", "dy": 10}
 """Where the text of an axis stands, clear of the lines: left of the first axis, right of the last one."""
+LOW_TO_HIGH = ["#0072b2", "#8a8a8a", "#d55e00"]
+"""Colours of losses: each is seen on white and on black."""
 LINES = 300
 """Cells on parallel axes; more are a smear."""
 
@@ -199,7 +201,7 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], ended: int) 
     color = alt.Color(
         "loss:Q",
         title="loss (nats)",
-        scale=alt.Scale(scheme="viridis", reverse=True),
+        scale=alt.Scale(range=LOW_TO_HIGH),
         legend=alt.Legend(orient="bottom", titleFontWeight="normal"),
     )
     base = chart_of("lines").encode(x=x, y=y)

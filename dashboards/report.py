@@ -258,7 +258,7 @@ def _steps(seen: Sequence[View], known: Known, packed: Packed) -> dict[str, Any]
     ]
     chart = alt.Chart({"values": []}).mark_line(point={"size": 22}, strokeWidth=1.5)
     chart = chart.encode(
-        x=alt.X("step:Q", title="step"),
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, format="~s")),
         y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
         tooltip=["step:Q", alt.Tooltip("value:Q", format=".4g")],
         color=alt.value("#0072b2"),

@@ -20,8 +20,9 @@ from dashboards.views import View
 
 SIDE = 48
 """Cells of the picture along each axis."""
-BANDS = 14
-"""Bands of loss, at most: their borders are the contour lines."""
+BORDERS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Nats above the lowest loss at which the bands of a picture meet, its contour lines: close around the best cells, as
+equal steps up to ``l_init`` would show those as one."""
 SHAPES = {
     "grid": "circles of the grid",
     "refine": "diamonds that Optuna proposed",
@@ -85,12 +86,18 @@ def surfaces(runs: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
 
 
 def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) -> Figure:
-    domain = [float(points["loss"].min()), float(points["loss"].max())]
+    lowest = float(points.groupby(["lr", "gamma"])["loss"].mean().min())
+    found = found.assign(above=found["loss"] - lowest)
+    highest = found["above"].max()
     bands = alt.Color(
-        "loss:Q",
-        bin=alt.Bin(maxbins=BANDS, extent=domain),
-        title="loss (nats)",
-        scale=alt.Scale(scheme="viridis", reverse=True),
+        "above:Q",
+        title=f"nats above the lowest mean, {lowest:.3f}",
+        scale=alt.Scale(
+            type="threshold",
+            domain=[border for border in BORDERS if highest / 500 < border < highest] or [highest],
+            scheme="viridis",
+            reverse=True,
+        ),
         legend=alt.Legend(orient="bottom", columns=4, titleFontWeight="normal"),
     )
     on_axes = points[points["origin"].fillna("grid") == "grid"]  # a tick at each refinement would be a smear

@@ -139,7 +139,13 @@ def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Sour
         runs, kind = read_experiment(uri, name, columns), "MLflow experiment"
     else:
         runs, kind = read_mlflow(uri, EXPERIMENT, name), "MLflow study"
-    return Source(title=name, runs=runs, grid=None, provenance={kind: name}, folder=Path(name))
+    return Source(
+        title=name,
+        runs=runs,
+        grid=None,
+        provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_reported()},
+        folder=Path(name),
+    )
 
 
 def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
@@ -149,7 +155,7 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
         title=path.stem,
         runs=runs,
         grid=None,
-        provenance={"table": path.name},
+        provenance={"command": f"oec report {path.name}", "table": path.name, **_reported()},
         notes=(overheads_beside_published(curves(runs)),) if published else (),
         folder=Path(path.stem),
         known=Known(published=not published),
@@ -208,16 +214,21 @@ def _under(title: str, runs: pd.DataFrame) -> pd.DataFrame:
 
 def provenance(study: Study) -> dict[str, str]:
     """How a study was made, for its page."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in NAMED_VERSIONS)
     return {
         "command": f"oec run {study.name}" if study.name in shipped() else "oec run on the study file below",
         "study": f"{study.name} ({study.hash})",
         **({"commit": commit} if (commit := _commit()) else {}),
         "seeds": ", ".join(str(seed) for seed in study.seeds),
         "logits": study.training.logits_dtype,
-        "reported with": versions,
-        "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        **_reported(),
         "study file": study.to_yaml(),
+    }
+
+
+def _reported() -> dict[str, str]:
+    return {
+        "reported with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in NAMED_VERSIONS),
+        "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
 
 

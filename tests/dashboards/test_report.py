@@ -53,7 +53,9 @@ class Page(HTMLParser):
 
     def rows(self, table: dict[str, int]) -> list[dict[str, object]]:
         """Of a table that is kept as columns, as the page's script reads it."""
-        return list(map(dict, zip(*([(name, value) for value in self.column(at)] for name, at in table.items()), strict=True)))
+        return list(
+            map(dict, zip(*([(name, value) for value in self.column(at)] for name, at in table.items()), strict=True))
+        )
 
     def column(self, at: int) -> list[object]:
         one = json.loads(self.scripts[3])[at]
@@ -200,8 +202,8 @@ def test_the_answer_without_a_baseline() -> None:
 @pytest.mark.parametrize(
     ("shift", "words"),
     [
-        (0.0, "no other curve's LRS is higher by more than noise"),
-        (1.0, "lower than every other curve's by more than noise"),
+        (0.0, "that is lower by more than noise than no other curve's at tiny (t-tests over 3 seeds"),
+        (1.0, "that is lower by more than noise than every other curve's at tiny (t-tests over 3 seeds"),
     ],
 )
 def test_the_answer_with_seeds_says_what_is_more_than_noise(shift: float, words: str) -> None:
