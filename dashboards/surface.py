@@ -98,7 +98,7 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
             scheme="viridis",
             reverse=True,
         ),
-        legend=alt.Legend(orient="bottom", columns=4, titleFontWeight="normal"),
+        legend=alt.Legend(orient="bottom", columns=3, titleFontWeight="normal", titleLimit=0),
     )
     on_axes = points[points["origin"].fillna("grid") == "grid"]  # a tick at each refinement would be a smear
     on_axes = points if on_axes.empty else on_axes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
-from benchmarks.report import filled
+from benchmarks.report import CHROMIUM, FLAGS, filled
+from benchmarks.report import opened as opened_in_a_browser
 from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
@@ -23,10 +22,11 @@ from service.reporting import load, report
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-DRAWN = "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')].every(chart => chart.querySelector('svg, canvas'))"
+DRAWN = (
+    "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')]"
+    ".every(chart => chart.querySelector('svg, canvas'))"
+)
 LOSS = "Final loss over learning rate"
 
 
@@ -257,11 +257,11 @@ def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path
     home = filled(tmp_path, 10_000)
     path = report(load("many", home), tmp_path / "out", Console(quiet=True), ("html",))
     assert path.stat().st_size < 15e6
+    found = opened_in_a_browser(path)
+    assert found["first"] < 10, "three seconds, and the time of a busy machine"
+    assert found["longest"] < 3, "no task may keep the page from answering; the same"
     page = browser.new_page()
-    began = time.monotonic()
     shown = Opened(page, path)
-    took = time.monotonic() - began
-    assert took < 10, "three seconds, and the time of a busy machine"
     choices = page.eval_on_selector_all("#view option", "options => options.map(o => o.value)")
     page.select_option("#view", choices[-1])
     shown.drawn()

@@ -15,8 +15,8 @@ import pytest
 from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
-from dashboards.forecast import forecast
 from dashboards.answer import answer
+from dashboards.forecast import forecast
 from dashboards.report import Known, write_report
 from dashboards.runs import from_records, read_csv
 from dashboards.sensitivity import curves
