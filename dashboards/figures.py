@@ -7,63 +7,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 import altair as alt
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from dashboards.charts import (
+    CROSS,
+    SHORT,
+    Figure,
+    by_name,
+    chart_of,
+    colors,
+    dashes,
+    log_axis,
+    shapes,
+    spec_of,
+    ticks,
+    tooltip,
+)
 from dashboards.published import L_INIT, RUNS_CSV, near_published
 from dashboards.runs import read_csv
 from dashboards.steps import LAYER_NORMS, METRICS
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
 
-VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
-"""Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
-
+SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
 LOSS_TITLE = "final validation loss (nats)"
 INTERVAL = "#5b6570"
 """Colour of an interval that is drawn over a bar."""
 DECIMALS = 7
 """Of a loss in a figure; others have as many digits."""
-CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
-
-CELL_TOOLTIP = ("label:N", "cell:N", "lr:Q", "seed:Q")
-LRS_TOOLTIP: list[Any] = [
-    "label:N",
-    "scale:N",
-    *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("LRS", "low", "high")),
-]
-SHORT = "abs(datum.value) >= 1e4 ? format(datum.value, '.0e') : format(datum.value, '~g')"
-SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
-LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
-"""Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
-what its width holds."""
-
-
-Section = Literal["loss", "lrs", "why", "forecast", "importance"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One chart, with the words that go with it."""
-
-    name: str
-    """Names its files."""
-    title: str
-    caption: str
-    """What it shows and how to read it, in sentences."""
-    view: str | None
-    """The one view that it shows; None where it shows several."""
-    section: Section
-    """Where on the page it stands."""
-    spec: dict[str, Any]
-    """Vega-Lite, as wide as what contains it."""
-    overlay: Sequence[dict[str, Any]] = field(default=())
-    """Layers that a reader of the page may put over it."""
+CELL = ("label:N", "cell:N", "lr:Q", "seed:Q")
+LRS_TOOLTIP = tooltip("label:N", "scale:N", LRS=".4f", low=".4f", high=".4f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +142,10 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
     seen = views(lines)
     drawn = [_loss_figure(view, published) for view in seen]
     drawn += [_lrs_bars(view) for view in seen if any(line.curve.LRS is not None for line in view.lines)]
-    for of in dict.fromkeys(line.of for line in lines):
-        ranked = [line for line in lines if line.of == of and line.curve.LRS is not None]
+    for group in dict.fromkeys(line.of for line in lines):
+        ranked = [line for line in lines if line.of == group and line.curve.LRS is not None]
         if len({line.curve.scale for line in ranked}) > 1:
-            drawn.append(_lrs_over_scale(of, ranked))
+            drawn.append(_lrs_over_scale(group, ranked))
     drawn += [figure for view in seen for figure in _lrs_over_gamma(view)]
     for diagnostic in DIAGNOSTICS:
         for view in seen:
@@ -179,7 +157,7 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
 
 def _loss_figure(view: View, published: bool) -> Figure:
     facts = loss_facts(view.lines)
-    link = {"href": "url:N"} if facts["url"].notna().any() else {}
+    link = {"href": alt.Href("url:N")} if facts["url"].notna().any() else {}
     facts = facts if link else facts.drop(columns="url")
     starts = [line.curve.l_init for line in view.lines if math.isfinite(line.curve.l_init)]
     l_init = float(np.mean(starts or math.nan))
@@ -191,17 +169,17 @@ def _loss_figure(view: View, published: bool) -> Figure:
         low, high = float(facts["loss"].min()), float(facts["loss"].max())
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     y = alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y)
-    base = alt.Chart(facts).encode(x=log_axis(facts, "lr", "learning rate"), y=y, color=_colors(view.lines))
-    tooltip = [*CELL_TOOLTIP, alt.Tooltip("loss:Q", format=".4f"), "diverged:N"]
+    base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), y=y, color=colors(view.lines))
+    shown = [*tooltip(*CELL, loss=".4f"), alt.Tooltip("diverged:N")]
     layers: list[alt.Chart] = [
-        base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=_dashes(view.lines)),
+        base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=dashes(view.lines)),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=50, opacity=1)
-        .encode(shape=_shapes(view.lines), tooltip=tooltip, **link),
+        .encode(shape=shapes(view.lines), tooltip=shown, **link),
     ]
     if several:
-        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
-        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2="high:Q"))
+        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1, clip=True)
+        layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2=alt.Y2("high:Q")))
     diverging = [line.name for line in view.lines if line.curve.diverged]
     apart = min(9, 60 / max(1, len(diverging)))
     for i, name in enumerate(diverging):
@@ -212,23 +190,24 @@ def _loss_figure(view: View, published: bool) -> Figure:
             .mark_point(
                 shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=apart * (i - (len(diverging) - 1) / 2)
             )
-            .encode(tooltip=tooltip, **link)
+            .encode(tooltip=shown, **link)
         )
+    ceiling = {"ceiling": pd.DataFrame({"l_init": [l_init]})} if near else {}
     if near:
-        ceiling = alt.Chart(pd.DataFrame({"l_init": [l_init]})).encode(y="l_init:Q")
+        top = chart_of("ceiling").encode(y=alt.Y("l_init:Q"))
         layers += [
-            ceiling.mark_rule(strokeDash=[4, 4], color=GREY),
-            ceiling.mark_text(x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=GREY),
+            top.mark_rule(strokeDash=[4, 4], color=GREY),
+            top.mark_text(x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=GREY),
         ]
     outside = "" if near or math.isnan(l_init) else f" The loss at initialisation, {l_init:.2f}, lies above the frame."
     return Figure(
         name=f"loss-{view.name}",
         title="Final loss over learning rate",
-        caption="Lines are means over seeds, bands their 95 % intervals. A cross at l_init is a diverged cell: "
-        f"{int(facts['diverged'].sum())} of {len(facts)}.{outside}",
+        caption=("Lines are means over seeds, bands their 95 % intervals. " if several else "")
+        + f"A cross at l_init is a diverged cell: {int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
         section="loss",
-        spec=spec_of(layers),
+        spec=spec_of(layers, {"facts": facts, **ceiling}),
         overlay=_published_layers(view.lines[0].curve.scale) if published and near_published(l_init) else (),
     )
 
@@ -257,7 +236,7 @@ def _lrs_bars(view: View) -> Figure:
     facts = lrs_facts(view.lines)
     names = alt.Scale(domain=list(facts["label"]))
     y = alt.Y("label:N", title=None, scale=names, axis=alt.Axis(labelLimit=260))
-    base = alt.Chart(facts).encode(y=y, color=_colors(view.lines).legend(None), tooltip=LRS_TOOLTIP)
+    base = chart_of("facts").encode(y=y, color=colors(view.lines).legend(None), tooltip=LRS_TOOLTIP)
     title = "LRS (nats)"
     return Figure(
         name=f"lrs-{view.name}",
@@ -270,33 +249,35 @@ def _lrs_bars(view: View) -> Figure:
             [
                 base.mark_bar(opacity=0.85).encode(x=alt.X("LRS:Q", title=title)),
                 base.mark_rule(strokeWidth=1.5).encode(
-                    x=alt.X("low:Q", title=title), x2="high:Q", color=alt.value(INTERVAL)
+                    x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"), color=alt.value(INTERVAL)
                 ),
             ],
+            {"facts": facts},
             height=max(160, 22 * len(facts)),
         ),
     )
 
 
-def _lrs_over_scale(of: str, lines: Sequence[Line]) -> Figure:
+def _lrs_over_scale(group: str, lines: Sequence[Line]) -> Figure:
     facts = lrs_facts(lines)
-    base = alt.Chart(facts).encode(
+    base = chart_of("facts").encode(
         x=alt.X("scale:O", title="scale", sort=list(dict.fromkeys(facts["scale"])), axis=alt.Axis(labelAngle=0)),
         y=_lrs_axis(facts),
-        color=_colors(lines),
+        color=colors(lines),
     )
     return Figure(
-        name=f"lrs-scale-{of}" if of else "lrs-scale",
-        title=f"LRS over scale, {of}" if of else "LRS over scale",
+        name=f"lrs-scale-{group}" if group else "lrs-scale",
+        title=f"LRS over scale, {group}" if group else "LRS over scale",
         caption="Lower is less sensitive to the learning rate. Bars are 95 % intervals, where there are several seeds.",
         view=None,
         section="lrs",
         spec=spec_of(
             [
-                base.mark_rule().encode(y="low:Q", y2="high:Q"),
-                base.mark_line().encode(strokeDash=_dashes(lines)),
-                base.mark_point(filled=True, size=60, opacity=1).encode(shape=_shapes(lines), tooltip=LRS_TOOLTIP),
-            ]
+                base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+                base.mark_line().encode(strokeDash=dashes(lines)),
+                base.mark_point(filled=True, size=60, opacity=1).encode(shape=shapes(lines), tooltip=LRS_TOOLTIP),
+            ],
+            {"facts": facts},
         ),
     )
 
@@ -316,10 +297,10 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
     studies = list(dict.fromkeys(facts["study"]))
     looks = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
-    dashes = alt.StrokeDash("study:N", title=None, scale=_by_name(looks), legend=legend)
+    dashes = alt.StrokeDash("study:N", title=None, scale=by_name(looks), legend=legend)
     apart = {"strokeDash": dashes} if len(studies) > 1 else {}
-    base = alt.Chart(tried).encode(x=x, y=_lrs_axis(facts), color=color)
-    reference = alt.Chart(facts[facts["method"] == "baseline"])
+    base = chart_of("tried").encode(x=x, y=_lrs_axis(facts), color=color)
+    reference = chart_of("baselines")
     rule = reference.mark_rule() if apart else reference.mark_rule(strokeDash=[4, 4])
     return [
         Figure(
@@ -332,11 +313,12 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
             section="lrs",
             spec=spec_of(
                 [
-                    base.mark_rule().encode(y="low:Q", y2="high:Q"),
+                    base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
                     base.mark_line().encode(**apart),
                     base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP),
-                    rule.encode(y="LRS:Q", color=color, tooltip=LRS_TOOLTIP, **apart),
-                ]
+                    rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **apart),
+                ],
+                {"tried": tried, "baselines": facts[facts["method"] == "baseline"]},
             ),
         )
     ]
@@ -348,10 +330,10 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
         "value:Q",
         title=diagnostic.title[0].lower() + diagnostic.title[1:],
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
-        axis=alt.Axis(values=SIGNED_TICKS if signed else _ticks(facts["value"]), labelExpr=SHORT),
+        axis=alt.Axis(values=SIGNED_TICKS if signed else ticks(facts["value"]), labelExpr=SHORT),
     )
-    base = alt.Chart(facts).encode(x=log_axis(facts, "lr", "learning rate"), color=_colors(view.lines))
-    tooltip = [*CELL_TOOLTIP, alt.Tooltip("value:Q", format=".4~g"), "diverged:N"]
+    base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), color=colors(view.lines))
+    shown = [*tooltip(*CELL, value=".4~g"), alt.Tooltip("diverged:N")]
     return Figure(
         name=f"{diagnostic.column.replace('_', '-')}-{view.name}",
         title=diagnostic.title,
@@ -360,11 +342,10 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
         section="why",
         spec=spec_of(
             [
-                base.mark_line().encode(y=y.aggregate("mean"), strokeDash=_dashes(view.lines)),
-                base.mark_point(filled=True, size=40, opacity=1).encode(
-                    y=y, shape=_shapes(view.lines), tooltip=tooltip
-                ),
-            ]
+                base.mark_line().encode(y=y.aggregate("mean"), strokeDash=dashes(view.lines)),
+                base.mark_point(filled=True, size=40, opacity=1).encode(y=y, shape=shapes(view.lines), tooltip=shown),
+            ],
+            {"facts": facts},
         ),
     )
 
@@ -378,11 +359,11 @@ def forecast_figure(runs: pd.DataFrame) -> Iterator[Figure]:
     if facts.empty:
         return
     there = {state: color for state, color in OUTCOMES.items() if (facts["state"] == state).any()}
-    base = alt.Chart(facts).encode(
+    base = chart_of("facts").encode(
         x=log_axis(facts, "lr", "learning rate"),
         y=alt.Y("probability:Q", title="probability that it diverges", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("state:N", title=None, scale=_by_name(there)),
-        tooltip=["label:N", "cell:N", "lr:Q", "state:N", alt.Tooltip("probability:Q", format=".2f")],
+        color=alt.Color("state:N", title=None, scale=by_name(there)),
+        tooltip=tooltip("label:N", "cell:N", "lr:Q", "state:N", probability=".2f"),
     )
     layers = []
     if (facts["state"] != "diverged").any():
@@ -397,7 +378,7 @@ def forecast_figure(runs: pd.DataFrame) -> Iterator[Figure]:
         caption="From the first fifth of each run, by a model that saw no run of its curve. A cross diverged.",
         view=None,
         section="forecast",
-        spec=spec_of(layers),
+        spec=spec_of(layers, {"facts": facts}),
     )
 
 
@@ -405,51 +386,10 @@ LOG_FACTOR = 3.0
 """Values that span less than this factor are drawn on a linear axis."""
 
 
-def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = alt.X) -> Any:
-    """A logarithmic axis, x or y, with a tick at each value that was tried."""
-    axis = alt.Axis(values=sorted(facts[column].unique().tolist()), format="~e", labelOverlap=True, grid=False)
-    return channel(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
-
-
 def _lrs_axis(facts: pd.DataFrame) -> alt.Y:
     """Logarithmic, as methods differ by factors, unless they are closer, or a curve is exactly flat."""
     low, high = facts["low"].min(), facts["high"].max()
     if high < LOG_FACTOR * low or low <= 0:
-        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10))
-    axis = alt.Axis(values=_ticks(facts[["low", "high"]].to_numpy()))
+        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
+    axis = alt.Axis(values=ticks(facts[["low", "high"]].to_numpy()))
     return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
-
-
-def _ticks(values: npt.ArrayLike) -> list[float]:
-    """Every digit of the powers of ten around ``values`` if they span less than ten times, else 1, 2 and 5 alone, or 1
-    alone from six powers on."""
-    low, high = float(np.min(values)), float(np.max(values))
-    digits = range(1, 10) if high < 10 * low else (1, 2, 5) if high < 1e6 * low else (1,)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
-
-
-# One domain, the lines' names, for colour, dash and shape: Vega-Lite then draws one legend for the three.
-
-
-def _colors(lines: Iterable[Line]) -> alt.Color:
-    return alt.Color("label:N", title=None, scale=_by_name({line.name: line.color for line in lines}))
-
-
-def _dashes(lines: Iterable[Line]) -> alt.StrokeDash:
-    return alt.StrokeDash("label:N", title=None, scale=_by_name({line.name: line.dash for line in lines}))
-
-
-def _shapes(lines: Iterable[Line]) -> alt.Shape:
-    return alt.Shape("label:N", title=None, scale=_by_name({line.name: line.shape for line in lines}))
-
-
-def _by_name(looks: dict[str, Any]) -> alt.Scale:
-    return alt.Scale(domain=list(looks), range=list(looks.values()))
-
-
-def spec_of(layers: Sequence[alt.Chart], height: int = 320) -> dict[str, Any]:
-    # One legend for the layers' like scales; on top, where a narrow screen has room for it.
-    chart = alt.layer(*layers).properties(width="container", height=height)
-    spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict(validate=False)  # which takes seconds
-    return spec

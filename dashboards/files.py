@@ -8,15 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import vl_convert
 
-from dashboards.figures import LEGEND, Figure
+from dashboards.charts import LEGEND, VEGA_LITE, Figure
 from dashboards.tables import RENDERERS, Sheet
 from search_spaces.errors import InvalidInput
-
-VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
-"""Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
 
 FIGURE_FORMATS = ("png", "svg", "pdf")
 DATA_FORMATS = ("csv", "parquet")

@@ -7,8 +7,10 @@ Outputs of linear layers of more than twice the norm of a run that converges ann
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -48,10 +50,10 @@ def beginning(rows: Sequence[Mapping[str, float]], steps: int) -> dict[str, floa
 
     Nothing where no evaluation lies between the start and there.
     """
-    seen = [row for row in rows if row["step"] <= SEEN * steps]
-    if len(seen) < 2:
+    seen = bisect_right(rows, SEEN * steps, key=itemgetter("step"))
+    if seen < 2:
         return {}
-    first, last = seen[0], seen[-1]
+    first, last = rows[0], rows[seen - 1]
     # A layer that starts at zero has no growth.
     norms = [name for name in last if name.startswith(LAYERS) and min(first.get(name, 0.0), last[name]) > 0]
     value, start = ({name: row.get(name, math.nan) for name in LOOKED_AT} for row in (last, first))

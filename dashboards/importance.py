@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import altair as alt
@@ -18,9 +18,9 @@ from optuna.importance import (
     PedAnovaImportanceEvaluator,
     get_param_importances,
 )
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
-from dashboards.figures import Figure, spec_of
+from dashboards.charts import Figure, chart_of, spec_of, tooltip
 from dashboards.sensitivity import studies
 from dashboards.tables import shown
 from dashboards.views import GREY, View
@@ -44,6 +44,8 @@ HYPERPARAMETERS = ("lr", "gamma", "method", "attention_norm", "seed")
 LEFT, RIGHT = {"align": "right", "dx": -6}, {"align": "left", "dx": 6}
 ABOVE, BELOW = {"align": "center", "dy": -9}, {"align": "center", "dy": 10}
 """Where the text of an axis stands, clear of the lines: left of the first axis, right of the last one."""
+LOW_TO_HIGH = ["#0072b2", "#8a8a8a", "#d55e00"]
+"""Colours of losses: each is seen on white and on black."""
 LINES = 300
 """Cells on parallel axes; more are a smear."""
 
@@ -84,6 +86,20 @@ def _distribution(values: pd.Series) -> BaseDistribution:
     return CategoricalDistribution(sorted(str(value) for value in values.unique()))
 
 
+class _Drawn(optuna.Study):
+    """Some trials of a study, as a study: adding them to another copies each, which takes longer than an evaluator."""
+
+    def __init__(self, name: str, storage: optuna.storages.BaseStorage, drawn: Iterable[int]) -> None:
+        super().__init__(name, storage)
+        self._drawn = list(drawn)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[optuna.trial.FrozenTrial]:
+        every = super().get_trials(deepcopy, states)
+        return [every[i] for i in self._drawn]
+
+
 def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[str, dict[str, list[float]]]:
     """By evaluator and hyperparameter, a value a repetition."""
     looked_at = cells if len(cells) <= MOST else cells.sample(MOST, random_state=0)
@@ -96,12 +112,14 @@ def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[s
         for row in looked_at.to_dict("records")
     ]
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line a study
+    storage = optuna.storages.InMemoryStorage()
+    whole = optuna.create_study(storage=storage)
+    whole.add_trials(trials)
     rng = np.random.default_rng(0)
     found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in space} for name in EVALUATORS}
     for repetition in range(REPETITIONS):
         drawn = rng.choice(len(trials), size=int(np.ceil(SHARE * len(trials))), replace=False)
-        study = optuna.create_study()
-        study.add_trials([trials[i] for i in drawn])
+        study = _Drawn(whole.study_name, storage, drawn)
         for name, make in EVALUATORS.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
@@ -116,9 +134,12 @@ def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Fi
     if table["study"].nunique() > 1:
         return
     for view in seen:
-        for name, of in table[table["scale"] == view.lines[0].curve.scale].groupby("of", sort=False):
-            base = alt.Chart(of.drop(columns=["study", "scale", "of"])).encode(
-                y=alt.Y("hyperparameter:N", title=None, scale=alt.Scale(domain=list(of["hyperparameter"].unique()))),
+        for name, shares in table[table["scale"] == view.lines[0].curve.scale].groupby("of", sort=False):
+            cells = shares["cells"].iloc[0]
+            base = chart_of("shares").encode(
+                y=alt.Y(
+                    "hyperparameter:N", title=None, scale=alt.Scale(domain=list(shares["hyperparameter"].unique()))
+                ),
                 yOffset=alt.YOffset("evaluator:N", scale=alt.Scale(domain=list(EVALUATORS))),
                 color=alt.Color(
                     "evaluator:N",
@@ -126,22 +147,25 @@ def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Fi
                     scale=alt.Scale(domain=list(EVALUATORS), range=["#0072b2", "#e69f00"]),
                 ),
             )
-            tooltip = [alt.Tooltip(f"{key}:Q", format=".3f") for key in ("importance", "low", "high")]
             yield Figure(
                 name=f"importance-{name}-{view.name}".replace(" ", "-"),
                 title=f"Importance of each hyperparameter, {name}",
-                caption=f"Share of the final loss that it decides, over {of['cells'].iloc[0]} cells, refinements "
-                f"among them. Lines span {REPETITIONS} repetitions on {SHARE:.0%} of {min(MOST, of['cells'].iloc[0])}.",
+                caption=f"Share of the final loss that it decides, over {cells} cells, refinements "
+                f"among them. Lines span {REPETITIONS} repetitions on {SHARE:.0%} of {min(MOST, cells)}.",
                 view=view.name,
                 section="importance",
                 spec=spec_of(
                     [
-                        base.mark_bar().encode(x=alt.X("importance:Q", title="importance"), tooltip=tooltip),
+                        base.mark_bar().encode(
+                            x=alt.X("importance:Q", title="importance"),
+                            tooltip=tooltip(importance=".3f", low=".3f", high=".3f"),
+                        ),
                         base.mark_rule().encode(
-                            x=alt.X("low:Q", title="importance"), x2="high:Q", color=alt.value(GREY)
+                            x=alt.X("low:Q", title="importance"), x2=alt.X2("high:Q"), color=alt.value(GREY)
                         ),
                     ],
-                    height=60 + 45 * of["hyperparameter"].nunique(),
+                    {"shares": shares.drop(columns=["study", "scale", "of"])},
+                    height=60 + 45 * shares["hyperparameter"].nunique(),
                 ),
             )
 
@@ -152,15 +176,15 @@ def parallel(runs: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
     if cells["study"].nunique() > 1:
         return
     for view in seen:
-        of = cells[cells["scale"] == view.lines[0].curve.scale]
-        axes = [key for key in ("method", "attention_norm", "gamma", "lr", "seed") if of[key].nunique() > 1]
-        if len(of) < FEWEST or len(axes) < 2 or np.ptp(of["loss"]) == 0:
+        ended = cells[cells["scale"] == view.lines[0].curve.scale]
+        axes = [key for key in ("method", "attention_norm", "gamma", "lr", "seed") if ended[key].nunique() > 1]
+        if len(ended) < FEWEST or len(axes) < 2 or np.ptp(ended["loss"]) == 0:
             continue
-        drawn = of if len(of) <= LINES else of.sample(LINES, random_state=0).sort_index()
-        yield _parallel(view, drawn, [*axes, "loss"], len(of))
+        drawn = ended if len(ended) <= LINES else ended.sample(LINES, random_state=0).sort_index()
+        yield _parallel(view, drawn, [*axes, "loss"], len(ended))
 
 
-def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> Figure:
+def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], ended: int) -> Figure:
     places, ticks = [], []
     for axis in axes:
         at, named = _scaled(cells[axis], axis)
@@ -177,20 +201,21 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> 
     color = alt.Color(
         "loss:Q",
         title="loss (nats)",
-        scale=alt.Scale(scheme="viridis", reverse=True),
+        scale=alt.Scale(range=LOW_TO_HIGH),
         legend=alt.Legend(orient="bottom", titleFontWeight="normal"),
     )
-    base = alt.Chart(lines).encode(x=x, y=y)
-    tooltip = ["cell:N", alt.Tooltip("loss:Q", format=".4f")]
+    base = chart_of("lines").encode(x=x, y=y)
+    shown = tooltip("cell:N", loss=".4f")
     styles: dict[tuple[tuple[str, Any], ...], list[dict[str, object]]] = {}
     for axis, place, text in ticks:
         style = {axes[0]: LEFT, axes[-1]: RIGHT}.get(axis, ABOVE if place == 1 else BELOW if place == 0 else RIGHT)
         styles.setdefault(tuple(style.items()), []).append({"axis": axis, "place": place, "text": text})
+    said = {f"labels{i}": pd.DataFrame(rows) for i, rows in enumerate(styles.values())}
     labels = [
-        alt.Chart(pd.DataFrame(rows)).encode(x=x, y=y, text="text:N").mark_text(fontSize=10, color=GREY, **dict(style))
-        for style, rows in styles.items()
+        chart_of(name).encode(x=x, y=y, text=alt.Text("text:N")).mark_text(fontSize=10, color=GREY, **dict(style))
+        for name, style in zip(said, styles, strict=True)
     ]
-    shares = f"{len(cells)} of {of} cells, drawn at random" if len(cells) < of else f"{of} cells"
+    shares = f"{len(cells)} of {ended} cells, drawn at random" if len(cells) < ended else f"{ended} cells"
     return Figure(
         name=f"parallel-{view.name}",
         title="Every cell at once",
@@ -200,9 +225,12 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], of: int) -> 
         section="importance",
         spec=spec_of(
             [
-                base.mark_line(opacity=0.5, strokeWidth=1.2).encode(detail="line:N", color=color, tooltip=tooltip),
+                base.mark_line(opacity=0.5, strokeWidth=1.2).encode(
+                    detail=alt.Detail("line:N"), color=color, tooltip=shown
+                ),
                 *labels,
-            ]
+            ],
+            {"lines": lines, **said},
         ),
     )
 

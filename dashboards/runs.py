@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -241,7 +242,10 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
 
 def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
     whole = column.name in _INTEGERS
-    numbers = pd.Series([_number(str(column.name), value, whole) for value in column], dtype="float64")
+    if set(map(type, column)) <= ({int, NoneType} if whole else {float, int, NoneType}):  # a ledger's: nothing to check
+        numbers = pd.Series([math.nan if value is None else value for value in column], dtype="float64")
+    else:
+        numbers = pd.Series([_number(str(column.name), value, whole) for value in column], dtype="float64")
     return numbers.astype("Int64") if whole else numbers
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -218,7 +217,8 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
     for scale in in_order(runs["scale"].unique(), SCALES):
         at_scale = runs[runs["scale"] == scale]
         lrs_of_grid = tuple(sorted(float(lr) for lr in (at_scale["lr"].unique() if grid is None else grid)))
-        at_scale = at_scale.assign(lr=at_scale["lr"].map(partial(nearest, lrs_of_grid))).dropna(subset="lr")
+        on_grid = {lr: nearest(lrs_of_grid, lr) for lr in at_scale["lr"].unique()}
+        at_scale = at_scale.assign(lr=at_scale["lr"].map(on_grid)).dropna(subset="lr")
         for attention_norm in in_order(at_scale["attention_norm"].unique(), ATTENTION_NORMS):
             of_norm = at_scale[at_scale["attention_norm"] == attention_norm]
             together = [

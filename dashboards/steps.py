@@ -44,8 +44,10 @@ def thinned(rows: Sequence[Mapping[str, float]], most: int = MOST_ROWS) -> dict[
     kept = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)) if rows else ()
     chosen = [rows[i] for i in kept]
     found: dict[str, list[float | None]] = {"step": [row["step"] for row in chosen]}
+    named = {name for row in chosen for name in row if "/" in name}
+    layers = {key: [name for name in named if name.startswith(f"{key}/")] for key in LAYER_NORMS}
     for key in METRICS:
-        values = [_value(row, key) for row in chosen]
+        values = [_value(row, key, layers.get(key)) for row in chosen]
         if any(value is not None for value in values):
             found[key] = values
     return found
@@ -57,10 +59,11 @@ def at_end(columns: Columns, key: str) -> float:
     return math.nan if not values or values[-1] is None else values[-1]
 
 
-def _value(row: Mapping[str, float], key: str) -> float | None:
-    if key in LAYER_NORMS:
-        layers = [value for name, value in row.items() if name.startswith(f"{key}/")]
-        value = sum(layers) / len(layers) if layers else math.nan
-    else:
+def _value(row: Mapping[str, float], key: str, layers: Sequence[str] | None) -> float | None:
+    """Of a key, or the mean over those of its layers."""
+    if layers is None:
         value = row.get(key, math.nan)
+    else:
+        values = [row[name] for name in layers if name in row]
+        value = math.fsum(values) / len(values) if values else math.nan
     return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -7,7 +7,6 @@ nothing beyond their hull, and takes a grid and scattered refinements alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -15,14 +14,15 @@ import pandas as pd
 from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
-from dashboards.figures import CROSS, Figure, log_axis, spec_of
+from dashboards.charts import CROSS, Figure, chart_of, log_axis, spec_of, tooltip
 from dashboards.tables import listed
 from dashboards.views import View
 
 SIDE = 48
 """Cells of the picture along each axis."""
-BANDS = 14
-"""Bands of loss, at most: their borders are the contour lines."""
+BORDERS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Nats above the lowest loss at which the bands of a picture meet, its contour lines: close around the best cells, as
+equal steps up to ``l_init`` would show those as one."""
 SHAPES = {
     "grid": "circles of the grid",
     "refine": "diamonds that Optuna proposed",
@@ -86,13 +86,19 @@ def surfaces(runs: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
 
 
 def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) -> Figure:
-    domain = [float(points["loss"].min()), float(points["loss"].max())]
+    lowest = float(points.groupby(["lr", "gamma"])["loss"].mean().min())
+    found = found.assign(above=found["loss"] - lowest)
+    highest = found["above"].max()
     bands = alt.Color(
-        "loss:Q",
-        bin=alt.Bin(maxbins=BANDS, extent=domain),
-        title="loss (nats)",
-        scale=alt.Scale(scheme="viridis", reverse=True),
-        legend=alt.Legend(orient="bottom", columns=4, titleFontWeight="normal"),
+        "above:Q",
+        title=f"nats above the lowest mean, {lowest:.3f}",
+        scale=alt.Scale(
+            type="threshold",
+            domain=[border for border in BORDERS if highest / 500 < border < highest] or [highest],
+            scheme="viridis",
+            reverse=True,
+        ),
+        legend=alt.Legend(orient="bottom", columns=3, titleFontWeight="normal", titleLimit=0),
     )
     on_axes = points[points["origin"].fillna("grid") == "grid"]  # a tick at each refinement would be a smear
     on_axes = points if on_axes.empty else on_axes
@@ -101,12 +107,12 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
     present = [origin for origin in shapes if (points["origin"].fillna("grid") == origin).any()]
     looks = alt.Scale(domain=present, range=[shapes[origin] for origin in present])
     shape = alt.Shape("origin:N", scale=looks, legend=None)
-    tooltip: list[Any] = ["cell:N", "lr:Q", "gamma:Q", "seed:Q", "origin:N", alt.Tooltip("loss:Q", format=".4f")]
-    base = alt.Chart(points.assign(origin=points["origin"].fillna("grid"))).encode(x=x, y=y, tooltip=tooltip)
+    shown = tooltip("cell:N", "lr:Q", "gamma:Q", "seed:Q", "origin:N", loss=".4f")
+    base = chart_of("cells").encode(x=x, y=y, tooltip=shown)
     layers = [
-        alt.Chart(found).mark_rect(clip=True, strokeWidth=1)
+        chart_of("surface").mark_rect(clip=True, strokeWidth=1)
         # Outlined in their own colour: else the background shines through between them.
-        .encode(x=x, x2="lr_to:Q", y=y, y2="gamma_to:Q", color=bands, stroke=bands),
+        .encode(x=x, x2=alt.X2("lr_to:Q"), y=y, y2=alt.Y2("gamma_to:Q"), color=bands, stroke=bands),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=45, opacity=1, color="white", stroke="black", strokeWidth=1)
         .encode(shape=shape),
@@ -121,5 +127,12 @@ def _figure(view: View, method: str, points: pd.DataFrame, found: pd.DataFrame) 
         f"{listed([SHAPES[origin] for origin in present])}. A cross is a diverged cell, at l_init.",
         view=view.name,
         section="lrs",
-        spec=spec_of(layers),
+        spec=spec_of(
+            layers, {"surface": found.map(_rounded), "cells": points.assign(origin=points["origin"].fillna("grid"))}
+        ),
     )
+
+
+def _rounded(value: float) -> float:
+    """To digits beyond what a picture shows, as a page holds 2,304 of them each."""
+    return float(f"{value:.5g}")

@@ -73,6 +73,7 @@ FORMATS: dict[str, str] = {
     "cells": "d",
     "overhead_percent": "+.1f",
     "hours": ".2f",
+    "seconds": ".1f",
     "core_hours": ".2f",
     "tokens_per_second": ",.0f",
     "importance": ".2f",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,6 +71,11 @@ class TrainingSpec(Frozen):
     eval_sequences: int = Field(default=160, gt=0, description="Sequences of a validation pass.")
 
 
+@cache
+def _shape(scale: str) -> dict[str, Any]:
+    return asdict(SCALES[scale])
+
+
 class Cell(Frozen):
     """One training run. Its ``id`` is a hash of exactly what changes its result.
 
@@ -95,7 +101,7 @@ class Cell(Frozen):
     @property  # not cached: model_copy would carry the old one over
     def id(self) -> str:
         """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and its scale's shape."""
-        content = self.model_dump(mode="json") | {"scale": asdict(self.shape)}
+        content = self.model_dump(mode="json") | {"scale": _shape(self.scale)}
         return digest(content)[:12]
 
     @property

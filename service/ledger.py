@@ -45,9 +45,9 @@ class Entry:
     reused_from: str | None = None
     """The study that trained it, if it was not this one."""
 
-    def record(self, study: str) -> dict[str, Any]:
-        """The cell as one row of a runs table."""
-        identity = {"cell": self.cell.id, "state": self.state}
+    def record(self, study: str, cell_id: str | None = None) -> dict[str, Any]:
+        """The cell as one row of a runs table; its id, a hash, may be given where it is known."""
+        identity = {"cell": cell_id or self.cell.id, "state": self.state}
         identity |= {name: getattr(self.cell, name) for name in IDENTITY if name not in identity}
         return {"study": study, **identity, "origin": self.origin, **self.result}
 
@@ -124,7 +124,7 @@ class Ledger:
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell as a row of a runs table."""
-        return [entry.record(self.study) for entry in self.entries.values()]
+        return [entry.record(self.study, cell_id) for cell_id, entry in self.entries.items()]
 
     def counts(self) -> Counter[State]:
         return sum(list(self._scales.values()), Counter())

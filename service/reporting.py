@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -32,7 +32,7 @@ from service.forecasting import STATES, begun, table_of
 from service.home import Home
 from service.ledger import Entry, Ledger
 from service.mlflow_sink import EXPERIMENT, check, ui_address
-from trainers.rows import read
+from trainers.rows import Lines
 
 MLFLOW_PREFIX = "mlflow:"
 NAMED_VERSIONS = ("oec-sensitivity", "torch", "ray", "optuna", "mlflow")
@@ -85,7 +85,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
 def _from_home(name: str, home: Home) -> Source:
     study = Study.load(str(home.study(name) / "study.yaml"))
     ledger = Ledger(home.ledger(name), name)
-    known, notes = _known(home, study, list(ledger.entries.values()))
+    known, notes = _known(home, study, ledger.entries)
     return Source(
         title=name,
         runs=from_records(ledger.records()),
@@ -97,22 +97,23 @@ def _from_home(name: str, home: Home) -> Source:
     )
 
 
-def _known(home: Home, study: Study, entries: Iterable[Entry]) -> tuple[Known, list[str]]:
+def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Known, list[str]]:
     """What the home has of a study beside its ledger, and what a reader should know of that."""
     # Of many cells those of the first seed are kept for the page, then those of the second.
-    ended = sorted((entry for entry in entries if entry.state in STATES), key=lambda entry: entry.cell.seed)
+    ended = [(cell_id, entry) for cell_id, entry in entries.items() if entry.state in STATES]
+    ended.sort(key=lambda one: one[1].cell.seed)
     kept = ended[:MOST_CELLS]
     steps: dict[str, Columns] = {}
     beginnings, damaged = [], []
-    for entry in kept:
+    for cell_id, entry in kept:
         try:
-            rows = read(home.metrics(entry.cell.id, entry.reused_from or study.name))
+            rows = Lines(home.metrics(cell_id, entry.reused_from or study.name))
+            if rows:
+                steps[cell_id] = thinned(rows, rows_of_each(len(kept)))
+                beginnings.append(begun(entry, rows))
         except InvalidInput:
-            damaged.append(entry.cell.id)
-            continue
-        if rows:
-            steps[entry.cell.id] = thinned(rows, rows_of_each(len(kept)))
-            beginnings.append(begun(entry, rows))
+            damaged.append(cell_id)
+            steps.pop(cell_id, None)
     known = Known(
         steps=steps,
         forecast=forecast(table_of(beginnings)) if beginnings else None,
@@ -138,7 +139,13 @@ def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Sour
         runs, kind = read_experiment(uri, name, columns), "MLflow experiment"
     else:
         runs, kind = read_mlflow(uri, EXPERIMENT, name), "MLflow study"
-    return Source(title=name, runs=runs, grid=None, provenance={kind: name}, folder=Path(name))
+    return Source(
+        title=name,
+        runs=runs,
+        grid=None,
+        provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_reported()},
+        folder=Path(name),
+    )
 
 
 def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
@@ -148,7 +155,7 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
         title=path.stem,
         runs=runs,
         grid=None,
-        provenance={"table": path.name},
+        provenance={"command": f"oec report {path.name}", "table": path.name, **_reported()},
         notes=(overheads_beside_published(curves(runs)),) if published else (),
         folder=Path(path.stem),
         known=Known(published=not published),
@@ -207,16 +214,21 @@ def _under(title: str, runs: pd.DataFrame) -> pd.DataFrame:
 
 def provenance(study: Study) -> dict[str, str]:
     """How a study was made, for its page."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in NAMED_VERSIONS)
     return {
         "command": f"oec run {study.name}" if study.name in shipped() else "oec run on the study file below",
         "study": f"{study.name} ({study.hash})",
         **({"commit": commit} if (commit := _commit()) else {}),
         "seeds": ", ".join(str(seed) for seed in study.seeds),
         "logits": study.training.logits_dtype,
-        "reported with": versions,
-        "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        **_reported(),
         "study file": study.to_yaml(),
+    }
+
+
+def _reported() -> dict[str, str]:
+    return {
+        "reported with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in NAMED_VERSIONS),
+        "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
 
 

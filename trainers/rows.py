@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 from search_spaces.errors import InvalidInput
 from trainers.files import write_atomically
+
+NUMBERS = frozenset((int, float))
 
 
 class Rows:
@@ -28,23 +32,46 @@ class Rows:
             os.fsync(file.fileno())
 
 
+class Lines(Sequence[dict[str, float]]):
+    """The whole rows of a metrics file, each read when it is asked for, as a page shows a few of many; none if there is
+    no file, and a torn last line is left out.
+
+    Asking for a row that is damaged raises InvalidInput.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        content = path.read_bytes() if path.is_file() else b""
+        self._lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, float]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[dict[str, float]]: ...
+
+    def __getitem__(self, at: int | slice) -> dict[str, float] | list[dict[str, float]]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        return _row(self._path, at % len(self) + 1 if at < 0 else at + 1, self._lines[at])
+
+
 def read(path: Path) -> list[dict[str, float]]:
     """The whole rows of a metrics file, none if there is no file; a torn last line is left out.
 
     Raises:
         InvalidInput: the file is damaged elsewhere than in its last line.
     """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    return [_row(path, number, line) for number, line in enumerate(whole.split(b"\n")[:-1], start=1)]
+    return list(Lines(path))
 
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
     try:
         row: dict[str, float] = json.loads(line)
-        if all(isinstance(row[name], int | float) for name in {"step", *row}):
+        if "step" in row and NUMBERS.issuperset(map(type, row.values())):
             return row
         problem = "holds something else than numbers"
     except (ValueError, KeyError, TypeError) as error:  # no JSON, not of UTF-8, no step, no object

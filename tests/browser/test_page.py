@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
-from benchmarks.report import filled
+from benchmarks.report import CHROMIUM, FLAGS, filled
+from benchmarks.report import opened as opened_in_a_browser
 from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
@@ -24,10 +23,11 @@ from tests.timing import within
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-DRAWN = "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')].every(chart => chart.querySelector('svg'))"
+DRAWN = (
+    "[...document.querySelectorAll('[data-panel]:not([hidden]) .chart')]"
+    ".every(chart => chart.querySelector('svg, canvas'))"
+)
 LOSS = "Final loss over learning rate"
 
 
@@ -107,8 +107,13 @@ class Opened:
             self.complaints.append(f"it asked for {url}")
 
     def drawn(self) -> None:
-        self.page.wait_for_selector("[data-panel]:not([hidden]) svg")
-        self.page.wait_for_function(DRAWN)
+        self.page.wait_for_selector("main[aria-busy=false]")
+        assert self.page.evaluate(DRAWN)
+
+    def column(self, place: int) -> list[float]:
+        """A column of the page, as its script reads it."""
+        found: list[float] = self.page.evaluate(f"column({place})")
+        return found
 
     def points(self, panel: str) -> dict[str, float]:
         """By cell, the value at which the chart of a panel draws it: what a screen reader is told."""
@@ -204,6 +209,7 @@ def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
     page, steps = shown.page, json.loads(shown.page.inner_text("#steps"))
     for view in ("29M", "16M"):
         page.select_option("#view", view)
+        shown.drawn()
         options = page.eval_on_selector_all("#cell option", "options => options.map(o => o.value)")
         ended = runs[(runs["scale"] == view) & runs["state"].isin(["finished", "diverged"])]
         assert options == sorted(options, key=options.index)
@@ -212,7 +218,7 @@ def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
             page.select_option("#cell", cell)
             page.wait_for_function(
                 "last => document.querySelector('[data-metric=val_loss]').innerHTML.includes('value: ' + last)",
-                arg=f"{steps['values'][cell]['val_loss'][-1]:g}",
+                arg=f"{shown.column(steps['values'][cell]['val_loss'])[-1]:g}",
             )
             drawn = page.eval_on_selector_all(
                 "[data-metric]:not([hidden])", "charts => charts.map(chart => chart.dataset.metric)"
@@ -252,11 +258,11 @@ def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path
     home = filled(tmp_path, 10_000)
     path = report(load("many", home), tmp_path / "out", Console(quiet=True), ("html",))
     assert path.stat().st_size < 15e6
+    found = opened_in_a_browser(path)
+    assert found["first"] < within(10), "it takes three seconds"
+    assert found["longest"] < within(3), "no task may keep the page from answering"
     page = browser.new_page()
-    began = time.monotonic()
     shown = Opened(page, path)
-    took = time.monotonic() - began
-    assert took < within(10), "it takes three seconds"
     choices = page.eval_on_selector_all("#view option", "options => options.map(o => o.value)")
     page.select_option("#view", choices[-1])
     shown.drawn()

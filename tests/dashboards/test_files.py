@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from made_up import GRID, curve, study
 
-from dashboards.figures import Figure, figures
+from dashboards.charts import Figure
+from dashboards.figures import figures
 from dashboards.files import FIGURE_FORMATS, FORMATS, chosen, save
 from dashboards.report import write_report
 from dashboards.sensitivity import curves

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up import GRID, curve, run, study
+from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
+from dashboards.answer import answer
 from dashboards.forecast import forecast
-from dashboards.report import Known, answer, write_report
+from dashboards.report import Known, write_report
 from dashboards.runs import from_records, read_csv
 from dashboards.sensitivity import curves
 from dashboards.tables import b_ratio_table, cost_table
@@ -50,6 +51,16 @@ class Page(HTMLParser):
         elif self.inside != "style":
             self.text += data
 
+    def rows(self, table: dict[str, int]) -> list[dict[str, object]]:
+        """Of a table that is kept as columns, as the page's script reads it."""
+        return list(
+            map(dict, zip(*([(name, value) for value in self.column(at)] for name, at in table.items()), strict=True))
+        )
+
+    def column(self, at: int) -> list[object]:
+        one = json.loads(self.scripts[3])[at]
+        return one if isinstance(one, list) else [one["of"][place] for place in one["at"]]
+
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
@@ -79,7 +90,7 @@ def test_the_folder(evil: Path) -> None:
 
 
 def test_nothing_from_outside_is_markup(page: Page) -> None:
-    assert len(page.scripts) == 4, "figures and steps as JSON, Vega, and the page's own"
+    assert len(page.scripts) == 6, "figures, steps, runs and columns as JSON, Vega, and the page's own"
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
@@ -96,7 +107,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy
-    assert "fetch(" not in page.scripts[3]
+    assert "fetch(" not in page.scripts[5]
     assert "url(" not in page.scripts[0]
 
 
@@ -114,7 +125,10 @@ def test_figures_are_embedded_as_json(page: Page) -> None:
     panels = json.loads(page.scripts[0])
     figure = panels["Final loss over learning rate"][EVIL]
     assert figure["spec"]["width"] == "container"
-    assert "</" not in page.scripts[0]
+    assert not any("</" in script for script in page.scripts[:4])
+    facts = page.rows(figure["data"]["facts"])
+    assert [fact["loss"] for fact in facts] == [3.0, 3.2, pytest.approx(L_INIT)]
+    assert {fact["label"] for fact in facts} == {EVIL}
 
 
 def test_the_scale_can_be_chosen_if_there_are_several(page: Page, tmp_path: Path) -> None:
@@ -188,8 +202,8 @@ def test_the_answer_without_a_baseline() -> None:
 @pytest.mark.parametrize(
     ("shift", "words"),
     [
-        (0.0, "no other curve's LRS is higher by more than noise"),
-        (1.0, "lower than every other curve's by more than noise"),
+        (0.0, "that is lower by more than noise than no other curve's at tiny (t-tests over 3 seeds"),
+        (1.0, "that is lower by more than noise than every other curve's at tiny (t-tests over 3 seeds"),
     ],
 )
 def test_the_answer_with_seeds_says_what_is_more_than_noise(shift: float, words: str) -> None:
@@ -247,7 +261,9 @@ def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
     steps = json.loads(page.scripts[1])
     assert [cell["cell"] for cell in steps["cells"]] == list(runs["cell"][:-1])
     assert steps["cells"][0]["url"] == known.links[runs["cell"][0]]
-    assert steps["values"] == known.steps
+    kept = {cell: {key: page.column(at) for key, at in of.items()} for cell, of in steps["values"].items()}
+    assert kept == known.steps
+    assert len({of["step"] for of in steps["values"].values()}) == 1, "equal columns are kept once"
     assert "3 of 4 cells are kept on this page" in page.text
     norms = json.loads(page.scripts[0])["Output norm of QKV, mean over layers"] if "QKV" in page.scripts[0] else {}
     assert norms == {}, "its last value is not finite"
@@ -301,10 +317,9 @@ def test_a_strength_of_zero_is_a_strength(tmp_path: Path) -> None:
     assert "Importance of each hyperparameter, z-loss" in panels
     for title in ("LRS over strength", "Loss over learning rate and strength, z-loss"):
         (figure,) = panels[title].values()
-        drawn = [row["gamma"] for rows in figure["spec"]["datasets"].values() for row in rows if row.get("gamma")]
-        assert min(drawn) == pytest.approx(0.1)
-        assert not any(row.get("gamma") == 0 for rows in figure["spec"]["datasets"].values() for row in rows)
+        drawn = [row["gamma"] for table in figure["data"].values() for row in page.rows(table) if "gamma" in row]
+        assert min(gamma for gamma in drawn if gamma is not None) == pytest.approx(0.1)
     (figure,) = panels["Every cell at once"].values()
-    (lines_, *_) = figure["spec"]["datasets"].values()
+    lines_ = page.rows(figure["data"]["lines"])
     assert len({row["cell"] for row in lines_}) == 16
     assert len([row for row in lines_ if row["axis"] == "gamma"]) == 12

@@ -1,0 +1,106 @@
+"""How every chart is drawn: its words and its place, the axes, one look a line, and a specification of it all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dashboards.views import Line
+
+VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
+"""Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
+CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
+"""A diverged cell."""
+EXPONENT = "replace(format(datum.value, '~e'), 'e+', 'e')"
+SHORT = f"abs(datum.value) >= 1e4 ? {EXPONENT} : format(datum.value, '~g')"
+"""How a number stands at an axis."""
+LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
+"""Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
+what its width holds."""
+Section = Literal["loss", "lrs", "why", "forecast", "importance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One chart, with the words that go with it."""
+
+    name: str
+    """Names its files."""
+    title: str
+    caption: str
+    """What it shows and how to read it, in sentences."""
+    view: str | None
+    """The one view that it shows; None where it shows several."""
+    section: Section
+    """Where on the page it stands."""
+    spec: dict[str, Any]
+    """Vega-Lite, as wide as what contains it."""
+    overlay: Sequence[dict[str, Any]] = field(default=())
+    """Layers that a reader of the page may put over it."""
+
+
+def chart_of(name: str) -> alt.Chart:
+    """A chart of the table that ``spec_of`` is given under this name."""
+    return alt.Chart(alt.NamedData(name))
+
+
+def spec_of(layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame], height: int = 320) -> dict[str, Any]:
+    """Vega-Lite of layers over each other, with the tables that they name."""
+    # One legend for the layers' like scales; on top, where a narrow screen has room for it.
+    chart = alt.layer(*layers).properties(width="container", height=height)
+    spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict(validate=False)  # which takes seconds
+    return spec | {"datasets": {name: rows(table) for name, table in tables.items()}}
+
+
+def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A mapping a row, as JSON has it: None for what is missing or no finite number."""
+    finite = table.replace([math.inf, -math.inf], math.nan)
+    columns = [column.astype(object).where(column.notna(), None).tolist() for _, column in finite.items()]
+    names = [str(name) for name in table]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def tooltip(*fields: str, **formats: str) -> list[alt.Tooltip]:
+    """What a pointer over a mark is shown: fields as Vega-Lite's shorthand, then numbers, each in a format."""
+    return [*map(alt.Tooltip, fields), *(alt.Tooltip(f"{name}:Q", format=form) for name, form in formats.items())]
+
+
+def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = alt.X) -> Any:
+    """A logarithmic axis, x or y, with a tick at each value that was tried."""
+    axis = alt.Axis(values=sorted(facts[column].unique().tolist()), labelExpr=EXPONENT, labelOverlap=True, grid=False)
+    return channel(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
+
+
+def ticks(values: npt.ArrayLike) -> list[float]:
+    """Every digit of the powers of ten around ``values`` if they span less than ten times, else 1, 2 and 5 alone, or 1
+    alone from three powers on."""
+    low, high = float(np.min(values)), float(np.max(values))
+    digits = range(1, 10) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+
+
+# One domain, the lines' names, for colour, dash and shape: Vega-Lite then draws one legend for the three.
+
+
+def colors(lines: Iterable[Line]) -> alt.Color:
+    return alt.Color("label:N", title=None, scale=by_name({line.name: line.color for line in lines}))
+
+
+def dashes(lines: Iterable[Line]) -> alt.StrokeDash:
+    return alt.StrokeDash("label:N", title=None, scale=by_name({line.name: line.dash for line in lines}))
+
+
+def shapes(lines: Iterable[Line]) -> alt.Shape:
+    return alt.Shape("label:N", title=None, scale=by_name({line.name: line.shape for line in lines}))
+
+
+def by_name(looks: dict[str, Any]) -> alt.Scale:
+    return alt.Scale(domain=list(looks), range=list(looks.values()))
