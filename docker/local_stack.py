@@ -213,7 +213,9 @@ class Stack:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="demo", help="a shipped study, or the absolute path of one")
-    parser.add_argument("--folder", type=Path, help="where everything lies, under a short path; a temporary one without")
+    parser.add_argument(
+        "--folder", type=Path, help="where everything lies, under a short path; a temporary one without"
+    )
     parser.add_argument("--workers", type=int, default=2, help="Ray workers")
     parser.add_argument("--cores", type=int, default=1, help="of each Ray worker")
     parser.add_argument("--keep", action="store_true", help="leave the services up until Ctrl-C")

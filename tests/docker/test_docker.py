@@ -76,9 +76,7 @@ def test_linters_have_nothing_to_say() -> None:
 
 def test_versions_are_those_of_the_package() -> None:
     declared = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
-    pinned = [
-        Requirement(line) for line in (FOLDER / "constraints.txt").read_text().splitlines() if line[0] != "#"
-    ]
+    pinned = [Requirement(line) for line in (FOLDER / "constraints.txt").read_text().splitlines() if line[0] != "#"]
     for pin in pinned:
         (exact,) = pin.specifier
         assert declared[pin.name].specifier.contains(exact.version)

@@ -22,7 +22,13 @@ def section(page: str, title: str) -> str:
     return dict(zip(parts[1::2], parts[2::2], strict=True))[title]
 
 
+def rows(page: str, title: str) -> list[list[list[str]]]:
+    """The code words of each cell of the tables of a section, row by row, without rows that have none."""
+    lines = [line.strip("|").split("|") for line in section(page, title).splitlines() if line.startswith("|")]
+    found = [[re.findall(r"`([^`]+)`", cell) for cell in line] for line in lines]
+    return [row for row in found if row[0]]
+
+
 def names(page: str, title: str) -> list[str]:
     """The code words of the first column of the tables of a section."""
-    rows = re.findall(r"^\|([^|]*)\|", section(page, title), re.MULTILINE)
-    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    return [name for row in rows(page, title) for name in row[0]]

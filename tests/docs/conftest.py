@@ -37,15 +37,28 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def follow(copy: Path, start: str) -> str:
+def follow(copy: Path, start: str, home: Path | None = None) -> str:
     """What the page's one command that begins with ``start`` prints in the copy."""
     (command,) = (line.split() for line in COMMANDS if line.startswith(start))
-    program = [sys.executable, "-c", "from service.cli import main; main()"] if command[0] == "oec" else [sys.executable]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OEC_HOME": str(copy / "home"), "COLUMNS": "200"}
-    done = subprocess.run(
-        [*program, *command[1:]], cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    if command[0] == "oec":
+        return oec(copy, home or copy / "home", *command[1:])
+    return _run(copy, copy / "home", [sys.executable, *command[1:]])
+
+
+def oec(copy: Path, home: Path, *arguments: str) -> str:
+    """What the copy's command line prints, or an error with what it said."""
+    return _run(copy, home, [sys.executable, "-c", "from service.cli import main; main()", *arguments])
+
+
+def _run(copy: Path, home: Path, command: list[str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OEC_HOME": str(home), "COLUMNS": "200"}
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        error.add_note(f"{error.stdout}{error.stderr}")
+        raise
     return done.stdout
 
 

@@ -58,7 +58,9 @@ def formula(
     if method in penalty:
         return cross_entropy + gamma * penalty[method]()
     if function := methods.PENALTIES.get(method):  # without a formula here: its own, over all logits at once
-        whole = function(torch.tensor(gamma), Z_BT.log().flatten(), logits_BTV.amax(dim=-1).flatten(), mu_D)
+        whole = function(
+            torch.tensor(gamma, dtype=E_VD.dtype), Z_BT.log().flatten(), logits_BTV.amax(dim=-1).flatten(), mu_D
+        )
         return cross_entropy + whole.mean()
     return cross_entropy
 
