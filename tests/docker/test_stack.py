@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from local_stack import Stack, postgres_program
 
 from service.home import Home
 from service.ledger import Ledger
+from tests.docker.stack import Stack, started
 
 pytestmark = pytest.mark.slow
 
@@ -26,14 +25,8 @@ JOB_S = 480
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     """All services, with two Ray workers of one core each."""
-    try:
-        postgres_program("initdb")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    with tempfile.TemporaryDirectory(prefix="oec-") as folder:
-        stack = Stack(Path(folder))
-        with stack.all(workers=2):
-            yield stack
+    with started(workers=2) as stack:
+        yield stack
 
 
 def submit(stack: Stack, *arguments: str) -> str:

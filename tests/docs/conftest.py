@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -27,7 +28,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     function, entry = blocks("methods.md", "python")
     for file, block, place in (
         ("trainers/methods.py", f"{function}\n\n", ABOVE_FUNCTIONS),
-        ("search_spaces/methods.py", entry, END_OF_METHODS),
+        ("search_spaces/methods.py", indent(f"{entry.rstrip()},\n", " " * 8), END_OF_METHODS),
     ):
         source = (folder / file).read_text()
         assert source.count(place) == 1, f"{file} has changed: say anew in docs/methods.md where the block goes"
