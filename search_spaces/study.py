@@ -113,7 +113,7 @@ def _method_from_name(value: Any) -> Any:
 class MethodChoice(Frozen):
     """A method and the strengths it is tried at; without any, its default strength."""
 
-    method: str
+    method: str = Field(description="One that `oec methods` lists.")
     gamma: tuple[float, ...] | None = Field(default=None, description="Strengths of a regularizer.")
     c: tuple[float, ...] | None = Field(default=None, description="Caps of soft-cap.")
 

@@ -293,7 +293,8 @@ def sync(study: str, home: str) -> None:
     mlflow_sink.check(place.tracking_uri)
     folder = place.study(study)
     spec = Study.load(str(folder / "study.yaml"))
-    cells = mlflow_sink.sync(place.tracking_uri, place, spec, Ledger(place.ledger(study), study), folder / "report")
+    ledger, page = Ledger(place.ledger(study), study), folder / "report"
+    cells = mlflow_sink.sync(place.tracking_uri, place, spec, ledger, page, ask=True)
     click.echo(f"{cells} cells are in MLflow")
 
 

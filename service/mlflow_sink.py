@@ -356,11 +356,14 @@ def at_end(rows: list[dict[str, float]]) -> tuple[int, int]:
     return (int(rows[-1]["time"] * 1000), int(rows[-1]["step"])) if rows else (0, 0)
 
 
-def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path) -> int:
+def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, ask: bool = False) -> int:
     """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it holds then.
 
     A file beside the ledger remembers what was delivered where, so that nothing is asked of the store when nothing
     is new.
+
+    Args:
+        ask: the store itself all the same: it may have been emptied, or restored from a backup.
 
     Raises:
         InvalidInput: the store does not take it.
@@ -368,7 +371,8 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path) -> in
     marker = home.study(study.name) / "delivered"
     state = f"{hashlib.sha256(uri.encode()).hexdigest()} {ledger.seq}"
     ended = ledger.ended()
-    if marker.is_file() and marker.read_text() == state:
+    gone = uri.startswith("sqlite:") and not Path(uri.partition(":///")[2]).is_file()
+    if not (ask or gone) and marker.is_file() and marker.read_text() == state:
         return len(ended)
     try:
         store = Store(uri, home, study)

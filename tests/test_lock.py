@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,16 @@ def test_a_lock_satisfies_the_project(name: str) -> None:
             continue
         version = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{line}: {name} has {version}, run `make lock`"
+        for extra in requirement.extras:
+            assert set(needed_by(requirement.name, extra)) <= set(versions), f"{line}: run `make lock`"
+
+
+def needed_by(package: str, extra: str) -> Iterator[str]:
+    """Names of what an installed package asks for with an extra alone."""
+    for requirement in map(Requirement, requires(package) or ()):
+        marker = requirement.marker
+        if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            yield canonicalize_name(requirement.name)
 
 
 @pytest.mark.parametrize("name", LOCKS)

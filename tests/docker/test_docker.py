@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,26 +15,34 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+import compose_file
 import mlflow.cli
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from ray.dashboard.modules.job.cli import submit
 
 from search_spaces.study import shipped
 from service.cli import main
 from service.cluster import ENVIRONMENT
-from tests.docker import compose
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
 
+FOLDER = compose_file.FOLDER
 ROOT = Path(__file__).parents[2]
-DOCKERFILE = (compose.FOLDER / "Dockerfile").read_text()
+DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SERVICES = compose.load(RAY_AUTH_TOKEN="t", POSTGRES_PASSWORD="p")["services"]
-CLAIM, RAY_JOB = yaml.safe_load_all((compose.FOLDER / "kuberay-rayjob.yaml").read_text())
-CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
-PODS = [group["template"]["spec"] for group in (CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"])]
+COMPOSE = compose_file.load()
+SERVICES = COMPOSE["services"]
+CLAIM, RAY_JOB = yaml.safe_load_all((FOLDER / "kuberay-rayjob.yaml").read_text())
+OTHER_CLAIM, RAY_CLUSTER = yaml.safe_load_all((FOLDER / "kuberay-raycluster.yaml").read_text())
+CLUSTERS = {"job": RAY_JOB["spec"]["rayClusterSpec"], "cluster": RAY_CLUSTER["spec"]}
+PODS = [
+    group["template"]["spec"]
+    for cluster in CLUSTERS.values()
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+]
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
@@ -56,8 +67,8 @@ def parsed(words: list[str]) -> dict[str, Any]:
 def test_linters_have_nothing_to_say() -> None:
     programs = Path(sys.executable).parent
     for check in (
-        [programs / "hadolint", compose.FOLDER / "Dockerfile"],
-        [programs / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", compose.FOLDER / "compose.yaml"],
+        [programs / "hadolint", FOLDER / "Dockerfile"],
+        [programs / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *FOLDER.glob("compose*.yaml")],
     ):
         done = subprocess.run(list(map(str, check)), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -65,28 +76,38 @@ def test_linters_have_nothing_to_say() -> None:
 
 def test_versions_are_those_of_the_package() -> None:
     declared = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
-    pinned = [
-        Requirement(line) for line in (compose.FOLDER / "constraints.txt").read_text().splitlines() if line[0] != "#"
-    ]
+    pinned = [Requirement(line) for line in (FOLDER / "constraints.txt").read_text().splitlines() if line[0] != "#"]
     for pin in pinned:
         (exact,) = pin.specifier
         assert declared[pin.name].specifier.contains(exact.version)
         assert version(pin.name).partition("+")[0] == exact.version, f"docker/constraints.txt: {pin.name} moved on"
     assert {"ray", "torch", "mlflow"} <= {pin.name for pin in pinned}
-    assert CLUSTER["rayVersion"] == version("ray")
-    images = {service["image"] for service in SERVICES.values()} - {"postgres:17"}
+    assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {version("ray")}
+    images = {service["image"] for service in SERVICES.values()} - {SERVICES["postgres"]["image"]}
     images |= {container["image"] for pod in PODS for container in pod["containers"]}
     assert images == {f"oec-sensitivity:{PROJECT['version']}"}
-    pythons = re.findall(r"^FROM python:(\S+)-slim", DOCKERFILE, re.MULTILINE)
-    assert pythons == [pythons[0]] * 2
-    assert PROJECT["requires-python"] == f">={pythons[0]}"
+
+
+def test_base_images_are_exact_versions_that_the_package_runs_on() -> None:
+    (python,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
+    assert SERVICES["mlflow"]["build"]["args"]["PYTHON_IMAGE"] == python
+    exact = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-\w+", python)
+    assert exact, f"{python} is no exact version"
+    assert SpecifierSet(PROJECT["requires-python"]).contains(exact[1])
+    assert re.fullmatch(r"postgres:\d+\.\d+", SERVICES["postgres"]["image"])
+
+
+def test_build_arguments_are_those_of_the_dockerfile() -> None:
+    declared = dict(re.findall(r'^ARG (\w+)="?([^"\n]*)"?$', DOCKERFILE, re.MULTILINE))
+    assert SERVICES["mlflow"]["build"]["args"] == declared
 
 
 def test_the_image_is_made_of_what_the_build_context_holds() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in kept)
     packages = {pattern.rstrip("*") for pattern in ("search_spaces*", "trainers*", "service*", "dashboards*")}
-    files = {"pyproject.toml", "requirements.lock", "docker/constraints.txt", PROJECT["readme"]}
+    files = {"pyproject.toml", "requirements.lock", "docker/constraints.txt", "docker/entrypoint.sh", PROJECT["readme"]}
     assert kept == packages | files | set(PROJECT["license-files"])
 
 
@@ -110,7 +131,8 @@ def test_services_find_each_other() -> None:
     postgres = SERVICES["postgres"]["environment"]
     assert (store.hostname, store.port) == ("postgres", 5432)
     assert (store.username, store.path) == (postgres["POSTGRES_USER"], f"/{postgres['POSTGRES_DB']}")
-    assert SERVICES["mlflow"]["environment"]["PGPASSWORD"] == postgres["POSTGRES_PASSWORD"]
+    assert f"database_uri = {server['backend_store_uri']}\n" in COMPOSE["configs"]["mlflow-auth"]["content"]
+    assert SERVICES["mlflow"]["environment"]["PGPASSWORD_FILE"] == postgres["POSTGRES_PASSWORD_FILE"]
     for name in ("ray-head", "ray-worker", "demo"):
         tracking = urlsplit(SERVICES[name]["environment"]["MLFLOW_TRACKING_URI"])
         assert (tracking.hostname, tracking.port) == ("mlflow", server["port"])
@@ -134,26 +156,63 @@ def test_what_is_waited_for_has_a_health_check() -> None:
     assert all("healthcheck" in SERVICES[name] for name in awaited)
 
 
-@pytest.mark.parametrize("missing", ["RAY_AUTH_TOKEN", "POSTGRES_PASSWORD"])
-def test_secrets_have_no_default(missing: str) -> None:
-    secrets = {"RAY_AUTH_TOKEN": "t", "POSTGRES_PASSWORD": "p"}
-    del secrets[missing]
-    with pytest.raises(KeyError, match=missing):
-        compose.load(**secrets)
-    assert missing not in DOCKERFILE
-    assert "docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+def test_secrets_are_files_that_no_image_and_no_commit_holds(tmp_path: Path) -> None:
+    for name, service in SERVICES.items():
+        asked = {value for value in service["environment"].values() if value.startswith("/run/secrets/")}
+        assert asked == {f"/run/secrets/{secret}" for secret in service["secrets"]}, name
+        passwords = [key for key in service["environment"] if re.search("PASSWORD|TOKEN|KEY", key)]
+        assert all(key.endswith(("_FILE", "_PATH")) for key in passwords), name
+    subprocess.run([shutil.copy(FOLDER / "secrets.sh", tmp_path)], check=True)
+    made = {secret["file"]: (tmp_path / secret["file"]).read_text() for secret in COMPOSE["secrets"].values()}
+    assert len({*made.values()}) == len(made)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", secret) for secret in made.values())
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0, "others may enter the folder"
+    subprocess.run([tmp_path / "secrets.sh"], check=True)
+    assert made == {file: (tmp_path / file).read_text() for file in made}, "a second run made others"
+    assert "docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_entry_point_reads_secrets_and_nothing_else(tmp_path: Path) -> None:
+    secret = tmp_path / "secrets" / "a"
+    secret.parent.mkdir()
+    secret.write_text("it's $HOME and `two`\nlines")
+    environment = {"PATH": os.environ["PATH"], "A_PASSWORD_FILE": str(secret), "SSL_CERT_FILE": "/etc/certificates"}
+    command = [FOLDER / "entrypoint.sh", "python3", "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    assert seen["A_PASSWORD"] == secret.read_text()
+    assert seen["SSL_CERT_FILE"] == "/etc/certificates"
+    assert "A_PASSWORD_FILE" not in seen
+    missing = subprocess.run(command, env=environment | {"A_PASSWORD_FILE": f"{secret}-not"}, capture_output=True)
+    assert missing.returncode, "a secret that is not there starts a service without it"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_image_has_gpt2s_ranks_or_is_not_built(cached: bool, gpt2_cache: Path, tmp_path: Path) -> None:
+    """The very step of the Dockerfile, with another folder in place of the image's."""
+    (step,) = re.findall(r"^RUN (mkdir /opt/tiktoken (?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
+    folder = tmp_path / "tiktoken"
+    step = step.replace("\\\n", "").replace("/opt/tiktoken", str(folder)).removeprefix(f"mkdir {folder} && ")
+    assert compose_file.image_variables()["TIKTOKEN_CACHE_DIR"] == "/opt/tiktoken"
+    shutil.copytree(gpt2_cache, folder) if cached else folder.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    offline = {"PATH": path, "https_proxy": "http://127.0.0.1:9"}
+    for asked, works in (("download", cached), ("none", True)):
+        done = subprocess.run(step, shell=True, env=offline | {"GPT2_RANKS": asked}, capture_output=True, text=True)
+        assert (done.returncode == 0) == works, done.stderr
 
 
 def test_nodes_ask_for_a_token_and_nothing_is_root() -> None:
-    assert compose.image_variables()["RAY_AUTH_MODE"] == ENVIRONMENT["RAY_AUTH_MODE"] == "token"
-    assert CLUSTER["authOptions"] == {"mode": "token"}
+    assert compose_file.image_variables()["RAY_AUTH_MODE"] == ENVIRONMENT["RAY_AUTH_MODE"] == "token"
+    assert all(cluster["authOptions"] == {"mode": "token"} for cluster in CLUSTERS.values())
     (user,) = re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)
     assert f"--uid {user}" in DOCKERFILE
     assert {pod["securityContext"]["runAsUser"] for pod in PODS} == {int(user)}
 
 
 def test_the_pods_share_a_home() -> None:
-    home = compose.image_variables()["OEC_HOME"]
+    home = compose_file.image_variables()["OEC_HOME"]
+    assert OTHER_CLAIM == CLAIM
     for pod in PODS:
         (container,) = pod["containers"]
         (volume,) = pod["volumes"]

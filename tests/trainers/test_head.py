@@ -55,7 +55,14 @@ def formula(
         "max-z": lambda: (logits_BTV.max(dim=-1).values ** 2).mean(),
     }
     cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
-    return cross_entropy + gamma * penalty[method]() if method in penalty else cross_entropy
+    if method in penalty:
+        return cross_entropy + gamma * penalty[method]()
+    if function := methods.PENALTIES.get(method):  # without a formula here: its own, over all logits at once
+        whole = function(
+            torch.tensor(gamma, dtype=E_VD.dtype), Z_BT.log().flatten(), logits_BTV.amax(dim=-1).flatten(), mu_D
+        )
+        return cross_entropy + whole.mean()
+    return cross_entropy
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -1,0 +1,250 @@
+"""The services of compose.yaml without containers: the command, environment, secrets, configuration and health check
+that the file has for each, as processes of this machine on loopback and on free ports.
+
+``python docker/local_stack.py`` starts them, runs the demo through all of them and prints their addresses; it needs
+this package with its extra ``dev``, and PostgreSQL's programs (Debian's package ``postgresql``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import compose_file
+import psutil
+
+START_S, STOP_S = 240.0, 30.0
+
+
+class Unhealthy(Exception):
+    """A service did not come up; the message holds its last words."""
+
+
+def free_port() -> int:
+    """Below those that the kernel gives to outgoing connections: one of these may be taken before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as listener:
+            if listener.connect_ex(("127.0.0.1", port)):  # nobody listens there
+                return port
+
+
+def postgres_program(name: str) -> str:
+    """Of the PATH, or of where Debian keeps them.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    found = shutil.which(name) or max(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), default="")
+    if not found:
+        raise FileNotFoundError(f"PostgreSQL's {name} is not here: install the package postgresql")
+    return found
+
+
+class Stack:
+    """Addresses, secrets and processes of the services, with everything that they write in one folder."""
+
+    def __init__(self, folder: Path, cores: int = 1) -> None:
+        """
+        Args:
+            cores: of each Ray worker.
+        """
+        self.folder = folder
+        self.file = compose_file.load(OEC_WORKER_CPUS=str(cores))
+        self.services: dict[str, Any] = self.file["services"]
+        self.ports = {port: free_port() for port in (5432, 5000, 6379, 8265)}
+        self.volumes = {"/oec-home": folder / "home", "/artifacts": folder / "artifacts"}
+        self.secrets = self._made_secrets()
+        self.places = {**self.volumes, "/run/secrets": folder / "secrets"}
+        self.places |= self._configs()
+
+    def here(self, text: str) -> str:
+        """A word of the file with the hosts, ports and paths of this machine in place of the containers'."""
+        text = re.sub(rf"\b({'|'.join(self.services)})(?=:\d)|0\.0\.0\.0", "127.0.0.1", text)
+        for port, free in self.ports.items():
+            text = re.sub(rf"(^|(?<=:)){port}\b", str(free), text)
+        for inside, place in self.places.items():
+            text = re.sub(rf"^{re.escape(inside)}\b", str(place), text)
+        return text
+
+    def command(self, service: str) -> list[str]:
+        """As the image runs it: behind its entry point."""
+        return [str(compose_file.FOLDER / "entrypoint.sh"), *map(self.here, self.services[service]["command"])]
+
+    def environment(self, service: str) -> dict[str, str]:
+        """The service's variables, those of the image, and the least that a process needs."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "PYTHONPATH") if name in os.environ}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        image = {
+            name: value for name, value in compose_file.image_variables().items() if name.startswith(("RAY", "PYTHON"))
+        }
+        own = {name: self.here(value) for name, value in self.services[service]["environment"].items()}
+        return {**kept, **image, **own, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def address(self, service: str) -> str:
+        """Of a service that a browser or a client calls."""
+        port = {"mlflow": 5000, "ray-head": 8265}[service]
+        return f"http://127.0.0.1:{self.ports[port]}"
+
+    @contextmanager
+    def all(self, workers: int) -> Iterator[None]:
+        """Every service, healthy, with ``workers`` Ray workers."""
+        with ExitStack() as running:
+            running.enter_context(self.postgres())
+            running.enter_context(self.service("mlflow"))
+            running.enter_context(self.ray_node("ray-head", "ray-head"))
+            for number in range(1, workers + 1):
+                running.enter_context(self.ray_node("ray-worker", f"ray-worker-{number}"))
+            yield
+
+    def demo(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        """The command of the service ``demo``, with ``arguments`` in place of what follows its submission's address."""
+        command = self.command("demo")
+        submit = command[: command.index("--")]
+        return subprocess.run([*submit, *arguments], env=self.environment("demo"), text=True, check=False, **how)
+
+    @contextmanager
+    def running(self, name: str, command: list[str], environment: dict[str, str], **how: Any) -> Iterator[None]:
+        """A process until the block ends; its children that outlive it are ended, too."""
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = psutil.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder, **how)
+        try:
+            yield
+        finally:
+            family = [process, *process.children(recursive=True)] if process.is_running() else []
+            if family:
+                process.terminate()
+            for left in psutil.wait_procs(family, STOP_S)[1]:
+                left.kill()
+
+    @contextmanager
+    def postgres(self) -> Iterator[None]:
+        """The service ``postgres``: what its image does with its variables, by hand. Postgres refuses to be root."""
+        own = {name: self.here(value) for name, value in self.services["postgres"]["environment"].items()}
+        user = "postgres" if os.geteuid() == 0 else None
+        data, secret = self.folder / "postgres", self.folder / "password"
+        shutil.copy(own["POSTGRES_PASSWORD_FILE"], secret)
+        if not data.exists():
+            data.mkdir()
+        if user:
+            for path in (self.folder, data, secret):
+                shutil.chown(path, user)
+        cluster = ["--pgdata", data, "--username", own["POSTGRES_USER"], "--pwfile", secret, "--auth", "scram-sha-256"]
+        fresh = not any(data.iterdir())
+        if fresh:
+            subprocess.run([postgres_program("initdb"), *cluster], user=user, check=True, capture_output=True)
+        secret.unlink()
+        where = ["-D", data, "-p", self.here("5432"), "-h", "127.0.0.1", "-k", self.folder]
+        with self.running("postgres", [postgres_program("postgres"), *map(str, where)], dict(os.environ), user=user):
+            self.healthy("postgres")
+            database = ["--host", "127.0.0.1", "--port", self.here("5432"), "--username", own["POSTGRES_USER"]]
+            createdb = [postgres_program("createdb"), *database, own["POSTGRES_DB"]]
+            if fresh:
+                password = {"PGPASSWORD": self.secrets["postgres-password"]}
+                subprocess.run(createdb, env={**os.environ, **password}, check=True)
+            yield
+
+    @contextmanager
+    def service(self, service: str) -> Iterator[None]:
+        """A service that is healthy when the block begins."""
+        with self.running(service, self.command(service), self.environment(service)):
+            self.healthy(service)
+            yield
+
+    @contextmanager
+    def ray_node(self, service: str, name: str) -> Iterator[None]:
+        """A Ray service; several nodes on one machine need agents on ports of their own."""
+        agent = str(free_port())
+        command = self.command(service)
+        more = ["--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", agent]
+        if "--head" in command:
+            more += ["--temp-dir", str(self.folder / "ray"), "--dashboard-port", self.here("8265")]
+        with self.running(name, [*command[:-1], *more, command[-1]], self.environment(service)):
+            self.healthy(service, agent=agent)
+            yield
+
+    def healthy(self, service: str, agent: str = "") -> None:
+        """Wait until the service's own health check passes.
+
+        Raises:
+            Unhealthy: it does not.
+        """
+        check = [self.here(word) for word in self.services[service]["healthcheck"]["test"][1:]]
+        check = [word.replace(":52365", f":{agent}") for word in check]
+        if service == "postgres":
+            check += ["--port", self.here("5432")]
+        deadline = time.monotonic() + START_S
+        while (last := subprocess.run(check, capture_output=True, text=True, check=False)).returncode:
+            if time.monotonic() > deadline:
+                raise Unhealthy(f"{service}: {check}: {last.stdout}{last.stderr}\n{self.logs()}")
+            time.sleep(0.5)
+
+    def logs(self) -> str:
+        return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.log"))
+
+    def _made_secrets(self) -> dict[str, str]:
+        """By the script that makes them for the containers, copied and run where it finds none."""
+        script = shutil.copy(compose_file.FOLDER / "secrets.sh", self.folder)
+        subprocess.run([script], check=True)
+        files = {name: self.folder / secret["file"] for name, secret in self.file["secrets"].items()}
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+
+    def _configs(self) -> dict[str, Path]:
+        """The file's configurations, written for this machine, by where a container finds them."""
+        places = {}
+        for service in self.services.values():
+            for config in service.get("configs", []):
+                path = self.folder / Path(config["target"]).name
+                path.write_text(self.here(self.file["configs"][config["source"]]["content"]), encoding="utf-8")
+                places[config["target"]] = path
+        return places
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="demo", help="a shipped study, or the absolute path of one")
+    parser.add_argument(
+        "--folder", type=Path, help="where everything lies, under a short path; a temporary one without"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="Ray workers")
+    parser.add_argument("--cores", type=int, default=1, help="of each Ray worker")
+    parser.add_argument("--keep", action="store_true", help="leave the services up until Ctrl-C")
+    options = parser.parse_args()
+    # SIGTERM ends the services, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as resources:
+        folder = options.folder or Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="oec-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        stack = Stack(folder.resolve(), options.cores)
+        print(f"starting the services of {compose_file.FOLDER / 'compose.yaml'}; logs in {folder}", flush=True)
+        resources.enter_context(stack.all(options.workers))
+        print(f"MLflow {stack.address('mlflow')} user admin, password in {folder / 'secrets' / 'mlflow-password'}")
+        print(f"Ray    {stack.address('ray-head')} token in {folder / 'secrets' / 'ray-token'}", flush=True)
+        code = stack.demo("--", "oec", "run", options.study).returncode
+        print(f"report {stack.volumes['/oec-home'] / 'studies' / Path(options.study).stem / 'report'}", flush=True)
+        if options.keep:
+            print("services stay up until Ctrl-C", flush=True)
+            signal.pause()
+        return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (FileNotFoundError, Unhealthy) as error:
+        sys.exit(f"local_stack: {error}")

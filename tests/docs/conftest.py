@@ -1,0 +1,70 @@
+"""The copy of the packages in which docs/methods.md is followed, and the study that is trained there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+
+from tests.docs.blocks import ROOT, blocks
+
+ABOVE_FUNCTIONS = "def _functions("
+END_OF_METHODS = "    )\n}\n"
+COMMANDS = [line for block in blocks("methods.md", "console") for line in block.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages and their tests with the page's function, entry and study."""
+    folder = tmp_path_factory.mktemp("method")
+    for package in ("search_spaces", "trainers", "service", "dashboards", "tests"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    function, entry = blocks("methods.md", "python")
+    for file, block, place in (
+        ("trainers/methods.py", f"{function}\n\n", ABOVE_FUNCTIONS),
+        ("search_spaces/methods.py", indent(f"{entry.rstrip()},\n", " " * 8), END_OF_METHODS),
+    ):
+        source = (folder / file).read_text()
+        assert source.count(place) == 1, f"{file} has changed: say anew in docs/methods.md where the block goes"
+        (folder / file).write_text(source.replace(place, block + place))
+    (study,) = blocks("methods.md", "yaml")
+    (folder / "z-abs.yaml").write_text(study)
+    return folder
+
+
+def follow(copy: Path, start: str, home: Path | None = None) -> str:
+    """What the page's one command that begins with ``start`` prints in the copy."""
+    (command,) = (line.split() for line in COMMANDS if line.startswith(start))
+    if command[0] == "oec":
+        return oec(copy, home or copy / "home", *command[1:])
+    return _run(copy, copy / "home", [sys.executable, *command[1:]])
+
+
+def oec(copy: Path, home: Path, *arguments: str) -> str:
+    """What the copy's command line prints, or an error with what it said."""
+    return _run(copy, home, [sys.executable, "-c", "from service.cli import main; main()", *arguments])
+
+
+def _run(copy: Path, home: Path, command: list[str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OEC_HOME": str(home), "COLUMNS": "200"}
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        error.add_note(f"{error.stdout}{error.stderr}")
+        raise
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def trained(copy: Path) -> Path:
+    """The home in which the page's study has been run."""
+    assert "9 cells, 9 to train" in follow(copy, "oec run")
+    return copy / "home"

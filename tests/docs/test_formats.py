@@ -1,0 +1,112 @@
+"""docs/formats.md says what the code writes: its tables against models, and against the files of a trained study."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+from mlflow import MlflowClient
+from pydantic import BaseModel
+
+from dashboards.runs import RUN_COLUMNS
+from dashboards.tables import TABLE_COLUMNS
+from search_spaces.study import MethodChoice, Study
+from service import ledger, mlflow_sink
+from tests.docs.blocks import names, rows, section
+from trainers import checkpoint
+from trainers.data import shards, sources
+from trainers.data.preparation import Finished, Manifest, Recipe
+from trainers.diagnostics import keys
+from trainers.loop import Progress
+from trainers.usage import KEYS as USAGE
+
+PAGE = "formats.md"
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models within an annotation: of a field, an optional one, or the items of a tuple."""
+    if get_origin(annotation) in (Union, UnionType, tuple) or hasattr(annotation, "__metadata__"):
+        for part in get_args(annotation):
+            yield from models(part)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+
+
+def study_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """A line of the table for each field that holds a value."""
+    for name, field in model.model_fields.items():
+        inner = [found for found in models(field.annotation) if found is not MethodChoice]
+        if inner:
+            yield from study_rows(inner[0], f"{prefix}{name}.")
+            continue
+        default = "" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        yield f"| `{prefix}{name}` | {default} | {field.description} |"
+        if name == "methods":
+            yield from study_rows(MethodChoice, "methods[].")
+
+
+def test_the_fields_of_a_study_are_those_of_its_schema() -> None:
+    want = "\n".join(["| field | default | meaning |", "|---|---|---|", *study_rows(Study)])
+    assert want in section(PAGE, "Study files"), f"docs/formats.md, section Study files, wants this table:\n{want}"
+
+
+def test_the_lines_of_a_ledger(trained: Path) -> None:
+    documented = {row[0][0]: set(row[1]) for row in rows(PAGE, "Ledger")}
+    lines = [json.loads(line) for line in (trained / "studies/z-abs/ledger.jsonl").read_text().splitlines()]
+    assert set(documented) == {"open", *ledger.STATES}
+    optional = {"reused_from"}
+    for line in lines:
+        assert set(line) - {"seq", "at", "event"} == documented[line["event"]] - optional, line["event"]
+    assert f"`format` is {ledger.FORMAT}" in section(PAGE, "Ledger")
+
+
+def test_the_keys_of_a_row_of_metrics(trained: Path) -> None:
+    documented = set(names(PAGE, "Metrics"))
+    assert documented == {"step", "time", *keys(1)}
+    for path in trained.glob("studies/z-abs/cells/*/metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            assert {re.sub(r"/\d+$", "/0", key) for key in json.loads(line)} <= documented
+
+
+def test_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, "cell", 20, {}, {})
+    (written,) = tmp_path.glob("*.json")
+    documented = names(PAGE, "Checkpoints")
+    assert list(dict.fromkeys(name.partition(".")[0] for name in documented)) == list(json.loads(written.read_text()))
+    progress = [name.removeprefix("progress.") for name in documented if name.startswith("progress.")]
+    assert sorted(progress) == sorted(field.name for field in fields(Progress))
+
+
+def test_token_files_and_their_manifests() -> None:
+    text = section(PAGE, "Token files")
+    for number in (shards.MAGIC, shards.VERSION, shards.HEADER_BYTES):
+        assert f"{number:,}" in text or str(number) in text
+    assert names(PAGE, "Manifest of a study's text") == list(sources.Built.model_fields)
+    prepared = [*Manifest.model_fields, *(f"recipe.{name}" for name in Recipe.model_fields)]
+    prepared += [f"files[].{name}" for name in Finished.model_fields]
+    assert names(PAGE, "Manifest of `oec data prepare`") == prepared
+
+
+@pytest.mark.parametrize(("title", "columns"), [("Runs", RUN_COLUMNS), ("Curves", TABLE_COLUMNS)])
+def test_columns_of_a_table(title: str, columns: tuple[str, ...]) -> None:
+    assert names(PAGE, title) == list(columns)
+
+
+def test_mlflow_keys(trained: Path) -> None:
+    client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(mlflow_sink.EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`oec.study` = 'z-abs'")
+    cells = [run for run in runs if "oec.cell" in run.data.tags]
+    documented = {(row[0][0], name) for row in rows(PAGE, "MLflow") for name in row[1]}
+    found = {("tag", name) for run in cells for name in run.data.tags if not name.startswith("mlflow.")}
+    found |= {("param", re.sub(r"\..*", ".*", name)) for run in cells for name in run.data.params}
+    of_rows = {*keys(9), *USAGE}
+    found |= {("metric", name) for run in cells for name in run.data.metrics if name not in of_rows}
+    assert found == documented

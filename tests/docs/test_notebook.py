@@ -1,0 +1,33 @@
+"""docs/results.ipynb, executed on the published runs and on a study that a test has trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.docs.blocks import ROOT
+
+NOTEBOOK = ROOT / "docs" / "results.ipynb"
+
+
+def test_it_is_committed_without_outputs() -> None:
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert not cell.get("outputs"), "clear the outputs: they name a machine and grow the repository"
+        assert cell.get("execution_count") is None
+
+
+def test_it_reads_the_published_runs_and_a_trained_study(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    monkeypatch.setenv("OEC_HOME", str(trained))
+    monkeypatch.setenv("OEC_STUDY", "z-abs")
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    tables = [output["data"]["text/plain"] for output in shown if "text/html" in output.get("data", {})]
+    charts = [output["data"]["image/png"] for output in shown if "image/png" in output.get("data", {})]
+    assert len(charts) == 2
+    assert "0.306" in tables[2], "the published LRS of the baseline at 16M"
+    assert tables[-1].count("z-abs") == 2
+    assert not [output for output in shown if output["output_type"] == "stream"], "a cell warns or prints"
