@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -315,11 +316,13 @@ class Study(Frozen):
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
-        """A shipped study by name, or a study file by path.
+        """A shipped study by name, or a study file by path; ``-`` is standard input.
 
         Raises:
             InvalidInput: there is no such study, or it can not be read; see ``parse``.
         """
+        if name_or_path == "-":
+            return cls.parse(sys.stdin.buffer.read().decode(errors="replace"), "standard input")
         path = SHIPPED / f"{name_or_path}.yaml" if NAME.fullmatch(name_or_path) else Path(name_or_path)
         if not path.is_file():
             path = Path(name_or_path)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
+from service import storage
 from service.ledger import Ledger
 from trainers.files import write_atomically
 
@@ -34,12 +35,13 @@ class Home:
 
     @classmethod
     def open(cls, path: str | Path) -> Home:
-        """A home at ``path``, made if needed. Paths in it are absolute: Ray runs its processes elsewhere.
+        """A home at ``path``, or a ``file:`` URL, made if needed. Paths in it are absolute: Ray runs its processes
+        elsewhere.
 
         Raises:
-            InvalidInput: the folder can not be made or written to.
+            InvalidInput: the folder can not be made or written to; see also ``storage.local``.
         """
-        home = cls(Path(path).expanduser().resolve())
+        home = cls(storage.local(str(path)).expanduser().resolve())
         try:
             home.studies.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=home.path):
