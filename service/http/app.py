@@ -39,6 +39,8 @@ PAGE = {
     "/view": ("view.html", "text/html"),
     "/view.js": ("view.js", "text/javascript"),
 }
+VIEW_POLICY = f"{REPORT_POLICY}; script-src-elem 'self' 'unsafe-inline'"
+"""Of the empty page that a report is written into."""
 
 
 def create(home: Home, settings: Settings) -> FastAPI:
@@ -85,15 +87,7 @@ def create(home: Home, settings: Settings) -> FastAPI:
 def static(name: str, media_type: str) -> Any:
     """A handler that answers with a file of the page; read once, so that an upgrade under a service changes nothing."""
     content = (FILES / name).read_bytes()
-    headers = (
-        {
-            "Content-Security-Policy": REPORT_POLICY.replace(
-                "default-src 'none'", "default-src 'none'; script-src-elem 'self' 'unsafe-inline'"
-            )
-        }
-        if name == "view.html"
-        else {}
-    )
+    headers = {"Content-Security-Policy": VIEW_POLICY} if name == "view.html" else {}
 
     async def handler() -> Response:
         return Response(content, media_type=media_type, headers=headers)

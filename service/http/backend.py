@@ -106,9 +106,8 @@ class Backend:
         try:
             nodes = [node for node in list_nodes(address=address, limit=10_000) if node.state == "ALIVE"]
         except Exception as error:  # Ray raises its own and those of its HTTP client
-            raise unreachable(
-                InvalidInput("--cluster", address, f"does not answer ({error})", "see its head")
-            ) from error
+            gone = InvalidInput("--cluster", address, f"does not answer ({error})", "see the logs of its head")
+            raise unreachable(gone) from error
         return {kind: sum((node.resources_total or {}).get(kind, 0.0) for node in nodes) for kind in cluster.KINDS}
 
 

@@ -65,14 +65,14 @@ class Feed:
         self._lock = threading.Lock()
         self._running = Running(home, study)
         self._made: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._now = Snapshot(study, -1, 0, (), ())
         self._begin(0)
 
     def _begin(self, inode: int) -> None:
         self._ledger = Ledger(self._path, self._study, unread=True)
         self._inode = inode
         self._frames: list[bytes] = []
-        generation = self._now.generation + 1 if hasattr(self, "_now") else 0
-        self._now = Snapshot(self._study, generation, 0, (), ())
+        self._now = Snapshot(self._study, self._now.generation + 1, 0, (), ())
 
     def read(self) -> Snapshot:
         """The ledger as it is now; empty before it was begun.

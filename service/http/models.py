@@ -12,8 +12,8 @@ from service.jobs import Status
 from service.ledger import Origin, State
 
 StudyState = Literal["claimed", "starting", "running", "interrupted", "failed", "ended", "damaged"]
-"""claimed: submitted, and nothing more is known. starting: its job is there and its ledger is not. running: a driver is at
-work on it. interrupted: cells are missing; resume goes on. failed: its job ended before it trained. ended: every
+"""claimed: submitted, and nothing more is known. starting: its job is there and its ledger is not. running: a driver is
+at work on it. interrupted: cells are missing; resume goes on. failed: its job ended before it trained. ended: every
 cell has ended, crashed ones included. damaged: its ledger or its file can not be read."""
 
 

@@ -256,5 +256,5 @@ def metrics(parts: P) -> Response:
     """For Prometheus."""
     jobs = parts.backend.known_jobs()
     found = [parts.studies.summary(name, jobs) for name in parts.studies.known()]
-    text = parts.metrics.text([(one.state, one.cells) for one in found], parts.audit.lines)
+    text = parts.metrics.text(found, parts.audit.lines)
     return Response(text, media_type=CONTENT_TYPE)

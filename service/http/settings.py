@@ -15,9 +15,7 @@ from search_spaces.errors import InvalidInput
 class Settings(Frozen):
     """Of one service. Limits are those of one process; what is about studies holds over all services of a home."""
 
-    cluster: str | None = Field(
-        default=None, description="Ray's dashboard, http://HOST:8265; one of our own by default."
-    )
+    cluster: str | None = Field(default=None, description="Ray's dashboard, http://HOST:8265; one of our own without.")
     data_root: Path | None = Field(default=None, description="Where studies may find texts and shards; HOME/data.")
     max_body: int = Field(default=65_536, gt=0, description="Bytes of a request.")
     max_cells: int = Field(default=2_000, gt=0, description="Cells of a study, refinement included.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -15,13 +16,14 @@ from service.http.audit import Audit
 from service.http.backend import Backend, unreachable
 from service.http.errors import Refused, no_study
 from service.http.feed import Feeds, Snapshot
-from service.http.models import JobOut, Priced, Resumed, Stopping, StudySummary, StudyState, Submitted
+from service.http.models import JobOut, Priced, Resumed, Stopping, StudyState, StudySummary, Submitted
 from service.http.pricing import priced
 from service.http.settings import Settings
 from service.jobs import JobInfo
+from service.options import EXIT_CRASHED, EXIT_INTERRUPTED
 
-CRASHED, INTERRUPTED = 1, 75
-"""Exit codes of ``oec run`` that leave a ledger to judge by, see ``service.cli``."""
+PASSED_ON = ("MLFLOW_TRACKING_URI",)
+"""Of the service's environment, to its jobs."""
 AGAIN_S = 30
 """After which a submission that found the service full may try again."""
 
@@ -67,7 +69,7 @@ class Studies:
             hash=study.hash if study else "",
             state=state,
             seq=snapshot.seq if snapshot else 0,
-            cells=dict(snapshot.counts) if snapshot else {},  # type: ignore[arg-type]
+            cells=dict(snapshot.counts) if snapshot else {},
             job=job and JobOut(**{field: getattr(job, field) for field in JobOut.model_fields}),
             message=message if state in ("failed", "damaged", "interrupted") else "",
         )
@@ -143,7 +145,12 @@ class Studies:
 
     def _start(self, study: Study, *, retry_crashed: bool) -> str:
         try:
-            job = self._backend.client().submit(study, home=str(self._home.path), retry_crashed=retry_crashed)
+            job = self._backend.client().submit(
+                study,
+                home=str(self._home.path),
+                retry_crashed=retry_crashed,
+                environment={name: os.environ[name] for name in PASSED_ON if os.environ.get(name)},
+            )
         except InvalidInput as error:
             raise unreachable(error) if error.field == "--cluster" else error from error
         self._backend.jobs(anew=True)
@@ -163,9 +170,9 @@ def state_of(snapshot: Snapshot, being_run: bool, job: JobInfo | None) -> StudyS
         return "running"
     if job and job.live:
         return "starting"
-    if job and job.status == "FAILED" and job.exit_code not in (CRASHED, INTERRUPTED):
+    if job and job.status == "FAILED" and job.exit_code not in (EXIT_CRASHED, EXIT_INTERRUPTED):
         return "interrupted" if snapshot.counts.keys() - {"planned"} else "failed"
-    if job and (job.status == "STOPPED" or job.exit_code == INTERRUPTED):
+    if job and (job.status == "STOPPED" or job.exit_code == EXIT_INTERRUPTED):
         return "interrupted"
     if not snapshot.entries:
         return "claimed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import math
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class Plain(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "an alias", self.peek_event().start_mark)
+            raise yaml.YAMLError("an alias")
         return super().compose_node(parent, index)
 
 
@@ -92,12 +93,16 @@ def below(root: Path, field: str, path: str) -> Path:
 
     Links within ``root`` that lead out of it are those of its owner; nothing that comes over HTTP can make one.
     """
-    whole = root / path
-    fixed = whole
-    while glob.has_magic(str(fixed.relative_to(fixed.anchor))) and fixed != root and fixed != fixed.parent:
-        fixed = fixed.parent
-    outside = ".." in whole.parts or not fixed.resolve().is_relative_to(root.resolve())
-    if outside or next(glob.iglob(str(whole), recursive=True), None) is None:
+    root, inner = root.resolve(), Path(path)
+    try:
+        if inner.is_absolute():
+            inner = inner.relative_to(root)
+        fixed = root.joinpath(*takewhile(lambda part: not glob.has_magic(part), inner.parts))
+        inside = ".." not in inner.parts and fixed.resolve().is_relative_to(root)
+        there = inside and (fixed.exists() if fixed == root / inner else next(root.glob(str(inner)), None) is not None)
+    except (ValueError, OSError, RuntimeError):  # another root, no pattern, too long a name, links in a circle
+        there = False
+    if not there:
         remedy = "give a path below the folder of data that this service was started with"
         raise InvalidInput(field, path, "is no data that this service may read", remedy)
-    return whole
+    return root / inner
