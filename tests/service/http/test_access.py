@@ -85,7 +85,8 @@ def test_tokens_are_hashed_private_and_end(home: Home) -> None:
     assert hashlib.sha256(secret.encode()).hexdigest() in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(home.service.stat().st_mode) == 0o700
-    assert (owner := tokens.owner(secret)) is not None
+    owner = tokens.owner(secret)
+    assert owner is not None
     assert owner.name == "somebody"
     assert tokens.owner(secret + "x") is None
     assert tokens.owner("") is None

@@ -61,11 +61,11 @@ def test_a_plan_is_that_of_the_command_line(service: Served) -> None:
         ({"data": {"source": "text", "path": "*" * 300}}, "data.path", "below the folder of data"),
     ],
 )  # fmt: skip
-def test_a_bad_study_is_told_field_and_remedy(
-    service: Served, change: dict[str, Any], field: str, remedy: str
-) -> None:
+def test_a_bad_study_is_told_field_and_remedy(service: Served, change: dict[str, Any], field: str, remedy: str) -> None:
     for path in ("/api/v1/plan", "/api/v1/studies"):
-        answer = service.runner.post(path, content=json.dumps(FILE | change), headers={"Content-Type": "application/json"})
+        answer = service.runner.post(
+            path, content=json.dumps(FILE | change), headers={"Content-Type": "application/json"}
+        )
         assert answer.status_code == 422, answer.text
         assert set(answer.json()) == {"field", "value", "problem", "remedy"}
         assert answer.json()["field"] == field
