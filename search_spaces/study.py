@@ -37,6 +37,8 @@ SHIPPED = Path(__file__).parent / "studies"
 FEWEST_STEPS = 20
 """Between two evaluations by default: what an evaluation looks at costs at most 2 % of so many steps."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MOST_SEEDS = 10_000
+"""That ``seeds: N`` may be short for."""
 
 
 def known(kind: str, name: object, names: Iterable[str]) -> str:
@@ -261,6 +263,8 @@ class Study(Frozen):
     @classmethod
     def _seeds(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[int, ...]:
         """``seeds: 3`` is short for ``[1, 2, 3]``."""
+        if type(value) is int and value > MOST_SEEDS:
+            raise bad("is more seeds than anybody can run", f"give at most {MOST_SEEDS}")
         seeds: tuple[int, ...] = handler(range(1, value + 1) if type(value) is int else value)
         if any(seed < 0 for seed in seeds):
             raise bad("holds a negative seed", "seeds are 0 or above")

@@ -30,6 +30,7 @@ from service.options import (
     plain,
     study_argument,
 )
+from service.serve_commands import serve, token
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_CRASHED", "EXIT_INTERRUPTED", "main"]
 
@@ -136,7 +137,7 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
         sys.exit(0)  # that is how one leaves
 
 
-for command in (submit, jobs, logs, stop):
+for command in (submit, jobs, logs, stop, serve, token):
     main.add_command(command)
 
 

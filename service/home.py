@@ -10,6 +10,7 @@
     cells/<cell id>/         the same of a cell that ``oec train`` trained
     mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
     ray/                     what Ray Tune and Ray Train write
+    service/                 of ``oec serve``: tokens.json, audit.jsonl, ray.json; for this user alone
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ class Home:
         return self.cell(cell_id, study) / "metrics.jsonl"
 
     @property
+    def service(self) -> Path:
+        """What the HTTP service keeps; made here, for this user alone."""
+        path = self.path / "service"
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    @property
     def micro_batches(self) -> Path:
         return self.path / "micro_batches.json"
 
@@ -96,6 +104,10 @@ class Home:
     def stop(self, name: str) -> Path:
         """Where ``oec stop`` leaves its requests."""
         return self.study(name) / "stop"
+
+    def claimed(self) -> list[str]:
+        """Names of the studies that have a file here, begun or not."""
+        return sorted(path.parent.name for path in self.studies.glob("*/study.yaml"))
 
     def known(self) -> list[str]:
         """Names of the studies that have a ledger here."""

@@ -90,6 +90,22 @@ def binding(resources: ResourceSpec, nodes: Sequence[Node]) -> tuple[int, str]:
     return limits[bound], bound
 
 
+def of_a_plan(resources: ResourceSpec, nodes: Sequence[Node], cells: int, *, grows: bool) -> tuple[int, str]:
+    """How many of a study's cells run at once, and what keeps it from being more.
+
+    Args:
+        grows: the cluster is a real one, and starts nodes where the study says so.
+
+    Raises:
+        InvalidInput: see ``concurrency``.
+    """
+    if grows and resources.autoscale:
+        limit = at_once(resources, nodes), "resources.concurrency"
+    else:
+        limit = binding(resources, nodes)
+    return min((cells, "the number of cells"), limit, key=lambda limit: limit[0])
+
+
 def places_on(resources: ResourceSpec, node: Node) -> int:
     """Workers that fit on a node."""
     return min(places for _, (places,) in _places(resources, [node]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,7 +15,7 @@ from search_spaces.study import ResourceSpec
 from service.cluster import this_machine
 from service.home import Home
 from service.ledger import STATES, Entry, Ledger
-from service.placement import KINDS, Node, at_once, binding, concurrency
+from service.placement import KINDS, Node, concurrency, of_a_plan
 from service.progress import clock_time
 
 
@@ -56,15 +56,13 @@ def cluster_line(plan: Plan, home: Home, nodes: Sequence[Node], *, grows: bool =
         InvalidInput: not even one cell fits.
     """
     resources = plan.study.resources
-    grows = grows and resources.autoscale
-    fits, bound = (at_once(resources, nodes), "resources.concurrency") if grows else binding(resources, nodes)
-    cells, bound = min((plan.cell_count, "the number of cells"), (fits, bound), key=lambda limit: limit[0])
+    cells, bound = of_a_plan(resources, nodes, plan.cell_count, grows=grows)
     workers, hours = cells * resources.workers, plan.seconds(measured_speeds(home), cells) / 3600
     taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
     parts = [f"{hours * taken['CPU']:,.3g} core-hours"]
     if resources.gpus_per_worker:
         parts.append(f"{hours * taken['GPU']:,.3g} accelerator-hours")
-    where = f"a cluster that grows to {has([taken])}" if grows else has(nodes)
+    where = f"a cluster that grows to {has([taken])}" if grows and resources.autoscale else has(nodes)
     return (
         f"on {where}: {cells} cells at once, {workers} workers, bound by {bound}; "
         f"about {clock_time(3600 * hours)}, {', '.join(parts)}"
@@ -88,11 +86,12 @@ def fits_here(resources: ResourceSpec) -> int:
 
 def measured_speeds(home: Home) -> dict[str, float]:
     """Tokens per second of a cell, by scale: the last one measured in this home."""
-    speeds = {}
-    for entry in _entries(home):
-        if speed := entry.result.get("tokens_per_second"):
-            speeds[entry.cell.scale] = float(speed)
-    return speeds
+    return speeds(_entries(home))
+
+
+def speeds(entries: Iterable[Entry]) -> dict[str, float]:
+    """Tokens per second of a cell, by scale: the last one among these."""
+    return {entry.cell.scale: float(speed) for entry in entries if (speed := entry.result.get("tokens_per_second"))}
 
 
 def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:
