@@ -60,7 +60,7 @@ class Server:
     def __init__(self, home: Home, port: int, log: Path, **environment: str) -> None:
         self.port, self._log = port, log
         self._command = [str(Path(sys.executable).with_name("oec")), "serve", "--home", str(home.path)]
-        self._command += ["--port", str(port), "--rate", "1000"]
+        self._command += ["--port", str(port), "--rate", "1000", "--burst", "1000"]
         self._environment = {**os.environ, **environment}
         self.process = self._start()
 

@@ -24,13 +24,17 @@ WAIT_S = 60.0
 @contextmanager
 def listening(service: Served) -> Iterator[str]:
     """The application on a port of loopback; without its lifespan, as no Ray is asked for."""
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(service.app, port=0, lifespan="off", log_level="warning", timeout_graceful_shutdown=2)
+    )
     socket = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
-    yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
-    server.should_exit = True
-    thread.join(WAIT_S)
+    try:
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
     assert not thread.is_alive()
 
 
