@@ -17,6 +17,7 @@ from service.jobs import JobInfo, Jobs
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+AGAIN_S = 10.0
 JOBS_S, RESOURCES_S = 1.0, 15.0
 """How old an answer of the cluster may be; what changes something asks anew."""
 
@@ -60,11 +61,14 @@ class Backend:
             return self._client
 
     def warm(self) -> None:
-        """Connect, or start the head, so that the first request need not wait; why it fails, that request is told."""
-        try:
-            self.client()
-        except Refused as error:
-            logger.warning("no cluster yet: %s", error)
+        """Connect, or start the head, so that the first request need not wait; again until that succeeds."""
+        while True:
+            try:
+                self.client()
+                return
+            except Refused as error:
+                logger.warning("no cluster yet: %s", error)
+                time.sleep(AGAIN_S)
 
     def jobs(self, *, anew: bool = False) -> list[JobInfo]:
         """Those of this home, the newest first.

@@ -49,18 +49,22 @@ class Watcher:
         self.thread.start()
 
     def _follow(self) -> None:
-        with httpx2.stream("GET", self._url, headers=self._headers, timeout=WAIT_S) as stream:
-            frame: dict[str, str] = {}
-            for line in stream.iter_lines():
-                if line:
-                    name, _, value = line.partition(": ")
-                    frame[name] = value
-                elif frame:
-                    if "event" in frame:
-                        id = int(frame["id"]) if "id" in frame else None
-                        self.events.put((id, frame["event"], json.loads(frame["data"])))
-                    frame = {}
-        self.events.put((None, "closed", None))
+        try:
+            with httpx2.stream("GET", self._url, headers=self._headers, timeout=WAIT_S) as stream:
+                frame: dict[str, str] = {}
+                for line in stream.iter_lines():
+                    if line:
+                        name, _, value = line.partition(": ")
+                        frame[name] = value
+                    elif frame:
+                        if "event" in frame:
+                            id = int(frame["id"]) if "id" in frame else None
+                            self.events.put((id, frame["event"], json.loads(frame["data"])))
+                        frame = {}
+        except httpx2.TransportError:  # the server has ended
+            self.events.put((None, "lost", None))
+        else:
+            self.events.put((None, "closed", None))
 
     def until(self, wanted: Callable[[int | None, str, Any], bool]) -> list[tuple[int | None, str, Any]]:
         """The events up to the first that is ``wanted``."""
