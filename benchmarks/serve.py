@@ -60,7 +60,7 @@ class Server:
     def __init__(self, home: Home, port: int, log: Path, **environment: str) -> None:
         self.port, self._log = port, log
         self._command = [str(Path(sys.executable).with_name("oec")), "serve", "--home", str(home.path)]
-        self._command += ["--port", str(port), "--rate", "1000"]
+        self._command += ["--port", str(port), "--rate", "1000", "--burst", "1000"]
         self._environment = {**os.environ, **environment}
         self.process = self._start()
 
@@ -90,8 +90,8 @@ def study(name: str) -> dict[str, Any]:
 class Load:
     """The clients, until ``over`` is set."""
 
-    def __init__(self, port: int, readers: list[str], runners: list[str]) -> None:
-        self._at = f"http://127.0.0.1:{port}/api/v1"
+    def __init__(self, server: Server, readers: list[str], runners: list[str]) -> None:
+        self._server, self._at = server, f"http://127.0.0.1:{server.port}/api/v1"
         self._readers, self._runners = readers, runners
         self.told, self.over = Told(), asyncio.Event()
 
@@ -105,7 +105,7 @@ class Load:
                         return
                 except LOST:
                     pass
-                if time.monotonic() > deadline:
+                if self._server.process.poll() is not None or time.monotonic() > deadline:
                     raise TimeoutError(f"no service and cluster within {READY_S:g} s")
                 await asyncio.sleep(0.2)
 
@@ -197,7 +197,7 @@ class Load:
 
 async def run(server: Server, readers: list[str], runners: list[str], *, seconds: float, kills: int) -> Told:
     """The load for so long, with the service killed ``kills`` times meanwhile, and until everybody saw the end."""
-    load = Load(server.port, readers, runners)
+    load = Load(server, readers, runners)
     await load.ready()
     clients = [asyncio.create_task(load.submit(i)) for i in range(len(runners))]
     clients += [asyncio.create_task(load.watch(i)) for i in range(len(readers))]
@@ -259,6 +259,7 @@ def main() -> None:
     runners = [tokens.add(f"runner-{i}", "run", None) for i in range(given.submitters)]
     server = Server(home, free_port(), folder / "serve.log")
     try:
+        print(f"{given.watchers} watchers, {given.submitters} submitters, {given.seconds:g} s, {given.kill} kills")
         told = asyncio.run(run(server, readers, runners, seconds=given.seconds, kills=given.kill))
         found = wrong(told, home)
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,6 +85,7 @@ def stop(home: Home) -> bool:
             os.killpg(head.pid, signal.SIGKILL)
             break
         time.sleep(LOOK_S)
+    shutil.rmtree(head.folder, ignore_errors=True)
     return True
 
 

@@ -21,6 +21,7 @@ from service.options import bad_input_exits, home_option, plain
 @click.option("--max-active", type=int, help="Studies that are being run at once; 4 by default.")
 @click.option("--max-cells", type=int, help="Cells of a study; 2,000 by default.")
 @click.option("--rate", type=float, help="Requests a second of a token; 10 by default.")
+@click.option("--burst", type=int, help="Requests that it may make at once after a pause; 40 by default.")
 @click.option(
     "--stop-ray", is_flag=True, help="End the Ray of this machine that an earlier service started, and leave."
 )

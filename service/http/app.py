@@ -43,8 +43,12 @@ VIEW_POLICY = f"{REPORT_POLICY}; script-src-elem 'self' 'unsafe-inline'"
 """Of the empty page that a report is written into."""
 
 
-def create(home: Home, settings: Settings) -> FastAPI:
-    """The application of a home. It holds nothing that would be missed."""
+def create(home: Home, settings: Settings, *, connect: bool = True) -> FastAPI:
+    """The application of a home. It holds nothing that would be missed.
+
+    Args:
+        connect: to the cluster, once it serves; else when that is first needed.
+    """
     backend, feeds, measured = Backend(home, settings.cluster), Feeds(home), Metrics()
     audit, tokens = Audit(home.service), TokenFile(home)
     parts = Parts(
@@ -62,8 +66,8 @@ def create(home: Home, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Before anybody needs it: a head of our own takes a while to start.
-        threading.Thread(target=backend.warm, name="cluster", daemon=True).start()
+        if connect:
+            threading.Thread(target=backend.warm, name="cluster", daemon=True).start()
         yield
         parts.pages.close()
 

@@ -18,6 +18,7 @@ from service.placement import Node
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+AGAIN_S = 10.0
 JOBS_S, NODES_S = 1.0, 15.0
 """How old an answer of the cluster may be; what changes something asks anew."""
 
@@ -61,11 +62,14 @@ class Backend:
             return self._client
 
     def warm(self) -> None:
-        """Connect, or start the head, so that the first request need not wait; why it fails, that request is told."""
-        try:
-            self.client()
-        except Refused as error:
-            logger.warning("no cluster yet: %s", error)
+        """Connect, or start the head, so that the first request need not wait; again until that succeeds."""
+        while True:
+            try:
+                self.client()
+                return
+            except Refused as error:
+                logger.warning("no cluster yet: %s", error)
+                time.sleep(AGAIN_S)
 
     def jobs(self, *, anew: bool = False) -> list[JobInfo]:
         """Those of this home, the newest first.

@@ -65,14 +65,15 @@ class Feed:
         self._lock = threading.Lock()
         self._running = Running(home, study)
         self._made: dict[str, tuple[tuple[int, int], Any]] = {}
-        self._now = Snapshot(study, -1, 0, (), ())
+        self._now = Snapshot(study, 0, 0, (), ())
         self._begin(0)
 
     def _begin(self, inode: int) -> None:
         self._ledger = Ledger(self._path, self._study, unread=True)
         self._inode = inode
         self._frames: list[bytes] = []
-        self._now = Snapshot(self._study, self._now.generation + 1, 0, (), ())
+        anew = self._now.seq > 0  # and not only now there: nobody was told of it
+        self._now = Snapshot(self._study, self._now.generation + anew, 0, (), ())
 
     def read(self) -> Snapshot:
         """The ledger as it is now; empty before it was begun.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import Scope
 
@@ -18,6 +18,7 @@ class Metrics:
     """Counts of this process, beside gauges that are read from the home at every scrape."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each
         self._registry = CollectorRegistry()
         labels, own = ("method", "route"), self._registry
         self._requests = Counter("oec_http_requests", "Answers, by status.", (*labels, "status"), registry=own)

@@ -118,6 +118,15 @@ STUDY_BODY = {
         },
     }
 }
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["ledger", "state", "progress", "reset", "end"]},
+        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "The ledger's number of the event."},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer"},
+    },
+}
 
 router = APIRouter(
     prefix="/api/v1", responses=RESPONSES, dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="token"))]
@@ -189,7 +198,7 @@ def table(parts: P, name: Known) -> Table:
 @router.get(
     "/studies/{name}/events",
     response_class=Response,  # FastAPI's own class for these would take the handler for the generator
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {"itemSchema": EVENT}}}},
 )
 async def events(
     request: Request,

@@ -42,10 +42,10 @@ def client(app: FastAPI, secret: str | None = None) -> TestClient:
 
 
 def served(home: Home, **settings: object) -> Served:
-    """Without its lifespan, which would start a Ray: what is tested here asks for none."""
+    """It starts no Ray: what is tested here asks for none."""
     tokens = TokenFile(home)
     secrets = {role: tokens.add(f"a-{role}er", role, None) for role in ("read", "run")}  # type: ignore[arg-type]
-    app = create(home, Settings.given({"rate": 1e6, "burst": 10**6, **settings}))
+    app = create(home, Settings.given({"rate": 1e6, "burst": 10**6, **settings}), connect=False)
     return Served(home, app, client(app), client(app, secrets["read"]), client(app, secrets["run"]))
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx2
 import pytest
+import schemathesis
 import yaml
+from schemathesis import GenerationMode
 
 from benchmarks.serve import Server
 from search_spaces.study import Study
@@ -23,6 +25,7 @@ from service.head import began, free_port, noted, stop
 from service.home import Home
 from service.ledger import TERMINAL, Ledger
 from service.tokens import TokenFile
+from tests.service.http.fuzzing import ask_everything
 from tests.service.oec import oec
 
 pytestmark = pytest.mark.slow
@@ -122,6 +125,14 @@ def test_from_submission_to_the_end(service: Service) -> None:
     page = httpx2.get(service.url("/studies/first/report"), headers=service.headers, timeout=60)
     assert "sandbox" in page.headers["Content-Security-Policy"]
     assert "<h1>first</h1>" in page.text
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_the_whole_description_of_a_service_with_a_cluster(service: Service, mode: GenerationMode) -> None:
+    """Also on a study that there is, which is stopped, resumed and submitted again meanwhile; no answer is a 5xx."""
+    url = service.url("/openapi.json")
+    schema = schemathesis.openapi.from_url(url, headers=service.headers)
+    assert len(ask_everything(schema, service.headers, mode, "first", (), examples=8)) == 13
 
 
 def test_stop_and_resume(service: Service) -> None:

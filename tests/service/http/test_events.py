@@ -24,13 +24,17 @@ WAIT_S = 60.0
 @contextmanager
 def listening(service: Served) -> Iterator[str]:
     """The application on a port of loopback; without its lifespan, as no Ray is asked for."""
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(service.app, port=0, lifespan="off", log_level="warning", timeout_graceful_shutdown=2)
+    )
     socket = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
-    yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
-    server.should_exit = True
-    thread.join(WAIT_S)
+    try:
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
     assert not thread.is_alive()
 
 
@@ -45,18 +49,22 @@ class Watcher:
         self.thread.start()
 
     def _follow(self) -> None:
-        with httpx2.stream("GET", self._url, headers=self._headers, timeout=WAIT_S) as stream:
-            frame: dict[str, str] = {}
-            for line in stream.iter_lines():
-                if line:
-                    name, _, value = line.partition(": ")
-                    frame[name] = value
-                elif frame:
-                    if "event" in frame:
-                        id = int(frame["id"]) if "id" in frame else None
-                        self.events.put((id, frame["event"], json.loads(frame["data"])))
-                    frame = {}
-        self.events.put((None, "closed", None))
+        try:
+            with httpx2.stream("GET", self._url, headers=self._headers, timeout=WAIT_S) as stream:
+                frame: dict[str, str] = {}
+                for line in stream.iter_lines():
+                    if line:
+                        name, _, value = line.partition(": ")
+                        frame[name] = value
+                    elif frame:
+                        if "event" in frame:
+                            id = int(frame["id"]) if "id" in frame else None
+                            self.events.put((id, frame["event"], json.loads(frame["data"])))
+                        frame = {}
+        except httpx2.TransportError:  # the server has ended
+            self.events.put((None, "lost", None))
+        else:
+            self.events.put((None, "closed", None))
 
     def until(self, wanted: Callable[[int | None, str, Any], bool]) -> list[tuple[int | None, str, Any]]:
         """The events up to the first that is ``wanted``."""

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis import GenerationMode
 
 from service.home import Home
 from tests.service.http.conftest import begin, served
+from tests.service.http.fuzzing import ask_everything
 
-load_all_checks()
-AUTH = CHECKS.get_by_names(["ignored_auth"])
-"""Sends without the token and then calls the 401 a success that should not be; tests/service/http/test_access.py
-asks every route."""
-
-
-@pytest.fixture(scope="module")
-def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.schemas.BaseSchema]:
-    home = Home.open(tmp_path_factory.mktemp("fuzzed") / "home")
-    with begin(home):
-        service = served(home)
-        yield schemathesis.openapi.from_asgi(
-            "/api/v1/openapi.json", service.app, headers={"Authorization": service.runner.headers["Authorization"]}
-        )
+NEED_RAY = ("POST /api/v1/studies/{name}/stop", "POST /api/v1/studies/{name}/resume", "GET /api/v1/studies/{name}/logs")
+"""Of a study that there is; test_cluster.py asks them."""
 
 
-schema = schemathesis.pytest.from_fixture("described")
-
-
-@schema.parametrize()
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_described(case: schemathesis.Case) -> None:
-    case.call_and_validate(excluded_checks=AUTH)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("name", [None, "smoke"])
+def test_every_answer_is_described_and_none_is_5xx(home: Home, mode: GenerationMode, name: str | None) -> None:
+    begin(home).close()  # not held: an event stream of it ends
+    service = served(home)
+    token = {"Authorization": service.runner.headers["Authorization"]}
+    schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", service.app, headers=token)
+    asked = ask_everything(schema, token, mode, name, NEED_RAY if name else (), examples=20)
+    assert len(asked) == 13 - (len(NEED_RAY) if name else 0)
