@@ -42,5 +42,5 @@ def test_cells_on_one_device_take_no_more_than_it_has(cells: int, gigabytes: int
     total = gigabytes * 2**30
     each = fraction_of(1 / cells, total) * total
     assert each >= total / cells / 10
-    if CUDA_CONTEXT < 0.9 * total / cells:
+    if total / cells > CUDA_CONTEXT / 0.9:
         assert cells * (each + CUDA_CONTEXT) <= total * (1 + 1e-9)
