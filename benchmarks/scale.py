@@ -101,6 +101,7 @@ class Marks:
             rss = psutil.Process().memory_info().rss
             used = time.process_time(), time.thread_time()
             self.marks.append(Mark(self._ended, time.time(), *used, rss, self._sink.backlog))
+            print(self.marks[-1], file=sys.stderr)  # all that is left of a run that is cut short
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class Ledger:
         """Those that are not of the grid."""
         self._curves: defaultdict[CurveKey, list[Entry]] = defaultdict(list)
         self._changes: Counter[CurveKey] = Counter()
-        self._scales: defaultdict[str, Counter[State]] = defaultdict(Counter)
+        self._scales: defaultdict[str, Counter[State]] = defaultdict(lambda: Counter(dict.fromkeys(STATES, 0)))
+        """With every state from the start: progress, in its thread, walks through them."""
         self._seq = 0
         self.size = 0
         """Bytes of the file that were read."""

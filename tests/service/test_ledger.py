@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,30 @@ def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
         ledger.running(CELLS[0].id)
         assert ledger.entries[CELLS[0].id].state == "finished"
+
+
+def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> None:
+    """Counts by state and scale, cells of a curve and beside the grid: while it is written, and read again."""
+    plan = Plan(Study.load("demo"), "data")
+    path = tmp_path / "ledger.jsonl"
+
+    def agrees(ledger: Ledger) -> None:
+        entries = list(ledger.entries.values())
+        assert ledger.counts() == Counter(entry.state for entry in entries)
+        left = [entry for entry in entries if entry.state in ("planned", "running")]
+        assert sum(ledger.left().values()) == len(left)
+        assert ledger.beside == [entry for entry in entries if entry.origin != "grid"]
+        for curve in plan.curves:
+            assert ledger.curve(curve.key)[1] == [entry for entry in entries if entry.cell.curve == curve.key]
+
+    with Ledger(path, "demo", write=True) as ledger:
+        ledger.plan(plan.cells[1:])
+        ledger.plan(plan.cells[:1], origin="edge")
+        for number, cell in enumerate(plan.cells[:8]):
+            key, before = cell.curve, ledger.curve(cell.curve)[0]
+            ledger.running(cell.id)
+            ledger.end(cell.id, ("finished", "diverged", "crashed", "pruned")[number % 4], {"val_loss": 3.0})
+            assert ledger.curve(key)[0] == before + 2, "whoever remembers a curve sees that it changed"
+        ledger.running(plan.cells[2].id)
+        agrees(ledger)
+    agrees(Ledger(path, "demo"))

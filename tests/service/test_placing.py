@@ -74,7 +74,7 @@ def test_a_cell_that_fits_on_a_node_lies_on_one(found: dict[str, dict[str, Any]]
     assert len(found["three cores each"]["nodes"][0]) == 2, "a cell that fits on no node is split"
 
 
-def test_cells_that_share_an_accelerator_fill_one_before_the_next(found: dict[str, dict[str, Any]]) -> None:
+def test_cells_of_a_share_lie_on_as_few_accelerators_as_said(found: dict[str, dict[str, Any]]) -> None:
     for case, a_device in (("a quarter", 4), ("three tenths", 3)):
         one = found[case]
         where = [(nodes[0], *devices) for nodes, devices in zip(one["nodes"], one["devices"], strict=True)]

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from trainers.allocator import CUDA_CONTEXT, fraction_of
+
 FAULTS = """
 import resource, torch
 from trainers.allocator import keep_freed_memory
@@ -31,3 +33,14 @@ def page_faults(keep: bool) -> int:
 def test_freed_memory_is_taken_again_without_asking_the_kernel():
     kept, default = page_faults(keep=True), page_faults(keep=False)
     assert kept < 500 < 5_000 < default, "glibc maps large blocks anew; see trainers.allocator"
+
+
+@pytest.mark.parametrize("gigabytes", [8, 24, 80])
+@pytest.mark.parametrize("cells", [2, 4, 8])
+def test_cells_on_one_device_take_no_more_than_it_has(cells: int, gigabytes: int) -> None:
+    """What PyTorch may take, and CUDA's own for every process, as far as there is room for that."""
+    total = gigabytes * 2**30
+    each = fraction_of(1 / cells, total) * total
+    assert each >= total / cells / 10
+    if total / cells > CUDA_CONTEXT / 0.9:
+        assert cells * (each + CUDA_CONTEXT) <= total * (1 + 1e-9)
