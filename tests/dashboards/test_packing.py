@@ -27,7 +27,9 @@ def read(columns: Columns, table: dict[str, int]) -> list[dict[str, Any]]:
 def test_rows_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
     columns = Columns()
     found = read(columns, columns.table(rows))
-    assert json.dumps(found) == json.dumps(rows), "with the type of each value: 1 is not true"
+    assert json.dumps(found, sort_keys=True) == json.dumps(rows, sort_keys=True), (
+        "with the type of each value: 1 is not true"
+    )
 
 
 def test_equal_columns_are_kept_once_and_few_values_as_places() -> None:
