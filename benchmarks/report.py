@@ -2,12 +2,12 @@
 
     python -m benchmarks.report [--cells 1000 10000 100000]
 
-Every cell has ended and has a metrics file of 100 rows with all that a run of two layers measures, 0.1 MB; there are
-40 different files, and each cell has a hard link to one of them. The goal for 10,000 cells: at most 5 s and 1 GiB from
+Every cell has ended and has a metrics file of 100 rows with all that a run of two layers measures, 0.1 MB; there are 40
+different files, and each cell has a hard link to one of them. The goal for 10,000 cells: at most 5 s and 1 GiB from
 ledger to page, which is at most 15 MB and opens within 3 s. Each size is measured in a process of its own; imports,
-some seconds, are told apart, and so are the seconds of the processors, which other work on the machine does not
-lengthen. Where Playwright and Chromium are there, the page is opened: seconds until its first chart and until its last
-one, and the longest time for which it did not answer.
+some seconds, are told apart, and so are the seconds of the processors, which other work on the machine hardly changes.
+Where Playwright and Chromium are there, the page is opened: seconds until its first chart and until its last one, and
+the longest time for which it did not answer.
 """
 
 from __future__ import annotations

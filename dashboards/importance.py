@@ -26,7 +26,7 @@ from dashboards.tables import shown
 from dashboards.views import GREY, View
 
 EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
-    "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=16, seed=seed),
+    "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=8, seed=seed),
     "PED-ANOVA": lambda seed: PedAnovaImportanceEvaluator(),
 }
 """A random forest's mean decrease of impurity says what moves the loss anywhere; PED-ANOVA what it takes to be among
@@ -123,7 +123,7 @@ def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[s
         for name, make in EVALUATORS.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                shares = get_param_importances(study, evaluator=make(repetition))
+                shares = get_param_importances(study, evaluator=make(repetition), params=list(space))
             for key, share in shares.items():
                 found[name][key].append(float(share))
     return found

@@ -21,7 +21,8 @@ from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, chosen, save
 from dashboards.forecast import Forecast
 from dashboards.importance import importance, importance_figures, parallel
 from dashboards.packing import Columns as Packed
-from dashboards.sensitivity import Grid, curves, labels
+from dashboards.runs import records
+from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
 from dashboards.tables import (
@@ -71,6 +72,7 @@ def write_report(
     formats: Collection[str] = FORMATS,
     only: Sequence[str] = (),
     known: Known | None = None,
+    found: Sequence[CurveFacts] | None = None,
 ) -> Path:
     """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``; the path of the page, or of the
     folder where no page is asked for.
@@ -86,6 +88,7 @@ def write_report(
         formats: of ``FORMATS``.
         only: globs of names: those of figures and tables, ``runs``, and ``report`` for the page; all if there are none.
         known: what there is beside the runs.
+        found: the curves of ``with_measured`` runs, if they are there already.
 
     Raises:
         InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.chosen``.
@@ -93,14 +96,15 @@ def write_report(
     """
     folder, known = Path(folder), known or Known()
     with Script() if "html" in formats else nullcontext() as vega:
-        return _write(runs, folder, title, grid, provenance or {}, notes, formats, only, known, vega)
+        found = curves(with_measured(runs, known), grid) if found is None else found
+        return _write(runs, found, folder, title, provenance or {}, notes, formats, only, known, vega)
 
 
 def _write(
     runs: pd.DataFrame,
+    found: Sequence[CurveFacts],
     folder: Path,
     title: str,
-    grid: Grid,
     provenance: Mapping[str, str],
     notes: Sequence[str],
     formats: Collection[str],
@@ -108,7 +112,6 @@ def _write(
     known: Known,
     vega: Script | None,
 ) -> Path:
-    found = curves(_with_measured(runs, known), grid)
     drawn = lines(found)
     seen, shares = views(drawn), importance(runs)
     charts = [*figures(drawn, published=known.published), *surfaces(runs, seen)]
@@ -149,7 +152,7 @@ def _two_digits(value: Any) -> str:
     return value if isinstance(value, str) else MISSING if pd.isna(value) else f"{value:.2f}"
 
 
-def _with_measured(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
+def with_measured(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
     """``runs`` with the addresses, and the layers' norms at the end of training."""
     if known.links:
         runs = runs.assign(url=runs["cell"].map(known.links))
@@ -225,6 +228,10 @@ def _page(
     )
 
 
+LISTED = ("cell", "scale", "lr", "seed", "state", "val_loss", "train_seconds")
+"""Columns of the table of every run on the page."""
+
+
 def _listed(runs: pd.DataFrame) -> list[dict[str, str]]:
     """The table of every run, as people read it: the page fills it in when it is opened."""
     return [
@@ -238,7 +245,7 @@ def _listed(runs: pd.DataFrame) -> list[dict[str, str]]:
             "loss": shown(run["val_loss"], "best_loss"),
             "seconds": shown(run["train_seconds"], "seconds"),
         }
-        for run in runs.to_dict("records")
+        for run in records(runs[list(LISTED)].assign(label=runs["label"]))
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,12 @@ def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
     if not cells:
         raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
     return from_records(_mlflow_record(run) for run in cells)
+
+
+def records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """A mapping a run; ``DataFrame.to_dict`` takes ten times as long, as it looks at each value."""
+    names = list(table)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(table[name].tolist() for name in names), strict=True)]
 
 
 def renamed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

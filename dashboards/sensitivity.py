@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from dashboards.edges import edge_of
-from dashboards.runs import OFF_CURVE
+from dashboards.runs import OFF_CURVE, records
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge
 from search_spaces.errors import InvalidInput
@@ -211,7 +211,7 @@ def studies(rows: pd.DataFrame) -> pd.Series[str]:
 
 def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> list[CurveFacts]:
     """The curves of one study, of runs with their ``label``."""
-    everything = runs
+    everything = runs if (runs["origin"] == "edge").any() else runs.head(0)
     runs = runs[(runs["state"] != "pruned") & ~runs["origin"].isin(OFF_CURVE)]
     found = []
     for scale in in_order(runs["scale"].unique(), SCALES):
@@ -295,7 +295,7 @@ def _curve(
     name = f"{scale} {group['label'].iloc[0]}"
     l_init = float(group["l_init"].mean())
     cells: dict[tuple[float, int], dict[Hashable, Any]] = {}
-    for run in group.to_dict("records"):
+    for run in records(group):
         place = run["lr"], run["seed"]
         if place in cells:
             raise InvalidInput(

@@ -44,7 +44,7 @@ def thinned(rows: Sequence[Mapping[str, float]], most: int = MOST_ROWS) -> dict[
     kept = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)) if rows else ()
     chosen = [rows[i] for i in kept]
     found: dict[str, list[float | None]] = {"step": [row["step"] for row in chosen]}
-    named = {name for row in chosen for name in row if "/" in name}
+    named = {name for row in (*chosen[:1], *chosen[-1:]) for name in row if "/" in name}
     layers = {key: [name for name in named if name.startswith(f"{key}/")] for key in LAYER_NORMS}
     for key in METRICS:
         values = [_value(row, key, layers.get(key)) for row in chosen]

@@ -21,7 +21,7 @@ from dashboards.elsewhere import read_experiment
 from dashboards.files import FORMATS
 from dashboards.forecast import forecast
 from dashboards.published import RUNS_CSV, overheads_beside_published
-from dashboards.report import Known, write_report
+from dashboards.report import Known, with_measured, write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import Grid, curves, studies
 from dashboards.steps import MOST_CELLS, Columns, rows_of_each, thinned
@@ -253,7 +253,8 @@ def report(
 
     ``formats`` and ``only`` are those of ``dashboards.report.write_report``.
     """
-    table = sensitivity_table(curves(source.runs, source.grid))
+    found = curves(with_measured(source.runs, source.known), source.grid)
+    table = sensitivity_table(found)
     console.print(terminal_table(table, title=f"Learning-rate sensitivity: {source.title}"))
     for note in source.notes:
         console.print(note)
@@ -269,6 +270,7 @@ def report(
             formats=formats or FORMATS,
             only=only,
             known=source.known,
+            found=found,
         )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"can not be written ({error.strerror})", "choose a folder") from error

@@ -202,6 +202,26 @@ def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataF
     assert set(RUN_COLUMNS) >= {"cell", "val_loss"}
 
 
+def test_runs_are_listed_by_hundreds(browser: Browser, tmp_path: Path) -> None:
+    """By the keyboard alone: the list is opened, and then each further press shows more of it."""
+    runs = pd.concat([made_up().assign(study=f"study {i}") for i in range(12)], ignore_index=True)
+    page = browser.new_page()
+    shown = Opened(page, write_report(runs, tmp_path, title="many", formats=("html",)))
+    rows = "document.querySelectorAll('#every tbody tr').length"
+    page.focus("#every summary")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{rows} === 200")
+    page.focus("#more")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{rows} === 400")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{rows} === {len(runs)}")
+    assert not page.is_visible("#more")
+    assert page.inner_text("#every tbody tr:last-child code") == runs["cell"].iloc[-1]
+    assert shown.complaints == []
+    page.close()
+
+
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
 def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
     """Every cell of the view can be chosen, its charts show its numbers, and it leads to its run."""

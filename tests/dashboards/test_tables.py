@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -161,3 +162,22 @@ def test_names_can_not_break_out_of_a_format() -> None:
     assert "a\\|b_[red]" in written("md", table)
     assert r"a|b\_[red]\$\&\%" in written("tex", table)
     assert "a|b_[red]$&%" in drawn(table)
+
+
+@pytest.mark.parametrize("gammas", [(1e-4,), (1e-7, 1e-4, 1e-1, 1e2), tuple(10.0**i for i in range(-7, 3))])
+def test_a_csv_of_raw_runs_gives_the_published_layout_for_a_gamma_sweep_of_any_length(
+    gammas: tuple[float, ...], tmp_path: Path
+) -> None:
+    """Scales as rows, methods and their strengths as columns; with one strength it is the published table."""
+    published_runs = pd.read_csv(published.RUNS_CSV)
+    strength = published_runs["method"].isin(["z-loss", "mu-loss"])
+    parts = [published_runs[~strength], *(published_runs[strength].assign(gamma=gamma) for gamma in gammas)]
+    pd.concat(parts).to_csv(tmp_path / "sweep.csv", index=False)
+    found = {sheet.name: sheet for sheet in sheets(sensitivity_table(curves(read_csv(tmp_path / "sweep.csv"))))}
+    swept = [f"{method} (gamma={gamma:g})" for method in ("z-loss", "mu-loss") for gamma in gammas]
+    for name in LAYOUTS:
+        assert list(found[name].values) == ["scale", "baseline", *swept, "mu-centering"]
+        assert list(found[name].values["scale"]) == list(published.SCALES)
+    for row, scale in zip(found["LRS"].texts.to_numpy(), published.SCALES, strict=True):
+        baseline, z_loss, mu_loss, centering = (f"{lrs:.3f}" for lrs in published.LRS[scale])
+        assert list(row) == [scale, baseline, *[z_loss] * len(gammas), *[mu_loss] * len(gammas), centering]

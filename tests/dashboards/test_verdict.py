@@ -44,12 +44,12 @@ def drawn(rng: np.random.Generator, seeds: int, shift: float = 0.0) -> Any:
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_among_equals_the_lowest_is_hardly_ever_said_to_be_lower(seeds: int) -> None:
-    """Four curves of one truth, half of the noise shared by a seed's runs; at most 5 %, by 400 studies."""
+    """Four curves of one truth, half of the noise shared by the runs of a seed: wrong in 16 and 13 of 400 studies."""
     rng, wrong = np.random.default_rng(seeds), 0
     for _ in range(STUDIES):
         shared = drawn(rng, seeds) - TRUTH[:, None]
         wrong += bool(less_sensitive([curve(drawn(rng, seeds) + shared) for _ in range(4)]))
-    assert wrong / STUDIES <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / STUDIES)
+    assert wrong / STUDIES <= 0.05
 
 
 def test_what_is_lower_is_said_to_be() -> None:
