@@ -62,6 +62,7 @@ def main() -> None:
 
     STUDY is the path of a study file, or the name of a shipped study (oec plan -h lists them).
     """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import; a study is nobody else's business
 
 
 @main.command()
