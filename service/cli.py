@@ -42,6 +42,7 @@ def main() -> None:
 
     STUDY is the path of a study file, the name of a shipped study (oec plan -h lists them), or - for standard input.
     """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import; a study is nobody else's business
 
 
 @main.command()
@@ -305,11 +306,13 @@ def sync(study: str, home: str) -> None:
 @bad_input_exits
 def ui(home: str, port: int) -> None:
     """The MLflow UI on the home's store, on loopback."""
+    from service.mlflow_database import prepare
     from service.mlflow_sink import shown
 
     uri = Home.open(home).tracking_uri
     if uri.startswith("http"):
         raise InvalidInput("MLFLOW_TRACKING_URI", shown(uri), "is a server that has its own UI", "open it in a browser")
+    prepare(uri)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # less memory; we submit no jobs to it
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     os.execv(sys.executable, command)

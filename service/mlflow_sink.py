@@ -31,6 +31,7 @@ from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
+from service.mlflow_database import prepare
 from trainers.files import write_atomically
 from trainers.job import Event
 from trainers.rows import read
@@ -257,6 +258,7 @@ class Store:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # without its account of making a database
 
+        prepare(self._uri)
         client = MlflowClient(self._uri)
         found = client.get_experiment_by_name(EXPERIMENT)
         embedded = self._uri.startswith("sqlite:")

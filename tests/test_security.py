@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,18 @@ def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert "name: 'smoke' leads out of the home" in done.stderr
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_mlflow_tells_its_makers_nothing() -> None:
+    program = """
+from service.cli import main
+main(["methods"], standalone_mode=False)
+from mlflow.telemetry.utils import is_telemetry_disabled
+print(is_telemetry_disabled())
+"""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
 
 
 def test_a_password_reaches_no_output_and_no_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
@@ -19,6 +21,7 @@ from search_spaces.study import Study
 from service import mlflow_sink
 from service.home import Home
 from service.ledger import Ledger
+from service.mlflow_database import prepare
 from service.mlflow_sink import MlflowSink, check, sync
 from tests.service.oec import oec
 
@@ -142,3 +145,19 @@ def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
         assert "secret" not in caplog.text + str(refused.value)
         assert len(server.requests) == attempts + 1
         assert not (home.study("smoke") / "delivered").exists()
+
+
+@pytest.mark.fault("SIGKILL while MLflow's database is made")
+def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    uri, new = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db-new"
+    maker = multiprocessing.get_context("spawn").Process(target=prepare, args=(uri,))
+    maker.start()
+    while not new.exists() or new.stat().st_size < 200_000:  # it has 600,000 bytes in the end
+        assert maker.is_alive(), "it was through before it could be killed"
+        maker.join(0.001)
+    maker.kill()
+    maker.join()
+    assert not (tmp_path / "mlflow.db").exists()
+    prepare(uri)
+    assert [one.name for one in MlflowClient(uri).search_experiments()] == ["Default"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
