@@ -8,6 +8,7 @@ import multiprocessing
 import pstats
 import signal
 from datetime import UTC, datetime, timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def deliver(home: Home, name: str, start: Any) -> None:
 @pytest.mark.fault("two studies on one home and database at once")
 def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both make the same MLflow database, the same experiment and runs in it; equal cells have a run in each."""
+    resource_tracker.ensure_running()  # outlives the drivers, and is not to be taken for one of their processes
     monkeypatch.setenv("OEC_HOME", str(tmp_path / "home"))
     home = Home.open(tmp_path / "home")
     start = PROCESSES.Barrier(2)
