@@ -88,6 +88,7 @@ def test_curves_of_one_study_only_are_named() -> None:
     assert found.only_before == ("tiny baseline", "tiny z-loss (gamma=0.0001)")
     assert found.only_after == ("tiny baseline + none", "tiny z-loss (gamma=0.01)")
     assert "Only in A: tiny baseline and tiny z-loss (gamma=0.0001)" in said(found)
+    assert said(found).startswith("No curve of A is also in B: nothing to compare.")
 
 
 def test_different_grids_are_compared_where_they_meet() -> None:
