@@ -76,10 +76,10 @@ def _price(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:
 def _noise(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
     """A clause: at which scales the lowest LRS is lower than whose by more than noise; none from one seed."""
     scales_of: dict[str, list[str]] = {}
-    for scale, winner in best.items():
+    for scale in dict.fromkeys(curve.scale for curve in ranked):
         at_scale = [curve for curve in ranked if curve.scale == scale]
         if len(at_scale) > 1:
-            scales_of.setdefault(_beaten(at_scale, winner), []).append(scale)
+            scales_of.setdefault(_beaten(at_scale, best[scale]), []).append(scale)
     seeds = min(curve.seeds for curve in ranked)
     if seeds < 2 or not scales_of:
         return ""

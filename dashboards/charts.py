@@ -18,10 +18,11 @@ VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0].removeprefix("v")
 """Version of Vega-Lite that the specifications are written in, as vl-convert names it."""
 CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"
 """A diverged cell."""
-EXPONENT = "replace(format(datum.value, '~e'), 'e+', 'e')"
+EXPONENT = "replace(format(datum.value, '.3~e'), 'e+', 'e')"
 SHORT = f"abs(datum.value) >= 1e4 ? {EXPONENT} : format(datum.value, '~g')"
 """How a number stands at an axis."""
 LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
+LEGEND |= {"symbolLimit": 1000}  # without it those beyond the 30th are left out
 """Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
 what its width holds."""
 Section = Literal["loss", "lrs", "why", "forecast", "importance"]

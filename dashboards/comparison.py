@@ -85,6 +85,8 @@ def tables(found: Comparison, before: str, after: str) -> Iterator[RenderableTyp
             drawn.add_row(*(Text(str(cell)) for cell in cells))
     if drawn.row_count:
         yield drawn
+    if rows.empty:
+        yield f"No curve of {before} is also in {after}: nothing to compare."
     for measure in ("LRS", "best_loss"):
         moved = rows.loc[(rows["verdict"] == "moved") & (rows["measure"] == measure), "curve"]
         if len(moved):

@@ -113,7 +113,7 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.D
             "csv",
             str(path),
             f"lacks the columns {', '.join(missing)}",
-            f"needs {', '.join(_REQUIRED)}: --column says what they are called",
+            f"say with --column what they are called, of {', '.join(map(str, table))}",
         )
     if table.empty:
         raise InvalidInput("csv", str(path), "holds no run", "give at least one row under the header")

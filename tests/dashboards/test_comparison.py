@@ -113,7 +113,10 @@ def test_other_texts_do_not_compare() -> None:
 
 
 def test_studies_without_a_curve_in_common() -> None:
-    assert said(compared([], [curve(LOSSES)])) == "Only in B: tiny baseline\n"
+    assert (
+        said(compared([], [curve(LOSSES)]))
+        == "No curve of A is also in B: nothing to compare.\nOnly in B: tiny baseline\n"
+    )
 
 
 def test_noise_alone_is_seldom_called_a_move() -> None:
