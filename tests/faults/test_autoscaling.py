@@ -35,7 +35,13 @@ def nodes() -> Iterator[Nodes]:
             "max_workers": 2,
             "upscaling_speed": 9999,
             "idle_timeout_minutes": IDLE_MINUTES,
-            "provider": {"type": "fake_multinode", "gcs_address": made.address},
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": made.address,
+                "use_node_id_as_ip": True,  # the nodes share this machine's
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
             "available_node_types": kinds,
             "head_node_type": "ray.head.default",
             **{name: {} for name in ("auth", "docker", "file_mounts")},
