@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
-from rich.table import Table
+from tabulate import tabulate
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.home import Home
-from service.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED, bad_input_exits, home_option, plain, study_argument
+from service.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED, bad_input_exits, home_option, study_argument
 from service.storage import local
 
 if TYPE_CHECKING:
@@ -94,13 +94,21 @@ def jobs(cluster: str) -> None:
     """The jobs of a Ray cluster that `oec submit` started, the newest first."""
     from service.jobs import Jobs
 
-    table = Table("job", "study", "state", "exit code", "submitted (UTC)", "home", "says", box=None, pad_edge=False)
-    for job in Jobs(cluster).all():
-        when = f"{job.submitted:%Y-%m-%d %H:%M:%S}" if job.submitted else ""
-        code = "" if job.exit_code is None else str(job.exit_code)
-        says = job.message if job.status == "FAILED" else ""
-        table.add_row(job.id, job.study, job.status.lower(), code, when, job.home, says)
-    plain().print(table if table.row_count else "no jobs yet")
+    rows = [
+        (
+            job.id,
+            job.study,
+            job.status.lower(),
+            "" if job.exit_code is None else job.exit_code,
+            f"{job.submitted:%Y-%m-%d %H:%M:%S}" if job.submitted else "",
+            job.home or "the cluster's",
+            job.message if job.status == "FAILED" else "",
+        )
+        for job in Jobs(cluster).all()
+    ]
+    headers = ("job", "study", "state", "exit code", "submitted (UTC)", "home", "says")
+    # As wide as it is: an id is there to be copied.
+    click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True) if rows else "no jobs yet")
 
 
 @click.command()
@@ -170,8 +178,8 @@ def stopped(cluster: str, study: str, cell: str | None) -> bool:
     from service.jobs import Jobs
 
     there = Jobs(cluster)
-    job = there.newest(study)
-    if job is None or not job.live:
+    job = next((job for job in there.all() if job.study == study and job.live), None)
+    if job is None:
         raise InvalidInput("STUDY", study, "is not being run by a job of this cluster", "`oec jobs` lists them")
     if job.home and runs_in(job.home, study):
         return stopping.stop(Home.open(job.home), study, cell)

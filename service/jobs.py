@@ -13,6 +13,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +106,7 @@ class Jobs:
         Raises:
             InvalidInput: the study can not run on another machine, or a live job runs it in the same home.
         """
-        portable(study, home)
+        home = portable(study, home)
         entrypoint = command(study, retry_crashed=retry_crashed)
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(SAVE_S), **environment, **({"OEC_HOME": home} if home else {})}
         runtime: dict[str, Any] = {"env_vars": variables}
@@ -133,28 +134,27 @@ class Jobs:
             attempts = [attempt(job.id) for job in before if (job.study, job.hash) == (study.name, study.hash)]
             id = f"oec-{study.name}-{study.hash}-{max(attempts, default=0) + 1}"
             try:
-                submitted: str = self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=id,
-                    runtime_env=dict(runtime),
-                    metadata={"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
-                    entrypoint_num_cpus=0,
-                    entrypoint_num_gpus=0,
-                    entrypoint_resources={driver_resource: 0.001} if driver_resource else None,
-                    entrypoint_label_selector=dict(driver_labels) or None,
-                )
-                return submitted
-            except RuntimeError as error:
-                if f"submission_id {id} already exists" not in str(error):
-                    raise self._refused(str(error)) from error
+                with self._answering():
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=id,
+                        runtime_env=dict(runtime),
+                        metadata={"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
+                        entrypoint_num_cpus=0,
+                        entrypoint_num_gpus=0,
+                        entrypoint_resources={driver_resource: 0.001} if driver_resource else None,
+                        entrypoint_label_selector=dict(driver_labels) or None,
+                    )
+                return id
+            except InvalidInput as refused:
+                if f"submission_id {id} already exists" not in str(refused.__cause__):
+                    raise
                 logger.info("another submitter took %s", id)  # and is among all() now
 
     def all(self) -> list[JobInfo]:
         """Those that ``oec`` submitted, the newest first."""
-        try:
+        with self._answering():
             found = [_info(job) for job in self._client.list_jobs() if "oec.study" in (job.metadata or {})]
-        except (RuntimeError, OSError) as error:
-            raise self._refused(str(error)) from error
         return sorted(found, key=lambda job: (job.submitted or datetime.min.replace(tzinfo=UTC), job.id), reverse=True)
 
     def get(self, id: str) -> JobInfo:
@@ -175,12 +175,14 @@ class Jobs:
     def stop(self, id: str) -> None:
         """Ask the driver to end as on Ctrl-C; it has ``SAVE_S`` to save its state. A job that has ended stays so."""
         if self.get(id).live:
-            self._client.stop_job(id)
+            with self._answering():
+                self._client.stop_job(id)
 
     def logs(self, id: str) -> str:
         """What ``oec run`` of the job has printed so far."""
         self.get(id)
-        return _own(self._client.get_job_logs(id), self._client.get_job_info(id))
+        with self._answering():
+            return _own(self._client.get_job_logs(id), self._client.get_job_info(id))
 
     def follow(self, id: str) -> Iterator[str]:
         """Pieces of the log until the job ends, from its beginning; lost connections are taken up again.
@@ -188,6 +190,7 @@ class Jobs:
         Raises:
             InvalidInput: there is no such job, or the cluster did not answer for ``LOST_S``.
         """
+        self.get(id)
         shown = ""
         answered = time.monotonic()
         while True:
@@ -225,9 +228,15 @@ class Jobs:
             while (piece := runner.run(next_one())) is not None:
                 yield piece
 
-    def _refused(self, reason: str) -> InvalidInput:
-        last = [line for line in reason.splitlines() if line.strip()][-1]
-        return InvalidInput("--cluster", self.address, f"refuses ({last})", "see the logs of the cluster's head")
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn what Ray's client raises into bad input: an answer that is no success, or none."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            last = [line for line in str(error).splitlines() if line.strip()][-1]
+            remedy = "see the logs of the cluster's head"
+            raise InvalidInput("--cluster", self.address, f"does not do it ({last})", remedy) from error
 
 
 def dashboard(address: str) -> str:
@@ -272,8 +281,8 @@ def connect(address: str) -> JobSubmissionClient:
     return client
 
 
-def portable(study: Study, home: str | None) -> None:
-    """See that study and home mean the same on the cluster as here.
+def portable(study: Study, home: str | None) -> str | None:
+    """See that study and home mean the same on the cluster as here; the home's path, of whichever form it was given.
 
     Raises:
         InvalidInput: a path is relative, which on the cluster is relative to somewhere else, or no path.
@@ -283,6 +292,7 @@ def portable(study: Study, home: str | None) -> None:
         if path and not Path(path).is_absolute():
             remedy = "give an absolute path on storage that every node of the cluster sees"
             raise InvalidInput(field, path, "is relative, which on the cluster is somewhere else", remedy)
+    return at
 
 
 def command(study: Study, *, retry_crashed: bool) -> str:

@@ -6,17 +6,23 @@ from __future__ import annotations
 import struct
 import subprocess
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import yaml
 
+from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
+from service.jobs import Jobs, command
 from service.ledger import Ledger
-from tests.service.oec import oec
+from tests.service.oec import OEC, environment, oec
 from trainers.data import write_shard
+
+ROOT = Path(__file__).parents[2]
 
 
 def refused(result: subprocess.CompletedProcess[str], home: Path, *parts: str) -> None:
@@ -245,6 +251,86 @@ def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
 )
 def test_other_commands(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
     refused(oec(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
+
+
+NOWHERE = ("--cluster", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("submit", "smoke", *NOWHERE), ("--cluster", "'http://127.0.0.1:9' does not answer", "http://HOST:8265")),
+        (("jobs", *NOWHERE), ("--cluster", "does not answer")),
+        (("logs", "smoke", *NOWHERE), ("--cluster", "does not answer")),
+        (("stop", "smoke", *NOWHERE), ("--cluster", "does not answer")),
+        (("jobs", "--cluster", "127.0.0.1:9"), ("--cluster", "'http://127.0.0.1:9' does not answer")),
+        (("jobs", "--cluster", "ray://127.0.0.1:10001"), ("--cluster", "'ray://127.0.0.1:10001'", "http://HOST:8265")),
+        (("jobs", "--cluster", "http://"), ("--cluster", "'http:'", "http://HOST:8265")),
+        (("submit", "smoke", *NOWHERE, "--home", "home"), ("--home", "'home' is relative", "absolute")),
+        (("submit", "smoke", *NOWHERE, "--home", "s3://b/home"), ("--home", "'s3://b/home'", "NFS")),
+        (("submit", "smoke", *NOWHERE, "--driver-label", "x"), ("--driver-label", "'x'", "KEY=VALUE")),
+        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "no folder")),
+        (
+            ("submit", "smoke", *NOWHERE, "--working-dir", str(ROOT), "--max-megabytes", "0.1"),
+            ("--working-dir", "MB, above 0.1 MB; the largest files are", ".rayignore"),
+        ),
+        (("run", "smoke", "--home", "gs://bucket/home"), ("--home", "'gs://bucket/home'", "NFS")),
+        (("status", "--home", "file://host/home"), ("--home", "'file://host/home'", "file:///absolute/path")),
+    ],
+)
+def test_jobs_and_homes(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
+    refused(oec(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
+
+
+def test_a_study_with_a_relative_path_can_not_be_submitted(tmp_path: Path) -> None:
+    study = write(tmp_path / "study.yaml", smoke(data={"source": "text", "path": "corpus", "tokenizer": "bytes"}))
+    refused(oec("submit", study, *NOWHERE, home=tmp_path / "home"), tmp_path / "home", "data.path", "'corpus'")
+
+
+def test_a_study_too_long_for_a_command_can_not_be_submitted() -> None:
+    with pytest.raises(InvalidInput, match="100,000 bytes"):
+        command(Study.parse(yaml.safe_dump(smoke(description="x" * 100_000))), retry_crashed=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "problem"),
+    [
+        (200, b"hello", "is no Ray cluster"),
+        (200, b'{"version": "1", "ray_version": "1.0.0"}', "is no Ray cluster"),
+        (404, b"", "is no Ray cluster"),
+        (401, b"who are you", "does not take the token"),
+        (403, b"not you", "does not take the token"),
+    ],
+)
+def test_what_answers_is_no_cluster_of_ours(status: int, body: bytes, problem: str) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Not into the test's output."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InvalidInput) as said:
+            Jobs(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert said.value.field == "--cluster"
+    assert problem in str(said.value)
+
+
+def test_a_study_comes_from_standard_input(tmp_path: Path) -> None:
+    """Also one that is not UTF-8, and so no study."""
+    for content, parts in ((yaml.safe_dump(smoke(lrs=[2, 1])).encode(), ("lrs", "[2, 1]")), (b"\xff", ("study",))):
+        done = subprocess.run(
+            [str(OEC), "plan", "-"], input=content, capture_output=True, env=environment(tmp_path / "home"), check=False
+        )
+        assert done.returncode == 2, done
+        for part in parts:
+            assert part in done.stderr.decode()
 
 
 def damage_sequence(content: bytes) -> bytes:

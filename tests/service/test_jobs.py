@@ -1,0 +1,236 @@
+"""Studies as jobs, on a real cluster of a head without cores and two nodes of one core each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from search_spaces.study import Study
+from service.home import Home
+from service.stopping import being_run
+from tests.docker.stack import free_port
+from tests.faults.cluster import AUTH, Cluster, clusters, kill
+from tests.faults.invariants import ledger_of
+from tests.faults.running import newest_step
+from tests.service.oec import OEC, environment, oec, start
+from trainers.rows import read
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 240.0
+FINISHED = r"6/6 cells \| 0 running \| [\d,]+ tokens/s \| \d+:\d\d elapsed \| 0:00 left \| best tiny "
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Each node has a temporary folder of its own, as on a machine of its own: a copy of a job's code lies there."""
+    with ExitStack() as nodes:
+        patch = nodes.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        cluster = nodes.enter_context(clusters())
+        nodes.enter_context(cluster.head(0))
+        for name in ("one", "two"):
+            nodes.enter_context(cluster.node(name, *joins(cluster, name), "--num-cpus", "1"))
+        cluster.until_it_has(3)
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On which ``smoke`` is trained by the first test."""
+    return tmp_path_factory.mktemp("jobs") / "home"
+
+
+def joins(cluster: Cluster, name: str) -> list[str]:
+    return ["--address", cluster.address, "--temp-dir", str(cluster.folder / name)]
+
+
+def url(cluster: Cluster) -> dict[str, str]:
+    return {"OEC_CLUSTER": f"http://127.0.0.1:{cluster.dashboard_port}", **AUTH}
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {DEADLINE_S:g} s: {what}"
+        time.sleep(0.1)
+
+
+def study(folder: Path, **changes: object) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(Study.load("smoke").to_yaml()), **changes}))
+    return path
+
+
+def too_wide(folder: Path) -> Path:
+    """Refused by its driver, in seconds."""
+    training = {**Study.load("smoke").training.model_dump(mode="json"), "batch_size": 3}
+    return study(folder, name="wide", resources={"workers": 3}, training=training)
+
+
+def blind_to(home: Path) -> list[str]:
+    """Before a command: it has an empty folder where others have the home, as on a machine that does not mount it."""
+    command = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{home}" && exec "$@"', "sh"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount, which hides a home from one process")
+    return command
+
+
+def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: Path) -> None:
+    done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, _, shown = done.stdout.partition("\n")
+    job = f"oec-smoke-{Study.load('smoke').hash}-1"
+    assert first == f"job {job}: smoke, home {home}"
+    assert re.search(FINISHED, shown), shown
+    assert "study smoke: 6 cells, 6 to train" in shown
+    assert f"report: {home}/studies/smoke/report/report.html" in shown
+    assert "entrypoint" not in shown
+    assert done.stderr == ""
+    assert len(ledger_of(home, "smoke").ended()) == 6
+    assert not list(home.glob(".probe-*"))
+    assert oec("logs", "smoke", home=home, **url(cluster)).stdout == shown
+    assert oec("logs", job, "--follow", home=home, **url(cluster)).stdout == shown
+    listed = oec("jobs", home=home, **url(cluster)).stdout
+    assert re.search(rf"{job} +smoke +succeeded +0 +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d +{home}", listed), listed
+
+
+def test_what_the_driver_refuses_is_refused_by_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    done = oec("submit", too_wide(tmp_path), "--follow", home=tmp_path / "home", **url(cluster))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "3 workers x 1 CPU = 3 CPU, of 2; use at most 2 workers" in done.stdout
+    assert "3 workers x 1 CPU = 3 CPU, of 2" in oec("jobs", home=tmp_path, **url(cluster)).stdout
+
+
+def test_of_several_who_submit_at_once_none_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    """In two homes both run; in one home one runs, and the other is told so. Their drivers wait for a resource."""
+    file = study(tmp_path, name="racing")
+    for homes, codes in ((("a", "b"), [0, 0]), (("c", "c"), [0, 2])):
+        logs = [tmp_path / f"{home}{i}.log" for i, home in enumerate(homes)]
+        at_once = [
+            start("submit", file, "--driver-resource", "nowhere", home=tmp_path / home, log=log, **url(cluster))
+            for home, log in zip(homes, logs, strict=True)
+        ]
+        assert sorted(one.wait(DEADLINE_S) for one in at_once) == codes, [log.read_text() for log in logs]
+        jobs = {id for log in logs for id in re.findall(r"job (oec-racing-[0-9a-f]{12}-\d+)", log.read_text())}
+        assert len(jobs) == len(set(homes)), jobs
+        listed = oec("jobs", home=tmp_path, **url(cluster)).stdout
+        for job in jobs:
+            assert re.search(rf"{job} +racing +pending ", listed), listed
+            assert oec("stop", "racing", home=tmp_path, **url(cluster)).stdout == "racing has ended\n"
+
+
+def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Once through the home, once as the cluster stops a job; the exit code is that of an interruption."""
+    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 100_000}
+    long = {"name": "long", "methods": ["baseline"], "lrs": [1e-3], "refine": 0, "training": training}
+    file = study(tmp_path, **long, intervals={"evaluate": 100, "checkpoint": 50}, resources={"workers": 2})
+    home = tmp_path / "home"
+
+    def submitted(beyond: int) -> str:
+        said = oec("submit", file, home=home, **url(cluster))
+        assert said.returncode == 0, said.stderr
+        until(lambda: newest_step(home, "long") > beyond, f"step {beyond}: {said.stdout}")
+        return said.stdout.split()[1].rstrip(":")
+
+    first = submitted(100)
+    again = oec("submit", file, home=home, **url(cluster))
+    assert again.returncode == 2
+    assert f"STUDY: 'long' is being run by job {first}" in again.stderr
+    following = start("logs", "long", "--follow", home=home, log=tmp_path / "log", **url(cluster))
+    assert oec("stop", "long", home=tmp_path, **url(cluster)).stdout == "long has ended\n"
+    assert following.wait(DEADLINE_S) == 75, (tmp_path / "log").read_text()
+    assert "the same command goes on" in (tmp_path / "log").read_text()
+
+    stopped_at = time.time()
+    second = submitted(newest_step(home, "long"))
+    assert (first[-1], second[-1]) == ("1", "2")
+    command = [*blind_to(home), str(OEC), "stop", "long"]
+    settings = environment(tmp_path, **url(cluster))
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=settings, check=False)
+    assert stopped.stdout == "long has ended\n", stopped.stderr
+    assert not being_run(Home(home), "long")
+    assert re.search(rf"{second} +long +stopped +75 ", oec("jobs", home=home, **url(cluster)).stdout)
+    (cell,) = ledger_of(home, "long").entries
+    rows = read(Home(home).metrics(cell, "long"))
+    assert rows[1]["time"] < stopped_at < rows[-1]["time"], "it began anew instead of going on from its checkpoint"
+
+
+def test_rays_own_command_with_a_working_directory(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copies of the sources train on both nodes."""
+    monkeypatch.chdir(ROOT)
+    settings = json.dumps({"env_vars": {"OEC_HOME": str(tmp_path / "home")}})
+    said = cluster.job("submit", "--working-dir", ".", "--runtime-env-json", settings, "--", "oec", "run", "smoke")
+    assert "succeeded" in said
+    assert len(ledger_of(tmp_path / "home", "smoke").ended()) == 6
+
+
+def test_a_working_directory_is_what_runs_and_its_size_is_shown(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    for package in ("search_spaces", "trainers", "service", "dashboards"):
+        shutil.copytree(ROOT / package, own / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (own / "service" / "__init__.py").open("a") as file:
+        file.write("print('changed sources run')\n")
+    done = oec("submit", "smoke", "--follow", "--working-dir", own, home=home, **url(cluster))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"working directory {own}: \d\d+ files, 0\.\d MB", done.stdout)
+    assert "changed sources run" in done.stdout
+    assert "6 cells, 0 to train" in done.stdout
+
+
+def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    refused = oec("jobs", home=tmp_path, **url(cluster) | {"RAY_AUTH_TOKEN": "another-token-than-the-cluster-has"})
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "does not take the token; set RAY_AUTH_TOKEN" in line
+
+
+@contextmanager
+def blind_node(cluster: Cluster, home: Path) -> Iterator[None]:
+    command = blind_to(home)
+    command += ["ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.2"]
+    command += ["--dashboard-agent-listen-port", str(free_port()), *joins(cluster, "blind"), "--num-cpus", "1"]
+    with (cluster.folder / "blind.log").open("wb") as log:
+        process = psutil.Popen(command, env={**os.environ, **AUTH}, stdout=log, stderr=log, cwd=cluster.folder)
+    try:
+        cluster.until_it_has(4)
+        yield
+    finally:
+        kill(process)
+
+
+def test_a_home_that_a_node_does_not_see_is_refused_before_any_cell(cluster: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with blind_node(cluster, home):
+        done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"--home: '{home}' is not seen by node 127.0.0.2 (No such file or directory)" in done.stdout
+    assert set(ledger_of(home, "smoke").counts()) == {"planned"}
+    assert not list(home.glob(".probe-*"))
+
+
+def test_the_environment_of_a_job_is_explicit(cluster: Cluster, tmp_path: Path) -> None:
+    """The driver has the submitter's MLflow, whose password is printed nowhere."""
+    secret = "http://me:a-secret-word@127.0.0.1:9"
+    settings = environment(tmp_path / "home", MLFLOW_TRACKING_URI=secret, **url(cluster))
+    done = oec("submit", "smoke", "--follow", home=tmp_path / "home", **settings | {"OEC_HOME": str(tmp_path / "home")})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "MLFLOW_TRACKING_URI: 'http://127.0.0.1:9' is not reachable" in done.stdout
+    for shown in (done, oec("jobs", home=tmp_path, **url(cluster))):
+        assert "a-secret-word" not in shown.stdout + shown.stderr

@@ -1,0 +1,102 @@
+"""What of a folder goes to a cluster."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from search_spaces.errors import InvalidInput
+from service.shipping import Shipment
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(folder: Path, files: dict[str, str | int]) -> Path:
+    """A folder of files; a number is that many bytes."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else bytes(content))
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.as_posix() for path in Shipment.of(folder, max_megabytes=50).sizes}
+
+
+def test_ignore_files_count_in_every_folder_and_below_it(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        {
+            ".gitignore": "*.log\n/build/\n!kept.log",
+            ".rayignore": "notes/\n",
+            "a.log": "",
+            "kept.log": "",
+            "build/a": "",
+            "deep/build/a": "",
+            "notes/a": "",
+            "deep/.gitignore": "secret\n",
+            "deep/secret": "",
+            "secret": "",
+        },
+    )
+    assert names(tmp_path) == {
+        ".gitignore", ".rayignore", "kept.log", "deep/.gitignore", "deep/build/a", "secret",
+    }  # fmt: skip
+
+
+def test_versions_environments_homes_data_and_links_stay(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        {
+            ".git/config": "",
+            ".venv/python": "",
+            "pkg/__pycache__/a": "",
+            ".mypy_cache/a": "",
+            "data/shard.txt": "",
+            "train.bin": "",
+            "results/studies/mine/ledger.jsonl": "",
+            "results/mlflow.txt": "",
+            "pkg/data/code.py": "",
+            "pkg/studies/mine.yaml": "",
+        },
+    )
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    (tmp_path / "folder").symlink_to(ROOT)
+    assert names(tmp_path) == {"pkg/data/code.py", "pkg/studies/mine.yaml"}
+
+
+def test_a_folder_above_the_limit_is_refused_and_its_largest_files_are_named(tmp_path: Path) -> None:
+    make(tmp_path, {"small": 10, "big": 2_000_000, "deep/bigger": 3_000_000})
+    assert str(Shipment.of(tmp_path, max_megabytes=5.1)) == f"{tmp_path}: 3 files, 5.0 MB"
+    with pytest.raises(InvalidInput) as refused:
+        Shipment.of(tmp_path, max_megabytes=4)
+    assert refused.value.field == "--working-dir"
+    assert "is 5.0 MB, above 4 MB; the largest files are deep/bigger (3.0 MB), big (2.0 MB)" in str(refused.value)
+    assert "--max-megabytes" in str(refused.value)
+
+
+def test_an_archive_holds_what_was_shown_and_is_the_same_for_the_same_files(tmp_path: Path) -> None:
+    source = make(tmp_path / "source", {"a.py": "a = 1\n", "deep/b.py": "b = 1\n"})
+    (source / "a.py").chmod(0o755)
+    shipment = Shipment.of(source, max_megabytes=1)
+    places = [tmp_path / "one", tmp_path / "two"]
+    archives = []
+    for place in places:
+        place.mkdir()
+        archives.append(shipment.archive(place))
+        (source / "a.py").touch()
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with zipfile.ZipFile(archives[0]) as archive:
+        assert archive.namelist() == ["a.py", "deep/b.py"]
+        archive.extractall(tmp_path / "out")
+    assert (tmp_path / "out" / "deep" / "b.py").read_text() == "b = 1\n"
+
+
+def test_of_a_checkout_goes_what_a_driver_and_its_workers_import() -> None:
+    shipment = Shipment.of(ROOT, max_megabytes=2)
+    folders = {path.parts[0] for path in shipment.sizes if len(path.parts) > 1}
+    assert {"search_spaces", "trainers", "service", "dashboards"} <= folders
+    assert not {"tests", "docs", "benchmarks", "docker"} & folders

@@ -1,0 +1,45 @@
+"""Where a home may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces.errors import InvalidInput
+from service.storage import IN_A_JOB, local
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("oec-home", "oec-home"),
+        ("/mnt/home", "/mnt/home"),
+        ("file:///mnt/home", "/mnt/home"),
+        ("file:/mnt/home", "/mnt/home"),
+        ("file://localhost/mnt/a%20home", "/mnt/a home"),
+    ],
+)
+def test_paths_and_file_urls(given: str, path: str) -> None:
+    assert local(given) == Path(path)
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/home", "gs://bucket/home", "memory://home", "hdfs://host/home"])
+def test_object_stores_are_refused_with_what_would_do(given: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        local(given)
+    assert (refused.value.field, refused.value.value) == ("--home", given)
+    assert "NFS" in refused.value.remedy
+
+
+@pytest.mark.parametrize("given", ["file://host/home", "file://"])
+def test_file_urls_of_no_folder_here(given: str) -> None:
+    with pytest.raises(InvalidInput, match="file:///absolute/path"):
+        local(given)
+
+
+def test_a_relative_home_in_a_job_would_be_gone_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IN_A_JOB, "{}")
+    assert local("/mnt/home") == Path("/mnt/home")
+    with pytest.raises(InvalidInput, match="OEC_HOME"):
+        local("oec-home")
