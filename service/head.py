@@ -24,7 +24,7 @@ from service import cluster
 from service.home import Home
 from trainers.files import write_atomically
 
-UP_S = 120.0
+UP_S = 180.0
 """How long Ray's processes may take to start; 10 to 20 seconds on two cores that have nothing else to do."""
 DOWN_S = 30.0
 LOOK_S = 0.2
