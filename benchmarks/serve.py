@@ -35,7 +35,7 @@ from service.tokens import TokenFile
 
 LOST = (httpx2.TransportError,)
 """A connection that broke: the service died, and the client comes again."""
-READY_S, ENDS_S = 180.0, 300.0
+READY_S, ENDS_S = 240.0, 300.0
 
 
 @dataclass

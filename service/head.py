@@ -24,11 +24,12 @@ from service import cluster
 from service.home import Home
 from trainers.files import write_atomically
 
-UP_S = 120.0
+UP_S = 180.0
 """How long Ray's processes may take to start; 10 to 20 seconds on two cores that have nothing else to do."""
 DOWN_S = 30.0
 LOOK_S = 0.2
 LOOPBACK = "127.0.0.1"
+LOG = "start.log"
 
 
 class Head(Frozen):
@@ -47,7 +48,7 @@ class Head(Frozen):
 
 
 def find_or_start(home: Home) -> Head:
-    """The head of this home.
+    """The head of this home, once it answers.
 
     Raises:
         InvalidInput: Ray did not start; its last words.
@@ -58,7 +59,8 @@ def find_or_start(home: Home) -> Head:
         head = noted(home)
         if head is None or not head.alive:
             head = start(home)
-            write_atomically(note, head.model_dump_json(indent=2))
+            write_atomically(note, head.model_dump_json(indent=2))  # before it is up: nobody may lose it
+        wait_for(head)
     return head
 
 
@@ -78,15 +80,20 @@ def stop(home: Home) -> bool:
     head = noted(home)
     if head is None or not head.alive:
         return False
-    os.kill(head.pid, signal.SIGTERM)  # on which `ray start --block` ends all that it started
+    end(head)
+    shutil.rmtree(head.folder, ignore_errors=True)
+    return True
+
+
+def end(head: Head) -> None:
+    """By SIGTERM, on which ``ray start --block`` ends all that it started."""
+    os.kill(head.pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_S
     while head.alive:
         if time.monotonic() > deadline:
             os.killpg(head.pid, signal.SIGKILL)
-            break
+            return
         time.sleep(LOOK_S)
-    shutil.rmtree(head.folder, ignore_errors=True)
-    return True
 
 
 def start(home: Home) -> Head:
@@ -103,8 +110,7 @@ def start(home: Home) -> Head:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where jobs find `oec`
     environment = {**os.environ, "PATH": path, "OEC_HOME": str(home.path)}
     environment.pop("RAY_ADDRESS", None)
-    log = folder / "start.log"
-    with log.open("wb") as out:
+    with (folder / LOG).open("wb") as out:
         process = subprocess.Popen(
             command,
             env=environment,
@@ -114,23 +120,32 @@ def start(home: Home) -> Head:
             cwd=folder,
             start_new_session=True,
         )
-    head = Head(
-        pid=process.pid, began=began(process.pid) or 0, dashboard=f"http://{LOOPBACK}:{dashboard}", folder=folder
-    )
+    at = f"http://{LOOPBACK}:{dashboard}"
+    return Head(pid=process.pid, began=began(process.pid) or 0, dashboard=at, folder=folder)
+
+
+def wait_for(head: Head) -> None:
+    """Until it answers.
+
+    Raises:
+        InvalidInput: it has ended, or does not within ``UP_S``, and then is ended.
+    """
     deadline = time.monotonic() + UP_S
-    while not answers(dashboard):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    while not answers(head.dashboard):
+        if not head.alive or time.monotonic() > deadline:
+            if head.alive:
+                end(head)
+            log = head.folder / LOG
+            said = log.read_text(errors="replace").split("\n") if log.is_file() else []
+            last = next((line for line in reversed(said) if line.strip()), "it said nothing").strip()
             remedy = "see that the machine has memory and processor time to spare, or give --cluster"
             raise InvalidInput("--cluster", None, f"no Ray started here ({last})", remedy)
         time.sleep(LOOK_S)
-    return head
 
 
-def answers(port: int) -> bool:
+def answers(dashboard: str) -> bool:
     try:
-        cluster.reach(f"{LOOPBACK}:{port}")
+        cluster.reach(dashboard.removeprefix("http://"))
     except OSError:
         return False
     return True

@@ -66,9 +66,11 @@ def create(home: Home, settings: Settings, *, connect: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        over = threading.Event()
         if connect:
-            threading.Thread(target=backend.warm, name="cluster", daemon=True).start()
+            threading.Thread(target=backend.keep, args=(over,), name="cluster", daemon=True).start()
         yield
+        over.set()
         parts.pages.close()
 
     app = FastAPI(

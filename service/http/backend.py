@@ -61,15 +61,15 @@ class Backend:
                     raise unreachable(error) from error
             return self._client
 
-    def warm(self) -> None:
-        """Connect, or start the head, so that the first request need not wait; again until that succeeds."""
-        while True:
+    def keep(self, over: threading.Event) -> None:
+        """Until it is ``over``: connect, or start the head, so that no request need wait for it; and again whenever the
+        cluster went away."""
+        while not over.is_set():
             try:
                 self.client()
-                return
             except Refused as error:
-                logger.warning("no cluster yet: %s", error)
-                time.sleep(AGAIN_S)
+                logger.warning("no cluster: %s", error)
+            over.wait(AGAIN_S)
 
     def jobs(self, *, anew: bool = False) -> list[JobInfo]:
         """Those of this home, the newest first.

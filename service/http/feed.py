@@ -62,7 +62,7 @@ class Feed:
 
     def __init__(self, home: Home, study: str) -> None:
         self._home, self._study, self._path = home, study, home.ledger(study)
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._running = Running(home, study)
         self._made: dict[str, tuple[tuple[int, int], Any]] = {}
         self._now = Snapshot(study, 0, 0, (), ())
@@ -120,9 +120,10 @@ class Feed:
     def derived(self, name: str, snapshot: Snapshot, make: Callable[[Snapshot], T]) -> T:
         """What is made of a ledger, once a state of it: a table over 10,000 cells takes seconds."""
         at = (snapshot.generation, snapshot.seq)
-        known: tuple[tuple[int, int], T] | None = self._made.get(name)
-        if known is None or known[0] != at:
-            known = self._made[name] = at, make(snapshot)
+        with self._making:
+            known: tuple[tuple[int, int], T] | None = self._made.get(name)
+            if known is None or known[0] != at:
+                known = self._made[name] = at, make(snapshot)
         return known[1]
 
 

@@ -18,7 +18,7 @@ class Metrics:
     """Counts of this process, beside gauges that are read from the home at every scrape."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
         self._registry = CollectorRegistry()
         labels, own = ("method", "route"), self._registry
         self._requests = Counter("oec_http_requests", "Answers, by status.", (*labels, "status"), registry=own)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service.home import Home
 from service.http.feed import Snapshot
+from service.http.queueing import Queue
 
 ANEW_S = 10.0
 """Age of a page until which a study that goes on is not drawn again."""
@@ -22,7 +23,7 @@ class Pages:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._lock = threading.Lock()
+        self._queue, self._lock = Queue("reports"), threading.Lock()
         self._drawn: dict[str, tuple[int, int, float]] = {}
         self._process: ProcessPoolExecutor | None = None
 
@@ -31,8 +32,9 @@ class Pages:
 
         Raises:
             InvalidInput: the study's files are damaged.
+            Refused: 429, too many wait for one.
         """
-        with self._lock:
+        with self._queue.place(), self._lock:
             path = self._home.service / "pages" / f"{name}.html"
             generation, seq, at = self._drawn.get(name, (-1, -1, 0.0))
             same = (generation, seq) == (snapshot.generation, snapshot.seq)

@@ -18,6 +18,7 @@ from service.http.errors import Refused, no_study
 from service.http.feed import Feeds, Snapshot
 from service.http.models import JobOut, Priced, Resumed, Stopping, StudyState, StudySummary, Submitted
 from service.http.pricing import priced
+from service.http.queueing import Queue
 from service.http.settings import Settings
 from service.jobs import JobInfo
 from service.options import EXIT_CRASHED, EXIT_INTERRUPTED
@@ -33,6 +34,8 @@ class Studies:
 
     def __init__(self, home: Home, settings: Settings, backend: Backend, feeds: Feeds, audit: Audit) -> None:
         self._home, self._settings, self._backend, self._feeds, self._audit = home, settings, backend, feeds, audit
+        self._queue = Queue("changes")
+        self._files: dict[str, tuple[tuple[int, int], Study]] = {}
 
     def known(self) -> list[str]:
         return sorted({*self._home.claimed(), *self._home.known()})
@@ -79,7 +82,13 @@ class Studies:
         Raises:
             InvalidInput: it is damaged.
         """
-        return Study.load(str(self._home.study(name) / "study.yaml"))
+        path = self._home.study(name) / "study.yaml"
+        status = path.stat() if path.is_file() else None
+        version = (status.st_ino, status.st_mtime_ns) if status else (0, 0)
+        known = self._files.get(name)
+        if known is None or known[0] != version:
+            known = self._files[name] = version, Study.load(str(path))
+        return known[1]
 
     def submit(self, token: str, study: Study) -> Submitted:
         """Validate, price, claim the name, and start a job.
@@ -159,7 +168,7 @@ class Studies:
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """Over all services of the home: of two equal submissions one finds the other's job."""
-        with (self._home.service / "change.lock").open("ab") as lock:
+        with self._queue.place(), (self._home.service / "change.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

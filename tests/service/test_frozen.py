@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -12,6 +14,10 @@ from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service import cli, mlflow_sink
+from service.home import Home
+from service.http.app import PAGE, create
+from service.http.guard import OPEN
+from service.http.settings import Settings
 from service.ledger import STATES
 from trainers.diagnostics import keys
 
@@ -55,8 +61,34 @@ def test_command_line() -> None:
         "schema": [],
         "sync": ["--home", "study"],
         "ui": ["--home", "--port"],
+        "serve": [
+            "--burst", "--cluster", "--data-root", "--home", "--host", "--max-active", "--max-cells", "--port",
+            "--rate", "--stop-ray",
+        ],
+        "token add": ["--days", "--home", "--role", "name"],
+        "token remove": ["--home", "name"],
+        "token list": ["--home"],
     }  # fmt: skip
     assert (cli.EXIT_CRASHED, cli.EXIT_BAD_INPUT, cli.EXIT_INTERRUPTED) == (1, 2, 75)
+
+
+def test_routes_of_the_service(tmp_path: Path) -> None:
+    described = create(Home.open(tmp_path), Settings()).openapi()
+    studies = "/api/v1/studies"
+    assert {path: sorted(methods) for path, methods in described["paths"].items()} == {
+        "/api/v1/schema": ["get"],
+        "/api/v1/plan": ["post"],
+        studies: ["get", "post"],
+        studies + "/{name}": ["get"],
+        **{f"{studies}/{{name}}/{what}": ["get"] for what in ("cells", "curves", "table", "events", "report", "logs")},
+        **{f"{studies}/{{name}}/{what}": ["post"] for what in ("stop", "resume")},
+    }
+    fields = {name: list(schema["properties"]) for name, schema in described["components"]["schemas"].items()}
+    assert fields["Problem"] == ["field", "value", "problem", "remedy"]
+    assert fields["Submitted"] == ["study", "hash", "job", "priced"]
+    assert fields["StudySummary"] == ["name", "description", "hash", "state", "seq", "cells", "job", "message"]
+    assert fields["Curves"] == ["study", "seq", "charts"]
+    assert PAGE.keys() | {"/healthz"} == OPEN
 
 
 def test_methods() -> None:

@@ -86,7 +86,7 @@ export function build(form, schema) {
       hint.className = "hint";
       hint.id = `${input.id}-hint`;
       const list = input.tagName === "TEXTAREA" ? OBJECTS : field.type === "array" ? LISTS : "";
-      const given = raw.default !== undefined && raw.default !== null && field.type !== "boolean" && !field.enum;
+      const given = raw.default !== undefined && raw.default !== null && raw.default !== "" && field.type !== "boolean" && !field.enum;
       hint.textContent = [field.description, list, given ? `By default ${Array.isArray(raw.default) ? raw.default.join(", ") : raw.default}.` : ""].filter(Boolean).join(" ");
       input.setAttribute("aria-describedby", `${input.id}-hint ${input.id}-problem`);
       const label = document.createElement("label");

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 
 import pytest
 from fastapi.routing import APIRoute
@@ -15,7 +17,9 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.home import Home
 from service.http.app import PAGE
+from service.http.errors import Refused
 from service.http.guard import OPEN
+from service.http.queueing import MOST, Queue
 from service.tokens import TOKENS, TokenFile
 from tests.service.http.conftest import Served, begin, client, served
 from tests.service.oec import oec
@@ -129,6 +133,18 @@ def test_a_token_has_a_rate(home: Home) -> None:
     again = slow.reader.get("/api/v1/schema")
     assert int(again.headers["Retry-After"]) in (1, 2)
     assert slow.runner.get("/api/v1/schema").status_code == 200, "one token's haste is not another's"
+
+
+def test_what_waits_does_not_take_every_thread() -> None:
+    queue = Queue("changes")
+    with ExitStack() as places:
+        for _ in range(MOST):
+            places.enter_context(queue.place())
+        with pytest.raises(Refused) as refused, queue.place():
+            pass
+        assert refused.value.status is HTTPStatus.TOO_MANY_REQUESTS
+    with queue.place():
+        pass
 
 
 @pytest.mark.parametrize("path", ["/api/v1/plan", "/api/v1/studies", "/api/v1/studies/smoke/resume"])

@@ -1,0 +1,195 @@
+"""The page of ``oec serve`` in a real browser, from the form to the curve, and what everybody must be able to do."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from benchmarks.serve import Server
+from search_spaces.study import Study
+from service.head import free_port, stop
+from service.home import Home
+from service.ledger import Ledger
+from service.tokens import TokenFile
+from tests.browser.test_page import CHROMIUM, FLAGS, SIZES
+from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
+from tests.service.http.test_events import listening
+
+pytestmark = pytest.mark.slow
+TRAINS_MS = 240_000
+"""Ray starts, then the study's driver, then its workers."""
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is here: install the package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def entered(page: Page, url: str, secret: str) -> list[str]:
+    """Open the page and give it the token; returns what it complains of, which grows."""
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.goto(url)
+    page.fill("#token", secret)
+    page.press("#token", "Enter")
+    expect(page.locator("#list")).to_be_visible()
+    return complaints
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path / "home")
+
+
+def at(url: str) -> str:
+    return url.partition("/api")[0] + "/"
+
+
+def secret_of(service: Served) -> str:
+    return service.runner.headers["Authorization"].removeprefix("Bearer ")
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_it(browser: Browser, home: Home, size: str, scheme: str) -> None:
+    """Every view: no finding of axe that is serious, nothing wider than the screen, every control by the keyboard."""
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    with begin(home), listening(service := served(home)) as url:
+        complaints = entered(page, at(url), secret_of(service))
+        for where, shown in (("#/", "#list tbody tr"), ("#/new", "#field-name"), ("#/study/smoke", "#charts .point")):
+            page.goto(at(url) + where)
+            page.wait_for_selector(shown)
+            findings = Axe().run(page).response["violations"]
+            assert [one["id"] for one in findings if one["impact"] in ("serious", "critical")] == [], where
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{where} scrolls sideways"
+            reached = set()
+            for _ in range(20):
+                page.keyboard.press("Tab")
+                reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+            assert (
+                reached
+                >= {"#/": {"A"}, "#/new": {"field-name", "field-lrs"}, "#/study/smoke": {"stop", "report"}}[where]
+            )
+        assert complaints == []
+        page.close()
+
+
+def test_the_form_validates_and_prices_as_one_types(browser: Browser, home: Home) -> None:
+    page = browser.new_page()
+    with listening(service := served(home)) as url:
+        entered(page, at(url), secret_of(service))
+        page.click("nav >> text=New study")
+        for name, value in (("name", "mine"), ("scales", "tiny"), ("methods", "baselin"), ("lrs", "1e-3, 1e-1")):
+            page.fill(f"#field-{name}", value)
+        expect(page.locator("[id='field-methods']")).to_have_attribute("aria-invalid", "true")
+        expect(page.locator("[id='field-methods-problem']")).to_contain_text("did you mean 'baseline'?")
+        expect(page.locator("#submit")).to_be_disabled()
+        page.fill("#field-methods", 'baseline\n{"method": "z-loss", "gamma": [1e-4, 1e-1]}')
+        expect(page.locator(".cost")).to_contain_text("cells6")
+        expect(page.locator("#submit")).to_be_enabled()
+        page.fill("#field-lrs", "1e-3, 1e-2, 1e-1")
+        expect(page.locator(".cost")).to_contain_text("cells9")
+        page.click("summary >> text=training")
+        page.fill("[id='field-training.steps']", "0")
+        expect(page.locator("[id='field-training.steps']")).to_have_attribute("aria-invalid", "true")
+        page.click("summary >> text=Paste a study file")
+        page.fill("#yaml", Study.load("demo").to_yaml())
+        expect(page.locator(".cost")).to_contain_text("cells49")
+        page.close()
+
+
+def test_curves_grow_and_what_a_study_says_is_text(browser: Browser, home: Home) -> None:
+    page = browser.new_page()
+    study = Study.load("smoke").model_copy(update={"description": EVIL})
+    with begin(home, study) as ledger, listening(service := served(home)) as url:
+        complaints = entered(page, at(url), secret_of(service))
+        expect(page.locator("#list tbody")).to_contain_text(EVIL)
+        page.click("#list >> text=smoke")
+        expect(page.locator("#charts .point")).to_have_count(2)
+        expect(page.locator("#running tbody tr")).to_have_count(1)
+        expect(page.locator("#study .description")).to_have_text(EVIL)
+        for cell in CELLS[2:]:
+            ledger.end(cell.id, "finished", FINISHED)
+        expect(page.locator("#charts .point")).to_have_count(6)
+        ledger.close()
+        expect(page.locator("#study .where")).to_contain_text(re.compile("^ended"))
+        expect(page.locator("#stop")).to_be_disabled()
+        assert complaints == []
+        with page.expect_popup() as opening:
+            page.click("#report")
+        view = opening.value
+        view.wait_for_selector("[data-panel] svg", timeout=90_000)
+        assert view.evaluate("self.origin") == "null", "a report's scripts could read the token"
+        page.click("#leave")
+        expect(page.locator("#enter")).to_be_visible()
+        assert page.evaluate("sessionStorage.length") == 0
+        page.close()
+
+
+def until_it_answers(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            httpx2.get(f"http://127.0.0.1:{server.port}/healthz").raise_for_status()
+            return
+        except httpx2.TransportError:
+            assert server.process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+
+def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
+    """The real command with a Ray of its own: a study is filled in, started, watched to its end, and agrees."""
+    home = Home.open(tmp_path / "home")
+    secret = TokenFile(home).add("me", "run", None)
+    server = Server(home, free_port(), tmp_path / "serve.log", OMP_NUM_THREADS="1")
+    page = browser.new_page()
+    try:
+        until_it_answers(server, tmp_path / "serve.log")
+        entered(page, f"http://127.0.0.1:{server.port}/", secret)
+        page.click("nav >> text=New study")
+        page.click("summary >> text=data")
+        for group in ("training", "resources"):
+            page.click(f"summary >> text={group}")
+        fields = {"name": "by-hand", "scales": "tiny", "methods": "baseline\nmu-centering", "lrs": "1e-3, 1e-1"}
+        training = {
+            "steps": "20",
+            "batch_size": "4",
+            "sequence_length": "64",
+            "warmup_steps": "2",
+            "eval_sequences": "8",
+        }
+        for name, value in {**fields, **{f"training.{key}": value for key, value in training.items()}}.items():
+            page.fill(f"[id='field-{name}']", value)
+        page.select_option("[id='field-data.tokenizer']", "bytes")
+        page.select_option("[id='field-training.precision']", "float32")
+        expect(page.locator(".cost")).to_contain_text("cells4")
+        page.click("#submit")
+        expect(page.locator("#study h1")).to_have_text("by-hand", timeout=TRAINS_MS)
+        expect(page.locator("#study .where")).to_contain_text(re.compile("^ended"), timeout=TRAINS_MS)
+        expect(page.locator("#charts .point")).to_have_count(4)
+        ledger = Ledger(home.ledger("by-hand"), "by-hand")
+        for entry in ledger.entries.values():
+            loss = f"{entry.result['val_loss']:.4g}"
+            title = page.locator(f"#charts .point[data-cell='{entry.cell.id}'] title")
+            expect(title).to_contain_text(loss.rstrip("0"))
+        page.close()
+    finally:
+        server.end()
+        stop(home)
