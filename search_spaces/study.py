@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,8 @@ from search_spaces.scales import SCALES
 T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "studies"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MOST_SEEDS = 10_000
+"""That ``seeds: N`` may be short for."""
 
 
 def known(kind: str, name: object, names: Iterable[str]) -> str:
@@ -220,6 +223,8 @@ class Study(Frozen):
     @classmethod
     def _seeds(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[int, ...]:
         """``seeds: 3`` is short for ``[1, 2, 3]``."""
+        if type(value) is int and value > MOST_SEEDS:
+            raise bad("is more seeds than anybody can run", f"give at most {MOST_SEEDS}")
         seeds: tuple[int, ...] = handler(range(1, value + 1) if type(value) is int else value)
         if any(seed < 0 for seed in seeds):
             raise bad("holds a negative seed", "seeds are 0 or above")
@@ -311,11 +316,13 @@ class Study(Frozen):
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
-        """A shipped study by name, or a study file by path.
+        """A shipped study by name, or a study file by path; ``-`` is standard input.
 
         Raises:
             InvalidInput: there is no such study, or it can not be read; see ``parse``.
         """
+        if name_or_path == "-":
+            return cls.parse(sys.stdin.buffer.read().decode(errors="replace"), "standard input")
         path = SHIPPED / f"{name_or_path}.yaml" if NAME.fullmatch(name_or_path) else Path(name_or_path)
         if not path.is_file():
             path = Path(name_or_path)

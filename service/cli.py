@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +19,20 @@ from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.study import Study, json_schema, shipped
 from service.home import Home
+from service.job_commands import jobs, logs, stop, submit
 from service.ledger import Ledger
-
-EXIT_CRASHED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
-
-home_option = click.option(
-    "--home",
-    default="oec-home",
-    envvar="OEC_HOME",
-    show_default=True,
-    show_envvar=True,
-    help="Folder that holds studies, cells and data.",
+from service.options import (
+    EXIT_BAD_INPUT,
+    EXIT_CRASHED,
+    EXIT_INTERRUPTED,
+    bad_input_exits,
+    home_option,
+    plain,
+    study_argument,
 )
-study_argument = click.argument("study", metavar="STUDY")
+from service.serve_commands import serve, token
 
-
-def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn ``InvalidInput`` into one message and exit code 2."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except InvalidInput as error:
-            click.echo(f"oec: {error}", err=True)
-            sys.exit(EXIT_BAD_INPUT)
-
-    return wrapper
-
-
-def plain() -> Console:
-    """A console that prints what it is given: paths and tracebacks hold square brackets, which are no markup."""
-    return Console(markup=False, highlight=False)
+__all__ = ["EXIT_BAD_INPUT", "EXIT_CRASHED", "EXIT_INTERRUPTED", "main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -60,7 +40,7 @@ def plain() -> Console:
 def main() -> None:
     """How sensitive is the final loss to the learning rate, per stabilization method?
 
-    STUDY is the path of a study file, or the name of a shipped study (oec plan -h lists them).
+    STUDY is the path of a study file, the name of a shipped study (oec plan -h lists them), or - for standard input.
     """
 
 
@@ -80,7 +60,7 @@ def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None
         console.print("interrupted; the same command goes on with the missing cells")
         sys.exit(EXIT_INTERRUPTED)
     if crashed:
-        again = f"`oec run {study} --retry-crashed` tries again"
+        again = f"`oec run {study} --retry-crashed` tries again" if study != "-" else "--retry-crashed tries again"
         console.print(f"{crashed} cells crashed: `oec status {spec.name}` says why, {again}", soft_wrap=True)
         sys.exit(EXIT_CRASHED)
 
@@ -155,18 +135,8 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
         sys.exit(0)  # that is how one leaves
 
 
-@main.command()
-@click.argument("study")
-@home_option
-@click.option("--cell", metavar="ID", help="End this running cell alone, as pruned; the study goes on.")
-@bad_input_exits
-def stop(study: str, home: str, cell: str | None) -> None:
-    """Ask the run of STUDY to end; it saves its state, and `oec run` goes on. From any machine that sees the home."""
-    from service import stopping
-
-    done = stopping.stop(Home.open(home), study, cell)
-    what = f"cell {cell}" if cell else study
-    click.echo(f"{what} has ended" if done else f"{what} was asked to end, and has not yet")
+for command in (submit, jobs, logs, stop, serve, token):
+    main.add_command(command)
 
 
 @main.command()

@@ -10,6 +10,7 @@
     cells/<cell id>/         the same of a cell that ``oec train`` trained
     mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
     ray/                     what Ray Tune and Ray Train write
+    service/                 of ``oec serve``: tokens.json, audit.jsonl, ray.json; for this user alone
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
+from service import storage
 from service.ledger import Ledger
 from trainers.files import write_atomically
 
@@ -33,12 +35,13 @@ class Home:
 
     @classmethod
     def open(cls, path: str | Path) -> Home:
-        """A home at ``path``, made if needed. Paths in it are absolute: Ray runs its processes elsewhere.
+        """A home at ``path``, or a ``file:`` URL, made if needed. Paths in it are absolute: Ray runs its processes
+        elsewhere.
 
         Raises:
-            InvalidInput: the folder can not be made or written to.
+            InvalidInput: the folder can not be made or written to; see also ``storage.local``.
         """
-        home = cls(Path(path).expanduser().resolve())
+        home = cls(storage.local(str(path)).expanduser().resolve())
         try:
             home.studies.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=home.path):
@@ -60,6 +63,13 @@ class Home:
     def metrics(self, cell_id: str, study: str | None = None) -> Path:
         """The rows of a cell, as ``trainers.rows`` reads them."""
         return self.cell(cell_id, study) / "metrics.jsonl"
+
+    @property
+    def service(self) -> Path:
+        """What the HTTP service keeps; made here, for this user alone."""
+        path = self.path / "service"
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     @property
     def micro_batches(self) -> Path:
@@ -94,6 +104,10 @@ class Home:
     def stop(self, name: str) -> Path:
         """Where ``oec stop`` leaves its requests."""
         return self.study(name) / "stop"
+
+    def claimed(self) -> list[str]:
+        """Names of the studies that have a file here, begun or not."""
+        return sorted(path.parent.name for path in self.studies.glob("*/study.yaml"))
 
     def known(self) -> list[str]:
         """Names of the studies that have a ledger here."""

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 
 FORMAT = 1
+LOCK_TRIES, LOCK_PAUSE_S = 10, 0.02
 State = Literal["planned", "running", "finished", "diverged", "crashed", "pruned"]
 STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset({"finished", "diverged", "crashed", "pruned"})
@@ -58,8 +60,11 @@ class LedgerLocked(InvalidInput):
 class Ledger:
     """Replays the file at ``path``; with ``write``, holds its lock and appends to it."""
 
-    def __init__(self, path: Path, study: str, *, write: bool = False) -> None:
+    def __init__(self, path: Path, study: str, *, write: bool = False, unread: bool = False) -> None:
         """
+        Args:
+            unread: read nothing yet, so that ``refresh`` returns every event from the first.
+
         Raises:
             InvalidInput: the file is damaged elsewhere than in its last line.
             LedgerLocked: ``write``, and another process holds it.
@@ -67,15 +72,17 @@ class Ledger:
         self.path, self.study = path, study
         self.entries: dict[str, Entry] = {}
         self._seq = 0
+        self.size = 0
+        """Bytes of the file that were read."""
         self._file: FileIO | None = None
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)  # a buffer would write the rest of a failed line later
             self._lock()
-        if path.exists():
-            whole = self._replay(path.read_bytes())
+        if not unread and path.exists():
+            self.refresh()
             if self._file:
-                self._file.truncate(whole)
+                self._file.truncate(self.size)
         if self._file and self._seq == 0:
             self._append([{"event": "open", "format": FORMAT, "study": study}])
 
@@ -116,6 +123,16 @@ class Ledger:
         origin = {"reused_from": reused_from} if reused_from else {}
         self._append([{"event": state, "cell": cell_id, "result": dict(result), **origin}])
 
+    def refresh(self) -> list[dict[str, Any]]:
+        """Apply the whole lines that another process has appended since; returns them.
+
+        Raises:
+            InvalidInput: the file is damaged elsewhere than in its last line.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.size)
+            return self._replay(file.read())
+
     def records(self) -> list[dict[str, Any]]:
         """Every cell as a row of a runs table."""
         return [entry.record(self.study) for entry in self.entries.values()]
@@ -144,7 +161,7 @@ class Ledger:
     def _lock(self) -> None:
         assert self._file is not None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._try_to_lock()
         except OSError as error:
             owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
             self._file.close()
@@ -153,6 +170,22 @@ class Ledger:
             ) from error
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
+
+    def _try_to_lock(self) -> None:
+        """More than once: whoever asks whether the study is being run holds the lock for a moment.
+
+        Raises:
+            OSError: somebody holds it for longer.
+        """
+        assert self._file is not None
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if not left:
+                    raise
+                time.sleep(LOCK_PAUSE_S)
 
     def _append(self, events: Iterable[dict[str, Any]]) -> None:
         """Write the events as lines, durably, then apply them.
@@ -177,12 +210,14 @@ class Ledger:
         for event in stamped:
             self._apply(event)
 
-    def _replay(self, content: bytes) -> int:
-        """Apply every whole line; return how many bytes those take."""
+    def _replay(self, content: bytes) -> list[dict[str, Any]]:
+        """Apply and return every whole line."""
         whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        events = []
+        for number, line in enumerate(content[:whole].splitlines(), start=self._seq + 1):
             try:
-                self._apply(json.loads(line))
+                event = json.loads(line)
+                self._apply(event)
             except (ValueError, KeyError, TypeError) as error:
                 raise InvalidInput(
                     "ledger",
@@ -190,7 +225,9 @@ class Ledger:
                     f"is damaged ({type(error).__name__}: {error})",
                     "restore the file from a backup, or remove that line if the cell may be trained again",
                 ) from error
-        return whole
+            events.append(event)
+        self.size += whole
+        return events
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         if event["seq"] != self._seq + 1:

@@ -264,12 +264,15 @@ def report(
     return page
 
 
-def live_page(name: str, home: Home, refresh_s: int | None) -> Path:
-    """Write the page of a study alone, which loads itself again after so many seconds; its path."""
+def live_page(name: str, home: Home, refresh_s: int | None, folder: Path | None = None) -> Path:
+    """Write the page of a study alone, which loads itself again after so many seconds; its path.
+
+    It goes into the study's own report unless a ``folder`` is given.
+    """
     source = load(name, home)
     return write_report(
         source.runs,
-        source.folder,
+        folder or source.folder,
         title=source.title,
         grid=source.grid,
         provenance=source.provenance,

@@ -15,7 +15,7 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster, mlflow_sink
+from service import cluster, mlflow_sink, storage
 from service.home import Home
 from service.ledger import Ledger, finished_elsewhere
 from service.mlflow_sink import MlflowSink
@@ -104,6 +104,8 @@ def train(
     sink = MlflowSink(home.tracking_uri, home, plan.study)
     flush = FLUSH_INTERRUPTED_S
     try:
+        if cluster.address(address):
+            storage.check(home.path)
         at_once = cluster.concurrency(plan.study.resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -75,11 +75,12 @@ def fits_here(resources: ResourceSpec) -> int:
 
 def measured_speeds(home: Home) -> dict[str, float]:
     """Tokens per second of a cell, by scale: the last one measured in this home."""
-    speeds = {}
-    for entry in _entries(home):
-        if speed := entry.result.get("tokens_per_second"):
-            speeds[entry.cell.scale] = float(speed)
-    return speeds
+    return speeds(_entries(home))
+
+
+def speeds(entries: Iterable[Entry]) -> dict[str, float]:
+    """Tokens per second of a cell, by scale: the last one among these."""
+    return {entry.cell.scale: float(speed) for entry in entries if (speed := entry.result.get("tokens_per_second"))}
 
 
 def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:

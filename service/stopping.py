@@ -62,8 +62,12 @@ def stop(home: Home, study: str, cell: str | None = None, *, wait_s: float = ANS
 
 
 def being_run(home: Home, study: str) -> bool:
-    """Whether a driver holds the study's ledger."""
-    with home.ledger(study).open("rb") as file:
+    """Whether a driver holds the study's ledger; not where it has none yet."""
+    try:
+        file = home.ledger(study).open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

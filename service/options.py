@@ -1,0 +1,44 @@
+"""What the commands share: exit codes, the option of the home, bad input as one message, the console."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+from rich.console import Console
+
+from search_spaces.errors import InvalidInput
+
+EXIT_CRASHED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
+
+home_option = click.option(
+    "--home",
+    default="oec-home",
+    envvar="OEC_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="Folder that holds studies, cells and data.",
+)
+study_argument = click.argument("study", metavar="STUDY")
+
+
+def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn ``InvalidInput`` into one message and exit code 2."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except InvalidInput as error:
+            click.echo(f"oec: {error}", err=True)
+            sys.exit(EXIT_BAD_INPUT)
+
+    return wrapper
+
+
+def plain() -> Console:
+    """A console that prints what it is given: paths and tracebacks hold square brackets, which are no markup."""
+    return Console(markup=False, highlight=False)
