@@ -108,6 +108,7 @@ class Feed:
             {
                 "cell": id,
                 "label": cells[id].label,
+                "lr": cells[id].lr,
                 "step": int(row.get("step", 0)),
                 "of": cells[id].training.steps,
                 "val_loss": row.get("val_loss"),

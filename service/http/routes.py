@@ -10,8 +10,8 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, Security
+from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
-from fastapi.sse import EventSourceResponse
 
 from search_spaces.study import Study, json_schema
 from service.home import Home
@@ -188,7 +188,7 @@ def table(parts: P, name: Known) -> Table:
 
 @router.get(
     "/studies/{name}/events",
-    response_class=EventSourceResponse,
+    response_class=Response,  # FastAPI's own class for these would take the handler for the generator
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def events(
@@ -210,7 +210,7 @@ async def events(
 
     after = since if last_event_id is None else last_event_id
     stream: AsyncGenerator[bytes] = parts.watching.stream(parts.feeds.of(name), name, summary, after, still)
-    return EventSourceResponse(stream, headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 @router.post("/studies/{name}/stop", status_code=HTTPStatus.ACCEPTED)

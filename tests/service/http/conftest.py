@@ -1,0 +1,75 @@
+"""A home with one study at work and one that ended, as a driver leaves them, and the application on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.home import Home
+from service.http.app import create
+from service.http.settings import Settings
+from service.ledger import Ledger
+from service.tokens import TokenFile
+
+STUDY = Study.load("smoke")
+CELLS = list(Plan(STUDY, "data").cells)
+FINISHED = {"val_loss": 2.5, "l_init": 5.5, "train_seconds": 2.0, "steps": 20, "tokens_per_second": 2560.0}
+
+
+@dataclass(frozen=True)
+class Served:
+    """An application and who may use it."""
+
+    home: Home
+    app: FastAPI
+    anybody: TestClient
+    reader: TestClient
+    runner: TestClient
+
+
+def client(app: FastAPI, secret: str | None = None) -> TestClient:
+    return TestClient(
+        app, headers={"Authorization": f"Bearer {secret}"} if secret else {}, raise_server_exceptions=False
+    )
+
+
+def served(home: Home, **settings: object) -> Served:
+    """Without its lifespan, which would start a Ray: what is tested here asks for none."""
+    tokens = TokenFile(home)
+    secrets = {role: tokens.add(f"a-{role}er", role, None) for role in ("read", "run")}  # type: ignore[arg-type]
+    app = create(home, Settings.given({"rate": 1e6, "burst": 10**6, **settings}))
+    return Served(home, app, client(app), client(app, secrets["read"]), client(app, secrets["run"]))
+
+
+def begin(home: Home, study: Study = STUDY) -> Ledger:
+    """The ledger of a study whose first cell ended, whose second diverged, whose third runs."""
+    home.claim(study)
+    ledger = Ledger(home.ledger(study.name), study.name, write=True)
+    ledger.plan(CELLS)
+    for cell in CELLS[:3]:
+        ledger.running(cell.id)
+    ledger.end(CELLS[0].id, "finished", FINISHED)
+    ledger.end(CELLS[1].id, "diverged", {"val_loss": None, "l_init": 5.5, "reason": "the loss is nan"})
+    path = home.metrics(CELLS[2].id, study.name)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"step": 10, "time": 2.0, "val_loss": 3.25}) + "\n")
+    return ledger
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def service(home: Home) -> Iterator[Served]:
+    with begin(home):
+        yield served(home)

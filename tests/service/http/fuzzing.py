@@ -1,0 +1,45 @@
+"""What the description of the service allows, and what it does not, sent to it by schemathesis."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS, load_all_checks
+
+load_all_checks()
+LEFT_OUT = CHECKS.get_by_names(["ignored_auth", "positive_data_acceptance"])
+"""One asks again without a token, which test_access.py does of every route. The other wants whatever fits the schema
+accepted: a schema can not say that learning rates ascend."""
+
+
+def ask_everything(
+    schema: Any, token: dict[str, str], mode: GenerationMode, name: str | None, skip: Collection[str], examples: int
+) -> list[str]:
+    """Send ``examples`` requests to every operation but those of ``skip``, about the study ``name`` where one is given;
+    the operations that were asked.
+
+    Raises:
+        FailureGroup: an answer is not described, or is a 5xx.
+    """
+    asked = []
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.label in skip:
+            continue
+        asked.append(operation.label)
+
+        @settings(
+            max_examples=examples, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: schemathesis.Case) -> None:
+            if name and "name" in (case.path_parameters or {}):
+                case.path_parameters["name"] = name
+            case.call_and_validate(excluded_checks=LEFT_OUT, headers=token)
+
+        ask()
+    return asked
