@@ -65,7 +65,7 @@ class Stack:
         self.folder = folder
         self.file = compose_file.load(OEC_WORKER_CPUS=str(cores))
         self.services: dict[str, Any] = self.file["services"]
-        self.ports = {port: free_port() for port in (5432, 5000, 6379, 8265)}
+        self.ports = {port: free_port() for port in (5432, 5000, 6379, 8265, 8080)}
         self.volumes = {"/oec-home": folder / "home", "/artifacts": folder / "artifacts"}
         self.secrets = self._made_secrets()
         self.places = {**self.volumes, "/run/secrets": folder / "secrets"}
@@ -96,7 +96,7 @@ class Stack:
 
     def address(self, service: str) -> str:
         """Of a service that a browser or a client calls."""
-        port = {"mlflow": 5000, "ray-head": 8265}[service]
+        port = {"mlflow": 5000, "ray-head": 8265, "serve": 8080}[service]
         return f"http://127.0.0.1:{self.ports[port]}"
 
     @contextmanager
@@ -108,6 +108,7 @@ class Stack:
             running.enter_context(self.ray_node("ray-head", "ray-head"))
             for number in range(1, workers + 1):
                 running.enter_context(self.ray_node("ray-worker", f"ray-worker-{number}"))
+            running.enter_context(self.service("serve"))
             yield
 
     def demo(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -115,6 +116,12 @@ class Stack:
         command = self.command("demo")
         submit = command[: command.index("--")]
         return subprocess.run([*submit, *arguments], env=self.environment("demo"), text=True, check=False, **how)
+
+    def token(self, name: str) -> str:
+        """A new one for the service ``serve``, of role run."""
+        command = [*self.command("serve")[:2], "token", "add", name, "--role", "run"]
+        made = subprocess.run(command, env=self.environment("serve"), capture_output=True, text=True, check=True)
+        return made.stdout.strip()
 
     @contextmanager
     def running(self, name: str, command: list[str], environment: dict[str, str], **how: Any) -> Iterator[None]:
@@ -233,6 +240,7 @@ def main() -> int:
         resources.enter_context(stack.all(options.workers))
         print(f"MLflow {stack.address('mlflow')} user admin, password in {folder / 'secrets' / 'mlflow-password'}")
         print(f"Ray    {stack.address('ray-head')} token in {folder / 'secrets' / 'ray-token'}", flush=True)
+        print(f"oec    {stack.address('serve')} token {stack.token('me')}", flush=True)
         code = stack.demo("--", "oec", "run", options.study).returncode
         print(f"report {stack.volumes['/oec-home'] / 'studies' / Path(options.study).stem / 'report'}", flush=True)
         if options.keep:

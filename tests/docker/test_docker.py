@@ -127,13 +127,14 @@ def test_services_find_each_other() -> None:
     server = parsed(SERVICES["mlflow"]["command"])
     assert worker["address"] == f"ray-head:{head['port']}"
     assert demo["address"] == f"http://ray-head:{head['dashboard_port']}"
+    assert parsed(SERVICES["serve"]["command"])["cluster"] == demo["address"]
     store = urlsplit(server["backend_store_uri"])
     postgres = SERVICES["postgres"]["environment"]
     assert (store.hostname, store.port) == ("postgres", 5432)
     assert (store.username, store.path) == (postgres["POSTGRES_USER"], f"/{postgres['POSTGRES_DB']}")
     assert f"database_uri = {server['backend_store_uri']}\n" in COMPOSE["configs"]["mlflow-auth"]["content"]
     assert SERVICES["mlflow"]["environment"]["PGPASSWORD_FILE"] == postgres["POSTGRES_PASSWORD_FILE"]
-    for name in ("ray-head", "ray-worker", "demo"):
+    for name in ("ray-head", "ray-worker", "serve", "demo"):
         tracking = urlsplit(SERVICES[name]["environment"]["MLFLOW_TRACKING_URI"])
         assert (tracking.hostname, tracking.port) == ("mlflow", server["port"])
         assert tracking.netloc in server["allowed_hosts"].split(",")
@@ -143,7 +144,8 @@ def test_services_find_each_other() -> None:
 def test_only_loopback_reaches_what_is_published_and_no_other_port_is() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     server, head = parsed(SERVICES["mlflow"]["command"]), parsed(SERVICES["ray-head"]["command"])
-    for name, port in (("mlflow", server["port"]), ("ray-head", head["dashboard_port"])):
+    service = parsed(SERVICES["serve"]["command"])
+    for name, port in (("mlflow", server["port"]), ("ray-head", head["dashboard_port"]), ("serve", service["port"])):
         assert published.pop(name) == [f"127.0.0.1:{port}:{port}"]
     assert not published
 

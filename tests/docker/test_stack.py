@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
 from tests.docker.stack import Stack, started
@@ -67,10 +71,30 @@ def test_a_working_directory_ships_the_sources_alone_and_its_code_is_what_runs(s
     assert not {".git", ".venv", "oec-home"} & set(names)
 
 
+def test_the_service_sends_a_study_to_the_same_cluster(stack: Stack) -> None:
+    studies = f"{stack.address('serve')}/api/v1/studies"
+    headers = {"Authorization": f"Bearer {stack.token('test')}", "Content-Type": "application/yaml"}
+    study = Study.load("smoke").model_copy(update={"name": "sent", "lrs": (1e-3, 1e-2)})
+
+    def call(url: str, body: bytes | None = None) -> Any:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
+            return json.load(answer)
+
+    call(studies, study.to_yaml().encode())
+    deadline = time.monotonic() + JOB_S
+    while (found := call(f"{studies}/sent"))["state"] in ("claimed", "starting", "running"):
+        assert time.monotonic() < deadline, f"{found}\n{stack.logs()}"
+        time.sleep(0.5)
+    assert (found["state"], found["cells"]) == ("ended", {"finished": 6}), found
+
+
 def test_who_has_no_token_or_password_and_who_calls_mlflow_by_another_name_is_refused(stack: Stack) -> None:
     ray, experiment = f"{stack.address('ray-head')}/api/jobs/", "/api/2.0/mlflow/experiments/get?experiment_id=0"
     admin = base64.b64encode(f"admin:{stack.secrets['mlflow-password']}".encode()).decode()
+    service = stack.address("serve")
     for url, headers, status in (
+        (f"{service}/healthz", {}, 200),
+        (f"{service}/api/v1/studies", {}, 401),
         (ray, {}, 401),
         (ray, {"Authorization": f"Bearer {stack.secrets['ray-token']}"}, 200),
         (stack.address("mlflow") + experiment, {}, 401),
