@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from service.head import free_port
 
 UP_S = 120.0
 """A node is there by then, or its log is shown."""
@@ -87,12 +88,6 @@ class Nodes:
             [sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=False
         )
         return int(found.stdout) if found.returncode == 0 else 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def kill(process: psutil.Process) -> None:

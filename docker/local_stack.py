@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,20 +24,13 @@ from typing import Any
 import compose_file
 import psutil
 
+from service.head import free_port
+
 START_S, STOP_S = 240.0, 30.0
 
 
 class Unhealthy(Exception):
     """A service did not come up; the message holds its last words."""
-
-
-def free_port() -> int:
-    """Below those that the kernel gives to outgoing connections: one of these may be taken before it is used."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as listener:
-            if listener.connect_ex(("127.0.0.1", port)):  # nobody listens there
-                return port
 
 
 def postgres_program(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -161,6 +162,9 @@ def began(pid: int) -> int | None:
 
 
 def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind((LOOPBACK, 0))
-        return int(listening.getsockname()[1])
+    """One below those that the kernel gives to outgoing connections, which may take such a one before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as asking:
+            if asking.connect_ex((LOOPBACK, port)):  # nobody listens there
+                return port

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from local_stack import Stack, free_port, postgres_program
+from local_stack import Stack, postgres_program
 
-__all__ = ["Stack", "free_port", "started"]
+__all__ = ["Stack", "started"]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.docker.stack import free_port
+from service.head import free_port
 from tests.faults.running import NAME, Run
 
 TOKEN = "a-token-of-this-test-alone-0123456789"

@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from search_spaces.study import Study
+from service.head import free_port
 from service.home import Home
 from service.stopping import being_run
-from tests.docker.stack import free_port
 from tests.faults.cluster import AUTH, Cluster, clusters, kill
 from tests.faults.invariants import ledger_of
 from tests.faults.running import newest_step
