@@ -113,7 +113,7 @@ def said(task: object) -> str:
     import ray
 
     try:
-        found: str = ray.get(task, timeout=0)  # type: ignore[call-overload]
+        found: str = ray.get(task, timeout=LOOK_S)  # type: ignore[call-overload]
         return found
     except ray.exceptions.GetTimeoutError:
         return f"no answer in {NODE_S:g} s"
