@@ -57,10 +57,10 @@ class Told:
 class Server:
     """``oec serve`` in a process of its own, which can be killed and come back at the same port."""
 
-    def __init__(self, home: Home, port: int, log: Path, **environment: str) -> None:
+    def __init__(self, home: Home, port: int, log: Path, *, active: int = 4, **environment: str) -> None:
         self.port, self._log = port, log
         self._command = [str(Path(sys.executable).with_name("oec")), "serve", "--home", str(home.path)]
-        self._command += ["--port", str(port), "--rate", "1000", "--burst", "1000"]
+        self._command += ["--port", str(port), "--rate", "1000", "--burst", "1000", "--max-active", str(active)]
         self._environment = {**os.environ, **environment}
         self.process = self._start()
 
@@ -251,13 +251,15 @@ def main() -> None:
     parser.add_argument("--submitters", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--kill", type=int, default=0, metavar="TIMES", help="SIGKILL of the service, spread evenly")
+    parser.add_argument("--active", type=int, default=2, help="studies at once; each has a driver on the cluster")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that service and cluster end in any case
     folder = Path(tempfile.mkdtemp(prefix="oec-load-"))
     home = Home.open(folder / "home")
     tokens = TokenFile(home)
     readers = [tokens.add(f"reader-{i}", "read", None) for i in range(given.watchers)]
     runners = [tokens.add(f"runner-{i}", "run", None) for i in range(given.submitters)]
-    server = Server(home, free_port(), folder / "serve.log")
+    server = Server(home, free_port(), folder / "serve.log", active=given.active)
     try:
         print(f"{given.watchers} watchers, {given.submitters} submitters, {given.seconds:g} s, {given.kill} kills")
         told = asyncio.run(run(server, readers, runners, seconds=given.seconds, kills=given.kill))
