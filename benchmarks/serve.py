@@ -84,7 +84,7 @@ def study(name: str) -> dict[str, Any]:
     """Two cells of some seconds each, and no other study's: each has a seed of its own."""
     content: dict[str, Any] = yaml.safe_load(Study.load("smoke").to_yaml())
     content |= {"name": name, "methods": ["baseline"], "lrs": [1e-3, 1e-1], "seeds": [random.randrange(10**9)]}
-    return content | {"resources": {"workers": 1}}
+    return content | {"resources": {"workers": 1, "concurrency": 1}}  # so that two studies share two cores
 
 
 class Load:
