@@ -97,7 +97,7 @@ def _svg(figure: Figure, ending: str) -> str:
 def _longest(figure: Figure) -> int:
     """Characters of the longest entry of the legend."""
     colors = [layer["encoding"].get("color", {}) for layer in figure.spec["layer"]]
-    return max((len(name) for color in colors for name in color.get("scale", {}).get("domain", ())), default=0)
+    return max((len(str(name)) for color in colors for name in color.get("scale", {}).get("domain", ())), default=0)
 
 
 def _converted(svg: str, form: str) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from dashboards.files import save
 from dashboards.runs import from_records
 from dashboards.sensitivity import curves
 from dashboards.surface import surface, surfaces, tried
@@ -54,7 +57,7 @@ def test_points_on_a_line_make_no_surface(points: list[tuple[float, float]]) -> 
     assert surface(pd.DataFrame([{"lr": lr, "gamma": gamma, "loss": 3.0} for lr, gamma in points])).empty
 
 
-def test_what_is_drawn_are_the_runs_that_ended() -> None:
+def test_what_is_drawn_are_the_runs_that_ended(tmp_path: Path) -> None:
     records = [
         {
             "study": "s",
@@ -78,3 +81,4 @@ def test_what_is_drawn_are_the_runs_that_ended() -> None:
     (figure,) = surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))
     assert figure.title == "Loss over learning rate and strength, z-loss"
     assert (figure.name, figure.view) == ("surface-z-loss-tiny", "tiny")
+    assert len(save(figure, tmp_path)) == 6, "three formats of two widths"
