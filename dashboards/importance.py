@@ -123,7 +123,8 @@ def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[s
         for name, make in EVALUATORS.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                shares = get_param_importances(study, evaluator=make(repetition), params=list(space))
+                # Sorted, as Optuna sorts the distributions: a forest's shares go by the order of the names given.
+                shares = get_param_importances(study, evaluator=make(repetition), params=sorted(space))
             for key, share in shares.items():
                 found[name][key].append(float(share))
     return found
