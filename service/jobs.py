@@ -173,7 +173,8 @@ class Jobs:
         return next((job for job in self.all() if job.study == study), None)
 
     def stop(self, id: str) -> None:
-        """Ask the driver to end as on Ctrl-C; it has ``SAVE_S`` to save its state. A job that has ended stays so."""
+        """Ask the driver to end as on Ctrl-C; it has ``SAVE_S`` to save its state. A job that has ended stays so, and
+        Ray stops one that waits for its node only once that is there."""
         if self.get(id).live:
             with self._answering():
                 self._client.stop_job(id)

@@ -130,7 +130,6 @@ def test_of_several_who_submit_at_once_none_is_lost(cluster: Cluster, tmp_path: 
         listed = oec("jobs", home=tmp_path, **url(cluster)).stdout
         for job in jobs:
             assert re.search(rf"{job} +racing +pending ", listed), listed
-            assert oec("stop", "racing", home=tmp_path, **url(cluster)).stdout == "racing has ended\n"
 
 
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     assert "the same command goes on" in (tmp_path / "log").read_text()
 
     stopped_at = time.time()
-    second = submitted(newest_step(home, "long"))
+    second = submitted(newest_step(home, "long") + 100)
     assert (first[-1], second[-1]) == ("1", "2")
     command = [*blind_to(home), str(OEC), "stop", "long"]
     settings = environment(tmp_path, **url(cluster))
