@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -33,6 +34,9 @@ from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
 from trainers.diagnostics import keys
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROWS = 100
 FILES = 40
@@ -101,8 +105,7 @@ def _metrics(path: Path, rng: np.random.Generator) -> Path:
 
 
 def opened(path: Path) -> dict[str, float]:
-    """Seconds until Chromium shows the first chart of a page, and the last one; seconds of its longest task; nothing
-    without Playwright or Chromium."""
+    """``shown`` in a Chromium of its own; nothing without Playwright or Chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -111,15 +114,22 @@ def opened(path: Path) -> dict[str, float]:
         return {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.add_init_script(OBSERVER)
-        began = time.perf_counter()
-        page.goto(path.as_uri(), wait_until="commit")
-        page.wait_for_selector("[data-panel] :is(svg, canvas)")
-        first = time.perf_counter() - began
-        page.wait_for_selector("main[aria-busy=false]", timeout=300_000)
-        found = {"first": first, "last": time.perf_counter() - began, "longest": page.evaluate("longest") / 1000}
+        found = shown(browser, path)
         browser.close()
+    return found
+
+
+def shown(browser: Browser, path: Path) -> dict[str, float]:
+    """Seconds until a browser shows the first chart of a page, and the last one; seconds of its longest task."""
+    page = browser.new_page()
+    page.add_init_script(OBSERVER)
+    began = time.perf_counter()
+    page.goto(path.as_uri(), wait_until="commit")
+    page.wait_for_selector("[data-panel] :is(svg, canvas)")
+    first = time.perf_counter() - began
+    page.wait_for_selector("main[aria-busy=false]", timeout=300_000)
+    found = {"first": first, "last": time.perf_counter() - began, "longest": page.evaluate("longest") / 1000}
+    page.close()
     return found
 
 
