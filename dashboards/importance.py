@@ -81,8 +81,11 @@ def importance(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _distribution(values: pd.Series) -> BaseDistribution:
+    """Seeds are numbers too: Optuna compares the choices of a category one by one, at every trial."""
     if values.name in ("lr", "gamma"):
         return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
+    if values.name == "seed":
+        return FloatDistribution(float(values.min()), float(values.max()))
     return CategoricalDistribution(sorted(str(value) for value in values.unique()))
 
 

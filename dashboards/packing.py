@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_text = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+"""Made once: ``json.dumps`` makes an encoder a call, and a page has some 20,000 columns."""
 FEW = 4
 """A column whose values occur so many times on average is kept as its values and a place among them a row."""
 
@@ -39,7 +41,3 @@ def _column(values: Sequence[Any]) -> str:
     if len(places) * FEW > len(values):
         return _text(list(values))
     return _text({"of": [value for _, value in places], "at": at})
-
-
-def _text(content: Any) -> str:
-    return json.dumps(content, allow_nan=False, separators=(",", ":"))

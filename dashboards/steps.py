@@ -25,8 +25,8 @@ METRICS: dict[str, str] = {
 """What is drawn over the steps of a cell, by key."""
 LAYER_NORMS = ("qkv_norm", "proj_norm", "fc1_norm", "fc2_norm")
 """Of ``METRICS``, those that a row has once a layer, as ``qkv_norm/0``."""
-NUMBERS = 400_000
-"""Numbers that a page holds of all cells together: some 3 MB."""
+NUMBERS = 260_000
+"""Numbers that a page holds of all cells together: some 2 MB."""
 MOST_ROWS, FEWEST_ROWS = 60, 20
 MOST_CELLS = NUMBERS // (len(METRICS) * FEWEST_ROWS)
 

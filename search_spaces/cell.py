@@ -127,7 +127,10 @@ def rounded(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def digest(content: Any) -> str:
     """SHA-256, as 64 hexadecimal digits, of the canonical JSON (sorted keys, no spaces) of ``content``."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = _canonical(content)
     return hashlib.sha256(text.encode()).hexdigest()
