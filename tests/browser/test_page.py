@@ -192,6 +192,7 @@ def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataF
     shown, runs = opened
     for summary in shown.page.query_selector_all("summary"):
         summary.click()
+    shown.page.wait_for_function(f"document.querySelectorAll('#every tbody tr').length === {len(runs)}")
     text = shown.page.inner_text("main")
     assert "made up <i>&" in text
     assert "<script>alert(1)</script>" in text, "the reason of the crashed cell"

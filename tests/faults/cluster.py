@@ -28,12 +28,13 @@ from ray.util.state import list_actors, list_placement_groups
 ray.init("{address}", log_to_driver=False)
 total, free = ray.cluster_resources(), ray.available_resources()
 print(json.dumps({{
-    "actors": [f"{{one.class_name}} {{one.state}}" for one in list_actors(limit=1000) if one.state != "DEAD"],
+    "actors": [f"{{one.class_name}} {{one.state}}" for one in list_actors(limit=1000)
+        if one.state != "DEAD" and one.class_name != "_AutoscalingCoordinatorActor"],
     "placement groups": [one.state for one in list_placement_groups(limit=1000) if one.state != "REMOVED"],
     "taken": {{name: total[name] for name in ("CPU", "memory") if total[name] != free.get(name, 0)}},
 }}))
 """
-"""A program that prints what is taken of a cluster."""
+"""A program that prints what is taken of a cluster. Ray keeps its coordinator of autoscaling, one for all drivers."""
 THERE = """
 import ray
 from ray._private.state import jobs
