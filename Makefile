@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types lock audit clean
+.PHONY: demo test test-slow test-long lint types lock audit clean
 
 demo: .venv/installed
 	$(BIN)/oec run demo
@@ -11,7 +11,11 @@ test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
+
+# Clusters of several nodes, the service under load, soak: half an hour, best on a machine without other Ray clusters.
+test-long: .venv/installed
+	$(BIN)/python -m pytest -m long
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from tests.faults.invariants import agree
 from tests.faults.running import Run
 from tests.service.oec import oec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 GONE_S = 300.0
 """Ray Train keeps what it asked for until it is told otherwise, or for three minutes."""

@@ -21,7 +21,7 @@ from tests.service.oec import OEC, environment, oec
 from tests.timing import within
 from trainers.rows import read
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NOTICED_S = 120.0
 """Ray looks for its head for a minute before it gives up."""

@@ -14,7 +14,7 @@ from tests.faults.mlflow_server import Server
 from tests.faults.running import NAME, Run
 from tests.service.oec import oec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DOWN_S = 60.0
 SECRETS = ("a-password-of-this-test", "a-token-of-this-test-alone-0123456789")

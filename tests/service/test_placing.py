@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.nodes import Nodes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 CASES: dict[str, dict[str, float]] = {
     "two workers": {"workers": 2},

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from service.home import Home
 from tests.faults.invariants import ledger_of, one_end_a_cell
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 CELLS, AT_ONCE, TRIALS = 280, 8, 1
 

@@ -28,7 +28,7 @@ from service.tokens import TokenFile
 from tests.service.http.fuzzing import ask_everything
 from tests.service.oec import oec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 WAIT_S = 180.0
 
 
