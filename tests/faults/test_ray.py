@@ -55,7 +55,7 @@ def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturb
     frozen.suspend()
     froze, step = time.monotonic(), running.step()
     running.until(lambda: frozen not in running.named(TRAIN_WORKER), "the end of the frozen process")
-    assert time.monotonic() - froze < within(20), "5 s, after which a group that does not answer is ended"
+    assert time.monotonic() - froze < within(90), "it is noticed after 5 s, and Ray takes some 40 to end it"
     running.until(lambda: running.step() > step + 100 or running.state(0) == "finished", "progress after the freeze")
     assert before.isdisjoint(process.pid for process in running.named(TRAIN_WORKER))
     running.ends()
