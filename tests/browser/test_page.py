@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from rich.console import Console
 
-from benchmarks.report import CHROMIUM, FLAGS, filled
+from benchmarks.report import filled
 from benchmarks.report import shown as times_shown
 from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
@@ -29,16 +29,6 @@ DRAWN = (
     ".every(chart => chart.querySelector('svg, canvas'))"
 )
 LOSS = "Final loss over learning rate"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is here: install the package chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def made_up() -> pd.DataFrame:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.serve import Server
 from search_spaces.study import Study
@@ -18,7 +17,7 @@ from service.head import free_port, stop
 from service.home import Home
 from service.ledger import Ledger
 from service.tokens import TokenFile
-from tests.browser.test_page import CHROMIUM, FLAGS, SIZES
+from tests.browser.test_page import SIZES
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
 from tests.service.http.test_events import listening
 
@@ -26,16 +25,6 @@ pytestmark = pytest.mark.slow
 TRAINS_MS = 240_000
 """Ray starts, then the study's driver, then its workers."""
 EVIL = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is here: install the package chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def entered(page: Page, url: str, secret: str) -> list[str]:
