@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.nodes import kill
 from service.head import free_port
 from tests.faults.running import NAME, Run
 
@@ -123,20 +124,6 @@ def clusters() -> Iterator[Cluster]:
     """Not in pytest's folder: Ray's sockets lie in it, and their paths must not exceed 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="oec-", ignore_cleanup_errors=True) as folder:
         yield Cluster(Path(folder))
-
-
-def kill(process: psutil.Process) -> None:
-    """The process and all that it started, at once."""
-    try:
-        family = [*process.children(recursive=True), process]
-    except psutil.NoSuchProcess:
-        return
-    for one in family:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=10)
 
 
 def run_on(cluster: Cluster, study: Path, home: Path, name: str = NAME) -> Run:
