@@ -27,7 +27,8 @@ import httpx2
 import yaml
 
 from search_spaces.study import Study
-from service.head import free_port, stop
+from service.cluster import free_port
+from service.head import stop
 from service.home import Home
 from service.jobs import Jobs
 from service.ledger import TERMINAL, Ledger

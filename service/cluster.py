@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import secrets
 import socket
 import threading
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 5.0
 LOOK_S, LOST_S = 2.0, 20.0
 """How often the head is looked for, and how long it may be away."""
@@ -71,7 +73,12 @@ def connect(given: str | None) -> None:
         return
     try:
         reach(joined)
-        ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=joined,
+            runtime_env={"env_vars": {"RAY_ADDRESS": seen_from_elsewhere(joined)}},  # see start()
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
         remedy = "start it, or leave the address out for a cluster of this machine's own"
@@ -106,7 +113,12 @@ def start() -> None:
 
     private_token()
     for left in reversed(range(STARTS)):
+        port = free_port()
+        # Its processes inherit where it is. Without that, those of Ray Train that free the cores of a dead trial look
+        # for any cluster of this machine, and take a group for dead of which another cluster does not know.
+        where = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{LOOPBACK}:{port}"}
         try:
+            os.environ.update(where)
             ray.init(
                 address="local",
                 num_cpus=local_cores(),
@@ -122,6 +134,28 @@ def start() -> None:
                 remedy = "see that the machine has memory and processor time to spare; the same command goes on"
                 raise InvalidInput("--address", None, f"no Ray cluster started here ({reason})", remedy) from error
             logger.warning("Ray did not start (%s), once more", reason)
+        finally:
+            for name in where:
+                os.environ.pop(name)
+
+
+def seen_from_elsewhere(joined: str) -> str:
+    """An address of this machine's loopback by the address that Ray gives this node; any other as it is."""
+    import ray
+
+    host, colon, port = joined.rpartition(":")
+    if not colon or host not in (LOOPBACK, "localhost"):
+        return joined
+    return f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+
+
+def free_port() -> int:
+    """One below those that the kernel gives to outgoing connections, which may take such a one before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as asking:
+            if asking.connect_ex((LOOPBACK, port)):  # nobody listens there
+                return port
 
 
 def reach(joined: str) -> None:

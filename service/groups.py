@@ -6,7 +6,6 @@ It lives in the process of a Tune trial actor. Tune reuses that actor from trial
 
 from __future__ import annotations
 
-import atexit
 import threading
 import uuid
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ from trainers.job import Event, Job
 
 POLL_S = 1.0
 """How often a trial looks whether its group is still alive."""
+CLOSE_S = 60.0
+"""How long a group may take to end; about one second on two cores that have nothing else to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,6 @@ class WarmGroup:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name=self.name, daemon=True)
         self._thread.start()
-        atexit.register(self.close)
 
     @property
     def alive(self) -> bool:
@@ -82,9 +82,8 @@ class WarmGroup:
             if not done and self.alive:
                 ray.get(self._mailbox.cancel.remote())
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Let the workers return and wait for the run to end."""
-        atexit.unregister(self.close)
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Let the workers return and wait for the run to end, which frees its cores."""
         if ray.is_initialized() and self.alive:
             self._mailbox.close.remote()
             self._thread.join(timeout_s)
@@ -140,8 +139,19 @@ def shared(config: GroupConfig) -> WarmGroup:
     """The warm group of this process; a new one if there is none, it ended, or it is of another config."""
     global _group
     if _group and (_group.config != config or not _group.keeps()):
-        _group.close()
-        _group = None
+        release()
     if _group is None:
         _group = WarmGroup(config)
     return _group
+
+
+def release() -> None:
+    """End the warm group of this process, if it has one.
+
+    Without it a group outlives the process that owns it for seconds, in which Ray Train may place it anew: nobody
+    frees those cores then.
+    """
+    global _group
+    if _group:
+        _group.close()
+        _group = None

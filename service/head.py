@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from pydantic import ValidationError
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 from service import cluster
+from service.cluster import LOOPBACK, free_port
 from service.home import Home
 from trainers.files import write_atomically
 
@@ -29,7 +28,6 @@ UP_S = 180.0
 """How long Ray's processes may take to start; 10 to 20 seconds on two cores that have nothing else to do."""
 DOWN_S = 30.0
 LOOK_S = 0.2
-LOOPBACK = "127.0.0.1"
 LOG = "start.log"
 
 
@@ -159,12 +157,3 @@ def began(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] == "Z" else int(fields[19])
-
-
-def free_port() -> int:
-    """One below those that the kernel gives to outgoing connections, which may take such a one before it is used."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as asking:
-            if asking.connect_ex((LOOPBACK, port)):  # nobody listens there
-                return port

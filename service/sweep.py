@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.trainable import wrap_function
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.groups import GroupConfig, shared
+from service.groups import GroupConfig, release, shared
 from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
 from service.placement import TRIAL_MEMORY
@@ -54,7 +55,6 @@ def sweep(
     retry_crashed: bool = False,
 ) -> str | None:
     """Train what the ledger misses by ``train``, ``at_once`` cells at a time; Ray is connected already.
-
 
     Returns when every cell has ended, or early with the error that all of the first cells crashed with. Every end is
     in the ledger before an observer hears of it.
@@ -107,8 +107,8 @@ def warm(study: Study, tokens: Tokens, home: Home) -> Train:
     return lambda job: shared(group).run(job)
 
 
-def trainable(study: Study, train: Train, home: Home) -> Callable[[dict[str, Any]], None]:
-    """The function of a trial: one cell."""
+def trainable(study: Study, train: Train, home: Home) -> type[tune.Trainable]:
+    """What a trial runs: one cell. Its actor ends its warm group before it ends itself."""
     stops = home.stop(study.name)
 
     def train_cell(config: dict[str, Any]) -> None:
@@ -130,7 +130,12 @@ def trainable(study: Study, train: Train, home: Home) -> Callable[[dict[str, Any
             if events:
                 tune.report({"events": events})
 
-    return train_cell
+    class TrialOfCells(wrap_function(train_cell)):  # type: ignore[misc]  # a class made for this function
+        def cleanup(self) -> None:
+            super().cleanup()
+            release()
+
+    return TrialOfCells
 
 
 class CrashedAlike(tune.Stopper):

@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.serve import Server
 from search_spaces.study import Study
-from service.head import free_port, stop
+from service.cluster import free_port
+from service.head import stop
 from service.home import Home
 from service.ledger import Ledger
 from service.tokens import TokenFile

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.nodes import kill
-from service.head import free_port
+from service.cluster import free_port
 from tests.faults.running import NAME, Run
 
 TOKEN = "a-token-of-this-test-alone-0123456789"

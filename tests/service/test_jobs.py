@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from search_spaces.study import Study
-from service.head import free_port
+from service.cluster import free_port
 from service.home import Home
 from service.stopping import being_run
 from tests.faults.cluster import AUTH, Cluster, clusters, kill

@@ -21,7 +21,8 @@ from schemathesis import GenerationMode
 
 from benchmarks.serve import Server
 from search_spaces.study import Study
-from service.head import began, free_port, noted, stop
+from service.cluster import free_port
+from service.head import began, noted, stop
 from service.home import Home
 from service.ledger import TERMINAL, Ledger
 from service.tokens import TokenFile

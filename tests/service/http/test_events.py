@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from service.home import Home
+from service.storage import until
 from service.tokens import TokenFile
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
 
@@ -31,6 +32,7 @@ def listening(service: Served) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
+        until(lambda: server.started, WAIT_S)  # a bound socket refuses until the server listens
         yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
     finally:
         server.should_exit = True
