@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import psutil
 
 from service.cluster import free_port
 
-UP_S = 120.0
+UP_S = 240.0
 """A node is there by then, or its log is shown."""
 MEMORY = 2**38
 """Bytes that every node declares; trials ask for memory, and what they take here is far less."""
@@ -53,41 +53,42 @@ class Nodes:
             path.write_text(json.dumps(autoscaling))
             arguments = (*arguments, f"--autoscaling-config={path}")
         dashboard = ["--dashboard-port", str(self.dashboard_port), "--temp-dir", str(self.folder)]
-        return self.node("--head", "--port", str(self.port), *dashboard, *arguments, **more)
+        return self._node(1, ["--head", "--port", str(self.port), *dashboard, *arguments], **more)
 
-    def worker(self, *arguments: str) -> psutil.Process:
-        return self.node("--address", self.address, *arguments)
+    def worker(self, *arguments: str, within: Sequence[str] = ()) -> psutil.Process:
+        """A node more; with ``within``, started by that command, which takes it as its last arguments."""
+        return self._node(self.alive() + 1, ["--address", self.address, *arguments], within)
 
-    def node(self, *arguments: str, **more: str) -> psutil.Process:
-        """``ray start`` with these arguments, once the cluster has one node more.
+    def _node(self, nodes: int, arguments: Sequence[str], within: Sequence[str] = (), **more: str) -> psutil.Process:
+        """``ray start`` with these arguments, once the cluster has so many nodes.
 
         Raises:
-            RuntimeError: it is not there after ``UP_S``.
+            RuntimeError: it does not after ``UP_S``.
         """
         self._count += 1
         log = self.folder / f"node-{self._count}.log"
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+        command = [*within, str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
         command += ["--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", str(free_port())]
         command += ["--memory", str(MEMORY), "--object-store-memory", str(OBJECT_STORE), *arguments]
         with log.open("wb") as out:
             process = psutil.Popen(command, env={**os.environ, **self.environment, **more}, stdout=out, stderr=out)
         self._ends.callback(kill, process)
         deadline = time.monotonic() + UP_S
-        while self.alive() < self._count:
+        while self.alive() < nodes:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no {self._count} nodes after {UP_S} s: {log.read_text()}")
+                raise RuntimeError(f"no {nodes} nodes after {UP_S} s: {log.read_text()}")
         return process
 
     def alive(self) -> int:
-        """Nodes of the cluster, as a driver sees them."""
-        look = (
-            f"import ray; ray.init('{self.address}', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-        )
-        environment = {**os.environ, **self.environment}
-        found = subprocess.run(
-            [sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=False
-        )
-        return int(found.stdout) if found.returncode == 0 else 0
+        """Nodes of the cluster, as a driver sees them; none while its head does not answer."""
+        look = f"ray.init('{self.address}', log_to_driver=False); print(sum(one['Alive'] for one in ray.nodes()))"
+        return int(self.asked(f"import ray; {look}") or 0)
+
+    def asked(self, program: str) -> str:
+        """The last line that a program prints which may join the cluster."""
+        own = {**os.environ, **self.environment, "RAY_ADDRESS": self.address}  # or the State API looks for any cluster
+        done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=False)
+        return done.stdout.strip().rpartition("\n")[2]
 
 
 def kill(process: psutil.Process) -> None:

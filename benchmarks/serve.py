@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,16 +142,17 @@ class Load:
                 name = self.told.accepted[-1 - random.randrange(min(3, len(self.told.accepted)))]
                 seen: list[int] = []
                 ended = False
-                deadline = time.monotonic() + ENDS_S
-                while not ended and time.monotonic() < deadline:
-                    try:
-                        async for id, event in self._events(client, name, seen[-1] if seen else 0):
-                            if event == "ledger":
-                                seen.append(id)
-                            ended = ended or event == "end"
-                    except LOST:
-                        self.told.answers["events lost"] += 1
-                        await asyncio.sleep(0.2)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ENDS_S):
+                        while not ended:
+                            try:
+                                async for id, event in self._events(client, name, seen[-1] if seen else 0):
+                                    if event == "ledger":
+                                        seen.append(id)
+                                    ended = ended or event == "end"
+                            except LOST:
+                                self.told.answers["events lost"] += 1
+                                await asyncio.sleep(0.2)
                 self.told.watched.append((name, seen, ended))
 
     async def _events(self, client: httpx2.AsyncClient, name: str, after: int) -> AsyncIterator[tuple[int, str]]:

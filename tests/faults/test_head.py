@@ -6,15 +6,15 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.nodes import kill
 from service.home import Home
 from service.stopping import being_run
-from tests.faults.cluster import AUTH, JOB_S, Cluster, clusters, kill, run_on
+from tests.faults.cluster import JOB_S, Cluster, run_on
 from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
 from tests.faults.running import NAME, newest_step
 from tests.service.oec import OEC, environment, oec
@@ -29,14 +29,15 @@ NOTICED_S = 120.0
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with clusters() as cluster:
+    with Cluster() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def standing() -> Iterator[Cluster]:
     """A cluster of four cores that outlives the studies of several tests; after each it must be free."""
-    with clusters() as cluster, cluster.head(4):
+    with Cluster() as cluster:
+        cluster.head("--num-cpus", "4")
         yield cluster
 
 
@@ -48,21 +49,21 @@ def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
-    with cluster.head(2) as head:
-        run = run_on(cluster, study, home)
-        try:
-            run.trains_the_second()
-            kill(head)
-            run.driver.wait(NOTICED_S)
-            assert run.driver.returncode == 75, run.log.read_text()
-            assert "the same command goes on" in run.log.read_text()
-        finally:
-            run.close()
+    head = cluster.head("--num-cpus", "2")
+    run = run_on(cluster, study, home)
+    try:
+        run.trains_the_second()
+        kill(head)
+        run.driver.wait(NOTICED_S)
+        assert run.driver.returncode == 75, run.log.read_text()
+        assert "the same command goes on" in run.log.read_text()
+    finally:
+        run.close()
     assert len(ledger_of(home, NAME).missing()) == 1
-    with cluster.head(2, "again"):
-        done = oec("run", study, home=home, OEC_RAY_ADDRESS=cluster.address, **AUTH)
-        assert done.returncode == 0, done.stdout + done.stderr
-        cluster.is_free()
+    cluster.head("--num-cpus", "2")
+    done = oec("run", study, home=home, OEC_RAY_ADDRESS=cluster.address, **cluster.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cluster.is_free()
     assert starts(home, NAME) == [1, 2], "the finished cell was trained again"
     agree(home, NAME, undisturbed)
 
@@ -81,21 +82,20 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
     looked_at = tmp_path / "looked-at.yaml"
     looked_at.write_text(yaml.safe_dump(content))
     home = tmp_path / "home"
-    with ExitStack() as nodes:
-        nodes.enter_context(cluster.head(0))
-        first = nodes.enter_context(cluster.worker("first", 2, 2))
-        run = run_on(cluster, looked_at, home)
-        try:
-            run.trains()
-            nodes.enter_context(cluster.worker("second", 2, 3))
-            kill(first)
-            killed_at, saved = time.time(), newest_step(home, NAME)
-            [metrics] = {path.parents[1] / "metrics.jsonl" for path in home.rglob("checkpoints/step-*.json")}
-            assert read(metrics)[-1]["step"] - saved <= interval
-            run.ends()
-        finally:
-            run.close()
-        cluster.is_free()
+    cluster.head("--num-cpus", "0")
+    first = cluster.worker("--num-cpus", "2")
+    run = run_on(cluster, looked_at, home)
+    try:
+        run.trains()
+        cluster.worker("--num-cpus", "2")
+        kill(first)
+        killed_at, saved = time.time(), newest_step(home, NAME)
+        [metrics] = {path.parents[1] / "metrics.jsonl" for path in home.rglob("checkpoints/step-*.json")}
+        assert read(metrics)[-1]["step"] - saved <= interval
+        run.ends()
+    finally:
+        run.close()
+    cluster.is_free()
     agree(home, NAME, undisturbed)
     again = [row["step"] for row in read(metrics) if row["time"] > killed_at]
     assert again[0] == saved + interval, "steps before the newest checkpoint were trained again"
@@ -106,7 +106,7 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, st
     """Ray knows to the millisecond when a driver joined the cluster and when it left."""
     wide = tmp_path / "wide.yaml"
     wide.write_text(study.read_text().replace("workers: 2", "workers: 5").replace("batch_size: 4", "batch_size: 5"))
-    refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=standing.address, **AUTH)
+    refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=standing.address, **standing.environment)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "5 workers x 1 CPU = 5 CPU, of 4" in refused.stderr
     assert standing.seconds_of(wide) < within(5)
@@ -157,7 +157,7 @@ def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
     try:
         runs[0].trains(beyond=50)
         runs[0].driver.send_signal(signal.SIGSTOP)  # or it may have ended before the other one asks
-        again = oec("run", files[NAME], home=home, OEC_RAY_ADDRESS=standing.address, **AUTH)
+        again = oec("run", files[NAME], home=home, OEC_RAY_ADDRESS=standing.address, **standing.environment)
         runs[0].driver.send_signal(signal.SIGCONT)
         assert again.returncode == 2, again.stdout + again.stderr
         assert f"is being run by another process (pid {runs[0].driver.pid} on " in again.stderr

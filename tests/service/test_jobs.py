@@ -10,18 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
+from benchmarks.nodes import kill
 from search_spaces.study import Study
-from service.cluster import free_port
 from service.home import Home
 from service.stopping import being_run
-from tests.faults.cluster import AUTH, Cluster, clusters, kill
+from tests.faults.cluster import Cluster
 from tests.faults.invariants import ledger_of
 from tests.faults.running import newest_step
 from tests.service.oec import OEC, environment, oec, start
@@ -40,11 +39,10 @@ def cluster() -> Iterator[Cluster]:
     with ExitStack() as nodes:
         patch = nodes.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        cluster = nodes.enter_context(clusters())
-        nodes.enter_context(cluster.head(0))
+        cluster = nodes.enter_context(Cluster())
+        cluster.head("--num-cpus", "0")
         for name in ("one", "two"):
-            nodes.enter_context(cluster.node(name, *joins(cluster, name), "--num-cpus", "1"))
-        cluster.until_it_has(3)
+            cluster.worker("--num-cpus", "1", *apart(cluster, name))
         yield cluster
 
 
@@ -54,12 +52,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("jobs") / "home"
 
 
-def joins(cluster: Cluster, name: str) -> list[str]:
-    return ["--address", cluster.address, "--temp-dir", str(cluster.folder / name)]
+def apart(cluster: Cluster, name: str) -> list[str]:
+    """A node whose working directories are its own, as on another machine."""
+    return ["--temp-dir", str(cluster.folder / name)]
 
 
 def url(cluster: Cluster) -> dict[str, str]:
-    return {"OEC_CLUSTER": f"http://127.0.0.1:{cluster.dashboard_port}", **AUTH}
+    return {"OEC_CLUSTER": f"http://127.0.0.1:{cluster.dashboard_port}", **cluster.environment}
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -199,25 +198,13 @@ def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     assert "does not take the token; set RAY_AUTH_TOKEN" in line
 
 
-@contextmanager
-def blind_node(cluster: Cluster, home: Path) -> Iterator[None]:
-    command = blind_to(home)
-    command += ["ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.2"]
-    command += ["--dashboard-agent-listen-port", str(free_port()), *joins(cluster, "blind"), "--num-cpus", "1"]
-    with (cluster.folder / "blind.log").open("wb") as log:
-        process = psutil.Popen(command, env={**os.environ, **AUTH}, stdout=log, stderr=log, cwd=cluster.folder)
-    try:
-        cluster.until_it_has(4)
-        yield
-    finally:
-        kill(process)
-
-
 def test_a_home_that_a_node_does_not_see_is_refused_before_any_cell(cluster: Cluster, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with blind_node(cluster, home):
-        done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
+    own = ["--num-cpus", "1", "--node-ip-address", "127.0.0.2", *apart(cluster, "blind")]
+    node = cluster.worker(*own, within=blind_to(home))
+    done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
+    kill(node)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"--home: '{home}' is not seen by node 127.0.0.2 (No such file or directory)" in done.stdout
     assert set(ledger_of(home, "smoke").counts()) == {"planned"}
