@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dashboards.sensitivity import CurveFacts
 from dashboards.tables import highest, listed, shown
-from dashboards.verdict import less_sensitive, strength_ranges
+from dashboards.verdict import less_dependent, less_sensitive, strength_ranges
 
 HIGH_BY = 0.02
 """Nats by which a flat curve's best loss may lie above the lowest before the answer says so."""
@@ -107,14 +107,24 @@ def _caveats(found: Sequence[CurveFacts], ranked: Sequence[CurveFacts]) -> Itera
 def _by_strength(ranked: Sequence[CurveFacts]) -> Iterator[str]:
     """A sentence on how far LRS depends on the strength, for methods that were tried at the same ones."""
     ranges: dict[str, list[float]] = {}
+    smaller: list[dict[str, set[str]]] = []
     for scale in dict.fromkeys(curve.scale for curve in ranked):
-        of_scale = strength_ranges([curve for curve in ranked if curve.scale == scale])
-        for method, width in of_scale.items() if len(of_scale) > 1 else ():
-            ranges.setdefault(method, []).append(width)
-    if ranges:
-        least = sorted(ranges, key=lambda method: max(ranges[method]))
-        widths = listed([f"{_range(ranges[method])} for {method}" for method in least])
-        yield f"Over the strengths that were tried for all of them, LRS changes by {widths}, least for {least[0]}."
+        of_scale = [curve for curve in ranked if curve.scale == scale]
+        widths = strength_ranges(of_scale)
+        if len(widths) > 1:
+            smaller.append(less_dependent(of_scale))
+            for method, width in widths.items():
+                ranges.setdefault(method, []).append(width)
+    if not ranges:
+        return
+    least, *others = sorted(ranges, key=lambda method: max(ranges[method]))
+    widths_said = listed([f"{_range(ranges[method])} for {method}" for method in (least, *others)])
+    noise = ""
+    if min(curve.seeds for curve in ranked) > 1:
+        beaten = [other for other in others if all(other in at_scale.get(least, set()) for at_scale in smaller)]
+        whose = "any other" if beaten == others else listed(beaten) if beaten else "no other"
+        noise = f", by more than noise less than for {whose}"
+    yield f"Over the strengths that were tried for all of them, LRS changes by {widths_said}, least for {least}{noise}."
 
 
 def _range(values: Iterable[float]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import ttest_1samp
 
 from dashboards.comparison import ALPHA, holm, of_seeds, welch
@@ -42,20 +43,65 @@ def _p(a: CurveFacts, b: CurveFacts) -> float:
 
 
 def strength_ranges(curves: Sequence[CurveFacts]) -> dict[str, float]:
-    """By method, in nats: the largest LRS less the smallest, over the strengths that all of them were tried at.
+    """By method, in nats: the largest LRS less the smallest, over the strengths that all of them were tried at."""
+    return {
+        method: float(np.ptp([curve.LRS for curve in by_strength])) for method, by_strength in _shared(curves).items()
+    }
+
+
+def less_dependent(curves: Sequence[CurveFacts]) -> dict[str, set[str]]:
+    """By method: those whose ``strength_ranges`` are larger by more than noise.
+
+    The range of A is larger than that of B if between some two strengths A's LRS moves by more than B's does between
+    any two. A move, the difference of two LRS of a seed, is linear in them and so has no bias, as a range has. ``|a| >
+    |b|`` is a + b > 0 and a - b > 0, of which each is a t-test over seeds; p is the largest of all these tests (that
+    all must hold makes it conservative), times the two strengths of A to choose. All pairs of methods are corrected
+    together by Holm. Curves that do not share their seeds, or have only one, are in no entry.
+    """
+    moves = {method: _moves(by_strength) for method, by_strength in _shared(curves).items()}
+    tested = [(a, b) for a, b in permutations(moves, 2) if moves[a].shape == moves[b].shape and moves[a].shape[1] > 1]
+    p = np.array([_p_wider(moves[wide], moves[narrow]) for narrow, wide in tested], dtype=float)
+    found: dict[str, set[str]] = {}
+    for (narrow, wide), corrected in zip(tested, holm(p), strict=True):
+        if corrected < ALPHA:
+            found.setdefault(narrow, set()).add(wide)
+    return found
+
+
+def _shared(curves: Sequence[CurveFacts]) -> dict[str, list[CurveFacts]]:
+    """By method: its curves at the strengths that all of the methods were tried at, ascending.
 
     Of the curves of one scale, those with an LRS; methods without a strength, and attention norms beside the first, are
     left out. Nothing where fewer than two strengths are shared.
     """
-    tried: dict[str, dict[float, float]] = {}
+    tried: dict[str, dict[float, CurveFacts]] = {}
     for curve in curves:
         if curve.gamma is not None and curve.LRS is not None and curve.attention_norm == curves[0].attention_norm:
-            tried.setdefault(curve.method, {}).setdefault(curve.gamma, curve.LRS)
+            tried.setdefault(curve.method, {}).setdefault(curve.gamma, curve)
     several = {method: of_method for method, of_method in tried.items() if len(of_method) > 1}
     shared = set.intersection(*map(set, several.values())) if several else set()
     if len(shared) < 2:
         return {}
-    return {
-        method: max(of_method[gamma] for gamma in shared) - min(of_method[gamma] for gamma in shared)
-        for method, of_method in several.items()
-    }
+    return {method: [of_method[gamma] for gamma in sorted(shared)] for method, of_method in several.items()}
+
+
+def _moves(by_strength: Sequence[CurveFacts]) -> npt.NDArray[np.float64]:
+    """``(two strengths, seed)``: how far LRS moves between them. No seed where the curves do not have the same."""
+    if len({frozenset(point.seed for point in curve.points) for curve in by_strength}) > 1:
+        return np.empty((0, 0))
+    found = np.stack([of_seeds(curve)["LRS"] for curve in by_strength])
+    return np.stack([found[i] - found[j] for i, j in combinations(range(len(found)), 2)])
+
+
+def _p_wider(wide: npt.NDArray[np.float64], narrow: npt.NDArray[np.float64]) -> float:
+    """Of the moves of two methods, whose seeds are paired."""
+    candidates = np.concatenate([wide, -wide])  # a move up or down; its sign is not known beforehand
+    p = [max(_p_above(move + sign * other) for other in narrow for sign in (1, -1)) for move in candidates]
+    return min(1.0, min(p) * len(candidates))
+
+
+def _p_above(sample: npt.NDArray[np.float64]) -> float:
+    """One-sided, of a mean above 0."""
+    if np.ptp(sample) <= 1e-12 * np.abs(sample).max(initial=0.0):
+        return 0.0 if sample.mean() > 1e-12 else 1.0
+    return float(ttest_1samp(sample, 0.0, alternative="greater").pvalue)

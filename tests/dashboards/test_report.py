@@ -212,6 +212,21 @@ def test_the_answer_with_seeds_says_what_is_more_than_noise(shift: float, words:
     assert words in said(*records, *others)
 
 
+def test_the_answer_says_whether_the_dependence_on_the_strength_is_more_than_noise() -> None:
+    def strengths(wild: float) -> list[list[dict[str, object]]]:
+        moved = [("z-loss", 0.1, 0.0), ("z-loss", 1.0, wild), ("mu-loss", 0.1, 0.0), ("mu-loss", 1.0, 0.1)]
+        return [
+            curve([3.5 + s / 50 + by, 3.0, 3.2, 3.4], seed=s, method=method, gamma=gamma)
+            for method, gamma, by in moved
+            for s in range(3)
+        ]
+
+    assert "0.033 for mu-loss and 0.333 for z-loss, least for mu-loss, by more than noise less than for any other." in (
+        said(*strengths(1.0))
+    )
+    assert "least for z-loss, by more than noise less than for no other." in said(*strengths(0.1))
+
+
 def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
     code = "import sys, dashboards.report; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

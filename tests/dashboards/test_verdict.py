@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dashboards.sensitivity import CurveFacts, Point, _interval, lrs
-from dashboards.verdict import less_sensitive, strength_ranges
+from dashboards.verdict import less_dependent, less_sensitive, strength_ranges
 
 TRUTH = np.array([3.4, 3.1, 3.0, 3.05, 3.2, 3.6, 4.1])
 """Expected loss at each of seven learning rates."""
@@ -90,3 +90,40 @@ def test_the_range_of_lrs_is_over_the_strengths_that_all_were_tried_at() -> None
     ]
     assert strength_ranges(tried) == {"z-loss": pytest.approx(0.6), "mu-loss": pytest.approx(0.1)}
     assert strength_ranges(tried[:2]) == {}
+
+
+def at_strengths(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ...]) -> list[CurveFacts]:
+    """Curves of methods whose LRS is moved so far at each strength; their noise is not equal."""
+    return [
+        curve(drawn(rng, seeds, shift) + 0.05 * k * rng.standard_normal((7, seeds)), method, 10.0**i)
+        for k, (method, shifts) in enumerate(by_method.items())
+        for i, shift in enumerate(shifts)
+    ]
+
+
+@pytest.mark.parametrize("truth", [(0.0, 0.0, 0.0), (0.0, 0.4, 0.8)])
+def test_methods_that_depend_equally_on_their_strength_are_hardly_ever_told_apart(truth: tuple[float, ...]) -> None:
+    """Whether neither depends on it or both do, and the louder one is not taken for the one that depends on it."""
+    rng = np.random.default_rng(len(set(truth)))
+    wrong = sum(bool(less_dependent(at_strengths(rng, 4, quiet=truth, loud=truth))) for _ in range(200))
+    assert wrong / 200 <= 0.05
+
+
+def test_the_method_that_depends_less_on_its_strength_is_said_to() -> None:
+    """Also where the other one falls as the one rises."""
+    rng = np.random.default_rng(0)
+    found = [less_dependent(at_strengths(rng, 5, calm=(0.0, 0.1, 0.2), wild=(2.0, 1.0, 0.0))) for _ in range(50)]
+    assert all(verdict in ({}, {"calm": {"wild"}}) for verdict in found)
+    assert sum(map(bool, found)) > 45
+
+
+def test_dependence_without_noise_with_one_seed_or_without_seeds_in_common() -> None:
+    def exact(seeds: int, first_seed: int = 1) -> list[CurveFacts]:
+        return [
+            curve(np.tile((TRUTH + by * (TRUTH > 3.0))[:, None], seeds), method, gamma, first_seed)
+            for method, gamma, by in (("calm", 0.1, 0.0), ("calm", 1.0, 0.1), ("wild", 0.1, 0.0), ("wild", 1.0, 0.5))
+        ]
+
+    assert less_dependent(exact(2)) == {"calm": {"wild"}}
+    assert less_dependent(exact(1)) == {}
+    assert less_dependent(exact(2)[:3] + exact(2, first_seed=7)[3:]) == {}
