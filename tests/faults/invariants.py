@@ -131,11 +131,15 @@ def nothing_left_over(home: Path) -> None:
 
 
 def processes(home: Path) -> list[psutil.Process]:
-    """Those that a command on this home started, Ray's included: they inherit its ``OEC_HOME``."""
+    """Those that a command on this home started, Ray's included: they inherit its ``OEC_HOME``.
+
+    Ray keeps one coordinator of autoscaling for all drivers of a cluster, which inherits that of the first.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("OEC_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+            ours = process.environ().get("OEC_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE
+            if ours and "_AutoscalingCoordinatorActor" not in process.name():
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
