@@ -69,7 +69,7 @@ def memory_of(run: Run) -> dict[tuple[str, int], float]:
 
 def undisturbed(folder: Path, uri: str, minutes: float, cells: int, console: Console) -> dict[str, float | None]:
     """Losses by cell of as many cells as fit into the time, ``cells`` at least, and the printed slope of memory."""
-    run = Run(study(folder, 20_000), folder / "undisturbed", NAME, MLFLOW_TRACKING_URI=uri, **ENVIRONMENT)
+    run = Run(study(folder, 10_000), folder / "undisturbed", NAME, MLFLOW_TRACKING_URI=uri, **ENVIRONMENT)
     seen: dict[tuple[str, int], list[tuple[int, float]]] = {}
     done, until = 0, time.monotonic() + 60 * minutes
     try:

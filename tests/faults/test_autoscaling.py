@@ -17,8 +17,8 @@ from tests.service.oec import oec
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-GONE_S = 300.0
-"""Ray Train keeps what it asked for until it is told otherwise, or for three minutes."""
+GONE_S = 120.0
+"""What Ray Train asked for and was not told otherwise of, it keeps for three minutes."""
 IDLE_MINUTES = 0.1
 NAME = "grows"
 
