@@ -19,7 +19,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,8 +201,8 @@ class Store:
         state = str(record["state"])
         if self._states.get(cell.id) == state and state not in ("running", "crashed"):
             return
-        run_id = self._child(client, cell)
         rows = read(self._home.metrics(cell.id, reused_from or self._study.name))
+        run_id = self._child(client, cell, rows)
         metrics = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in rows[self._rows.get(run_id, 0) :]
@@ -221,7 +221,7 @@ class Store:
         if not described:
             client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
         if ended:
-            client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED")
+            client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED", at_end(rows)[0] or None)
         reason = str(record.get("reason") or "")[:REASON_CHARACTERS]
         tags = {"oec.reason": reason, "oec.origin": record.get("origin", "grid"), "oec.state": state}
         client.log_batch(
@@ -295,16 +295,18 @@ class Store:
         self._client = client
         return client
 
-    def _child(self, client: MlflowClient, cell: Cell) -> str:
+    def _child(self, client: MlflowClient, cell: Cell, rows: Sequence[Mapping[str, float]]) -> str:
+        """The run of a cell; a new one begins at the first of its rows, so that MLflow's duration is the cell's."""
         if cell.id not in self._children:
             tags = {"oec.cell": cell.id, "mlflow.parentRunId": self._parent}
-            self._children[cell.id] = self._create(client, cell.label, tags)
+            began = int(rows[0]["time"] * 1000) if rows else None
+            self._children[cell.id] = self._create(client, cell.label, tags, began)
         return self._children[cell.id]
 
-    def _create(self, client: MlflowClient, name: str, tags: dict[str, str]) -> str:
+    def _create(self, client: MlflowClient, name: str, tags: dict[str, str], began: int | None = None) -> str:
         tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **tags}
-        run_id: str = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
-        return run_id
+        run = client.create_run(self._experiment, start_time=began, tags=tags, run_name=name)
+        return str(run.info.run_id)
 
 
 def params(cell: Cell) -> Iterator[Any]:

@@ -76,6 +76,7 @@ def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
     assert run.data.tags["oec.state"] == "finished"
     assert run.info.run_name == CELL.label
     assert run.info.status == "FINISHED"
+    assert (run.info.start_time, run.info.end_time) == (1_000_500, 1_029_500), "its duration is that of the cell"
 
 
 def test_a_run_that_a_kill_left_without_its_params_gets_them(home: Home, uri: str) -> None:
@@ -121,6 +122,7 @@ def test_a_crash_that_was_tried_again_is_no_crash_any_more(home: Home, uri: str)
     assert run.data.tags["oec.state"] == "finished"
     assert run.data.tags["oec.reason"] == ""
     assert run.info.status == "FINISHED"
+    assert (run.info.start_time, run.info.end_time) == (1_000_500, 1_029_500), "its duration is that of the cell"
 
 
 def test_a_store_that_is_down_stops_nothing_and_is_told_later(home: Home, uri: str, tmp_path: Path) -> None:
