@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -82,6 +83,7 @@ def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, 
         console.print(f"study {study.name}: {most}{cells}; home {home.path}", soft_wrap=True)
         if todo:
             train(plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console)
+            drop_checkpoints_of_pruned(ledger, home)
         return ledger.counts()["crashed"]
 
 
@@ -121,6 +123,13 @@ def train(
         if error:
             console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
         flush = FLUSH_S
+
+
+def drop_checkpoints_of_pruned(ledger: Ledger, home: Home) -> None:
+    """Nothing goes on from them. Workers save a cell as they let go of it, so that this waits for their end."""
+    for entry in ledger.ended():
+        if entry.state == "pruned":
+            shutil.rmtree(home.cell(entry.cell.id, ledger.study) / "checkpoints", ignore_errors=True)
 
 
 def give_up(console: Console) -> None:

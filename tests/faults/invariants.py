@@ -117,11 +117,11 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
 
 
 def nothing_left_over(home: Path) -> None:
-    """No file that was being written, no checkpoint of a cell with a result, no process of a command on this home."""
+    """No file that was being written, no checkpoint but of crashed cells, no process of a command on this home."""
     temporary = [path for path in home.rglob("*") if re.fullmatch(r".*-tmp|\..*-[0-9a-f]{32}", path.name)]
     assert not temporary, f"left over: {temporary}"
     for name in Home(home).known():
-        ended = [entry.cell.id for entry in ledger_of(home, name).ended() if entry.state in ("finished", "diverged")]
+        ended = [entry.cell.id for entry in ledger_of(home, name).ended() if entry.state != "crashed"]
         kept = [cell for cell in ended if (Home(home).cell(cell, name) / "checkpoints").exists()]
         assert not kept, f"checkpoints of ended cells: {kept}"
     deadline = time.monotonic() + GONE_S
