@@ -88,7 +88,8 @@ class Nodes:
         """The last line that a program prints which may join the cluster."""
         own = {**os.environ, **self.environment, "RAY_ADDRESS": self.address}  # or the State API looks for any cluster
         done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=False)
-        return done.stdout.strip().rpartition("\n")[2]
+        said = [line for line in done.stdout.splitlines() if line and "(raylet)" not in line]  # Ray warns there, too
+        return said[-1] if said else ""
 
 
 def kill(process: psutil.Process) -> None:
