@@ -37,7 +37,7 @@ from tests.faults.mlflow_server import Server
 from tests.faults.running import Run
 
 NAME = "soak"
-WORKER, TRIAL = "ray::RayTrainWorker", "ray::TrialOfCells"
+WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
 ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10"}
 RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
 FAULT_EVERY_S = (4.0, 16.0)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 POISON = Path(__file__).with_name("poison")
 """A folder for ``PYTHONPATH``, see there."""
-TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::TrialOfCells"
+TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
 
 
 @pytest.fixture
