@@ -1,4 +1,5 @@
-"""What a sweep leaves in the cluster that it ran on: nothing."""
+"""When a sweep is not worth going on with, its first cells having all crashed with the same error; and what one leaves
+in the cluster that it ran on: nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +16,49 @@ from service import cluster
 from service.home import Home
 from service.ledger import Ledger
 from service.run import tokens_of
-from service.sweep import sweep, warm
+from service.sweep import ALIKE, CrashedAlike, sweep, warm
+
+CELLS = Plan(Study.load("demo"), "data").cells
 
 
-@pytest.fixture(autouse=True)
+def crash(line: str) -> dict[str, str]:
+    return {"state": "crashed", "reason": f"Traceback (most recent call last):\n  File\n{line}\n"}
+
+
+def test_the_first_cells_that_crash_alike_end_the_sweep_with_their_error() -> None:
+    alike = CrashedAlike()
+    for cell in CELLS[:ALIKE]:
+        assert not alike.stop_all()
+        alike.ended(cell, crash(f"OSError: [Errno 28] No space left on device: '/home/cells/{cell.id}/metrics.jsonl'"))
+    assert alike.stop_all()
+    assert alike.error == f"OSError: [Errno 28] No space left on device: '/home/cells/{cell.id}/metrics.jsonl'"
+
+
+def test_different_errors_do_not() -> None:
+    alike = CrashedAlike()
+    for number, cell in enumerate(CELLS[: 2 * ALIKE]):
+        alike.ended(cell, crash("RuntimeError: one" if number else "RuntimeError: another"))
+    assert not alike.stop_all()
+
+
+def test_crashes_behind_a_cell_that_worked_do_not() -> None:
+    for state in ("finished", "diverged"):
+        alike = CrashedAlike()
+        alike.ended(CELLS[0], crash("RuntimeError: one"))
+        alike.ended(CELLS[1], {"state": state})
+        for cell in CELLS[2:9]:
+            alike.ended(cell, crash("RuntimeError: one"))
+        assert not alike.stop_all()
+
+
+@pytest.fixture
 def embedded() -> Iterator[None]:
     cluster.connect(None)
     yield
     ray.shutdown()
 
 
+@pytest.mark.usefixtures("embedded")
 def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> None:
     """The core of a sweep of one cell is free when the sweep returns.
 
