@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,19 +140,25 @@ class Load:
                     continue
                 name = self.told.accepted[-1 - random.randrange(min(3, len(self.told.accepted)))]
                 seen: list[int] = []
-                ended = False
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ENDS_S):
-                        while not ended:
-                            try:
-                                async for id, event in self._events(client, name, seen[-1] if seen else 0):
-                                    if event == "ledger":
-                                        seen.append(id)
-                                    ended = ended or event == "end"
-                            except LOST:
-                                self.told.answers["events lost"] += 1
-                                await asyncio.sleep(0.2)
+                try:
+                    await asyncio.wait_for(self._follow(client, name, seen), ENDS_S)
+                    ended = True
+                except TimeoutError:
+                    ended = False
                 self.told.watched.append((name, seen, ended))
+
+    async def _follow(self, client: httpx2.AsyncClient, name: str, seen: list[int]) -> None:
+        """Add to ``seen`` the ids of a ledger's events, until the study's end is told."""
+        ended = False
+        while not ended:
+            try:
+                async for id, event in self._events(client, name, seen[-1] if seen else 0):
+                    if event == "ledger":
+                        seen.append(id)
+                    ended = ended or event == "end"
+            except LOST:
+                self.told.answers["events lost"] += 1
+                await asyncio.sleep(0.2)
 
     async def _events(self, client: httpx2.AsyncClient, name: str, after: int) -> AsyncIterator[tuple[int, str]]:
         began = time.monotonic()

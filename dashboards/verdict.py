@@ -37,9 +37,14 @@ def _p(a: CurveFacts, b: CurveFacts) -> float:
     if {point.seed for point in a.points} != {point.seed for point in b.points}:
         return welch(x, y)
     difference = x - y
-    if np.ptp(difference) <= 1e-12 * np.abs(difference).max(initial=0.0):
+    if _without_noise(difference):
         return 1.0 if np.allclose(difference, 0.0, atol=1e-12) else 0.0
     return float(ttest_1samp(difference, 0.0).pvalue)
+
+
+def _without_noise(sample: npt.NDArray[np.float64]) -> bool:
+    """Whether all seeds say the same, of which no t-test can be made."""
+    return bool(np.ptp(sample) <= 1e-12 * np.abs(sample).max(initial=0.0))
 
 
 def strength_ranges(curves: Sequence[CurveFacts]) -> dict[str, float]:
@@ -102,6 +107,6 @@ def _p_wider(wide: npt.NDArray[np.float64], narrow: npt.NDArray[np.float64]) -> 
 
 def _p_above(sample: npt.NDArray[np.float64]) -> float:
     """One-sided, of a mean above 0."""
-    if np.ptp(sample) <= 1e-12 * np.abs(sample).max(initial=0.0):
+    if _without_noise(sample):
         return 0.0 if sample.mean() > 1e-12 else 1.0
     return float(ttest_1samp(sample, 0.0, alternative="greater").pvalue)

@@ -203,8 +203,10 @@ def test_a_home_that_a_node_does_not_see_is_refused_before_any_cell(cluster: Clu
     home.mkdir()
     own = ["--num-cpus", "1", "--node-ip-address", "127.0.0.2", *apart(cluster, "blind")]
     node = cluster.worker(*own, within=blind_to(home))
-    done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
-    kill(node)
+    try:
+        done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
+    finally:
+        kill(node)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"--home: '{home}' is not seen by node 127.0.0.2 (No such file or directory)" in done.stdout
     assert set(ledger_of(home, "smoke").counts()) == {"planned"}
