@@ -75,7 +75,7 @@ def connect(given: str | None) -> None:
         reach(joined)
         ray.init(
             address=joined,
-            runtime_env={"env_vars": {"RAY_ADDRESS": seen_from_elsewhere(joined)}},  # see start()
+            runtime_env={"env_vars": whereabouts(seen_from_elsewhere(joined))},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -114,11 +114,10 @@ def start() -> None:
     private_token()
     for left in reversed(range(STARTS)):
         port = free_port()
-        # Its processes inherit where it is. Without that, those of Ray Train that free the cores of a dead trial look
-        # for any cluster of this machine, and take a group for dead of which another cluster does not know.
-        where = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{LOOPBACK}:{port}"}
+        inherited = {"RAY_GCS_SERVER_PORT": str(port), **whereabouts(f"{LOOPBACK}:{port}")}
+        before = {name: os.environ.get(name) for name in inherited}
+        os.environ.update(inherited)
         try:
-            os.environ.update(where)
             ray.init(
                 address="local",
                 num_cpus=local_cores(),
@@ -135,8 +134,19 @@ def start() -> None:
                 raise InvalidInput("--address", None, f"no Ray cluster started here ({reason})", remedy) from error
             logger.warning("Ray did not start (%s), once more", reason)
         finally:
-            for name in where:
+            for name, value in before.items():
                 os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def whereabouts(address: str) -> dict[str, str]:
+    """What tells the processes of a cluster which one is theirs.
+
+    Without it those of Ray Train that free the cores of a dead trial look for any cluster of this machine, and take a
+    group for dead of which another cluster does not know.
+    """
+    return {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": ""}  # the second would go before the first
 
 
 def seen_from_elsewhere(joined: str) -> str:

@@ -3,12 +3,12 @@ in the cluster that it ran on: nothing."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from ray.util.state import list_placement_groups
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
@@ -19,6 +19,7 @@ from service.run import tokens_of
 from service.sweep import ALIKE, CrashedAlike, sweep, warm
 
 CELLS = Plan(Study.load("demo"), "data").cells
+ELSEWHERE = "http://127.0.0.1:9"
 
 
 def crash(line: str) -> dict[str, str]:
@@ -51,11 +52,28 @@ def test_crashes_behind_a_cell_that_worked_do_not() -> None:
         assert not alike.stop_all()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def embedded() -> Iterator[None]:
-    cluster.connect(None)
-    yield
-    ray.shutdown()
+    """Beside a setting that leads Ray's State API to another cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_API_SERVER_ADDRESS", ELSEWHERE)
+        cluster.connect(None)
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.usefixtures("embedded")
+def test_rays_processes_know_their_own_cluster_and_ours_keeps_its_environment() -> None:
+    @ray.remote
+    def told() -> str:
+        from ray.util.state import list_nodes
+
+        [node] = list_nodes()
+        return str(node.node_id)
+
+    assert ray.get(told.remote()) == ray.get_runtime_context().get_node_id()
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == ELSEWHERE
+    assert "RAY_ADDRESS" not in os.environ
 
 
 @pytest.mark.usefixtures("embedded")
@@ -73,7 +91,6 @@ def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> Non
         ledger.plan(plan.cells)
         sweep(plan, warm(study, tokens, home), home, ledger, [], at_once=1)
         assert ledger.counts()["finished"] == 1
-    address = ray.get_runtime_context().gcs_address
-    groups = list_placement_groups(address=address)
+    groups = ray.util.placement_group_table()
     assert groups, "no group was placed, so that none could be left"
-    assert {group.state for group in groups} == {"REMOVED"}
+    assert {group["state"] for group in groups.values()} == {"REMOVED"}
