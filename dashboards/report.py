@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -144,7 +145,9 @@ def _write(
         return folder
     page = folder / "report.html"
     made = _page(runs, drawn, charts, cost, title, provenance, notes, known, vega.text())
-    page.write_text(made, encoding="utf-8")
+    new = page.with_suffix(f".{os.getpid()}")
+    new.write_text(made, encoding="utf-8")
+    new.replace(page)  # at once: a browser may be reading the one before
     return page
 
 

@@ -74,10 +74,13 @@ class Page:
         if goes_on and began < self._due:
             return
         path = live_page(self._study, self._home, PAGE_EVERY_S if goes_on else None)
-        if not self._due:
-            self._console.print(f"page: {path}", soft_wrap=True)
         ended = time.monotonic()
-        self._due = ended + max(PAGE_EVERY_S, PAGE_SHARE * (ended - began))
+        pause: float = PAGE_EVERY_S
+        if self._due:
+            pause = max(pause, PAGE_SHARE * (ended - began))
+        else:  # most of what the first one takes is spent on imports
+            self._console.print(f"page: {path}", soft_wrap=True)
+        self._due = ended + pause
 
 
 def watch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -261,6 +262,27 @@ def test_published_curves_come_and_go(browser: Browser, tmp_path: Path) -> None:
     page.wait_for_function(f'document.querySelectorAll("{lines}").length === {own + 4}')
     page.uncheck("#published")
     page.wait_for_function(f'document.querySelectorAll("{lines}").length === {own}')
+    assert shown.complaints == []
+    page.close()
+
+
+def test_a_page_that_loads_itself_again_stays_as_it_was_left(browser: Browser, tmp_path: Path) -> None:
+    runs = read_csv(RUNS_CSV).query("method == 'baseline'")
+    runs = runs.assign(cell=[f"cell-{i}" for i in range(len(runs))])
+    known = replace(measured(runs), refresh_s=5)
+    path = write_report(runs, tmp_path, title="live", formats=("html",), known=known)
+    page = browser.new_page()
+    shown = Opened(page, path)
+    page.select_option("#view", "221M")
+    page.check("#published")
+    shown.drawn()
+    cell = page.eval_on_selector_all("#cell option", "options => options[2].value")
+    page.select_option("#cell", cell)
+    page.evaluate("every.open = true; scrollTo(0, 600)")
+    page.evaluate("before = true")
+    page.wait_for_function("typeof before === 'undefined' && main.ariaBusy === 'false'")
+    choices = "[choice.value, published.checked, cell.value, every.open, scrollY]"
+    assert page.evaluate(choices) == ["221M", True, cell, True, 600]
     assert shown.complaints == []
     page.close()
 
