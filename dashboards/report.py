@@ -42,7 +42,7 @@ from dashboards.tables import (
     whose,
 )
 from dashboards.vega import Script
-from dashboards.views import Line, View, lines, views
+from dashboards.views import Line, View, lines, strengths, views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,7 @@ def _page(
     vega: Markup,
 ) -> str:
     found, seen = [line.curve for line in drawn], views(drawn)
+    by_strength = {name: f"{gamma:g}" for name, gamma in strengths(drawn).items()}
     listing = runs.assign(label=labels(runs))
     panels: dict[str, dict[str, dict[str, Any]]] = {}
     sections: dict[str, dict[str, None]] = {section: {} for section in get_args(Section)}
@@ -205,6 +206,8 @@ def _page(
             scales={curve.scale for curve in found},
             norms={curve.attention_norm for curve in found},
             views=[view.name for view in seen],
+            gammas=sorted(set(by_strength.values()), key=float),
+            strengths=_json(by_strength),
             sections=sections,
             specs=_json(panels),
             overlays=any(figure.overlay for figure in charts),

@@ -91,6 +91,25 @@ def views(drawn: Iterable[Line]) -> list[View]:
     return [View(name=name, lines=tuple(of_view)) for name, of_view in found.items()]
 
 
+def strengths(drawn: Sequence[Line]) -> dict[str, float]:
+    """The strength of each line that is one of several of its method, by the line's name.
+
+    None where lines of one name differ in it: there the views tell the strengths apart.
+    """
+    of_method: dict[str, set[float | None]] = {}
+    of_name: dict[str, set[float | None]] = {}
+    for line in drawn:
+        of_method.setdefault(line.curve.method, set()).add(line.curve.gamma)
+        of_name.setdefault(line.name, set()).add(line.curve.gamma)
+    if any(len(gammas) > 1 for gammas in of_name.values()):
+        return {}
+    return {
+        line.name: line.curve.gamma
+        for line in drawn
+        if line.curve.gamma is not None and len(of_method[line.curve.method]) > 1
+    }
+
+
 def color_of(method: str) -> str:
     """The one colour of a method, hexadecimal."""
     return COLORS.get(method, UNKNOWN_COLOR)

@@ -145,23 +145,52 @@ EVERYWHERE = [
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light"), ("published", "desktop", "light")], indirect=True)
 def test_every_choice_draws_the_numbers_of_the_table(opened: tuple[Opened, pd.DataFrame]) -> None:
     shown, runs = opened
-    for choice in shown.page.eval_on_selector_all("#view option", "options => options.map(o => o.value)"):
-        shown.page.select_option("#view", choice)
-        shown.drawn()
-        of_scale = runs[runs["scale"] == choice.partition(",")[0]]
-        ended = of_scale[of_scale["state"].isin(["finished", "diverged"])]
-        found = shown.points(LOSS)
-        assert len(found) == len(ended), choice
-        for run in ended.to_dict("records"):
-            # A published run has no cell id: its place in the picture is then its name.
-            name = run["cell"] if isinstance(run["cell"], str) else None
-            expected = run["l_init"] if run["state"] == "diverged" else min(run["val_loss"], run["l_init"])
-            if name:
-                assert found[name] == pytest.approx(expected, rel=1e-6), name
-        assert sorted(found.values()) == pytest.approx(
-            sorted(ended["val_loss"].where(ended["state"] == "finished", ended["l_init"]).clip(upper=ended["l_init"])),
-            rel=1e-6,
-        )
+    texts = "options => options.map(option => option.value)"
+    runs = runs.assign(tried=runs.groupby("method")["gamma"].transform("nunique"))
+    for view in shown.page.eval_on_selector_all("#view option", texts):
+        shown.page.select_option("#view", view)
+        for gamma in shown.page.eval_on_selector_all("#strength option", texts) or [None]:
+            if gamma is not None:
+                shown.page.select_option("#strength", gamma)
+            shown.drawn()
+            drawn = runs[runs["scale"] == view.partition(",")[0]]
+            drawn = drawn[(drawn["tried"] < 2) | (drawn["gamma"] == float(gamma))] if gamma else drawn
+            ended = drawn[drawn["state"].isin(["finished", "diverged"])]
+            found = shown.points(LOSS)
+            assert len(found) == len(ended), (view, gamma)
+            expected = (
+                ended["val_loss"].where(ended["state"] == "finished", ended["l_init"]).clip(upper=ended["l_init"])
+            )
+            for cell, loss in zip(ended["cell"], expected, strict=True):
+                if isinstance(cell, str):  # a published run has no id
+                    assert found[cell] == pytest.approx(loss, rel=1e-6), cell
+            assert sorted(found.values()) == pytest.approx(sorted(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
+def test_one_strength_alone(opened: tuple[Opened, pd.DataFrame]) -> None:
+    """Legends and bars name the lines that are drawn, each in the colour that it had."""
+    shown, _ = opened
+    page = shown.page
+    named = f"[data-panel='{LOSS}'] svg .mark-text.role-legend-label text"
+    texts = "labels => labels.map(label => label.textContent)"
+    page.select_option("#view", "29M")
+    shown.drawn()
+    assert page.eval_on_selector_all(named, texts) == ["baseline", "z-loss (gamma=0.0001)", "z-loss (gamma=0.1)"]
+    bars = "[data-panel='LRS by curve'] svg [aria-roledescription=bar]"
+    of_each = "[bar.ariaLabel.match(/label: (.+?);/)[1], bar.getAttribute('fill')]"
+    looks = f"bars => Object.fromEntries(bars.map(bar => {of_each}))"
+    before = page.eval_on_selector_all(bars, looks)
+    page.select_option("#strength", "0.1")
+    shown.drawn()
+    assert page.eval_on_selector_all(named, texts) == ["baseline", "z-loss (gamma=0.1)"]
+    after = page.eval_on_selector_all(bars, looks)
+    assert after == {name: look for name, look in before.items() if name != "z-loss (gamma=0.0001)"}
+    assert len(after) == len(before) - 1 > 0
+    assert "several strengths, 0.1 is drawn." in page.inner_text(f"[data-panel='{LOSS}'] figcaption")
+    over = "[data-panel='LRS over strength']"
+    assert "is drawn" not in page.inner_text(f"{over} figcaption")
+    assert len(page.query_selector_all(f"{over} svg [aria-roledescription=point]")) == 2, "it is over all strengths"
 
 
 @pytest.mark.parametrize("opened", EVERYWHERE, indirect=True)

@@ -14,7 +14,7 @@ from dashboards import published
 from dashboards.figures import diagnostic_facts, figures, loss_facts, lrs_facts
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from dashboards.views import COLORS, GREY, Line, color_of_norm, lines, views
+from dashboards.views import COLORS, GREY, Line, color_of_norm, lines, strengths, views
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 
@@ -171,6 +171,13 @@ def test_norms_can_be_told_apart() -> None:
     looks = {(line.color, line.dash, line.shape) for line in compared(*ATTENTION_NORMS, "from-elsewhere")}
     assert len(looks) == len(ATTENTION_NORMS) + 1, "more norms of one colour than dashes: dashboards.views"
     assert color_of_norm("none") == GREY
+
+
+def test_strengths_can_be_chosen_where_a_method_has_several(found: list[Line]) -> None:
+    assert strengths(found) == {"mu-loss (gamma=0.0001)": 1e-4, "mu-loss (gamma=0.1)": 1e-1}, "z-loss has one"
+    of_z_loss = [curve([3.5, 3.0, 3.2, 3.4], method="z-loss", gamma=gamma) for gamma in (1e-4, 1e-1)]
+    under = [[run | {"attention_norm": norm} for norm in ATTENTION_NORMS for run in runs] for runs in of_z_loss]
+    assert strengths(drawn_of(study(*under))) == {}, "its views tell them apart already"
 
 
 def test_one_norm_alone_is_named_where_it_is_not_the_default() -> None:

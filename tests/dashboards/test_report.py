@@ -90,7 +90,7 @@ def test_the_folder(evil: Path) -> None:
 
 
 def test_nothing_from_outside_is_markup(page: Page) -> None:
-    assert len(page.scripts) == 6, "figures, steps, runs and columns as JSON, Vega, and the page's own"
+    assert len(page.scripts) == 7, "figures, steps, runs, columns and strengths as JSON, Vega, and the page's own"
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
@@ -107,7 +107,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy
-    assert "fetch(" not in page.scripts[5]
+    assert "fetch(" not in page.scripts[6]
     assert "url(" not in page.scripts[0]
 
 
@@ -125,7 +125,7 @@ def test_figures_are_embedded_as_json(page: Page) -> None:
     panels = json.loads(page.scripts[0])
     figure = panels["Final loss over learning rate"][EVIL]
     assert figure["spec"]["width"] == "container"
-    assert not any("</" in script for script in page.scripts[:4])
+    assert not any("</" in script for script in page.scripts[:5])
     facts = page.rows(figure["data"]["facts"])
     assert [fact["loss"] for fact in facts] == [3.0, 3.2, pytest.approx(L_INIT)]
     assert {fact["label"] for fact in facts} == {EVIL}
