@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,8 @@ def cluster() -> Iterator[Cluster]:
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         cluster = nodes.enter_context(Cluster())
         cluster.head("--num-cpus", "0")
-        for name in ("one", "two"):
-            cluster.worker("--num-cpus", "1", *apart(cluster, name))
+        cluster.worker("--num-cpus", "1", *apart(cluster, "one"))
+        cluster.worker("--num-cpus", "1", "--labels", "role=drivers", *apart(cluster, "two"))
         yield cluster
 
 
@@ -66,6 +68,43 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not in {DEADLINE_S:g} s: {what}"
         time.sleep(0.1)
+
+
+class Line:
+    """A port of this machine that leads to another one, until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._open = port, list[socket.socket]()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def cut(self) -> int:
+        """End every connection; how many there were."""
+        ended, self._open = self._open, []
+        for one in ended:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        return len(ended) // 2
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                ends = (self._server.accept()[0], socket.create_connection(("127.0.0.1", self._port)))
+                self._open += ends
+                for way in (ends, ends[::-1]):
+                    threading.Thread(target=self._carry, args=way, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):  # it is cut
+            while piece := source.recv(65536):
+                target.sendall(piece)
+            target.shutdown(socket.SHUT_WR)
 
 
 def study(folder: Path, **changes: object) -> Path:
@@ -112,6 +151,43 @@ def test_what_the_driver_refuses_is_refused_by_the_job(cluster: Cluster, tmp_pat
     assert done.returncode == 2, done.stdout + done.stderr
     assert "3 workers x 1 CPU = 3 CPU, of 2; use at most 2 workers" in done.stdout
     assert "3 workers x 1 CPU = 3 CPU, of 2" in oec("jobs", home=tmp_path, **url(cluster)).stdout
+
+
+def test_a_log_that_is_followed_survives_lost_connections(cluster: Cluster, tmp_path: Path) -> None:
+    """Nothing of it is missing or shown twice, and the exit code is the study's."""
+    with closing(Line(cluster.dashboard_port)) as line:
+        through = url(cluster) | {"OEC_CLUSTER": f"http://127.0.0.1:{line.port}"}
+        log, cuts = tmp_path / "log", 0
+        following = start("submit", "smoke", "--follow", home=tmp_path / "home", log=log, **through)
+        until(lambda: "6 to train" in log.read_text(), "the study begins")
+        while following.poll() is None:
+            cuts += line.cut()
+            time.sleep(5)
+        assert following.returncode == 0, log.read_text()
+        assert cuts > 1, "no connection was lost"
+    first, _, shown = log.read_text().partition("\n")
+    assert shown == oec("logs", first.split()[1].rstrip(":"), home=tmp_path, **url(cluster)).stdout
+    assert shown.count("report: ") == 1
+
+
+def test_the_driver_runs_where_it_is_asked_to(cluster: Cluster, tmp_path: Path) -> None:
+    """On the head, or on the node that has the label."""
+    file = too_wide(tmp_path)
+    homes = {(): tmp_path / "head", ("--driver-label", "role=drivers"): tmp_path / "drivers"}
+    for options, home in homes.items():
+        assert oec("submit", file, "--follow", *options, home=home, **url(cluster)).returncode == 2
+    jobs = "{one.runtime_env['env_vars']['OEC_HOME']: one.driver_node_id for one in client.list_jobs()}"
+    program = f"""
+import json, ray
+from ray.job_submission import JobSubmissionClient
+client = JobSubmissionClient("http://127.0.0.1:{cluster.dashboard_port}")
+ray.init("{cluster.address}", log_to_driver=False)
+heads = {{node["NodeID"]: "node:__internal_head__" in node["Resources"] for node in ray.nodes()}}
+roles = {{node["NodeID"]: node["Labels"].get("role") for node in ray.nodes()}}
+print(json.dumps({{home: (heads[node], roles[node]) for home, node in {jobs}.items() if node}}))
+"""
+    nodes = json.loads(cluster.asked(program))
+    assert [nodes[str(home)] for home in homes.values()] == [[True, None], [False, "drivers"]]
 
 
 def test_of_several_who_submit_at_once_none_is_lost(cluster: Cluster, tmp_path: Path) -> None:
