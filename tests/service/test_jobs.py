@@ -176,15 +176,16 @@ def test_the_driver_runs_where_it_is_asked_to(cluster: Cluster, tmp_path: Path) 
     homes = {(): tmp_path / "head", ("--driver-label", "role=drivers"): tmp_path / "drivers"}
     for options, home in homes.items():
         assert oec("submit", file, "--follow", *options, home=home, **url(cluster)).returncode == 2
-    jobs = "{one.runtime_env['env_vars']['OEC_HOME']: one.driver_node_id for one in client.list_jobs()}"
     program = f"""
 import json, ray
 from ray.job_submission import JobSubmissionClient
 client = JobSubmissionClient("http://127.0.0.1:{cluster.dashboard_port}")
 ray.init("{cluster.address}", log_to_driver=False)
+jobs = [job for job in client.list_jobs() if job.submission_id]  # the others are drivers that joined
 heads = {{node["NodeID"]: "node:__internal_head__" in node["Resources"] for node in ray.nodes()}}
 roles = {{node["NodeID"]: node["Labels"].get("role") for node in ray.nodes()}}
-print(json.dumps({{home: (heads[node], roles[node]) for home, node in {jobs}.items() if node}}))
+home = lambda job: job.runtime_env["env_vars"]["OEC_HOME"]
+print(json.dumps({{home(job): (heads[job.driver_node_id], roles[job.driver_node_id]) for job in jobs}}))
 """
     nodes = json.loads(cluster.asked(program))
     assert [nodes[str(home)] for home in homes.values()] == [[True, None], [False, "drivers"]]
