@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+from uuid import uuid4
 
 import altair as alt
 import pandas as pd
@@ -145,9 +145,9 @@ def _write(
         return folder
     page = folder / "report.html"
     made = _page(runs, drawn, charts, cost, title, provenance, notes, known, vega.text())
-    new = page.with_suffix(f".{os.getpid()}")
+    new = folder / f".{page.name}-{uuid4().hex}"
     new.write_text(made, encoding="utf-8")
-    new.replace(page)  # at once: a browser may be reading the one before
+    new.replace(page)  # at once: others read the one before, or write it, too
     return page
 
 

@@ -94,7 +94,7 @@ def views(drawn: Iterable[Line]) -> list[View]:
 def strengths(drawn: Sequence[Line]) -> dict[str, float]:
     """The strength of each line that is one of several of its method, by the line's name.
 
-    None where lines of one name differ in it: there the views tell the strengths apart.
+    Empty where lines of one name differ in it: there the views tell the strengths apart.
     """
     of_method: dict[str, set[float | None]] = {}
     of_name: dict[str, set[float | None]] = {}

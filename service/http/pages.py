@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -35,12 +33,12 @@ class Pages:
             Refused: 429, too many wait for one.
         """
         with self._queue.place(), self._lock:
-            path = self._home.service / "pages" / f"{name}.html"
+            path = self._home.service / "pages" / name / "report.html"
             generation, seq, at = self._drawn.get(name, (-1, -1, 0.0))
             same = (generation, seq) == (snapshot.generation, snapshot.seq)
             if not path.is_file() or not (same or (generation >= 0 and time.monotonic() - at < ANEW_S)):
                 self._process = self._process or ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-                self._process.submit(draw, name, self._home, path).result()
+                self._process.submit(draw, name, self._home, path.parent).result()
                 self._drawn[name] = snapshot.generation, snapshot.seq, time.monotonic()
             return path.read_bytes()
 
@@ -49,13 +47,8 @@ class Pages:
             self._process.shutdown(wait=False, cancel_futures=True)
 
 
-def draw(name: str, home: Home, path: Path) -> None:
-    """Write the page of a study to ``path``, at once: another service may read it."""
+def draw(name: str, home: Home, folder: Path) -> None:
+    """Write the page of a study into ``folder``."""
     from service.reporting import live_page  # seconds
 
-    path.parent.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent))
-    try:
-        live_page(name, home, None, folder).replace(path)
-    finally:
-        shutil.rmtree(folder)
+    live_page(name, home, None, folder)
