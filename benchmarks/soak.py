@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=60, help="of each disturbed study")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    # What a script starts in the background ignores Ctrl-C, and so would the drivers that are sent it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     console, draw, injected, cells, rounds = Console(), random.Random(args.seed), Counter[str](), 0, 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="oec-soak-", ignore_cleanup_errors=True) as folder:
