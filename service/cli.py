@@ -75,6 +75,7 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
     from service.reporting import load, report
 
     page = report(load(spec.name, place), None, console)
+    place.keep(page.parent)
     try:
         sync(place.tracking_uri, place, spec, Ledger(place.ledger(spec.name), spec.name), page.parent)
     except InvalidInput as error:  # the results are in the home
@@ -224,7 +225,7 @@ def train(
     """Train one cell of STUDY in this process, without Ray, by the same loop."""
     from service.single import train_one
 
-    train_one(Study.load(study), Home.open(home), scale, attention_norm, method, gamma, lr, seed, plain())
+    train_one(Study.load(study), Home.folder(home), scale, attention_norm, method, gamma, lr, seed, plain())
 
 
 @main.group()

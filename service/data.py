@@ -43,6 +43,9 @@ def prepare(
         return
     if workers is not None and workers < 1:
         raise InvalidInput("--workers", workers, "is no number of threads", "give 1 or more")
+    if home.bucket and not out:
+        remedy = "give a folder that every node sees, for the data.path of studies"
+        raise InvalidInput("--out", "(not given)", f"is needed, as the home is in a bucket, {home}", remedy)
     recipe = Recipe(source=source, **given)
     recipe.check()
     folder = (out.expanduser() if out else home.path / "data" / recipe.documents.name).absolute()

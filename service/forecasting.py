@@ -31,11 +31,11 @@ def beginnings(home: Home, studies: Sequence[str] = ()) -> pd.DataFrame:
         home.require(name)
     found = {}
     for name in studies or home.known():
-        for entry in Ledger(home.ledger(name), name).entries.values():
-            cell = entry.cell
-            if entry.state not in STATES or cell.id in found:
-                continue
-            found[cell.id] = begun(entry, read(home.metrics(cell.id, entry.reused_from or name)))
+        entries = Ledger(home.ledger(name), name).entries.items()
+        new = {cell_id: entry for cell_id, entry in entries if entry.state in STATES and cell_id not in found}
+        home.bring((cell_id, entry.reused_from or name) for cell_id, entry in new.items())
+        for cell_id, entry in new.items():
+            found[cell_id] = begun(entry, read(home.metrics(cell_id, entry.reused_from or name)))
     return table_of(found.values())
 
 

@@ -17,7 +17,7 @@ import ray.train
 
 from search_spaces.study import ResourceSpec
 from service.mailbox import Mailbox
-from trainers.data import Tokens
+from trainers.data import TokenFiles
 from trainers.job import Event, Job
 
 POLL_S = 1.0
@@ -30,8 +30,7 @@ CLOSE_S = 60.0
 class GroupConfig:
     """What a group is; trials of equal configs share one."""
 
-    tokens: Tokens
-    """Paths and digest; the files are opened by the workers."""
+    tokens: TokenFiles
     resources: ResourceSpec
     ray_folder: Path
     micro_batch_memo: Path

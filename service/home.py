@@ -11,19 +11,30 @@
     mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
     ray/                     what Ray Tune and Ray Train write
     service/                 of ``oec serve``: tokens.json, audit.jsonl, ray.json; for this user alone
+
+A home in a bucket has the same names, with its ledgers as ``service.journal`` says. Every machine works in a folder of
+its own, in which the driver and whoever reads find what they have brought from the bucket, and workers, under
+``work/``, what they write on its way there. Views (Optuna's journal, MLflow's own store) stay in the driver's.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from search_spaces.cell import digest
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
+from search_spaces.study import NAME, Study
 from service import storage
+from service.journal import Journal
 from service.ledger import Ledger
+from service.texts import InBucket, InFolder, Texts
+from trainers.buckets import Bucket, Mirror, at_once, is_bucket, refresh
+from trainers.data import MANIFEST
 from trainers.files import write_atomically
 
 
@@ -32,25 +43,77 @@ class Home:
     """Paths of a home; ``open`` makes one that can be written to."""
 
     path: Path
+    bucket: Bucket | None = None
+    """Where the home is, if ``path`` is but this machine's part of it."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Home:
-        """A home at ``path``, or a ``file:`` URL, made if needed. Paths in it are absolute: Ray runs its processes
-        elsewhere.
+    def open(cls, given: str | Path) -> Home:
+        """A home at a path, or a ``file:`` URL, made if needed, or at the URL of a bucket, with its studies and their
+        ledgers as they are there now. Paths in it are absolute: Ray runs its processes elsewhere.
 
         Raises:
-            InvalidInput: the folder can not be made or written to; see also ``storage.local``.
+            InvalidInput: the folder can not be made or written to, or the bucket can not be read; see also
+                ``storage.local``.
         """
-        home = cls(storage.local(str(path)).expanduser().resolve())
+        if is_bucket(str(given)):
+            home = cls._of(Bucket.open(str(given)))
+            home.pull()
+            return home
+        return cls.folder(given)
+
+    @classmethod
+    def folder(cls, given: str | Path) -> Home:
+        """As ``open``, for what a bucket can not be."""
+        home = cls(storage.local(str(given)).expanduser().resolve())
         try:
             home.studies.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=home.path):
                 pass
         except OSError as error:
             raise InvalidInput(
-                "--home", str(path), f"is not writable ({error.strerror})", "choose a folder that is, or make it so"
+                "--home", str(given), f"is not writable ({error.strerror})", "choose a folder that is, or make it so"
             ) from error
         return home
+
+    @classmethod
+    def _of(cls, bucket: Bucket) -> Home:
+        scratch = storage.scratch()
+        home = cls(scratch / f"{bucket.url.rpartition('/')[2]}-{digest(bucket.url)[:12]}", bucket)
+        home.studies.mkdir(parents=True, exist_ok=True)
+        return home
+
+    def __str__(self) -> str:
+        return self.bucket.url if self.bucket else str(self.path)
+
+    def pull(self, *names: str) -> None:
+        """Bring the studies of a bucket and their ledgers, all of them or these; nothing where the home is a folder.
+
+        A study that this machine is running is as new here as there.
+        """
+        if self.bucket:
+            at_once(self._pull, names or self._in_bucket("ledgers"))
+
+    def _in_bucket(self, folder: str) -> list[str]:
+        """Names of studies: those that could not be one are nobody's."""
+        assert self.bucket
+        return [name for name in (self.bucket / folder).folders() if NAME.fullmatch(name) and ".." not in name]
+
+    def _pull(self, name: str) -> None:
+        assert self.bucket
+        refresh(self.study(name) / "study.yaml", self.bucket, f"ledgers/{name}/study.yaml")
+        content = Journal(self.bucket, name).content()
+        self.study(name).mkdir(exist_ok=True)
+        with self.ledger(name).open("a+b", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            file.seek(0)
+            before = file.read()
+            if not content.startswith(before):
+                file.truncate(0)
+                before = b""
+            file.write(content[len(before) :])
 
     @property
     def studies(self) -> Path:
@@ -61,8 +124,15 @@ class Home:
         return self.path / "ray"
 
     def metrics(self, cell_id: str, study: str | None = None) -> Path:
-        """The rows of a cell, as ``trainers.rows`` reads them."""
+        """The rows of a cell, as ``trainers.rows`` reads them; see ``bring``."""
         return self.cell(cell_id, study) / "metrics.jsonl"
+
+    def bring(self, cells: Iterable[tuple[str, str]]) -> None:
+        """See that the metrics of these cells, each with its study, are here as they are in the bucket; nothing where
+        the home is a folder."""
+        if bucket := self.bucket:
+            names = [f"studies/{study}/cells/{cell_id}/metrics.jsonl" for cell_id, study in cells]
+            at_once(lambda name: refresh(self.path / name, bucket, name), names)
 
     @property
     def service(self) -> Path:
@@ -88,6 +158,35 @@ class Home:
         """The folder of a cell: each study trains in its own, so that two at once never write to one."""
         return (self.study(study) if study else self.path) / "cells" / cell_id
 
+    def workplace(self, cell_id: str, study: str) -> Path:
+        """Where a worker writes the cell: its folder, or one on the way to the bucket."""
+        return self.path / "work" / study / cell_id if self.bucket else self.cell(cell_id, study)
+
+    def mirror(self, folder: Path, of: Path | None = None) -> Mirror | None:
+        """A folder of this machine and what the home has of it in its bucket; None where the home is a folder.
+
+        Args:
+            of: the path in the home that it is the form of, if not ``folder``.
+        """
+        if not self.bucket:
+            return None
+        return Mirror(folder, self.bucket / (of or folder).relative_to(self.path).as_posix())
+
+    def fetch(self, folder: Path) -> bool:
+        """Bring a folder of tokens from the bucket; whether it is here."""
+        mirror = self.mirror(folder)
+        return mirror is not None and mirror.fetch(MANIFEST)
+
+    def keep(self, folder: Path, last: str | None = None) -> None:
+        """Put what is new in a folder into the bucket, too; nothing where the home is a folder.
+
+        Args:
+            last: a file of it that is written last, and never again: nothing is new once the bucket has it.
+        """
+        mirror = self.mirror(folder)
+        if mirror and not (last and mirror.bucket.stamp(last)):
+            mirror.push()
+
     def study(self, name: str) -> Path:
         return self.studies / name
 
@@ -101,9 +200,17 @@ class Home:
     def optuna(self, name: str) -> Path:
         return self.study(name) / "optuna.journal"
 
-    def stop(self, name: str) -> Path:
+    def journal(self, name: str) -> Journal | None:
+        """The form of a ledger in a bucket; None where the home is a folder."""
+        return Journal(self.bucket, name) if self.bucket else None
+
+    def stops(self, name: str) -> Texts:
         """Where ``oec stop`` leaves its requests."""
-        return self.study(name) / "stop"
+        return self.texts(f"studies/{name}/stop")
+
+    def texts(self, name: str) -> Texts:
+        """Texts that every machine that sees the home sees."""
+        return InBucket(self.bucket / name) if self.bucket else InFolder(self.path / name)
 
     def claimed(self) -> list[str]:
         """Names of the studies that have a file here, begun or not."""
@@ -144,8 +251,12 @@ class Home:
                 )
             if before.hash != study.hash:
                 self.ledger(study.name).unlink(missing_ok=True)
+                if journal := self.journal(study.name):
+                    journal.forget()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, study.to_yaml())
+        if self.bucket:
+            self.bucket.upload(f"ledgers/{study.name}/study.yaml", path)
 
     def _untouched(self, name: str) -> bool:
         """Whether a study was planned here and never begun, as when its cluster was not to be had."""

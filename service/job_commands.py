@@ -17,6 +17,7 @@ from search_spaces.study import Study
 from service.home import Home
 from service.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED, bad_input_exits, home_option, study_argument
 from service.storage import local
+from trainers.buckets import is_bucket
 
 if TYPE_CHECKING:
     from service.jobs import JobInfo, Jobs
@@ -36,7 +37,10 @@ cluster_option = click.option(
 @study_argument
 @cluster_option
 @click.option(
-    "--home", envvar="OEC_HOME", show_envvar=True, help="Folder that every node sees; the cluster's OEC_HOME without."
+    "--home",
+    envvar="OEC_HOME",
+    show_envvar=True,
+    help="Folder or bucket that every node sees; the cluster's OEC_HOME without.",
 )
 @click.option("--retry-crashed", is_flag=True, help="Also try the crashed cells again.")
 @click.option(
@@ -181,7 +185,7 @@ def stopped(cluster: str, study: str, cell: str | None) -> bool:
     job = next((job for job in there.all() if job.study == study and job.live), None)
     if job is None:
         raise InvalidInput("STUDY", study, "is not being run by a job of this cluster", "`oec jobs` lists them")
-    if job.home and runs_in(job.home, study):
+    if job.home and (is_bucket(job.home) or runs_in(job.home, study)):
         return stopping.stop(Home.open(job.home), study, cell)
     if cell:
         raise InvalidInput("--cell", cell, "is in a home that this machine does not see", "ask from one that does")
@@ -198,6 +202,8 @@ def runs_in(home: str, study: str) -> bool:
     """Whether a home that this machine sees has the study, being run."""
     from service.stopping import being_run
 
+    if is_bucket(home):
+        return being_run(Home.open(home), study)
     place = Home(local(home))
     return place.ledger(study).is_file() and being_run(place, study)
 

@@ -19,10 +19,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from search_spaces.cell import Cell, CurveKey
 from search_spaces.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from service.journal import Journal
 
 FORMAT = 1
 LOCK_TRIES, LOCK_PAUSE_S = 10, 0.02
@@ -61,9 +64,13 @@ class LedgerLocked(InvalidInput):
 class Ledger:
     """Replays the file at ``path``; with ``write``, holds its lock and appends to it."""
 
-    def __init__(self, path: Path, study: str, *, write: bool = False, unread: bool = False) -> None:
+    def __init__(
+        self, path: Path, study: str, *, write: bool = False, unread: bool = False, journal: Journal | None = None
+    ) -> None:
         """
         Args:
+            journal: the ledger's form in a bucket, with ``write``: what it holds is what ``path`` becomes, and every
+                line is there before it is here.
             unread: read nothing yet, so that ``refresh`` returns every event from the first.
 
         Raises:
@@ -82,10 +89,13 @@ class Ledger:
         self.size = 0
         """Bytes of the file that were read."""
         self._file: FileIO | None = None
+        self._journal = journal if write else None
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)  # a buffer would write the rest of a failed line later
             self._lock()
+            if self._journal:
+                self._take_over(self._journal)
         if not unread and path.exists():
             self.refresh()
             if self._file:
@@ -101,6 +111,8 @@ class Ledger:
 
     def close(self) -> None:
         if self._file:
+            if self._journal:
+                self._journal.close()
             self._file.close()
             self._file = None
             self._owner_file.unlink(missing_ok=True)
@@ -186,6 +198,17 @@ class Ledger:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
 
+    def _take_over(self, journal: Journal) -> None:
+        """Become the writer in the bucket too, and begin with what is there."""
+        assert self._file is not None
+        try:
+            journal.take()
+            self._file.truncate(0)
+            self._write(journal.content())
+        except BaseException:
+            self.close()
+            raise
+
     def _try_to_lock(self) -> None:
         """More than once: whoever asks whether the study is being run holds the lock for a moment.
 
@@ -207,23 +230,30 @@ class Ledger:
 
         Raises:
             OSError: the storage is full or gone; the ledger is as it was, in the file and here.
+            LedgerLocked: another process has taken it over, in a bucket.
         """
         if self._file is None:
             raise ValueError(f"the ledger {self.path} was opened for reading")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         stamped = [{"seq": self._seq + i, "at": now, **event} for i, event in enumerate(events, start=1)]
         lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in stamped]
+        if self._journal and lines:
+            self._journal.append(self._seq + 1, "".join(lines).encode())
         before = os.fstat(self._file.fileno()).st_size
         try:
-            unwritten = memoryview("".join(lines).encode())
-            while unwritten:
-                unwritten = unwritten[self._file.write(unwritten) :]
-            os.fsync(self._file.fileno())
+            self._write("".join(lines).encode())
         except OSError:
             self._file.truncate(before)
             raise
         for event in stamped:
             self._apply(event)
+
+    def _write(self, content: bytes) -> None:
+        assert self._file is not None
+        unwritten = memoryview(content)
+        while unwritten:
+            unwritten = unwritten[self._file.write(unwritten) :]
+        os.fsync(self._file.fileno())
 
     def _replay(self, content: bytes) -> list[dict[str, Any]]:
         """Apply and return every whole line."""

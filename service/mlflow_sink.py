@@ -201,7 +201,9 @@ class Store:
         state = str(record["state"])
         if self._states.get(cell.id) == state and state not in ("running", "crashed"):
             return
-        rows = read(self._home.metrics(cell.id, reused_from or self._study.name))
+        trained_in = reused_from or self._study.name
+        self._home.bring([(cell.id, trained_in)])
+        rows = read(self._home.metrics(cell.id, trained_in))
         run_id = self._child(client, cell, rows)
         metrics = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))

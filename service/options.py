@@ -20,7 +20,7 @@ home_option = click.option(
     envvar="OEC_HOME",
     show_default=True,
     show_envvar=True,
-    help="Folder that holds studies, cells and data.",
+    help="Folder that holds studies, cells and data; or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX.",
 )
 study_argument = click.argument("study", metavar="STUDY")
 

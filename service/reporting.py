@@ -34,6 +34,7 @@ from service.forecasting import STATES, begun, table_of
 from service.home import Home
 from service.ledger import Entry, Ledger
 from service.mlflow_sink import EXPERIMENT, check, ui_address
+from trainers.buckets import is_bucket
 from trainers.rows import Lines
 
 MLFLOW_PREFIX = "mlflow:"
@@ -74,10 +75,11 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
             "--column", source, "is a study, whose columns are known", "give a .csv or mlflow:EXPERIMENT"
         )
     if colon and not home.ledger(source).is_file():
-        if not Home(Path(folder)).ledger(name).is_file():
-            known = ", ".join(Home(Path(folder)).known()) or "none"
+        other = Home.open(folder) if is_bucket(folder) else Home(Path(folder))
+        if not other.ledger(name).is_file():
+            known = ", ".join(other.known()) or "none"
             raise InvalidInput("SOURCE", source, "is no study of another home", f"studies in {folder}: {known}")
-        return _from_home(name, Home(Path(folder)))
+        return _from_home(name, other)
     if home.ledger(source).is_file():
         return _from_home(source, home)
     known = ", ".join(home.known()) or "none yet"
@@ -119,6 +121,7 @@ def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Know
     ended = [(cell_id, entry) for cell_id, entry in entries.items() if entry.state in STATES]
     ended.sort(key=lambda one: one[1].cell.seed)
     kept = ended[:MOST_CELLS]
+    home.bring((cell_id, entry.reused_from or study.name) for cell_id, entry in kept)
     steps: dict[str, Columns] = {}
     beginnings, damaged = [], []
     for cell_id, entry in kept:

@@ -24,7 +24,7 @@ from service.mlflow_sink import MlflowSink
 from service.progress import Progress
 from service.refinement import Refinement
 from service.stopping import Watch
-from trainers.data import Tokens, prepare
+from trainers.data import MANIFEST, Tokens, prepare
 from trainers.files import swept
 
 FLUSH_S = 60.0
@@ -39,9 +39,11 @@ terminated = threading.Event()
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
     """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
-    tokens = prepare(study.data, home.path, report=report)
+    tokens = prepare(study.data, home.path, fetch=home.fetch, report=report)
     tokens.verify(home.verified)
     tokens.check_length(study.training.sequence_length, study.training.eval_sequences)
+    if tokens.folder:
+        home.keep(tokens.folder, MANIFEST)
     return tokens
 
 
@@ -59,7 +61,9 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
         if error.errno not in STORAGE:
             raise
         problem, remedy = f"takes no more ({error.strerror})", "make room, and the same command goes on"
-        raise InvalidInput("--home", str(home.path), problem, remedy) from error
+        if home.bucket:
+            problem, remedy = f"does not answer ({error.strerror})", "when it does, the same command goes on"
+        raise InvalidInput("--home", str(home), problem, remedy) from error
 
 
 def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
@@ -70,7 +74,7 @@ def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, 
     tokens = tokens_of(study, home, console.print)
     plan = Plan(study, tokens.digest)
     home.claim(study)
-    with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
+    with Ledger(home.ledger(study.name), study.name, write=True, journal=home.journal(study.name)) as ledger:
         for folder in (home.study(study.name), *home.study(study.name).glob("cells/*")):
             swept(folder)  # what a killed driver or worker of this study was writing
         same_data(ledger, plan)
@@ -80,7 +84,7 @@ def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, 
         todo = len(ledger.missing(retry_crashed=retry_crashed)) + proposals
         most = "at most " if proposals and study.refine.edge else ""
         cells = f"{len(ledger.entries) + proposals} cells, {todo} to train"
-        console.print(f"study {study.name}: {most}{cells}; home {home.path}", soft_wrap=True)
+        console.print(f"study {study.name}: {most}{cells}; home {home}", soft_wrap=True)
         if todo:
             train(plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console)
             drop_checkpoints_of_pruned(ledger, home)
@@ -108,14 +112,14 @@ def train(
     with ExitStack() as held:
         held.callback(ray.shutdown)
         if cluster.address(address):
-            storage.check(home.path)
+            storage.check(home)
         at_once = placement.at_once(plan.study.resources, placement.joined())
         workers = plan.study.resources.workers
         console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
         sink = MlflowSink(home.tracking_uri, home, plan.study)  # a study that does not fit has nothing to deliver
         held.callback(lambda: sink.close(flush))
         head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))
-        with Progress(plan, ledger, console) as progress, Watch(home.stop(plan.study.name)), head:
+        with Progress(plan, ledger, console) as progress, Watch(home.stops(plan.study.name)), head:
             train_cell = warm(plan.study, tokens, home)
             error = sweep(
                 plan, train_cell, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed
@@ -129,7 +133,10 @@ def drop_checkpoints_of_pruned(ledger: Ledger, home: Home) -> None:
     """Nothing goes on from them. Workers save a cell as they let go of it, so that this waits for their end."""
     for entry in ledger.ended():
         if entry.state == "pruned":
-            shutil.rmtree(home.cell(entry.cell.id, ledger.study) / "checkpoints", ignore_errors=True)
+            folder = home.cell(entry.cell.id, ledger.study) / "checkpoints"
+            shutil.rmtree(folder, ignore_errors=True)
+            if mirror := home.mirror(folder):
+                mirror.bucket.remove(mirror.bucket.names())
 
 
 def give_up(console: Console) -> None:

@@ -12,23 +12,26 @@ removes what it finds when it starts, so that a request never reaches a later ru
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 from search_spaces.errors import InvalidInput
 from service.home import Home
 from service.ledger import TERMINAL, Ledger
-from trainers.files import write_atomically
+from service.texts import Texts
 
 STUDY = "study"
 POLL_S = 0.5
+"""How often ``stop`` looks whether that was done."""
 ANSWER_S = 60.0
 """How long ``stop`` waits for its request to be carried out."""
+
+logger = logging.getLogger(__name__)
 
 
 def stop(home: Home, study: str, cell: str | None = None, *, wait_s: float = ANSWER_S) -> bool:
@@ -46,9 +49,10 @@ def stop(home: Home, study: str, cell: str | None = None, *, wait_s: float = ANS
             raise InvalidInput("--cell", cell, f"is no cell of {study}", f"`oec status {study} --cells` lists them")
         if (state := entries[cell].state) != "running":
             raise InvalidInput("--cell", cell, f"is {state}", "name a cell that is running")
-    ask(home.stop(study), cell or STUDY, "oec stop")
+    home.stops(study).write(cell or STUDY, "oec stop")
 
     def done() -> bool:
+        home.pull(study)
         if cell is None or not being_run(home, study):
             return not being_run(home, study)
         return Ledger(home.ledger(study), study).entries[cell].state in TERMINAL
@@ -63,6 +67,9 @@ def stop(home: Home, study: str, cell: str | None = None, *, wait_s: float = ANS
 
 def being_run(home: Home, study: str) -> bool:
     """Whether a driver holds the study's ledger; not where it has none yet."""
+    if journal := home.journal(study):
+        writer = journal.writer()
+        return writer is not None and writer.seems_there
     try:
         file = home.ledger(study).open("rb")
     except FileNotFoundError:
@@ -75,34 +82,19 @@ def being_run(home: Home, study: str) -> bool:
     return False
 
 
-def ask(folder: Path, what: str, reason: str) -> None:
-    """Leave a request in ``folder``, for the study or for the cell of that id."""
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / what, reason)
-
-
-def asked(folder: Path, what: str = STUDY) -> str | None:
-    """Why the study, or the cell of that id, is to end; None if it is not. ``folder`` is that of the requests."""
-    try:
-        return (folder / what).read_text()
-    except FileNotFoundError:
-        return None
-
-
 class Watch:
     """Ends this process as SIGTERM does, once the study is asked to end.
 
     Not by SIGINT, which what a script starts in the background ignores.
     """
 
-    def __init__(self, folder: Path, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)):
-        self._folder, self._interrupt = folder, interrupt
+    def __init__(self, stops: Texts, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        self._stops, self._interrupt = stops, interrupt
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="stop-requests", daemon=True)
 
     def __enter__(self) -> Watch:
-        for left in self._folder.glob("*"):
-            left.unlink(missing_ok=True)
+        self._stops.clear()
         self._thread.start()
         return self
 
@@ -111,7 +103,12 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._over.wait(POLL_S):
-            if asked(self._folder) is not None:
+        while not self._over.wait(self._stops.every_s):
+            try:
+                asked = self._stops.read(STUDY) is not None
+            except OSError as error:  # the ledger meets it too
+                logger.warning("requests to stop can not be read: %s", error)
+                continue
+            if asked:
                 self._interrupt()
                 return

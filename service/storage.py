@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from search_spaces.errors import InvalidInput
+from service.texts import Texts
+from trainers.buckets import is_bucket
+
+if TYPE_CHECKING:
+    from service.home import Home
 
 NODE_S, SHOWN_S = 60.0, 5.0
 """How long a node may take to answer, most of it the start of a process there; and a file to be seen elsewhere."""
 LOOK_S = 0.05
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the driver of a job."""
-REMEDY = "put it on storage that every node mounts at this path, such as NFS"
+REMEDY = "put it on storage that every node mounts at this path, such as NFS, or into a bucket that every node may use"
 
 
 def local(given: str) -> Path:
     """The folder that a path or a ``file:`` URL names.
 
     Raises:
-        InvalidInput: a relative path within a Ray job, or another URL. A ledger is appended to, locked and synced,
-            which object stores do not do.
+        InvalidInput: a relative path within a Ray job, or another URL.
     """
     url = urlsplit(given)
     if "://" not in given and url.scheme != "file":
@@ -37,16 +42,31 @@ def local(given: str) -> Path:
         return Path(unquote(url.path))
     if url.scheme == "file":
         raise InvalidInput("--home", given, "names no folder of this machine", "write file:///absolute/path")
-    raise InvalidInput(
-        "--home",
-        given,
-        "is no file system: a ledger is appended to, locked and synced, which object stores can not do",
-        "mount one that can at the same path on every node (NFS, EFS, Filestore, Lustre, CephFS, or JuiceFS over the "
-        "bucket; s3fs, gcsfuse and Mountpoint can not), and give that path",
-    )
+    if is_bucket(given):
+        raise InvalidInput("--home", given, "is a bucket, which this can not use", "give a folder")
+    remedy = "give a folder, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    raise InvalidInput("--home", given, f"is of no kind that is known here, {url.scheme}", remedy)
 
 
-def check(home: Path) -> None:
+def scratch() -> Path:
+    """Where this machine keeps its parts of homes in buckets: ``OEC_SCRATCH``, or a folder in ``/tmp`` of this user.
+
+    Raises:
+        InvalidInput: it can not be made, or is another user's.
+    """
+    path = Path(os.environ.get("OEC_SCRATCH") or Path(tempfile.gettempdir()) / f"oec-{os.getuid()}").absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = path.lstat().st_uid
+    except OSError as error:
+        problem = f"can not be made ({error.strerror})"
+        raise InvalidInput("OEC_SCRATCH", str(path), problem, "name a folder of local disk") from error
+    if owner != os.getuid():
+        raise InvalidInput("OEC_SCRATCH", str(path), "is another user's", "name a folder of your own")
+    return path
+
+
+def check(home: Home) -> None:
     """See that every node of the cluster that this process has joined reads and writes the same home.
 
     Raises:
@@ -55,51 +75,54 @@ def check(home: Path) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder = home / f".probe-{secrets.token_hex(8)}"
-    word = folder.name
+    word = secrets.token_hex(8)
+    texts = home.texts(f".probe-{word}")
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     try:
-        folder.mkdir()
-        (folder / "driver").write_text(word)
+        texts.write("driver", word)
         task = ray.remote(num_cpus=0, max_retries=0)(answer)
         asked = {
             node["NodeID"]: task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(folder), word, node["NodeID"])
+            ).remote(texts, word, node["NodeID"])
             for node in alive
         }
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_S)
         wrong = {}
         for node in alive:
-            problem = said(asked[node["NodeID"]]) or unseen(folder / node["NodeID"], word)
+            problem = said(asked[node["NodeID"]]) or unseen(texts, node["NodeID"], word)
             if problem:
                 wrong[node["NodeID"]] = f"{node['NodeManagerAddress']} ({problem})"
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        texts.clear()
     if wrong:
         nodes = f"node{'s' if len(wrong) > 1 else ''} {', '.join(sorted(wrong.values()))}"
         raise InvalidInput("--home", str(home), f"is not seen by {nodes}", REMEDY)
 
 
-def answer(folder: str, word: str, node: str) -> str:
-    """On a node: read what the driver wrote and write a file of its own; what went wrong, if anything did."""
-    if problem := unseen(Path(folder) / "driver", word):
-        return problem
+def answer(texts: Texts, word: str, node: str) -> str:
+    """On a node: read what the driver wrote and write something of its own; what went wrong, if anything did."""
     try:
-        (Path(folder) / node).write_text(word)
+        texts.check()
+        if problem := unseen(texts, "driver", word):
+            return problem
+        texts.write(node, word)
+    except InvalidInput as error:
+        return error.problem
     except OSError as error:
         return f"can not write: {error.strerror}"
     return ""
 
 
-def unseen(file: Path, word: str) -> str:
-    """Why a file does not hold the word, after ``SHOWN_S``; network file systems take their time."""
+def unseen(texts: Texts, name: str, word: str) -> str:
+    """Why the text of this name is not the word, after ``SHOWN_S``; network file systems take their time."""
     problem = ""
 
     def holds() -> bool:
         nonlocal problem
         try:
-            problem = "" if file.read_text() == word else "holds something else"
+            found = texts.read(name)
+            problem = "" if found == word else "No such file or directory" if found is None else "holds something else"
         except OSError as error:
             problem = error.strerror or type(error).__name__
         return not problem

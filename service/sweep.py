@@ -19,15 +19,12 @@ from service.home import Home
 from service.ledger import IDENTITY, TERMINAL, Ledger
 from service.placement import TRIAL_MEMORY
 from service.search import CellSearch, open_storage
-from service.stopping import ask, asked
 from service.trials import AsSuggested, Silent
-from trainers.data import Tokens
+from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job
 
 logger = logging.getLogger(__name__)
 
-TRIAL_FAILURES = 2
-"""How often Tune starts a trial anew when its actor died."""
 ALIKE = 3
 """As many first cells of a sweep that crash with the same error end it."""
 
@@ -64,13 +61,13 @@ def sweep(
     """
     alike = CrashedAlike()
     missing = ledger.missing(retry_crashed=retry_crashed)
-    stops = home.stop(plan.study.name)
+    stops = home.stops(plan.study.name)
     search = CellSearch(
         plan,
         ledger,
         open_storage(home.optuna(plan.study.name)),
         missing,
-        prune=lambda cell_id, reason: ask(stops, cell_id, reason),
+        prune=stops.write,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable(plan.study, train, home), {"memory": TRIAL_MEMORY}),
@@ -86,7 +83,7 @@ def sweep(
         run_config=tune.RunConfig(
             name=f"sweep-{plan.study.name}",
             storage_path=str(home.ray),
-            failure_config=tune.FailureConfig(max_failures=TRIAL_FAILURES),
+            failure_config=tune.FailureConfig(max_failures=plan.study.resources.max_failures),
             callbacks=[Recorder(ledger, [*observers, alike]), Silent()],
             stop=alike,
             verbose=0,
@@ -99,7 +96,7 @@ def sweep(
 def warm(study: Study, tokens: Tokens, home: Home) -> Train:
     """Trains by the warm worker group of the process that calls it."""
     group = GroupConfig(
-        tokens=tokens,
+        tokens=TokenFiles.of(tokens, home.mirror(tokens.folder) if tokens.folder else None),
         resources=study.resources,
         ray_folder=home.ray,
         micro_batch_memo=home.micro_batches,
@@ -109,19 +106,20 @@ def warm(study: Study, tokens: Tokens, home: Home) -> Train:
 
 def trainable(study: Study, train: Train, home: Home) -> type[tune.Trainable]:
     """What a trial runs: one cell. Its actor ends its warm group before it ends itself."""
-    stops = home.stop(study.name)
+    stops = home.stops(study.name)
 
     def train_cell(config: dict[str, Any]) -> None:
         cell = Cell.model_validate(config["cell"])
         job = Job(
             cell=cell,
-            folder=home.cell(cell.id, study.name),
+            folder=(folder := home.workplace(cell.id, study.name)),
+            mirror=home.mirror(folder, home.cell(cell.id, study.name)),
             evaluate_every=study.evaluate_every,
             checkpoint_every=study.checkpoint_every,
         )
         step = 0
         for events in train(job):
-            why = asked(stops, cell.id)
+            why = stops.read(cell.id)
             if why is not None and not any(event["kind"] == "done" for event in events):
                 pruned = {"kind": "done", "state": "pruned", "reason": why, "steps": step}
                 tune.report({"events": [*events, pruned]})

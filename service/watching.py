@@ -100,6 +100,7 @@ def watch(
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
             goes_on = being_run(home, study)  # before the ledger: the last drawing shows how it ended
+            home.pull(study)
             if live:
                 live.update(drawing(home, study, running), refresh=True)
             if pages:
@@ -112,6 +113,7 @@ def watch(
 def drawing(home: Home, study: str, running: Running) -> RenderableType:
     """The curves, what runs, and a line of counts."""
     entries = list(Ledger(home.ledger(study), study).entries.values())
+    home.bring((entry.cell.id, study) for entry in entries if entry.state == "running")
     of_grid = [entry for entry in entries if entry.origin == "grid"]
     lrs = sorted({entry.cell.lr for entry in of_grid})
     table = Table("", *(f"{lr:g}" for lr in lrs), box=SIMPLE_HEAD, title=f"{study}: final loss by learning rate")

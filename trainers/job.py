@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.cell import Cell
+from trainers.buckets import Mirror
 
 Event = dict[str, Any]
 """``{"kind": "row", ...metrics}`` or ``{"kind": "done", "state": ..., ...columns}``."""
@@ -18,6 +19,8 @@ class Job:
 
     cell: Cell
     folder: Path
-    """Where its metrics and checkpoints go: a folder that every worker sees."""
+    """Where its metrics and checkpoints go: a folder that every worker sees, or with a mirror one of the node's own."""
     evaluate_every: int
     checkpoint_every: int
+    mirror: Mirror | None = None
+    """Of ``folder``, where the home is in a bucket."""

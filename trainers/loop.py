@@ -16,6 +16,7 @@ from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from trainers import checkpoint, diagnostics, micro_batch
 from trainers.allocator import keep_freed_memory, keep_to_share
+from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Tokens
 from trainers.engine import Engine, Step, shape_key
 from trainers.optimizer import lr_at
@@ -82,6 +83,7 @@ class Trainer:
         *,
         evaluate_every: int,
         checkpoint_every: int,
+        mirror: Mirror | None = None,
         on_row: Callable[[dict[str, float]], None] = ignore,
         should_stop: Callable[[], bool] = never,
     ) -> Result:
@@ -92,15 +94,18 @@ class Trainer:
         Args:
             evaluate_every: steps between evaluations; there is one at step 0 and one at the end as well.
             checkpoint_every: steps between checkpoints. They go when the cell finishes or diverges.
+            mirror: of ``folder``, which then is of this machine alone: what is there when the run starts comes from the
+                bucket, and every row and checkpoint is in it before the run goes on.
             on_row: told each row of ``metrics.jsonl``, on rank 0.
             should_stop: asked before every step, on every rank; one that says yes stops all of them, with a checkpoint.
 
         Raises:
             InvalidInput: the cell does not fit these tokens or this number of workers.
+            OSError: on every rank: the storage does not take what is written.
         """
         self._check(cell)
         engine = self._engine_for(cell)
-        run = _Run(self.world, engine, self._validation_for(cell), folder, on_row)
+        run = _Run(self.world, engine, self._validation_for(cell), folder, mirror, on_row)
         run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
         return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
 
@@ -146,16 +151,19 @@ class _Run:
         engine: Engine,
         validation_NU: Tensor,
         folder: Path,
+        mirror: Mirror | None,
         on_row: Callable[[dict[str, float]], None],
     ) -> None:
         self.world, self.engine, self.cell, self.on_row = world, engine, engine.cell, on_row
-        self.validation_NU = validation_NU
+        self.validation_NU, self.mirror = validation_NU, mirror
         self.checkpoints = folder / "checkpoints"
         self.rows = Rows(folder / "metrics.jsonl")
         self.progress = Progress()
         self.spikes = Spikes()
         self.usage = Usage()
         world.lead(lambda: folder.mkdir(parents=True, exist_ok=True))
+        if mirror:
+            world.lead(mirror.pull)
 
     def train(
         self, tokens: Tokens, evaluate_every: int, checkpoint_every: int, should_stop: Callable[[], bool]
@@ -222,7 +230,7 @@ class _Run:
                     tensor.copy_(found.tensors[name])
                 self.world.broadcast(tensor)
         kept = self.progress.step if content is not None else -1
-        self.world.lead(lambda: self.rows.keep_until(kept))
+        self.write(lambda: self.rows.keep_until(kept))
 
     def count(self, taken: Step, seconds: float) -> None:
         progress = self.progress
@@ -262,7 +270,7 @@ class _Run:
         self.engine.objective.train()
         progress.diagnostics = {name: value for name, value in row.items() if math.isfinite(value)}
         row = {"step": progress.step, "time": time.time(), **progress.diagnostics}
-        self.world.lead(lambda: self.rows.append(row))
+        self.write(lambda: self.rows.append(row))
         if self.world.leads:
             self.on_row(row)
         if not math.isfinite(val_loss):
@@ -275,14 +283,26 @@ class _Run:
     def checkpoint(self) -> None:
         self.progress.spikes, self.progress.recent_losses = self.spikes.count, list(self.spikes.losses)
         progress = asdict(self.progress)
-        self.world.lead(
+        self.write(
             lambda: checkpoint.save(self.checkpoints, self.cell.id, self.progress.step, self.engine.state(), progress)
         )
+
+    def write(self, change: Callable[[], object]) -> None:
+        """Change the cell's folder, and its form in a bucket, on rank 0; an error there is every rank's."""
+
+        def both() -> None:
+            change()
+            if self.mirror:
+                self.mirror.push()
+
+        self.world.lead(both)
 
     def end(self, state: State, reason: str = "") -> Result:
         progress, spec = self.progress, self.cell.training
         if state != "stopped":
-            self.world.lead(lambda: checkpoint.remove(self.checkpoints))
+            self.write(lambda: checkpoint.remove(self.checkpoints))
+        if self.mirror:
+            self.world.lead(self.mirror.drop)
         tokens = progress.step * spec.batch_size * spec.sequence_length
         return Result(
             cell=self.cell,

@@ -20,7 +20,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from trainers.data import Tokens
+from trainers.data import TokenFiles
 from trainers.job import Event, Job
 from trainers.loop import Trainer, ignore, never
 from trainers.world import World
@@ -36,7 +36,7 @@ class WorkerConfig(TypedDict):
     """What ``serve_cells`` is given: ``train_loop_config`` of the TorchTrainer."""
 
     mailbox: Any
-    tokens: Tokens
+    tokens: TokenFiles
     compile: bool
     micro_batch_memo: Path
     threads: int
@@ -58,7 +58,8 @@ def serve_cells(config: WorkerConfig) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), device, config["share"])
     link = Link(config["mailbox"]) if world.rank == 0 else None
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config["agreement_timeout_s"]))
-    trainer = Trainer(world, config["tokens"], compile=config["compile"], micro_batch_memo=config["micro_batch_memo"])
+    tokens = config["tokens"].open()
+    trainer = Trainer(world, tokens, compile=config["compile"], micro_batch_memo=config["micro_batch_memo"])
     while True:
         job = link.take() if link else None
         over = link.closed() if link and job is None else False
@@ -85,6 +86,7 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
             job.folder,
             evaluate_every=job.evaluate_every,
             checkpoint_every=job.checkpoint_every,
+            mirror=job.mirror,
             on_row=link.reporter(job) if link else ignore,
             should_stop=link.stopper(job) if link else never,
         )

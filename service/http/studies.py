@@ -131,7 +131,7 @@ class Studies:
             if job:
                 self._backend.client().stop(job.id)
             elif stopping.being_run(self._home, name):
-                stopping.ask(self._home.stop(name), stopping.STUDY, f"token {token}")
+                self._home.stops(name).write(stopping.STUDY, f"token {token}")
             else:
                 remedy = f"GET /api/v1/studies/{name} says where it stands"
                 raise Refused(HTTPStatus.CONFLICT, "study", name, "is not being run", remedy)

@@ -22,7 +22,7 @@ from service import cluster
 from service.groups import GroupConfig, WarmGroup
 from service.home import Home
 from service.run import tokens_of
-from trainers.data import Tokens
+from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job
 
 STUDY = Study.load("smoke")
@@ -43,7 +43,10 @@ def group(home: Home, tokens: Tokens) -> Iterator[WarmGroup]:
     """Two warm DDP workers on an embedded cluster."""
     cluster.connect(None)
     config = GroupConfig(
-        tokens=tokens, resources=STUDY.resources, ray_folder=home.ray, micro_batch_memo=home.micro_batches
+        tokens=TokenFiles.of(tokens),
+        resources=STUDY.resources,
+        ray_folder=home.ray,
+        micro_batch_memo=home.micro_batches,
     )
     group = WarmGroup(config)
     assert done(group, job(home, cell(tokens, lr=9e-3)))["state"] == "finished"

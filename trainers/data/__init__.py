@@ -3,6 +3,18 @@
 from trainers.data.batches import Prefetcher, batch_windows
 from trainers.data.preparation import Recipe, tokenize
 from trainers.data.shards import Shards, write_shard
-from trainers.data.sources import Tokens, prepare
+from trainers.data.sources import TokenFiles, Tokens, prepare
+from trainers.data.verification import MANIFEST
 
-__all__ = ["Prefetcher", "Recipe", "Shards", "Tokens", "batch_windows", "prepare", "tokenize", "write_shard"]
+__all__ = [
+    "MANIFEST",
+    "Prefetcher",
+    "Recipe",
+    "Shards",
+    "TokenFiles",
+    "Tokens",
+    "batch_windows",
+    "prepare",
+    "tokenize",
+    "write_shard",
+]

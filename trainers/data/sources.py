@@ -25,6 +25,7 @@ from pydantic import Field
 from search_spaces.cell import Frozen, digest
 from search_spaces.errors import InvalidInput
 from search_spaces.study import DataSpec
+from trainers.buckets import Mirror
 from trainers.data.corpus import Corpus, Document, local, standard_library
 from trainers.data.shards import Shards, write_shard
 from trainers.data.tokenizer import (
@@ -96,6 +97,37 @@ class Tokens:
         verify((*self.train.paths, *self.validation.paths), memo)
 
 
+@dataclass(frozen=True)
+class TokenFiles:
+    """Tokens on their way to a process that opens them, perhaps on a machine that does not have them yet."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    vocab_size: int
+    V: int
+    digest: str
+    folder: Path | None
+    mirror: Mirror | None
+
+    @classmethod
+    def of(cls, tokens: Tokens, mirror: Mirror | None = None) -> TokenFiles:
+        """
+        Args:
+            mirror: of the tokens' folder, where that is not seen by every machine.
+        """
+        train, validation = tokens.train.paths, tokens.validation.paths
+        return cls(train, validation, tokens.vocab_size, tokens.V, tokens.digest, tokens.folder, mirror)
+
+    def open(self) -> Tokens:
+        """
+        Raises:
+            InvalidInput: a file is not there, or not whole.
+        """
+        if self.mirror:
+            self.mirror.fetch(MANIFEST)
+        return Tokens(Shards(self.train), Shards(self.validation), self.vocab_size, self.V, self.digest, self.folder)
+
+
 class Written(Frozen):
     """A file of a manifest."""
 
@@ -117,12 +149,19 @@ class Built(Frozen):
     files: dict[FileName, Written]
 
 
-def prepare(spec: DataSpec, home: Path, *, report: Callable[[str], None] = lambda _line: None) -> Tokens:
+def prepare(
+    spec: DataSpec,
+    home: Path,
+    *,
+    fetch: Callable[[Path], bool] = lambda _folder: False,
+    report: Callable[[str], None] = lambda _line: None,
+) -> Tokens:
     """Open the tokens of a study, after tokenizing its text if that is not in ``home`` yet.
 
     Any number of processes may do so at once: each builds in a folder of its own, the first one's is kept.
 
     Args:
+        fetch: asked to bring the folder that is to be built from elsewhere; whether it is there now.
         report: told in a line what is being done, if it takes more than a moment.
 
     Raises:
@@ -134,7 +173,7 @@ def prepare(spec: DataSpec, home: Path, *, report: Callable[[str], None] = lambd
     vocabulary = f"{spec.tokenizer}-{spec.vocab_size}" if spec.tokenizer == "bpe" else spec.tokenizer
     key = f"{corpus.name}-{vocabulary}-{digest([RECIPE, vocabulary, corpus.fingerprint])[:10]}"
     folder = home.absolute() / "data" / key
-    if not folder.is_dir():
+    if not (folder.is_dir() or fetch(folder)):
         _build(folder, corpus, spec, report)
     return _open(folder, spec)
 

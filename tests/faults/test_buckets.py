@@ -1,0 +1,120 @@
+"""Studies whose home is a bucket: a machine, or a node, that is gone with everything on its disk."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.nodes import kill
+from service.home import Home
+from tests.faults.cluster import Cluster
+from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
+from tests.faults.running import DEADLINE_S, NAME
+from tests.service.oec import oec, start
+from tests.stores import Store, store
+from trainers.buckets import Bucket
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with store("s3", tmp_path_factory.mktemp("store")) as made:
+        yield made
+
+
+def until(condition: Callable[[], bool], what: str, driver: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert driver.poll() is None, f"it ended before {what}:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{log.read_text()}"
+        time.sleep(0.1)
+
+
+def steps(url: str) -> list[int]:
+    """The newest checkpoint of each cell that is being trained."""
+    names = [name for name in Bucket(url).names() if name.endswith(".json") and "/checkpoints/step-" in name]
+    return [int(name.removesuffix(".json").rpartition("step-")[2]) for name in names]
+
+
+def agrees(url: str, scratch: Path, undisturbed: dict[str, float | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket, as a machine brings it that has seen none of it, and the views of the driver that ended."""
+    monkeypatch.setenv("OEC_SCRATCH", str(scratch))
+    last = Home.open(url).path
+    one_end_a_cell(last, NAME)
+    nothing_runs_in_optuna(last, NAME)
+    mlflow_agrees(last, NAME)
+    assert losses(last, NAME) == undisturbed, "a disturbed run has another loss than an undisturbed one"
+    assert steps(url) == [], "checkpoints of ended cells"
+    assert not list((last / "work").rglob("*.*")), "what a worker wrote on its way to the bucket"
+    monkeypatch.setenv("OEC_SCRATCH", str(scratch.with_name("fresh")))
+    fresh = Home.open(url)
+    assert fresh.ledger(NAME).read_bytes() == (last / "studies" / NAME / "ledger.jsonl").read_bytes()
+
+
+@pytest.mark.fault("the driver's machine lost with its disk, the home in a bucket")
+def test_another_machine_goes_on(
+    s3: Store, study: Path, undisturbed: dict[str, float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, log, lost = s3.home(), tmp_path / "log", tmp_path / "lost"
+    driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(lost), **s3.environment)
+    try:
+        until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
+    finally:
+        driver.kill()
+        driver.wait()
+        for process in processes(url):
+            process.kill()
+    saved = max(steps(url))
+    shutil.rmtree(lost)
+    on = {"OEC_SCRATCH": str(tmp_path / "scratch"), **s3.environment}
+    done = oec("run", study, home=url, **on)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"home {url}" in done.stdout
+    agrees(url, tmp_path / "scratch", undisturbed, monkeypatch)
+    page = Bucket(url).read(f"studies/{NAME}/report/report.html")
+    assert page is not None
+    assert b"<html" in page
+    elsewhere = {"OEC_SCRATCH": str(tmp_path / "third"), **s3.environment}
+    status = oec("status", NAME, home=url, **elsewhere)
+    assert "disturbed │ 0 │ 0 │ 2" in " ".join(status.stdout.split()), status.stdout + status.stderr
+    report = oec("report", f"{url}:{NAME}", "--out", tmp_path / "report", home=tmp_path / "another", **elsewhere)
+    assert report.returncode == 0, report.stdout + report.stderr
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert saved > 150
+    again = oec("run", study, home=url, **elsewhere)
+    assert "0 to train" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.long
+@pytest.mark.fault("node lost with its disk, the home in a bucket")
+def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
+    s3: Store, study: Path, undisturbed: dict[str, float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker node has a scratch of its own, which no other process sees."""
+    url, log, scratch = s3.home(), tmp_path / "log", tmp_path / "scratch"
+    scratch.mkdir()
+    own = f'mount -t tmpfs tmpfs {scratch} && exec "$@"'
+    within = ("unshare", "--mount", "--propagation", "private", "sh", "-c", own, "sh")
+    monkeypatch.setenv("OEC_SCRATCH", str(scratch))
+    with Cluster() as cluster:
+        cluster.head("--num-cpus", "0")
+        first = cluster.worker("--num-cpus", "2", within=within)
+        on = {"OEC_SCRATCH": str(scratch), "OEC_RAY_ADDRESS": cluster.address, **cluster.environment, **s3.environment}
+        driver = start("run", study, home=url, log=log, **on)
+        try:
+            until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
+            assert not list(scratch.rglob("step-*")), "the driver sees what a node writes"
+            cluster.worker("--num-cpus", "2", within=within)
+            kill(first)
+            assert driver.wait(timeout=DEADLINE_S) == 0, log.read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+        cluster.is_free()
+    agrees(url, scratch, undisturbed, monkeypatch)

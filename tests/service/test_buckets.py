@@ -1,0 +1,405 @@
+"""A home in a bucket: its objects, a folder's form in it, its ledger, and who may write that."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search_spaces.errors import InvalidInput
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service import journal as journals
+from service import storage
+from service.home import Home
+from service.journal import Journal, Writer
+from service.ledger import Ledger, LedgerLocked
+from service.stopping import being_run
+from service.texts import InBucket
+from tests.stores import Store, store
+from trainers import buckets, checkpoint
+from trainers.buckets import Bucket, Mirror
+
+CELLS = Plan(Study.load("demo"), "data").cells
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with store(request.param, tmp_path_factory.mktemp("store")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with store("s3", tmp_path_factory.mktemp("store")) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(each: Store) -> Bucket:
+    return Bucket.open(each.home())
+
+
+def test_objects(bucket: Bucket, tmp_path: Path) -> None:
+    assert bucket.names() == {}
+    assert bucket.read("a/one") is None
+    assert bucket.stamp("a/one") is None
+    bucket.write("a/one", b"1")
+    bucket.write("a/one", b"22")
+    (tmp_path / "large").write_bytes(large := os.urandom(9 << 20))  # in several requests
+    bucket.upload("a/b/large", tmp_path / "large")
+    assert {name: stamp.bytes for name, stamp in bucket.names().items()} == {"a/b/large": len(large), "a/one": 2}
+    assert list((bucket / "a").names()) == ["b/large", "one"]
+    assert bucket.folders() == ["a"]
+    assert (bucket / "a").folders() == ["b"]
+    assert (bucket / "none").folders() == []
+    bucket.download("a/b/large", tmp_path / "deep" / "copy")
+    assert (tmp_path / "deep" / "copy").read_bytes() == large
+    with pytest.raises(FileNotFoundError):
+        bucket.download("none", tmp_path / "none")
+    assert list(tmp_path.glob("**/.*")) == []
+    bucket.remove(["a/one", "none"])
+    assert bucket.read_all(["a/one", "a/b/large"]) == [None, large]
+    assert pickle.loads(pickle.dumps(bucket)).read("a/b/large") == large
+
+
+def test_one_makes_an_object(bucket: Bucket) -> None:
+    assert bucket.create("one", b"mine")
+    assert not bucket.create("one", b"yours")
+    assert bucket.create("one", b"mine"), "an answer that was lost"
+    assert bucket.read("one") == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3://key:secret@bucket/home", "names no bucket"),
+        ("s3://bucket/a/../../b", "names no bucket"),
+        ("s3://bucket/a?versionId=1", "names no bucket"),
+        ("s3://another/home", "does not exist"),
+    ],
+)
+def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem) as refused:
+        Home.open(url)
+    assert refused.value.field == "--home"
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "find_spec", lambda name: None)
+    with pytest.raises(InvalidInput, match=r"s3fs.*pip install"):
+        Home.open("s3://bucket/home")
+
+
+def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "us")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
+    buckets._filesystem.cache_clear()
+    began = time.monotonic()
+    with pytest.raises(InvalidInput, match="can not be read"):
+        Home.open("s3://bucket/home")
+    buckets._filesystem.cache_clear()
+    assert time.monotonic() - began < 20
+
+
+def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
+    bucket = Bucket.open(s3.home())
+    bucket.write("before", b"1")
+    s3.frozen()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(buckets.OPTIONS, "s3", {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 1}}})
+            patch.setattr(buckets, "BACKOFF_S", (0.1, 0.1))
+            buckets._filesystem.cache_clear()
+            with pytest.raises(OSError, match="Timeout"):
+                bucket.read("before")
+    finally:
+        s3.goes_on()
+        buckets._filesystem.cache_clear()
+    assert bucket.read("before") == b"1"
+
+
+def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: Path) -> None:
+    here, there = Mirror(tmp_path / "here", bucket / "cell"), Mirror(tmp_path / "there", bucket / "cell")
+    checkpoints = here.folder / "checkpoints"
+    here.pull()
+    for step in (1, 2, 3):
+        checkpoint.save(checkpoints, "cell", step, {}, {"step": step})
+        (here.folder / "metrics.jsonl").write_text("{}\n" * step)
+        here.push()
+    (there.folder / "checkpoints").mkdir(parents=True)
+    (there.folder / "checkpoints" / "step-00000009.safetensors").write_bytes(b"of a killed worker")
+    there.pull()
+    found = checkpoint.latest(there.folder / "checkpoints", "cell")
+    assert found is not None
+    assert found.progress == {"step": 3}
+    assert (there.folder / "metrics.jsonl").read_text() == "{}\n" * 3
+    assert sum(name.endswith(".json") for name in bucket.names()) == checkpoint.KEPT
+    checkpoint.remove(there.folder / "checkpoints")
+    there.push()
+    assert list((bucket / "cell").names()) == ["metrics.jsonl"]
+
+
+def test_a_kill_in_mid_push_leaves_the_checkpoint_before(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = Mirror(tmp_path / "here", bucket)
+    checkpoint.save(mirror.folder, "cell", 1, {}, {"step": 1})
+    mirror.push()
+    checkpoint.save(mirror.folder, "cell", 2, {}, {"step": 2})
+    upload = Bucket.upload
+
+    def killed(self: Bucket, name: str, path: Path) -> None:
+        if name.endswith(".json"):
+            raise KeyboardInterrupt
+        upload(self, name, path)
+
+    monkeypatch.setattr(Bucket, "upload", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mirror.push()
+    there = Mirror(tmp_path / "there", bucket)
+    there.pull()
+    with pytest.warns(UserWarning, match="never completed"):
+        found = checkpoint.latest(there.folder, "cell")
+    assert found is not None
+    assert found.progress == {"step": 1}
+
+
+def test_a_folder_is_fetched_whole_or_not_at_all(bucket: Bucket, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here" / "tokens", bucket / "tokens")
+    assert not mirror.fetch("manifest.json")
+    (bucket / "tokens").write("train-00000.bin", b"1234")
+    assert not mirror.fetch("manifest.json")
+    assert not mirror.folder.exists()
+    (bucket / "tokens").write("manifest.json", b"{}")
+    assert mirror.fetch("manifest.json")
+    assert (mirror.folder / "train-00000.bin").read_bytes() == b"1234"
+
+
+def test_objects_that_lead_out_of_the_folder_are_refused(bucket: Bucket, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here" / "cell", bucket / "cell")
+    (tmp_path / "here" / "cell").mkdir(parents=True)
+    (tmp_path / "here" / "cell" / "out").symlink_to(tmp_path)
+    (bucket / "cell").write("out/file", b"")
+    with pytest.raises(InvalidInput, match="leaves it"):
+        mirror.pull()
+    assert not (tmp_path / "file").exists()
+
+
+def test_texts_reach_every_machine(bucket: Bucket) -> None:
+    here, there = InBucket(bucket / "stop", every_s=0), pickle.loads(pickle.dumps(InBucket(bucket / "stop", every_s=0)))
+    assert there.read("study") is None
+    here.write("study", "oec stop")
+    assert there.read("study") == "oec stop"
+    there.clear()
+    assert here.read("study") is None
+
+
+def test_texts_are_not_asked_for_all_the_time(s3: Store) -> None:
+    texts = InBucket(Bucket(s3.home()))
+    assert texts.read("study") is None
+    texts.write("study", "oec stop")
+    assert texts.read("study") is None
+    assert texts.read("another") is None
+    assert texts.read("study") == "oec stop", "only the name that was asked last is remembered"
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    appended=st.lists(
+        st.tuples(st.lists(st.text("abc", max_size=3), min_size=1, max_size=4), st.booleans()), max_size=12
+    ),
+    block=st.integers(1, 4),
+)
+def test_a_journal_holds_every_line_once(
+    appended: list[tuple[list[str], bool]], block: int, s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several writers, one after the other, in blocks of any size."""
+    monkeypatch.setattr(journals, "BLOCK", block)
+    home, written, first = Bucket(s3.home()), b"", 1
+    writer = Journal(home, "demo")
+    writer.take()
+    for lines, another in appended:
+        if another:
+            writer.close()
+            writer = Journal(home, "demo")
+            writer.take()
+        content = "".join(f"{line}\n" for line in lines).encode()
+        writer.append(first, content)
+        first, written = first + len(lines), written + content
+        assert Journal(home, "demo").content() == written
+    writer.close()
+    assert Journal(home, "demo").content() == written
+
+
+def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
+    """At the moment at which the block's first object holds all of them, and the others are still there."""
+    lines = Bucket(s3.home()) / "ledgers/demo/lines"
+    lines.write("0000000001", b"1\n2\n3\n4\n")
+    lines.write("0000000002", b"2\n3\n")
+    lines.write("0000000004", b"4\n")
+    lines.write("0000000005", b"5\n")
+    home = Bucket(lines.url.removesuffix("/ledgers/demo/lines"))
+    assert Journal(home, "demo").content() == b"1\n2\n3\n4\n5\n"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "BEAT_S", 0.3)
+    monkeypatch.setattr(journals, "LOST_S", 2.0)
+    monkeypatch.setattr(journals, "LOOK_S", 0.1)
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on this process is on another machine, as far as it can tell."""
+    monkeypatch.setattr(journals, "this_machine", lambda: "another")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_second_writer_is_refused_with_the_identity_of_the_first(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger(tmp_path / "one", "demo", write=True, journal=Journal(bucket, "demo")) as ledger:
+        ledger.plan(CELLS[:2])
+        elsewhere(monkeypatch)
+        with pytest.raises(LedgerLocked, match=f"pid {os.getpid()} on "):
+            Ledger(tmp_path / "two", "demo", write=True, journal=Journal(bucket, "demo"))
+        ledger.plan(CELLS[2:3])
+    with Ledger(tmp_path / "two", "demo", write=True, journal=Journal(bucket, "demo")) as ledger:
+        assert len(ledger.entries) == 3
+        assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Ledger(tmp_path / "one", "demo", write=True, journal=(silent := Journal(bucket, "demo")))
+    lost.plan(CELLS[:1])
+    silent._over.set()  # its machine stands still
+    elsewhere(monkeypatch)
+    with Ledger(tmp_path / "two", "demo", write=True, journal=Journal(bucket, "demo")) as ledger:
+        ledger.plan(CELLS[1:2])
+        with pytest.raises(LedgerLocked, match="being run by another process"):
+            lost.plan(CELLS[2:3])
+        assert list(lost.entries) == [CELLS[0].id]
+        ledger.plan(CELLS[3:4])
+    assert [line["cell"] for line in map(json.loads, Journal(bucket, "demo").content().splitlines()[1:])] == [
+        CELLS[0].id,
+        CELLS[1].id,
+        CELLS[3].id,
+    ]
+
+
+def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path: Path) -> None:
+    url = s3.home()
+    program = (
+        "import os, signal; from service.journal import Journal; from trainers.buckets import Bucket;"
+        f"journal = Journal(Bucket({url!r}), 'demo'); journal.take(); journal.append(1, b'1\\n');"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    journal = Journal(Bucket(url), "demo")
+    left = journal.writer()
+    assert left is not None
+    assert not left.seems_there
+    began = time.monotonic()
+    journal.take()
+    assert time.monotonic() - began < journals.LOST_S / 2
+    assert journal.content() == b"1\n"
+    journal.close()
+
+
+def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrites(self: Bucket, name: str, content: bytes) -> bool:
+        self.write(name, content)
+        return True
+
+    monkeypatch.setattr(Bucket, "create", overwrites)
+    with pytest.raises(InvalidInput, match="makes one object twice"):
+        Journal(Bucket(s3.home()), "demo").take()
+
+
+def test_a_damaged_writer_is_named(s3: Store) -> None:
+    home = Bucket(s3.home())
+    (home / "ledgers/demo/writers").write("000001", b'{"pid": "rm -rf"}')
+    with pytest.raises(InvalidInput, match="000001"):
+        Journal(home, "demo").take()
+
+
+def test_whether_somebody_writes_is_seen_from_another_machine(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(Path("/nowhere"), Bucket(s3.home()))
+    assert not being_run(home, "demo")
+    journal = Journal(home.bucket, "demo")  # type: ignore[arg-type]
+    journal.take()
+    assert being_run(home, "demo")
+    elsewhere(monkeypatch)
+    assert being_run(home, "demo")
+    old = Writer.this().model_copy(update={"machine": "a third", "at": time.time() - 2 * journals.LOST_S})
+    assert not old.seems_there
+    journal.close()
+    assert not being_run(home, "demo")
+
+
+def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, url = Study.load("demo"), s3.home()
+    monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "one"))
+    one = Home.open(url)
+    assert str(one) == url
+    one.claim(study)
+    ledger = Ledger(one.ledger("demo"), "demo", write=True, journal=one.journal("demo"))
+    ledger.plan(CELLS[:2])
+    monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "two"))
+    two = Home.open(url)
+    assert two.path != one.path
+    assert two.known() == ["demo"]
+    assert Study.load(str(two.study("demo") / "study.yaml")).hash == study.hash
+    assert two.ledger("demo").read_bytes() == one.ledger("demo").read_bytes()
+    ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+    two.pull("demo")
+    one.pull("demo")  # which this machine is writing: left alone
+    assert two.ledger("demo").read_bytes() == one.ledger("demo").read_bytes()
+    key = f"studies/demo/cells/{CELLS[0].id}/metrics.jsonl"
+    for content in (b'{"step": 0}\n', b'{"step": 0}\n{"step": 1}\n'):
+        one.bucket.write(key, content)  # type: ignore[union-attr]
+        two.bring([(CELLS[0].id, "demo"), (CELLS[1].id, "demo")])
+        assert two.metrics(CELLS[0].id, "demo").read_bytes() == content
+    assert not two.metrics(CELLS[1].id, "demo").exists()
+    ledger.close()
+
+
+def test_a_study_that_was_only_planned_may_change(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OEC_SCRATCH", str(tmp_path))
+    home = Home.open(s3.home())
+    study = Study.load("demo")
+    home.claim(study)
+    with Ledger(home.ledger("demo"), "demo", write=True, journal=home.journal("demo")) as ledger:
+        ledger.plan(CELLS)
+    changed = study.model_copy(update={"lrs": study.lrs[:2]})
+    home.claim(changed)
+    with Ledger(home.ledger("demo"), "demo", write=True, journal=home.journal("demo")) as ledger:
+        assert not ledger.entries
+        ledger.plan(CELLS[:1])
+        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+    with pytest.raises(InvalidInput, match="is taken"):
+        home.claim(study)
+
+
+def test_scratch_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OEC_SCRATCH", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(InvalidInput, match="another user's"):
+        storage.scratch()
