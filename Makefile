@@ -1,6 +1,8 @@
 # Every target sets up .venv first, so each works as the first command on a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --python-version 3.11 --quiet --no-header \
+	--no-annotate --python-platform x86_64-unknown-linux-gnu --constraint docker/constraints.txt
 
 .PHONY: demo test test-slow test-long lint types lock audit clean
 
@@ -27,11 +29,8 @@ types: .venv/installed
 # Every dependency with its hashes: of the image (requirements.lock), of everything (requirements-dev.lock).
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv
-	for out in requirements.lock:postgres requirements-dev.lock:dev; do \
-		$(BIN)/uv pip compile pyproject.toml --extra $${out#*:} --generate-hashes --python-version 3.11 \
-			--python-platform x86_64-unknown-linux-gnu --constraint docker/constraints.txt --no-header --no-annotate \
-			--quiet --output-file $${out%:*}; \
-	done
+	$(COMPILE) --extra buckets --extra postgres --output-file requirements.lock
+	$(COMPILE) --extra dev --output-file requirements-dev.lock
 
 audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit

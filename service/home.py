@@ -34,7 +34,6 @@ from service.journal import Journal
 from service.ledger import Ledger
 from service.texts import InBucket, InFolder, Texts
 from trainers.buckets import Bucket, Mirror, at_once, is_bucket, refresh
-from trainers.data import MANIFEST
 from trainers.files import write_atomically
 
 
@@ -174,6 +173,8 @@ class Home:
 
     def fetch(self, folder: Path) -> bool:
         """Bring a folder of tokens from the bucket; whether it is here."""
+        from trainers.data import MANIFEST  # a tenth of a second
+
         mirror = self.mirror(folder)
         return mirror is not None and mirror.fetch(MANIFEST)
 

@@ -23,7 +23,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service import cluster, storage
 from service.shipping import Shipment
-from trainers.buckets import is_bucket
+from trainers.buckets import checked, is_bucket
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -289,10 +289,7 @@ def portable(study: Study, home: str | None) -> str | None:
     Raises:
         InvalidInput: a path is relative, which on the cluster is relative to somewhere else, or no path.
     """
-    if home and is_bucket(home):
-        at: str | None = home
-    else:
-        at = str(storage.local(home)) if home else None
+    at = home and (checked(home) if is_bucket(home) else str(storage.local(home)))
     for field, path in {"data.path": study.data.path, "data.validation": study.data.validation, "--home": at}.items():
         if path and not (Path(path).is_absolute() or is_bucket(path)):
             remedy = "give an absolute path on storage that every node of the cluster sees"

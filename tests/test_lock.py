@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = {"requirements.lock": ("postgres",), "requirements-dev.lock": ("dev", "postgres")}
+LOCKS = {"requirements.lock": ("buckets", "postgres"), "requirements-dev.lock": ("buckets", "dev", "postgres")}
 ENTRY = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
 

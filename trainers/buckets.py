@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
-
 from search_spaces.errors import InvalidInput
 from trainers.files import replacing
 
@@ -56,6 +54,19 @@ def is_bucket(given: str) -> bool:
     return urlsplit(given).scheme in PACKAGES and "://" in given
 
 
+def checked(url: str) -> str:
+    """
+    Raises:
+        InvalidInput: a URL that holds more than the names of a bucket and a prefix, or less.
+    """
+    parts = urlsplit(url)
+    if not parts.netloc or parts.username or parts.query or parts.fragment or ".." in parts.path.split("/"):
+        remedy = f"write {parts.scheme}://BUCKET/PREFIX; credentials come from the environment"
+        shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+        raise InvalidInput("--home", shown, "names no bucket and prefix alone", remedy)
+    return url
+
+
 @dataclass(frozen=True)
 class Bucket:
     """The objects under ``url``, ``scheme://bucket/prefix``; their names are relative to it.
@@ -74,10 +85,7 @@ class Bucket:
         Raises:
             InvalidInput: it is not or does not, its package is missing, or the URL holds more than names.
         """
-        parts = urlsplit(url)
-        if not parts.netloc or parts.username or parts.query or parts.fragment or ".." in parts.path.split("/"):
-            remedy = f"write {parts.scheme}://BUCKET/PREFIX; credentials come from the environment"
-            raise InvalidInput("--home", url.replace(parts.netloc, parts.hostname or ""), "names no bucket", remedy)
+        parts = urlsplit(checked(url))
         if find_spec(PACKAGES[parts.scheme]) is None:
             remedy = "pip install 'oec-sensitivity[buckets]', on every node"
             raise InvalidInput("--home", url, f"needs the package {PACKAGES[parts.scheme]}", remedy)
@@ -273,6 +281,8 @@ def at_once(do: Callable[[str], T], names: Iterable[str]) -> list[T]:
 
 @lru_cache
 def _filesystem(scheme: str) -> Any:
+    import fsspec  # a tenth of a second, and not needed where homes are folders
+
     return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **OPTIONS[scheme])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -89,6 +90,28 @@ def test_another_machine_goes_on(
     assert saved > 150
     again = oec("run", study, home=url, **elsewhere)
     assert "0 to train" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.fault("a second writer, and `oec stop`, through a bucket")
+def test_another_machine_sees_who_runs_and_ends_it(s3: Store, study: Path, tmp_path: Path) -> None:
+    url, log = s3.home(), tmp_path / "log"
+    elsewhere = {"OEC_SCRATCH": str(tmp_path / "two"), **s3.environment}
+    driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(tmp_path / "one"), **s3.environment)
+    try:
+        until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
+        watched = oec("watch", NAME, "--once", home=url, **elsewhere)
+        assert "of 900" in watched.stdout, watched.stdout + watched.stderr
+        second = oec("run", study, home=url, **elsewhere)
+        assert second.returncode == 2, second.stdout + second.stderr
+        assert f"is being run by another process (pid {driver.pid} on " in second.stderr
+        stopped = oec("stop", NAME, home=url, **elsewhere)
+        assert stopped.stdout == f"{NAME} has ended\n", stopped.stdout + stopped.stderr
+        assert driver.wait(timeout=DEADLINE_S) == os.EX_TEMPFAIL, log.read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    assert max(steps(url)) > 150
+    assert "not being run" in oec("watch", NAME, "--once", home=url, **elsewhere).stdout
 
 
 @pytest.mark.long
