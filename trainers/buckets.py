@@ -32,6 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60}},
     "gs": {"requests_timeout": 60},
 }
+ANSWER_S = 15.0
+"""How long a store may take to answer at first."""
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses before a request is made again, on top of those that the client itself makes."""
 AT_ONCE = 16
@@ -89,11 +91,17 @@ class Bucket:
         if find_spec(PACKAGES[parts.scheme]) is None:
             remedy = "pip install 'oec-sensitivity[buckets]', on every node"
             raise InvalidInput("--home", url, f"needs the package {PACKAGES[parts.scheme]}", remedy)
-        bucket = cls(url.rstrip("/"))
+        bucket, store = cls(url.rstrip("/")), _filesystem(parts.scheme)
         try:
-            _filesystem(parts.scheme).ls(parts.netloc, detail=False)
+            try:
+                store.ls(bucket.url.partition("://")[2], detail=False, timeout=ANSWER_S)
+            except FileNotFoundError:  # nothing has this prefix yet
+                store.ls(parts.netloc, detail=False, timeout=ANSWER_S)
         except FileNotFoundError as error:
             raise InvalidInput("--home", url, "is in a bucket that does not exist", "make the bucket") from error
+        except TimeoutError as error:
+            remedy = "see that its address is right, and that the network lets it through"
+            raise InvalidInput("--home", url, f"does not answer in {ANSWER_S:g} s", remedy) from error
         except Exception as error:  # whatever the store's client raises
             remedy = "see that its address and credentials are in this environment (AWS_*, GOOGLE_*)"
             raise InvalidInput("--home", url, f"can not be read ({_said(error)})", remedy) from error
@@ -283,6 +291,8 @@ def at_once(do: Callable[[str], T], names: Iterable[str]) -> list[T]:
 def _filesystem(scheme: str) -> Any:
     import fsspec  # a tenth of a second, and not needed where homes are folders
 
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks what kind a bucket is, and warns of it
+    logging.getLogger(PACKAGES[scheme]).setLevel(logging.CRITICAL)  # tells in tracebacks what is raised anyway
     return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **OPTIONS[scheme])
 
 

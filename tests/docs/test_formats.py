@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from dashboards.runs import RUN_COLUMNS
 from dashboards.tables import TABLE_COLUMNS
 from search_spaces.study import MethodChoice, Study
-from service import ledger, mlflow_sink
+from service import journal, ledger, mlflow_sink
 from tests.docs.blocks import names, rows, section
 from trainers import checkpoint
 from trainers.data import shards, sources
@@ -64,6 +64,10 @@ def test_the_lines_of_a_ledger(trained: Path) -> None:
     for line in lines:
         assert set(line) - {"seq", "at", "event"} == documented[line["event"]] - optional, line["event"]
     assert f"`format` is {ledger.FORMAT}" in section(PAGE, "Ledger")
+
+
+def test_the_writer_of_a_ledger_in_a_bucket() -> None:
+    assert set(names(PAGE, "Ledger in a bucket")) == set(journal.Writer.model_fields)
 
 
 def test_the_keys_of_a_row_of_metrics(trained: Path) -> None:

@@ -280,7 +280,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
             ("submit", "smoke", *NOWHERE, "--working-dir", str(ROOT), "--max-megabytes", "0.1"),
             ("--working-dir", "MB, above 0.1 MB; the largest files are", ".rayignore"),
         ),
-        (("run", "smoke", "--home", "gs://bucket/home"), ("--home", "'gs://bucket/home'", "NFS")),
+        (("run", "smoke", "--home", "gs:///home"), ("--home", "'gs:///home'", "gs://BUCKET/PREFIX")),
         (("status", "--home", "file://host/home"), ("--home", "'file://host/home'", "file:///absolute/path")),
     ],
 )
