@@ -38,7 +38,7 @@ from tests.faults.running import Run
 
 NAME = "soak"
 WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
-ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10"}
+ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10", "PYTHONFAULTHANDLER": "1"}
 RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
 FAULT_EVERY_S = (4.0, 16.0)
 WEIGHTS = {"SIGKILL of a Train worker": 4, "SIGSTOP of a Train worker": 2, "SIGKILL of a trial's actor": 2}

@@ -27,6 +27,7 @@ from service.options import (
     EXIT_INTERRUPTED,
     bad_input_exits,
     home_option,
+    leave,
     plain,
     study_argument,
 )
@@ -59,7 +60,7 @@ def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None
         crashed = _run(spec, place, address, retry_crashed, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on with the missing cells")
-        sys.exit(EXIT_INTERRUPTED)
+        leave(EXIT_INTERRUPTED)
     if crashed:
         again = f"`oec run {study} --retry-crashed` tries again" if study != "-" else "--retry-crashed tries again"
         console.print(f"{crashed} cells crashed: `oec status {spec.name}` says why, {again}", soft_wrap=True)

@@ -34,7 +34,7 @@ STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """Errors that say of the home's storage, and not of us, that it does not take what is written."""
 
 terminated = threading.Event()
-"""A SIGTERM came."""
+"""A SIGTERM came, or a SIGINT while Ray started."""
 
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
@@ -58,11 +58,12 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
     try:
         return _run(study, home, address=address, retry_crashed=retry_crashed, console=console)
     except OSError as error:
-        if error.errno not in STORAGE:
+        refused = home.bucket is not None and isinstance(error, PermissionError)
+        if error.errno not in STORAGE and not refused:
             raise
         problem, remedy = f"takes no more ({error.strerror})", "make room, and the same command goes on"
         if home.bucket:
-            problem, remedy = f"does not answer ({error.strerror})", "when it does, the same command goes on"
+            problem, remedy = f"does not take what is written ({error})", "when it does, the same command goes on"
         raise InvalidInput("--home", str(home), problem, remedy) from error
 
 
@@ -107,10 +108,10 @@ def train(
 
     from service.sweep import sweep, warm
 
-    join(address)
     flush = FLUSH_INTERRUPTED_S
     with ExitStack() as held:
         held.callback(ray.shutdown)
+        join(address)
         if cluster.address(address):
             storage.check(home)
         at_once = placement.at_once(plan.study.resources, placement.joined())
@@ -174,10 +175,11 @@ def reuse(ledger: Ledger, home: Home, study: Study, *, retry_crashed: bool) -> N
 
 
 def join(address: str | None) -> None:
-    """Connect to Ray; a SIGTERM meanwhile counts afterwards.
+    """Connect to Ray; a SIGTERM or SIGINT meanwhile counts afterwards.
 
-    Ray sets handlers of its own, first one that aborts and then one that exits. Processes that it starts are not to
-    inherit that the signal is held back, and a thread that began earlier may get it all the same.
+    A SIGINT would leave Ray half started. For SIGTERM it sets handlers of its own, first one that aborts and then one
+    that exits. Processes that it starts are not to inherit that the signal is held back, and a thread that began
+    earlier may get it all the same.
 
     Raises:
         KeyboardInterrupt: it came.
@@ -185,14 +187,18 @@ def join(address: str | None) -> None:
     held = {signal.SIGTERM}
     os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, held))
     signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda signum, frame: terminated.set())
     try:
         cluster.connect(address)
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
+        signal.signal(signal.SIGINT, on_interrupt)
         stop_on_sigterm()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
-    if terminated.is_set():  # some library's import has swallowed what the handler raised
+    if terminated.is_set():  # or some library's import has swallowed what the handler raised
         raise KeyboardInterrupt
 
 

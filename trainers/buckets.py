@@ -57,7 +57,8 @@ def is_bucket(given: str) -> bool:
 
 
 def checked(url: str) -> str:
-    """
+    """The URL of a bucket and a prefix, without a slash at its end.
+
     Raises:
         InvalidInput: a URL that holds more than the names of a bucket and a prefix, or less.
     """
@@ -66,7 +67,7 @@ def checked(url: str) -> str:
         remedy = f"write {parts.scheme}://BUCKET/PREFIX; credentials come from the environment"
         shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         raise InvalidInput("--home", shown, "names no bucket and prefix alone", remedy)
-    return url
+    return url.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ class Bucket:
         Raises:
             InvalidInput: it is not or does not, its package is missing, or the URL holds more than names.
         """
-        parts = urlsplit(checked(url))
+        parts = urlsplit(url := checked(url))
         if find_spec(PACKAGES[parts.scheme]) is None:
             remedy = "pip install 'oec-sensitivity[buckets]', on every node"
             raise InvalidInput("--home", url, f"needs the package {PACKAGES[parts.scheme]}", remedy)
-        bucket, store = cls(url.rstrip("/")), _filesystem(parts.scheme)
+        bucket, store = cls(url), _filesystem(parts.scheme)
         try:
             try:
                 store.ls(bucket.url.partition("://")[2], detail=False, timeout=ANSWER_S)

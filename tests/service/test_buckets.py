@@ -10,16 +10,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import s3fs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service import journal as journals
-from service import storage
+from service import run, storage
 from service.home import Home
 from service.journal import Journal, Writer
 from service.ledger import Ledger, LedgerLocked
@@ -29,6 +32,7 @@ from tests.stores import Store, store
 from trainers import buckets, checkpoint
 from trainers.buckets import Bucket, Mirror
 
+ALONE: dict[str, Any] = {"address": None, "retry_crashed": False, "console": Console()}
 CELLS = Plan(Study.load("demo"), "data").cells
 
 
@@ -103,15 +107,30 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "ANSWER_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "us")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
     buckets._filesystem.cache_clear()
     began = time.monotonic()
-    with pytest.raises(InvalidInput, match="can not be read"):
+    with pytest.raises(InvalidInput, match="does not answer in 1 s"):
         Home.open("s3://bucket/home")
     buckets._filesystem.cache_clear()
     assert time.monotonic() - began < 20
+
+
+def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of a run it is that meets it: the same command goes on once its rights are back."""
+
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(run, "_run", refused)
+    monkeypatch.setattr(run, "stop_on_sigterm", lambda: None)
+    with pytest.raises(InvalidInput, match=r"Access Denied.*goes on"):
+        run.run(Study.load("smoke"), Home(tmp_path, Bucket("s3://bucket/home")), **ALONE)
+    with pytest.raises(PermissionError):
+        run.run(Study.load("smoke"), Home(tmp_path), **ALONE)
 
 
 def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
@@ -122,6 +141,7 @@ def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(buckets.OPTIONS, "s3", {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 1}}})
             patch.setattr(buckets, "BACKOFF_S", ())
+            patch.setattr(s3fs.S3FileSystem, "retries", 1)
             buckets._filesystem.cache_clear()
             with pytest.raises(OSError, match="Timeout"):
                 bucket.read("before")
