@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -48,7 +48,10 @@ class InFolder:
             return None
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.glob("*"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or somebody has written anew
+            self.folder.rmdir()
 
 
 @dataclass(frozen=True)

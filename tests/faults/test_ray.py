@@ -229,4 +229,4 @@ def test_what_a_kill_left_in_a_study_s_folder_is_not_taken_for_a_request(study: 
     done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     agree(home, NAME)
-    assert not list((home / "studies" / NAME / "stop").iterdir())
+    assert not (home / "studies" / NAME / "stop" / "study").exists()
