@@ -90,18 +90,15 @@ class Home:
         A study that this machine is running is as new here as there.
         """
         if self.bucket:
-            at_once(self._pull, names or self._in_bucket("ledgers"))
-
-    def _in_bucket(self, folder: str) -> list[str]:
-        """Names of studies: those that could not be one are nobody's."""
-        assert self.bucket
-        return [name for name in (self.bucket / folder).folders() if NAME.fullmatch(name) and ".." not in name]
+            there = names or (self.bucket / "ledgers").folders()
+            at_once(self._pull, (name for name in there if NAME.fullmatch(name) and ".." not in name))
 
     def _pull(self, name: str) -> None:
         assert self.bucket
         refresh(self.study(name) / "study.yaml", self.bucket, f"ledgers/{name}/study.yaml")
-        content = Journal(self.bucket, name).content()
         self.study(name).mkdir(exist_ok=True)
+        seen = self.ledger(name).read_bytes() if self.ledger(name).is_file() else b""
+        content = Journal(self.bucket, name).content(seen)
         with self.ledger(name).open("a+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,12 +168,10 @@ class Home:
             return None
         return Mirror(folder, self.bucket / (of or folder).relative_to(self.path).as_posix())
 
-    def fetch(self, folder: Path) -> bool:
-        """Bring a folder of tokens from the bucket; whether it is here."""
-        from trainers.data import MANIFEST  # a tenth of a second
-
+    def fetch(self, folder: Path, last: str) -> bool:
+        """Bring a folder of which ``last`` is written last, and never again, from the bucket; whether it is here."""
         mirror = self.mirror(folder)
-        return mirror is not None and mirror.fetch(MANIFEST)
+        return mirror is not None and mirror.fetch(last)
 
     def keep(self, folder: Path, last: str | None = None) -> None:
         """Put what is new in a folder into the bucket, too; nothing where the home is a folder.

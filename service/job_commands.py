@@ -185,7 +185,7 @@ def stopped(cluster: str, study: str, cell: str | None) -> bool:
     job = next((job for job in there.all() if job.study == study and job.live), None)
     if job is None:
         raise InvalidInput("STUDY", study, "is not being run by a job of this cluster", "`oec jobs` lists them")
-    if job.home and (is_bucket(job.home) or runs_in(job.home, study)):
+    if job.home and runs_in(job.home, study):
         return stopping.stop(Home.open(job.home), study, cell)
     if cell:
         raise InvalidInput("--cell", cell, "is in a home that this machine does not see", "ask from one that does")
@@ -203,7 +203,10 @@ def runs_in(home: str, study: str) -> bool:
     from service.stopping import being_run
 
     if is_bucket(home):
-        return being_run(Home.open(home), study)
+        try:
+            return being_run(Home.open(home), study)
+        except InvalidInput:  # this machine has not its credentials, say
+            return False
     place = Home(local(home))
     return place.ledger(study).is_file() and being_run(place, study)
 

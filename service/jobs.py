@@ -289,9 +289,13 @@ def portable(study: Study, home: str | None) -> str | None:
     Raises:
         InvalidInput: a path is relative, which on the cluster is relative to somewhere else, or no path.
     """
-    at = home and (checked(home) if is_bucket(home) else str(storage.local(home)))
-    for field, path in {"data.path": study.data.path, "data.validation": study.data.validation, "--home": at}.items():
-        if path and not (Path(path).is_absolute() or is_bucket(path)):
+    paths = {"data.path": study.data.path, "data.validation": study.data.validation}
+    if home and is_bucket(home):
+        at: str | None = checked(home)
+    else:
+        at = paths["--home"] = str(storage.local(home)) if home else None
+    for field, path in paths.items():
+        if path and not Path(path).is_absolute():
             remedy = "give an absolute path on storage that every node of the cluster sees"
             raise InvalidInput(field, path, "is relative, which on the cluster is somewhere else", remedy)
     return at

@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from bisect import bisect_right
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -103,11 +104,10 @@ class Journal:
         """
         before = self._last()
         if before and not before[1].ended and self._lives(*before):
-            raise self._locked(before[1])
+            raise self._locked()
         number = before[0] + 1 if before else 1
         if not self._writers.create(_writer(number), self._me.model_dump_json().encode()):
-            other = self._last()
-            raise self._locked(other[1] if other else None)
+            raise self._locked()
         if self._writers.create(_writer(number), b"{}"):
             remedy = "use one that honours If-None-Match (S3, MinIO, R2) or ifGenerationMatch (Google Storage)"
             raise InvalidInput("--home", self._home.url, "is on a store that makes one object twice", remedy)
@@ -126,30 +126,35 @@ class Journal:
         """
         name = _lines(first)
         if self._writers.stamp(_writer(self._number + 1)) or not self._lines.create(name, content):
-            other = self._last()
-            raise self._locked(other[1] if other else None)
+            raise self._locked()
         self._block.append(name)
         self._content += content
         if len(self._block) >= BLOCK:
             self._put_together()
 
-    def content(self) -> bytes:
-        """Every line, and of this process, if it is the writer, none that it has not heard of."""
+    def content(self, before: bytes = b"") -> bytes:
+        """Every line.
+
+        Args:
+            before: what it was when it was read last, so that only what has come since is asked for.
+        """
         for _ in range(TRIES):
             names = list(self._lines.names())
-            parts = self._lines.read_all(names)
+            known = before.count(b"\n")
+            names = names[max(0, bisect_right(names, _lines(known)) - 1) :]  # the last that is known has been added to,
+            parts = self._lines.read_all(names)  # where lines were put together
             if None not in parts:
                 break
         else:
             problem = "changes while it is read"
             raise InvalidInput("ledger", self._lines.url, problem, "try again, or see what removes its objects")
-        whole, known = [], 0
+        first = int(names[0]) if names else 1
+        whole = before.splitlines(keepends=True)[: first - 1]
         for name, part in zip(names, parts, strict=True):
             lines = (part or b"").splitlines(keepends=True)
-            new = lines[max(0, known + 1 - int(name)) :]  # some are here twice while they are put together
-            whole += new
-            known = max(known, int(name) + len(lines) - 1)
-        return b"".join(whole)
+            whole += lines[max(0, len(whole) + 1 - int(name)) :]  # some are here twice while they are put together
+        content = b"".join(whole)
+        return content if content.startswith(before) else self.content()  # or it has been begun anew
 
     def writer(self) -> Writer | None:
         """Who wrote last, or does; None if nobody ever did."""
@@ -213,10 +218,8 @@ class Journal:
         self._me = self._me.model_copy(update=update)
         self._writers.write(_writer(self._number), self._me.model_dump_json().encode())
 
-    def _locked(self, writer: Writer | None) -> LedgerLocked:
-        return LedgerLocked(
-            "study", self._study, f"is being run by another process ({writer or 'unknown'})", "wait for it, or stop it"
-        )
+    def _locked(self) -> LedgerLocked:
+        return LedgerLocked.by(self.writer() or "unknown", self._study)
 
 
 def this_machine() -> str:

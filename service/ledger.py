@@ -60,6 +60,11 @@ class Entry:
 class LedgerLocked(InvalidInput):
     """Another process is writing this ledger."""
 
+    @classmethod
+    def by(cls, writer: object, study: str) -> LedgerLocked:
+        """``writer`` prints as who it is."""
+        return cls("study", study, f"is being run by another process ({writer})", "wait for it, or stop it")
+
 
 class Ledger:
     """Replays the file at ``path``; with ``write``, holds its lock and appends to it."""
@@ -192,9 +197,7 @@ class Ledger:
         except OSError as error:
             owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
             self._file.close()
-            raise LedgerLocked(
-                "study", self.study, f"is being run by another process ({owner})", "wait for it, or stop it"
-            ) from error
+            raise LedgerLocked.by(owner, self.study) from error
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
 
@@ -236,12 +239,12 @@ class Ledger:
             raise ValueError(f"the ledger {self.path} was opened for reading")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         stamped = [{"seq": self._seq + i, "at": now, **event} for i, event in enumerate(events, start=1)]
-        lines = [json.dumps(event, separators=(",", ":")) + "\n" for event in stamped]
-        if self._journal and lines:
-            self._journal.append(self._seq + 1, "".join(lines).encode())
+        content = "".join(json.dumps(event, separators=(",", ":")) + "\n" for event in stamped).encode()
+        if self._journal and content:
+            self._journal.append(self._seq + 1, content)
         before = os.fstat(self._file.fileno()).st_size
         try:
-            self._write("".join(lines).encode())
+            self._write(content)
         except OSError:
             self._file.truncate(before)
             raise

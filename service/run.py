@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 
 from rich.console import Console
@@ -39,7 +40,7 @@ terminated = threading.Event()
 
 def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
     """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
-    tokens = prepare(study.data, home.path, fetch=home.fetch, report=report)
+    tokens = prepare(study.data, home.path, fetch=partial(home.fetch, last=MANIFEST), report=report)
     tokens.verify(home.verified)
     tokens.check_length(study.training.sequence_length, study.training.eval_sequences)
     if tokens.folder:
@@ -58,8 +59,7 @@ def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, c
     try:
         return _run(study, home, address=address, retry_crashed=retry_crashed, console=console)
     except OSError as error:
-        refused = home.bucket is not None and isinstance(error, PermissionError)
-        if error.errno not in STORAGE and not refused:
+        if error.errno not in STORAGE:
             raise
         problem, remedy = f"takes no more ({error.strerror})", "make room, and the same command goes on"
         if home.bucket:

@@ -110,9 +110,10 @@ def trainable(study: Study, train: Train, home: Home) -> type[tune.Trainable]:
 
     def train_cell(config: dict[str, Any]) -> None:
         cell = Cell.model_validate(config["cell"])
+        folder = home.workplace(cell.id, study.name)
         job = Job(
             cell=cell,
-            folder=(folder := home.workplace(cell.id, study.name)),
+            folder=folder,
             mirror=home.mirror(folder, home.cell(cell.id, study.name)),
             evaluate_every=study.evaluate_every,
             checkpoint_every=study.checkpoint_every,

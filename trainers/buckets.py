@@ -38,8 +38,8 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses before a request is made again, on top of those that the client itself makes."""
 AT_ONCE = 16
 """Requests at a time where there are many."""
-FINAL = (FileNotFoundError, FileExistsError, PermissionError)
-"""Answers, and no failures to answer."""
+ANSWERS = (FileNotFoundError, FileExistsError)
+"""Of a store that does what it is asked."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Bucket:
 
     Every request is made again for a while before it fails.
 
-    Every method raises ``OSError`` for a store that does not do what it is asked, ``PermissionError`` among them.
+    Every method raises ``OSError`` with ``EIO`` for a store that does not do what it is asked.
     """
 
     url: str
@@ -185,10 +185,10 @@ class Bucket:
         for pause in (*BACKOFF_S, None):
             try:
                 return request(_filesystem(scheme), root)
-            except FINAL:
+            except ANSWERS:
                 raise
             except Exception as error:  # whatever the store's client raises
-                if pause is None:
+                if pause is None or isinstance(error, PermissionError):
                     raise OSError(errno.EIO, f"{self.url}: {_said(error)}") from error
                 logger.warning("%s: %s", self.url, _said(error))
                 time.sleep(pause)

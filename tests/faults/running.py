@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,17 @@ def newest_step(home: Path, name: str) -> int:
     return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
 
 
+def until(
+    condition: Callable[[], bool], what: str, driver: subprocess.Popen[bytes], log: Path, pause_s: float = 0.02
+) -> None:
+    """Wait for something that the driver does, and fail with its log when it ends before, or takes too long."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert driver.poll() is None, f"it ended before {what}:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{log.read_text()}"
+        time.sleep(pause_s)
+
+
 class Run:
     """``oec run`` in the background."""
 
@@ -30,11 +42,7 @@ class Run:
         self.driver = start("run", study, home=home, log=self.log, **environment)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert self.driver.poll() is None, f"it ended before {what}:\n{self.log.read_text()}"
-            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{self.log.read_text()}"
-            time.sleep(0.02)
+        until(condition, what, self.driver, self.log)
 
     def step(self) -> int:
         return newest_step(self.home, self.name)

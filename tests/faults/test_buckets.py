@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from benchmarks.nodes import kill
 from service.home import Home
 from tests.faults.cluster import Cluster
 from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
-from tests.faults.running import DEADLINE_S, NAME
+from tests.faults.running import DEADLINE_S, NAME, until
 from tests.service.oec import oec, start
 from tests.stores import Store, store
 from trainers.buckets import Bucket
@@ -29,12 +28,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield made
 
 
-def until(condition: Callable[[], bool], what: str, driver: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert driver.poll() is None, f"it ended before {what}:\n{log.read_text()}"
-        assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{log.read_text()}"
-        time.sleep(0.1)
+def saves(url: str, driver: subprocess.Popen[bytes], log: Path) -> None:
+    until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log, pause_s=0.1)
 
 
 def steps(url: str) -> list[int]:
@@ -65,7 +60,7 @@ def test_another_machine_goes_on(
     url, log, lost = s3.home(), tmp_path / "log", tmp_path / "lost"
     driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(lost), **s3.environment)
     try:
-        until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
+        saves(url, driver, log)
     finally:
         driver.kill()
         driver.wait()
@@ -98,7 +93,7 @@ def test_another_machine_sees_who_runs_and_ends_it(s3: Store, study: Path, tmp_p
     elsewhere = {"OEC_SCRATCH": str(tmp_path / "two"), **s3.environment}
     driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(tmp_path / "one"), **s3.environment)
     try:
-        until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
+        saves(url, driver, log)
         watched = oec("watch", NAME, "--once", home=url, **elsewhere)
         assert "of 900" in watched.stdout, watched.stdout + watched.stderr
         second = oec("run", study, home=url, **elsewhere)
@@ -131,7 +126,7 @@ def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
         on = {"OEC_SCRATCH": str(scratch), "OEC_RAY_ADDRESS": cluster.address, **cluster.environment, **s3.environment}
         driver = start("run", study, home=url, log=log, **on)
         try:
-            until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
+            saves(url, driver, log)
             assert not list(scratch.rglob("step-*")), "the driver sees what a node writes"
             cluster.worker("--num-cpus", "2", within=within)
             kill(first)

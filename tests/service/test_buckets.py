@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import s3fs
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,7 @@ from search_spaces.study import Study
 from service import journal as journals
 from service import run, storage
 from service.home import Home
+from service.jobs import portable
 from service.journal import Journal, Writer
 from service.ledger import Ledger, LedgerLocked
 from service.stopping import being_run
@@ -31,6 +34,7 @@ from service.texts import InBucket
 from tests.stores import Store, store
 from trainers import buckets, checkpoint
 from trainers.buckets import Bucket, Mirror
+from trainers.data import Shards, TokenFiles, Tokens, write_shard
 
 ALONE: dict[str, Any] = {"address": None, "retry_crashed": False, "console": Console()}
 CELLS = Plan(Study.load("demo"), "data").cells
@@ -100,6 +104,26 @@ def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
+    study = Study.load("demo")
+    assert portable(study, "s3://bucket/home/") == "s3://bucket/home"
+    data = study.data.model_copy(update={"path": "s3://bucket/*.bin"})
+    with pytest.raises(InvalidInput) as refused:
+        portable(study.model_copy(update={"data": data}), "s3://bucket/home")
+    assert refused.value.field == "data.path"
+
+
+def test_tokens_are_opened_as_what_they_were(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write_shard(tmp_path / f"{name}.bin", np.arange(9, dtype=np.uint16))
+    train = Shards((tmp_path / "train.bin",))
+    validation = Shards((tmp_path / "validation.bin",), "data.validation")
+    tokens = Tokens(train, validation, 9, 16, "digest", tmp_path)
+    opened = pickle.loads(pickle.dumps(TokenFiles.of(tokens))).open()
+    assert opened == tokens
+    assert opened.validation.origin == "data.validation"
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"s3fs.*pip install"):
@@ -125,10 +149,13 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
     def refused(*_: object, **__: object) -> int:
         raise PermissionError("Access Denied")
 
-    monkeypatch.setattr(run, "_run", refused)
+    home = Home(tmp_path, Bucket("s3://bucket/home"))
+    monkeypatch.setattr(buckets, "_filesystem", lambda scheme: SimpleNamespace(pipe_file=refused))
+    monkeypatch.setattr(run, "_run", lambda study, home, **alone: home.stops("smoke").write("study", "oec stop"))
     monkeypatch.setattr(run, "stop_on_sigterm", lambda: None)
     with pytest.raises(InvalidInput, match=r"Access Denied.*goes on"):
-        run.run(Study.load("smoke"), Home(tmp_path, Bucket("s3://bucket/home")), **ALONE)
+        run.run(Study.load("smoke"), home, **ALONE)
+    monkeypatch.setattr(run, "_run", refused)
     with pytest.raises(PermissionError):
         run.run(Study.load("smoke"), Home(tmp_path), **ALONE)
 
@@ -251,6 +278,7 @@ def test_a_journal_holds_every_line_once(
     home, written, first = Bucket(s3.home()), b"", 1
     writer = Journal(home, "demo")
     writer.take()
+    seen = b""
     for lines, another in appended:
         if another:
             writer.close()
@@ -260,7 +288,12 @@ def test_a_journal_holds_every_line_once(
         writer.append(first, content)
         first, written = first + len(lines), written + content
         assert Journal(home, "demo").content() == written
+        if len(lines) % 2:  # as somebody who looks now and then
+            seen = Journal(home, "demo").content(seen)
+            assert seen == written
     writer.close()
+    assert Journal(home, "demo").content(seen) == written
+    assert Journal(home, "demo").content(b"of another study\n" + written) == written
     assert Journal(home, "demo").content() == written
 
 

@@ -101,8 +101,9 @@ class Tokens:
 class TokenFiles:
     """Tokens on their way to a process that opens them, perhaps on a machine that does not have them yet."""
 
-    train: tuple[Path, ...]
-    validation: tuple[Path, ...]
+    train: tuple[tuple[Path, ...], str]
+    """Paths and origin of the ``Shards``, as of the next:"""
+    validation: tuple[tuple[Path, ...], str]
     vocab_size: int
     V: int
     digest: str
@@ -115,7 +116,7 @@ class TokenFiles:
         Args:
             mirror: of the tokens' folder, where that is not seen by every machine.
         """
-        train, validation = tokens.train.paths, tokens.validation.paths
+        train, validation = ((shards.paths, shards.origin) for shards in (tokens.train, tokens.validation))
         return cls(train, validation, tokens.vocab_size, tokens.V, tokens.digest, tokens.folder, mirror)
 
     def open(self) -> Tokens:
@@ -125,7 +126,7 @@ class TokenFiles:
         """
         if self.mirror:
             self.mirror.fetch(MANIFEST)
-        return Tokens(Shards(self.train), Shards(self.validation), self.vocab_size, self.V, self.digest, self.folder)
+        return Tokens(Shards(*self.train), Shards(*self.validation), self.vocab_size, self.V, self.digest, self.folder)
 
 
 class Written(Frozen):
