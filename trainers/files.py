@@ -23,10 +23,19 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` once the block ends without an error."""
+    """A file to write to, which takes the place of ``path`` once the block ends without an error.
+
+    Raises:
+        OSError: it can not be written.
+    """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
+        file = temporary.open("xb")
+    except OSError as error:
+        error.filename = str(path)  # the name that whoever reads this knows
+        raise
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
