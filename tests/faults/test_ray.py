@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
+from service.home import Home
+from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
 from tests.faults.running import NAME, Run
 from tests.service.oec import oec
 from tests.timing import within
+from trainers.rows import read
 
 pytestmark = pytest.mark.slow
 
@@ -24,65 +26,94 @@ TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
 
 
 @pytest.fixture
-def running(study: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
-    run = Run(study, tmp_path / "home", **getattr(request, "param", {}))
+def running(study: Path, tmp_path: Path) -> Iterator[Run]:
+    run = Run(study, tmp_path / "home")
     yield run
     run.close()
 
 
-@pytest.mark.parametrize(
-    "title",
-    [
-        pytest.param(TRAIN_WORKER, marks=pytest.mark.fault("SIGKILL of a Ray Train worker in mid-step")),
-        pytest.param(TRIAL, marks=pytest.mark.fault("SIGKILL of the trial's actor")),
-    ],
-)
-def test_a_killed_process_costs_no_result(running: Run, undisturbed: dict[str, float | None], title: str) -> None:
-    """A Ray Train worker in mid-step; the trial's actor, which owns the group."""
-    running.trains()
-    running.named(title)[0].kill()
-    running.ends()
-    agree(running.home, NAME, undisturbed)
-    assert ledger_of(running.home, NAME).counts()["finished"] == 2
+def changed(study: Path, folder: Path, **changes: object) -> Path:
+    """The study with these fields in place of its own, in a file of this folder."""
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | changes))
+    return path
 
 
+@pytest.mark.fault("SIGKILL of a Ray Train worker in mid-step")
+@pytest.mark.fault("SIGKILL of the trial's actor")
 @pytest.mark.fault("SIGSTOP of a rank")
-@pytest.mark.parametrize("running", [{"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "5"}], indirect=True)
-def test_a_frozen_rank_is_noticed_and_its_group_replaced(running: Run, undisturbed: dict[str, float | None]) -> None:
-    running.trains()
-    before = {process.pid for process in running.named(TRAIN_WORKER)}
-    frozen = running.named(TRAIN_WORKER)[-1]
-    frozen.suspend()
-    froze, step = time.monotonic(), running.step()
-    running.until(lambda: frozen not in running.named(TRAIN_WORKER), "the end of the frozen process")
-    assert time.monotonic() - froze < within(90), "it is noticed after 5 s, and Ray takes some 40 to end it"
-    running.until(lambda: running.step() > step + 100 or running.state(0) == "finished", "progress after the freeze")
-    assert before.isdisjoint(process.pid for process in running.named(TRAIN_WORKER))
-    running.ends()
-    agree(running.home, NAME, undisturbed)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(number, marks=pytest.mark.fault(f"{number.name} to the driver"))
-        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-    ],
-)
-def test_a_driver_that_ends_is_resumed_by_the_same_command(
-    running: Run, study: Path, undisturbed: dict[str, float | None], number: signal.Signals
+def test_killed_and_frozen_processes_cost_no_result(
+    study: Path, undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
-    """In its second cell: the first is not trained again."""
-    running.trains_the_second()
-    asked = time.monotonic()
-    running.driver.send_signal(number)
-    running.ends(75 if number != signal.SIGKILL else -number)
-    assert time.monotonic() - asked < within(10), "it takes too long to save its state"
-    done = oec("run", study, home=running.home)
+    """A Ray Train worker in mid-step; the trial's actor, which owns the group; a rank that stands still. One cell."""
+    path = changed(study, tmp_path, resources={"workers": 2, "max_failures": 5})
+    run = Run(path, tmp_path / "home", RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S="5")
+    try:
+        run.trains()
+        for title in (TRAIN_WORKER, TRIAL):
+            run.named(title)[0].kill()
+            run.trains(beyond=run.step() + 100)
+        before = {process.pid for process in run.named(TRAIN_WORKER)}
+        frozen = run.named(TRAIN_WORKER)[-1]
+        frozen.suspend()
+        froze, step = time.monotonic(), run.step()
+        run.until(lambda: frozen not in run.named(TRAIN_WORKER), "the end of the frozen process")
+        assert time.monotonic() - froze < within(90), "it is noticed after 5 s, and Ray takes some 40 to end it"
+        run.until(lambda: run.step() > step + 100 or run.state(0) == "finished", "progress after the freeze")
+        assert before.isdisjoint(process.pid for process in run.named(TRAIN_WORKER))
+        run.ends()
+    finally:
+        run.close()
+    agree(run.home, NAME, undisturbed)
+    assert starts(run.home, NAME) == [2, 1], "the trial's actor alone takes its trial along"
+
+
+@pytest.mark.fault("SIGTERM to the driver")
+@pytest.mark.fault("SIGINT to the driver")
+@pytest.mark.fault("SIGKILL to the driver")
+@pytest.mark.fault("oec stop of a study")
+@pytest.mark.fault("a stop request left behind by a killed driver")
+def test_a_driver_that_ends_is_resumed_by_the_same_command(
+    study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+) -> None:
+    """Twice in its first cell, which goes on where it was, and twice in its second: the first is not trained again. A
+    stop request that the killed driver left is not taken for one of the last."""
+    home, step = tmp_path / "home", 0
+    for end in (signal.SIGTERM, signal.SIGINT, "oec stop", signal.SIGKILL):
+        run = Run(study, home)
+        try:
+            if end == "oec stop":
+                run.trains_the_second()
+            else:
+                run.trains(beyond=step + 50)
+            asked = time.monotonic()
+            if isinstance(end, signal.Signals):
+                run.driver.send_signal(end)
+            else:
+                stopped = oec("stop", NAME, home=home)
+                assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
+            said = run.ends(-end if end == signal.SIGKILL else 75)
+            assert time.monotonic() - asked < within(10), "it takes too long to save its state"
+            assert end == signal.SIGKILL or "the same command goes on" in said
+        finally:
+            run.close()
+        step = run.step()
+        assert step > 50, "its checkpoint is kept"
+    nothing_runs = oec("stop", NAME, home=home)
+    assert nothing_runs.returncode == 2
+    assert "is not being run" in nothing_runs.stderr
+    request = home / "studies" / NAME / "stop" / "study"
+    request.parent.mkdir(exist_ok=True)
+    request.touch()
+    done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 to train" in done.stdout
-    assert starts(running.home, NAME) == [1, 2], "the finished cell was trained again"
-    agree(running.home, NAME, undisturbed)
+    assert not request.exists()
+    assert starts(home, NAME) == [3, 3], "the finished cell was trained again"
+    agree(home, NAME, undisturbed)
+    for cell in undisturbed:
+        steps = [row["step"] for row in read(Home(home).metrics(cell, NAME))]
+        assert steps == list(range(0, 901, 100)), "it did not go on where it was"
 
 
 @pytest.mark.fault("SIGTERM to the driver while Ray starts", times=6)
@@ -126,62 +157,59 @@ def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
     agree(running.home, NAME, undisturbed)
 
 
-@pytest.mark.fault("a loss that is not finite on one rank only")
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_one_rank_s_loss_ends_the_cell_on_both_and_the_group_stays_warm(
-    study: Path, undisturbed: dict[str, float | None], tmp_path: Path, value: str
+@pytest.mark.fault("a loss that is not finite on one rank only", times=2)
+@pytest.mark.fault("oec stop of a cell")
+def test_what_ends_a_cell_leaves_the_group_warm(
+    study: Path, undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
-    flag = tmp_path / "poison"
-    run = Run(study, tmp_path / "home", PYTHONPATH=f"{POISON}:{os.environ.get('PYTHONPATH', '')}", POISON=str(flag))
+    """One rank's loss, which ends the cell on both; ``oec stop``. The same processes train the last cell as ever."""
+    path, flag = changed(study, tmp_path, lrs=[1e-3, 1.3e-3, 1.6e-3, 2e-3]), tmp_path / "poison"
+    run = Run(path, tmp_path / "home", PYTHONPATH=f"{POISON}:{os.environ.get('PYTHONPATH', '')}", POISON=str(flag))
     try:
         run.trains()
         workers = {process.pid for process in run.named(TRAIN_WORKER)}
-        flag.write_text(value)
-        run.until(lambda: run.state(0) == "diverged", "the end of the cell as diverged")
-        assert not flag.exists(), "it was not rank 1 that brought it about"
-        run.until(lambda: run.state(1) == "running" and run.step() > 0, "a step of the next cell")
+        for index, value in enumerate(("nan", "inf")):
+            flag.write_text(value)
+            run.until(lambda index=index: run.state(index) == "diverged", "the end of the cell as diverged")
+            assert not flag.exists(), "it was not rank 1 that brought it about"
+            run.until(
+                lambda index=index: run.state(index + 1) == "running" and run.step() > 0, "a step of the next cell"
+            )
+        first, second, third, last = ledger_of(run.home, NAME).entries
+        asked = time.monotonic()
+        stopped = oec("stop", NAME, "--cell", third, home=run.home)
+        took = time.monotonic() - asked
+        assert stopped.stdout == f"cell {third} has ended\n", stopped.stderr
+        assert run.state(2) == "pruned"
+        run.until(lambda: run.state(3) == "running", "the next cell")
+        assert time.monotonic() - asked < within(5) + took
+        again = oec("stop", NAME, "--cell", third, home=run.home)
+        assert again.returncode == 2
+        assert "is pruned; name a cell that is running" in again.stderr
         assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
         run.ends()
     finally:
         run.close()
     agree(run.home, NAME)
-    first, second = ledger_of(run.home, NAME).entries.values()
-    assert " at step " in first.result["reason"]
-    assert second.result["val_loss"] == undisturbed[second.cell.id]
-
-
-@pytest.mark.fault("oec stop of a cell")
-def test_stop_ends_a_cell_and_the_group_stays_warm(running: Run, undisturbed: dict[str, float | None]) -> None:
-    running.trains()
-    workers = {process.pid for process in running.named(TRAIN_WORKER)}
-    first, second = ledger_of(running.home, NAME).entries
-    asked = time.monotonic()
-    stopped = oec("stop", NAME, "--cell", first, home=running.home)
-    took = time.monotonic() - asked
-    assert stopped.stdout == f"cell {first} has ended\n", stopped.stderr
-    assert running.state(0) == "pruned"
-    running.until(lambda: running.state(1) == "running", "the next cell")
-    assert time.monotonic() - asked < within(5) + took
-    again = oec("stop", NAME, "--cell", first, home=running.home)
-    assert again.returncode == 2
-    assert "is pruned; name a cell that is running" in again.stderr
-    running.trains()
-    assert {process.pid for process in running.named(TRAIN_WORKER)} == workers
-    running.ends()
-    agree(running.home, NAME)
-    assert losses(running.home, NAME)[second] == undisturbed[second]
-    assert ledger_of(running.home, NAME).entries[first].result["reason"] == "oec stop"
+    results = {cell: entry.result for cell, entry in ledger_of(run.home, NAME).entries.items()}
+    assert " at step " in results[first]["reason"]
+    assert " at step " in results[second]["reason"]
+    assert results[third]["reason"] == "oec stop"
+    assert results[last]["val_loss"] == undisturbed[last]
 
 
 @pytest.mark.fault("a pruner ends a cell in mid-run")
 def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path: Path) -> None:
     """Five learning rates train and one hardly does; Optuna's proposals between them are held against the five."""
-    content = yaml.safe_load(study.read_text())
-    content["training"] |= {"steps": 400, "warmup_steps": 40, "min_lr": 0.0}
-    content |= {"lrs": [1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3], "refine": {"trials": 6, "pruner": "median"}}
-    content |= {"intervals": {"evaluate": 20, "checkpoint": 400}}
-    path = tmp_path / "pruned.yaml"
-    path.write_text(yaml.safe_dump(content))
+    training = yaml.safe_load(study.read_text())["training"] | {"steps": 400, "warmup_steps": 40, "min_lr": 0.0}
+    path = changed(
+        study,
+        tmp_path,
+        training=training,
+        lrs=[1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3],
+        refine={"trials": 6, "pruner": "median"},
+        intervals={"evaluate": 20, "checkpoint": 400},
+    )
     run = Run(path, tmp_path / "home")
     workers: set[int] = set()
     try:
@@ -202,31 +230,3 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path:
     assert all(entry.result["reason"].startswith("the median pruner: val_loss ") for entry in pruned)
     assert len(entries) == 12
     agree(run.home, NAME)
-
-
-@pytest.mark.fault("oec stop of a study")
-def test_stop_ends_a_study_which_the_same_command_resumes(
-    running: Run, study: Path, undisturbed: dict[str, float | None]
-) -> None:
-    running.trains()
-    stopped = oec("stop", NAME, home=running.home)
-    assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
-    assert "the same command goes on" in running.ends(75)
-    assert running.step() > 150, "its checkpoint is kept"
-    nothing_runs = oec("stop", NAME, home=running.home)
-    assert nothing_runs.returncode == 2
-    assert "is not being run" in nothing_runs.stderr
-    done = oec("run", study, home=running.home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    agree(running.home, NAME, undisturbed)
-
-
-@pytest.mark.fault("a stop request left behind by a killed driver")
-def test_what_a_kill_left_in_a_study_s_folder_is_not_taken_for_a_request(study: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    (home / "studies" / NAME / "stop").mkdir(parents=True)
-    (home / "studies" / NAME / "stop" / "study").touch()
-    done = oec("run", study, home=home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    agree(home, NAME)
-    assert not (home / "studies" / NAME / "stop" / "study").exists()

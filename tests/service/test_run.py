@@ -41,11 +41,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(folder: Path) -> Path:
-    """A home in which study ``first`` has run to its end, with one refinement a method, and one bisection a curve."""
-    done = oec("run", write(folder, "first", refine={"trials": 1, "edge": 200}), home=folder / "home")
+    """A home in which study ``first`` has run to its end, with one refinement a method, and one bisection a curve.
+
+    Its driver was killed after two cells, and the same command went on.
+    """
+    home, study, log = folder / "home", write(folder, "first", refine={"trials": 1, "edge": 200}), folder / "killed.log"
+    driver = start("run", study, home=home, log=log)
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while ended(home) < 2:
+            assert driver.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "two cells did not end in time:\n" + log.read_text()
+            time.sleep(0.02)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert ledger_of(home, "first").missing(), "it was killed too late to prove anything"
+    done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
-    return folder / "home"
+    return home
+
+
+def ended(home: Path) -> int:
+    """Cells of study ``first`` that have ended; none while its ledger is not there."""
+    path = home / "studies" / "first" / "ledger.jsonl"
+    return path.read_text().count('"result"') if path.exists() else 0
 
 
 def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
@@ -119,6 +140,7 @@ def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(hom
     done = oec("run", write(folder, "known"), home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 cells, 0 to train" in done.stdout
+    assert {entry.reused_from for entry in ledger_of(home, "known").entries.values()} == {"first"}
     agree(home, "known")
     _, children = runs_of(home, "known")
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
@@ -152,72 +174,6 @@ def test_one_cell_without_ray_gives_the_same_loss(home: Path, folder: Path) -> N
     printed = {name: value for name, *rest in lines for value in rest}
     (entry,) = [entry for cell, entry in ledger_of(home, "first").entries.items() if cell == printed["cell"]]
     assert float(printed["val_loss"]) == pytest.approx(entry.result["val_loss"], rel=1e-5), "one process and two"
-
-
-def test_driver_killed_in_the_middle_then_the_same_command(home: Path, folder: Path) -> None:
-    """Equal cells come from the first study; the others are trained, each exactly once, whatever was killed."""
-    study = write(folder, "second", lrs=[1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 30.0])
-    log = folder / "killed.log"
-    driver = start("run", study, home=home, log=log)
-    try:
-        deadline = time.monotonic() + DEADLINE_S
-        while not trained(home, "second", at_least=2):
-            assert driver.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, "two cells did not end in time:\n" + log.read_text()
-            time.sleep(0.02)
-    finally:
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
-    entries = ledger_of(home, "second").entries
-    assert [entry.state for entry in entries.values()].count("planned") >= 1, "it was killed too late to prove anything"
-
-    done = oec("run", study, home=home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in ledger_of(home, "second").path.read_text().splitlines()]
-    ended = [line for line in lines if line["event"] in ("finished", "diverged")]
-    assert sorted(line["cell"] for line in ended) == sorted(entries), "a cell did not end exactly once"
-    assert sum(line.get("reused_from") == "first" for line in ended) == 6
-    agree(home, "second")
-
-
-def trained(home: Path, study: str, at_least: int) -> bool:
-    path = home / "studies" / study / "ledger.jsonl"
-    if not path.exists():
-        return False
-    own = [line for line in path.read_text().splitlines() if '"result"' in line and "reused_from" not in line]
-    return len(own) >= at_least
-
-
-def test_interrupted_runs_say_so_and_go_on_from_the_checkpoint(home: Path, folder: Path) -> None:
-    training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 3000}
-    intervals = {"evaluate": 50, "checkpoint": 50}
-    study = write(folder, "third", methods=["baseline"], training=training, intervals=intervals)
-    steps: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        log = folder / f"{number.name}.log"
-        driver = start("run", study, home=home, log=log)
-        deadline = time.monotonic() + DEADLINE_S
-        while max(checkpoints(home), default=0) <= max(steps, default=0):
-            assert driver.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        driver.send_signal(number)
-        assert driver.wait(timeout=120) == 75, log.read_text()
-        assert "the same command goes on" in log.read_text()
-        steps.append(max(checkpoints(home)))
-        assert len(ledger_of(home, "third").missing()) == 2
-    rows = [
-        json.loads(line)
-        for line in next((home / "studies" / "third" / "cells").glob("*/checkpoints"))
-        .parent.joinpath("metrics.jsonl")
-        .open()
-    ]
-    assert [row["step"] for row in rows] == list(range(0, rows[-1]["step"] + 1, 50)), "it did not go on where it was"
-
-
-def checkpoints(home: Path) -> list[int]:
-    """Steps of the whole checkpoints that lie in the home."""
-    return [int(path.stem.removeprefix("step-")) for path in home.glob("studies/third/cells/*/checkpoints/*.json")]
 
 
 def test_a_half_written_file_of_a_killed_run_goes_with_the_next_one(tmp_path: Path) -> None:
