@@ -15,8 +15,9 @@ All kinds take turns in one run. A ratio is the median over rounds of the ratio 
 "least" is the ratio of the least times: on a machine that others use too, it is what is left without them. The heads
 are timed by the clock, whole steps by the seconds of the processors, which others hardly lengthen.
 
-That is not quiet enough for what costs 1 in 1,000. mu-loss and mu-centering cost the same for any number of tokens, so
-that they are also measured with 16 of them, where they are a large part: the added time, and its share of a step.
+That is not quiet enough for what costs 1 in 1,000. mu-loss and mu-centering add the same to a step of any number of
+tokens, so that whole steps are taken with ``FEW`` tokens too, where it is a large part of them: the seconds they add,
+the median of many pairs with its 95 % interval, as a share of a step of all tokens.
 
 Peak memory is measured in a fresh process a kind: the growth of its largest resident set (``ru_maxrss``) over what the
 inputs, the libraries and a pass over 2 tokens took before. The gradients of h and E are in it.
@@ -33,7 +34,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 import numpy as np
@@ -41,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 
@@ -49,10 +51,10 @@ from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from trainers.engine import Engine
 from trainers.head import losses
-from trainers.methods import WEIGHTS_MAPS
 from trainers.world import World
 
 SEQUENCE = 2048
+FEW, FEW_ROUNDS = 16, 100
 MEMORY_TARGET, TIME_TARGET = 1 / 8, 0.65
 """Of the head, to eager."""
 STEP_TARGETS = {"z-loss": 1.01, "mu-loss": 1.003, "mu-centering": 1.005, "soft-cap": 1.10}
@@ -112,15 +114,16 @@ def time_heads(rounds: int, N: int, D: int, V: int) -> Times:
     return times
 
 
-def time_steps(rounds: int, scale: str, N: int, V: int) -> dict[str, tuple[list[float], list[float]]]:
+def time_steps(
+    rounds: int, scale: str, sequences: int, length: int, V: int, methods: Iterable[str] = METHODS
+) -> dict[str, tuple[list[float], list[float]]]:
     """By method: the processor seconds of the baseline's steps and of its own, which took turns."""
-    sequences = N // SEQUENCE
-    training = TrainingSpec(batch_size=sequences, sequence_length=SEQUENCE, precision="float32", logits_dtype="float32")
+    training = TrainingSpec(batch_size=sequences, sequence_length=length, precision="float32", logits_dtype="float32")
     cells = {
         name: Cell(
             scale=scale,
             method=name,
-            gamma=method.strength and method.strength.default,
+            gamma=METHODS[name].strength and METHODS[name].strength.default,
             lr=1e-3,
             seed=0,
             data="random",
@@ -128,10 +131,10 @@ def time_steps(rounds: int, scale: str, N: int, V: int) -> dict[str, tuple[list[
             model=ModelSpec(),
             training=training,
         )
-        for name, method in METHODS.items()
+        for name in ("baseline", *methods)
     }
     engine = Engine(cells["baseline"], World.single(), compile=False)
-    batch_BU = np.random.default_rng(0).integers(0, V, (sequences, SEQUENCE + 1), dtype=np.uint16)
+    batch_BU = np.random.default_rng(0).integers(0, V, (sequences, length + 1), dtype=np.uint16)
 
     def step(cell: Cell) -> float:
         engine.reset(cell)
@@ -147,20 +150,11 @@ def time_steps(rounds: int, scale: str, N: int, V: int) -> dict[str, tuple[list[
     return times
 
 
-def time_added(V: int, D: int) -> Times:
-    """Seconds that the methods on the weights of E alone add to a step, by rounds that follow one another at once."""
-    h_ND, E_VD, targets_N = drawn(16, D, V)
-
-    def run(method: str, gamma: float) -> None:
-        h_ND.grad = E_VD.grad = None
-        losses(h_ND[None], E_VD, targets_N[None], method, torch.tensor(gamma), "float32").objective.backward()
-
-    added: Times = {"mu-loss": [], "mu-centering": []}
-    for _ in range(50):
-        without = seconds(lambda: run("baseline", 0.0))
-        added["mu-loss"].append(seconds(lambda: run("mu-loss", 1e-4)) - without)
-        added["mu-centering"].append(seconds(lambda: WEIGHTS_MAPS["mu-centering"](E_VD)))
-    return added
+def median_within(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median and its 95 % interval, from the binomial distribution of how many values lie below it."""
+    ordered = sorted(values)
+    below = int(binom.ppf(0.025, len(ordered), 0.5))
+    return median(ordered), ordered[below], ordered[-1 - below]
 
 
 def table(title: str, times: dict[str, tuple[list[float], list[float]]], of: str, targets: dict[str, float]) -> Table:
@@ -191,12 +185,14 @@ def main() -> None:
     console = Console()
     if not args.skip_head:
         compare_heads(console, args.rounds, N, D, V)
-    steps = time_steps(args.rounds, args.scale, N, V)
-    added = Table("", "ms", "1 + share of a step", "target", title="Added by what costs O(VD)")
-    for name, values in time_added(V, D).items():
-        share = torch.get_num_threads() * median(values) / min(steps["baseline"][0])
-        added.add_row(name, f"{median(values) * 1e3:.2f}", f"{1 + share:.4f}", str(STEP_TARGETS[name]))
+    steps = time_steps(args.rounds, args.scale, N // SEQUENCE, SEQUENCE, V)
     console.print(table(f"A training step of {args.scale}", steps, "baseline", STEP_TARGETS))
+    added = Table("", "ms", "95 %", "1 + share of a step", "target", title=f"Added to a step, by steps of {FEW} tokens")
+    for name, (without, own) in time_steps(FEW_ROUNDS, args.scale, 1, FEW, V, ("mu-loss", "mu-centering")).items():
+        middle, low, high = median_within([b - a for a, b in zip(without, own, strict=True)])
+        share = middle / median(steps["baseline"][0])
+        interval = f"{low * 1e3:.1f} to {high * 1e3:.1f}"
+        added.add_row(name, f"{middle * 1e3:.1f}", interval, f"{1 + share:.4f}", str(STEP_TARGETS.get(name, "")))
     console.print(added)
 
 
