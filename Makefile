@@ -4,16 +4,19 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --python-version 3.11 --quiet --no-header \
 	--no-annotate --python-platform x86_64-unknown-linux-gnu --constraint docker/constraints.txt
 
+# Two modules of tests at once: what most of them wait for is the start of processes.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 .PHONY: demo test test-slow test-long lint types lock audit clean
 
 demo: .venv/installed
 	$(BIN)/oec run demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not long"
+	$(PYTEST) -m "slow and not long"
 
 # Clusters of several nodes, the service under load, soak: half an hour, best on a machine without other Ray clusters.
 test-long: .venv/installed

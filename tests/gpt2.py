@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,22 @@ def fill(folder: Path) -> Path:
     """
     if (folder / CACHED).exists():
         return folder
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # other test processes fill it at the same time
+        package = _packed(Path(scratch))
+        with tarfile.open(package) as archive:
+            member = archive.extractfile("package/dist/ranks/r50k_base.js")
+            assert member is not None
+            script = member.read().decode()
+        ranks = json.loads(script.removeprefix("export default ").rstrip().rstrip(";"))["bpe_ranks"]
+        _, first, *tokens = ranks.split()
+        lines = (f"{token} {rank}\n" for rank, token in enumerate(tokens, int(first)))
+        written = Path(scratch) / CACHED
+        written.write_text("".join(lines), encoding="ascii")
+        written.replace(folder / CACHED)
+    return folder
+
+
+def _packed(folder: Path) -> Path:
     command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -33,11 +50,4 @@ def fill(folder: Path) -> Path:
     if result.returncode and any(code in result.stderr + result.stdout for code in UNREACHABLE):
         pytest.skip(f"npm can not be reached: {result.stderr.strip()[:200]}")
     assert result.returncode == 0, f"npm pack {PACKAGE} failed: {result.stdout}{result.stderr}"
-    with tarfile.open(folder / result.stdout.split()[-1]) as archive:
-        member = archive.extractfile("package/dist/ranks/r50k_base.js")
-        assert member is not None
-        script = member.read().decode()
-    _, first, *tokens = json.loads(script.removeprefix("export default ").rstrip().rstrip(";"))["bpe_ranks"].split()
-    lines = (f"{token} {rank}\n" for rank, token in enumerate(tokens, int(first)))
-    (folder / CACHED).write_text("".join(lines), encoding="ascii")
-    return folder
+    return folder / result.stdout.split()[-1]
