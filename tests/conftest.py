@@ -1,9 +1,12 @@
-"""Before any test module imports Ray: the environment in which the engine runs it."""
+"""Before any test module imports Ray: the environment in which the engine runs it. After all tests: the account of the
+faults that were put in."""
 
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from _pytest.terminal import TerminalReporter
 from hypothesis import settings
 
 from service import cluster
@@ -20,3 +23,26 @@ settings.load_profile("oec")
 def gpt2_cache(request: pytest.FixtureRequest) -> Path:
     """A TIKTOKEN_CACHE_DIR with GPT-2's ranks, kept with pytest's own cache from one session to the next."""
     return gpt2.fill(Path(request.config.cache.mkdir("gpt2")))
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Hand the faults of a test on to its report: ``@pytest.mark.fault("what", times=3)``."""
+    if call.when == "call":
+        for mark in item.iter_markers("fault"):
+            item.user_properties.append(("fault", (mark.args[0], mark.kwargs.get("times", 1))))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """A line for every kind of fault: how often it was put in, how often everything held after it."""
+    injected: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties if report.when == "call" else ():
+                if name == "fault":
+                    injected[value[0]] += value[1]
+                    survived[value[0]] += value[1] * (outcome == "passed")
+    if injected:
+        terminalreporter.section("faults: injected, survived")
+        for what in sorted(injected):
+            terminalreporter.line(f"{injected[what]:5} {survived[what]:5}  {what}")
