@@ -54,7 +54,7 @@ from trainers.head import losses
 from trainers.world import World
 
 SEQUENCE = 2048
-FEW, FEW_ROUNDS = 16, 100
+FEW, FEW_ROUNDS = 16, 60
 MEMORY_TARGET, TIME_TARGET = 1 / 8, 0.65
 """Of the head, to eager."""
 STEP_TARGETS = {"z-loss": 1.01, "mu-loss": 1.003, "mu-centering": 1.005, "soft-cap": 1.10}
