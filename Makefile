@@ -4,7 +4,7 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --python-version 3.11 --quiet --no-header \
 	--no-annotate --python-platform x86_64-unknown-linux-gnu --constraint docker/constraints.txt
 
-# Two modules of tests at once, in their order, as the longest are in the middle: most of them wait for processes to start.
+# Two modules of tests at once, as most of them wait for processes to start; in their order, which begins the longest early.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-long lint types lock audit clean

@@ -34,7 +34,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from statistics import median
 
 import numpy as np
@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import binom
+from scipy.stats import quantile_test
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 
@@ -150,13 +150,6 @@ def time_steps(
     return times
 
 
-def median_within(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median and its 95 % interval, from the binomial distribution of how many values lie below it."""
-    ordered = sorted(values)
-    below = int(binom.ppf(0.025, len(ordered), 0.5))
-    return median(ordered), ordered[below], ordered[-1 - below]
-
-
 def table(title: str, times: dict[str, tuple[list[float], list[float]]], of: str, targets: dict[str, float]) -> Table:
     """``times``: the reference's and its own, by name."""
     found = Table("", "seconds", f"x {of}", "least", "target", title=title)
@@ -189,10 +182,11 @@ def main() -> None:
     console.print(table(f"A training step of {args.scale}", steps, "baseline", STEP_TARGETS))
     added = Table("", "ms", "95 %", "1 + share of a step", "target", title=f"Added to a step, by steps of {FEW} tokens")
     for name, (without, own) in time_steps(FEW_ROUNDS, args.scale, 1, FEW, V, ("mu-loss", "mu-centering")).items():
-        middle, low, high = median_within([b - a for a, b in zip(without, own, strict=True)])
-        share = middle / median(steps["baseline"][0])
-        interval = f"{low * 1e3:.1f} to {high * 1e3:.1f}"
-        added.add_row(name, f"{middle * 1e3:.1f}", interval, f"{1 + share:.4f}", str(STEP_TARGETS.get(name, "")))
+        more = np.subtract(own, without)
+        interval = quantile_test(more, p=0.5).confidence_interval(0.95)  # by the binomial distribution of ranks
+        share = median(more) / median(steps["baseline"][0])
+        within = f"{interval.low * 1e3:.1f} to {interval.high * 1e3:.1f}"
+        added.add_row(name, f"{median(more) * 1e3:.1f}", within, f"{1 + share:.4f}", str(STEP_TARGETS.get(name, "")))
     console.print(added)
 
 

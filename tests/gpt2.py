@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from trainers.files import write_atomically
+
 PACKAGE = "js-tiktoken@1.0.21"
 URL = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
 CACHED = hashlib.sha1(URL.encode()).hexdigest()
@@ -24,18 +26,13 @@ def fill(folder: Path) -> Path:
     """
     if (folder / CACHED).exists():
         return folder
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # other test processes fill it at the same time
-        package = _packed(Path(scratch))
-        with tarfile.open(package) as archive:
-            member = archive.extractfile("package/dist/ranks/r50k_base.js")
-            assert member is not None
-            script = member.read().decode()
-        ranks = json.loads(script.removeprefix("export default ").rstrip().rstrip(";"))["bpe_ranks"]
-        _, first, *tokens = ranks.split()
-        lines = (f"{token} {rank}\n" for rank, token in enumerate(tokens, int(first)))
-        written = Path(scratch) / CACHED
-        written.write_text("".join(lines), encoding="ascii")
-        written.replace(folder / CACHED)
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(_packed(Path(scratch))) as archive:
+        member = archive.extractfile("package/dist/ranks/r50k_base.js")
+        assert member is not None
+        script = member.read().decode()
+    _, first, *tokens = json.loads(script.removeprefix("export default ").rstrip().rstrip(";"))["bpe_ranks"].split()
+    lines = (f"{token} {rank}\n" for rank, token in enumerate(tokens, int(first)))
+    write_atomically(folder / CACHED, "".join(lines))  # other test processes fill it at the same time
     return folder
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,17 @@ TRAIN_WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
 
 
 @pytest.fixture
-def running(study: Path, tmp_path: Path) -> Iterator[Run]:
-    run = Run(study, tmp_path / "home")
-    yield run
-    run.close()
+def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Begins ``oec run`` of a study file in the test's home. What is left of it is killed after the test, which sees
+    before whether anything is."""
+    with ExitStack() as held:
+
+        def begun(study: Path, **environment: str) -> Run:
+            run = Run(study, tmp_path / "home", **environment)
+            held.callback(run.close)
+            return run
+
+        yield begun
 
 
 def changed(study: Path, folder: Path, **changes: object) -> Path:
@@ -43,28 +51,26 @@ def changed(study: Path, folder: Path, **changes: object) -> Path:
 @pytest.mark.fault("SIGKILL of the trial's actor")
 @pytest.mark.fault("SIGSTOP of a rank")
 def test_killed_and_frozen_processes_cost_no_result(
-    study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+    begin: Callable[..., Run], study: Path, undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
     """A Ray Train worker in mid-step; the trial's actor, which owns the group; a rank that stands still. One cell."""
     path = changed(study, tmp_path, resources={"workers": 2, "max_failures": 5})
-    run = Run(path, tmp_path / "home", RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S="5")
-    try:
-        run.trains()
-        for title in (TRAIN_WORKER, TRIAL):
-            run.named(title)[0].kill()
-            run.trains(beyond=run.step() + 100)
-        before = {process.pid for process in run.named(TRAIN_WORKER)}
-        frozen = run.named(TRAIN_WORKER)[-1]
-        frozen.suspend()
-        froze, step = time.monotonic(), run.step()
-        run.until(lambda: frozen not in run.named(TRAIN_WORKER), "the end of the frozen process")
-        assert time.monotonic() - froze < within(90), "it is noticed after 5 s, and Ray takes some 40 to end it"
-        run.until(lambda: run.step() > step + 100 or run.state(0) == "finished", "progress after the freeze")
-        assert before.isdisjoint(process.pid for process in run.named(TRAIN_WORKER))
-        run.ends()
-    finally:
-        run.close()
+    run = begin(path, RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S="5")
+    run.trains()
+    for title in (TRAIN_WORKER, TRIAL):
+        run.named(title)[0].kill()
+        run.trains(beyond=run.step() + 100)
+    before = {process.pid for process in run.named(TRAIN_WORKER)}
+    frozen = run.named(TRAIN_WORKER)[-1]
+    frozen.suspend()
+    froze, step = time.monotonic(), run.step()
+    run.until(lambda: frozen not in run.named(TRAIN_WORKER), "the end of the frozen process")
+    assert time.monotonic() - froze < within(90), "it is noticed after 5 s, and Ray takes some 40 to end it"
+    run.until(lambda: run.step() > step + 100 or run.state(0) == "finished", "progress after the freeze")
+    assert before.isdisjoint(process.pid for process in run.named(TRAIN_WORKER))
+    run.ends()
     agree(run.home, NAME, undisturbed)
+    assert ledger_of(run.home, NAME).counts()["finished"] == 2
     assert starts(run.home, NAME) == [2, 1], "the trial's actor alone takes its trial along"
 
 
@@ -74,31 +80,30 @@ def test_killed_and_frozen_processes_cost_no_result(
 @pytest.mark.fault("oec stop of a study")
 @pytest.mark.fault("a stop request left behind by a killed driver")
 def test_a_driver_that_ends_is_resumed_by_the_same_command(
-    study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+    begin: Callable[..., Run], study: Path, undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
     """Twice in its first cell, which goes on where it was, and twice in its second: the first is not trained again. A
     stop request that the killed driver left is not taken for one of the last."""
-    home, step = tmp_path / "home", 0
+    home, beyond, missing = tmp_path / "home", 50, 2
     for end in (signal.SIGTERM, signal.SIGINT, "oec stop", signal.SIGKILL):
-        run = Run(study, home)
-        try:
-            if end == "oec stop":
-                run.trains_the_second()
-            else:
-                run.trains(beyond=step + 50)
-            asked = time.monotonic()
-            if isinstance(end, signal.Signals):
-                run.driver.send_signal(end)
-            else:
-                stopped = oec("stop", NAME, home=home)
-                assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
-            said = run.ends(-end if end == signal.SIGKILL else 75)
-            assert time.monotonic() - asked < within(10), "it takes too long to save its state"
-            assert end == signal.SIGKILL or "the same command goes on" in said
-        finally:
-            run.close()
-        step = run.step()
-        assert step > 50, "its checkpoint is kept"
+        run = begin(study)
+        if end == "oec stop":
+            beyond, missing = 150, 1
+            run.trains_the_second(beyond)
+        else:
+            run.trains(beyond)
+        asked = time.monotonic()
+        if isinstance(end, signal.Signals):
+            run.driver.send_signal(end)
+        else:
+            stopped = oec("stop", NAME, home=home)
+            assert stopped.stdout == f"{NAME} has ended\n", stopped.stderr
+        said = run.ends(-end if end == signal.SIGKILL else 75)
+        assert time.monotonic() - asked < within(10), "it takes too long to save its state"
+        assert end == signal.SIGKILL or "the same command goes on" in said
+        assert run.step() > beyond, "its checkpoint is kept"
+        assert len(ledger_of(home, NAME).missing()) == missing
+        beyond = run.step() + 50
     nothing_runs = oec("stop", NAME, home=home)
     assert nothing_runs.returncode == 2
     assert "is not being run" in nothing_runs.stderr
@@ -135,9 +140,10 @@ def test_a_driver_that_is_ended_while_ray_starts_says_so(study: Path, tmp_path: 
 
 @pytest.mark.fault("SIGKILL of a Ray Train worker, as often as max_failures", times=2)
 def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
-    running: Run, study: Path, undisturbed: dict[str, float | None]
+    begin: Callable[..., Run], study: Path, undisturbed: dict[str, float | None]
 ) -> None:
     """Twice by default. The study goes on with the other cell."""
+    running = begin(study)
     running.trains()
     running.named(TRAIN_WORKER)[0].kill()
     step = running.step()
@@ -160,36 +166,35 @@ def test_a_cell_that_fails_too_often_is_crashed_and_tried_again_on_demand(
 @pytest.mark.fault("a loss that is not finite on one rank only", times=2)
 @pytest.mark.fault("oec stop of a cell")
 def test_what_ends_a_cell_leaves_the_group_warm(
-    study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+    begin: Callable[..., Run], study: Path, undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
     """One rank's loss, which ends the cell on both; ``oec stop``. The same processes train the last cell as ever."""
     path, flag = changed(study, tmp_path, lrs=[1e-3, 1.3e-3, 1.6e-3, 2e-3]), tmp_path / "poison"
-    run = Run(path, tmp_path / "home", PYTHONPATH=f"{POISON}:{os.environ.get('PYTHONPATH', '')}", POISON=str(flag))
-    try:
-        run.trains()
-        workers = {process.pid for process in run.named(TRAIN_WORKER)}
-        for index, value in enumerate(("nan", "inf")):
-            flag.write_text(value)
-            run.until(lambda index=index: run.state(index) == "diverged", "the end of the cell as diverged")
-            assert not flag.exists(), "it was not rank 1 that brought it about"
-            run.until(
-                lambda index=index: run.state(index + 1) == "running" and run.step() > 0, "a step of the next cell"
-            )
-        first, second, third, last = ledger_of(run.home, NAME).entries
-        asked = time.monotonic()
-        stopped = oec("stop", NAME, "--cell", third, home=run.home)
-        took = time.monotonic() - asked
-        assert stopped.stdout == f"cell {third} has ended\n", stopped.stderr
-        assert run.state(2) == "pruned"
-        run.until(lambda: run.state(3) == "running", "the next cell")
-        assert time.monotonic() - asked < within(5) + took
-        again = oec("stop", NAME, "--cell", third, home=run.home)
-        assert again.returncode == 2
-        assert "is pruned; name a cell that is running" in again.stderr
+    run = begin(path, PYTHONPATH=f"{POISON}:{os.environ.get('PYTHONPATH', '')}", POISON=str(flag))
+    run.trains()
+    workers = {process.pid for process in run.named(TRAIN_WORKER)}
+    for index, value in enumerate(("nan", "inf")):
+        flag.write_text(value)
+        run.until(lambda index=index: run.state(index) == "diverged", "the end of the cell as diverged")
+        assert not flag.exists(), "it was not rank 1 that brought it about"
+        run.until(lambda index=index: run.state(index + 1) == "running" and run.step() > 0, "a step of the next cell")
         assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
-        run.ends()
-    finally:
-        run.close()
+    run.trains()
+    first, second, third, last = ledger_of(run.home, NAME).entries
+    asked = time.monotonic()
+    stopped = oec("stop", NAME, "--cell", third, home=run.home)
+    took = time.monotonic() - asked
+    assert stopped.stdout == f"cell {third} has ended\n", stopped.stderr
+    assert run.state(2) == "pruned"
+    run.until(lambda: run.state(3) == "running", "the next cell")
+    assert time.monotonic() - asked < within(5) + took
+    again = oec("stop", NAME, "--cell", third, home=run.home)
+    assert again.returncode == 2
+    assert "is pruned; name a cell that is running" in again.stderr
+    checkpoints = Home(run.home).cell(last, NAME) / "checkpoints"
+    run.until(lambda: any(checkpoints.glob("step-*.json")), "a checkpoint of the last cell")
+    assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
+    run.ends()
     agree(run.home, NAME)
     results = {cell: entry.result for cell, entry in ledger_of(run.home, NAME).entries.items()}
     assert " at step " in results[first]["reason"]
@@ -199,7 +204,9 @@ def test_what_ends_a_cell_leaves_the_group_warm(
 
 
 @pytest.mark.fault("a pruner ends a cell in mid-run")
-def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path: Path) -> None:
+def test_the_pruner_ends_a_trial_and_the_group_stays_warm(
+    begin: Callable[..., Run], study: Path, tmp_path: Path
+) -> None:
     """Five learning rates train and one hardly does; Optuna's proposals between them are held against the five."""
     training = yaml.safe_load(study.read_text())["training"] | {"steps": 400, "warmup_steps": 40, "min_lr": 0.0}
     path = changed(
@@ -210,20 +217,16 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(study: Path, tmp_path:
         refine={"trials": 6, "pruner": "median"},
         intervals={"evaluate": 20, "checkpoint": 400},
     )
-    run = Run(path, tmp_path / "home")
-    workers: set[int] = set()
-    try:
-        run.until(lambda: ledger_of(run.home, NAME).counts()["finished"] > 0, "a finished cell")
-        workers = {process.pid for process in run.named(TRAIN_WORKER)}
-        run.until(lambda: ledger_of(run.home, NAME).counts()["pruned"] > 0, "a pruned cell")
-        ended = time.monotonic()
-        known = ledger_of(run.home, NAME).seq
-        run.until(lambda: ledger_of(run.home, NAME).seq > known, "the next cell")
-        assert time.monotonic() - ended < within(5)
-        assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
-        run.ends()
-    finally:
-        run.close()
+    run = begin(path)
+    run.until(lambda: ledger_of(run.home, NAME).counts()["finished"] > 0, "a finished cell")
+    workers = {process.pid for process in run.named(TRAIN_WORKER)}
+    run.until(lambda: ledger_of(run.home, NAME).counts()["pruned"] > 0, "a pruned cell")
+    ended = time.monotonic()
+    known = ledger_of(run.home, NAME).seq
+    run.until(lambda: ledger_of(run.home, NAME).seq > known, "the next cell")
+    assert time.monotonic() - ended < within(5)
+    assert {process.pid for process in run.named(TRAIN_WORKER)} == workers
+    run.ends()
     entries = list(ledger_of(run.home, NAME).entries.values())
     pruned = [entry for entry in entries if entry.state == "pruned"]
     assert {entry.origin for entry in pruned} == {"refine"}, "a cell of the grid was pruned"

@@ -15,6 +15,7 @@ from tests.faults.invariants import nothing_left_over
 from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 from tests.trainers import tiny
+from trainers.files import write_atomically
 from trainers.loop import Trainer
 from trainers.world import World
 
@@ -46,6 +47,14 @@ def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(
         ledger.end(CELLS[0].id, "crashed", long)
         ledger.end(CELLS[1].id, "finished", {"val_loss": 1.0})
         assert Ledger(path, "demo").records() == ledger.records()
+
+
+@pytest.mark.fault("storage read-only")
+def test_what_can_not_be_written_is_named_by_its_own_file(small: Path) -> None:
+    remount(small, "ro")
+    path = small / "metrics.jsonl"
+    with pytest.raises(OSError, match=rf"Read-only file system: '{path}'"):
+        write_atomically(path, "{}\n")
 
 
 @pytest.mark.fault("storage full")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +13,16 @@ from mlflow import MlflowClient
 from dashboards.edges import edge_of
 from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
 from search_spaces.edge import Edge
+from search_spaces.plan import Plan
 from search_spaces.study import Study
+from service.home import Home
+from service.ledger import Ledger
 from service.mlflow_sink import EXPERIMENT
+from service.run import reuse
 from tests.faults.invariants import agree, ledger_of, runs_of
-from tests.service.oec import oec, start
+from tests.faults.running import Run
+from tests.service.oec import oec
 from trainers.files import swept
-
-DEADLINE_S = 300
-"""For what takes half a minute on an idle machine."""
 
 
 def write(folder: Path, name: str, **changes: object) -> Path:
@@ -45,28 +44,18 @@ def home(folder: Path) -> Path:
 
     Its driver was killed after two cells, and the same command went on.
     """
-    home, study, log = folder / "home", write(folder, "first", refine={"trials": 1, "edge": 200}), folder / "killed.log"
-    driver = start("run", study, home=home, log=log)
+    home, study = folder / "home", write(folder, "first", refine={"trials": 1, "edge": 200})
+    run = Run(study, home, "first")
     try:
-        deadline = time.monotonic() + DEADLINE_S
-        while ended(home) < 2:
-            assert driver.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, "two cells did not end in time:\n" + log.read_text()
-            time.sleep(0.02)
+        run.until(lambda: len(ledger_of(home, "first").ended()) >= 2, "the end of two cells")
     finally:
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+        run.driver.kill()
+        run.driver.wait()
     assert ledger_of(home, "first").missing(), "it was killed too late to prove anything"
     done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
     return home
-
-
-def ended(home: Path) -> int:
-    """Cells of study ``first`` that have ended; none while its ledger is not there."""
-    path = home / "studies" / "first" / "ledger.jsonl"
-    return path.read_text().count('"result"') if path.exists() else 0
 
 
 def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
@@ -147,6 +136,16 @@ def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(hom
     finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
     history = client.get_metric_history(finished[0].info.run_id, "val_loss")
     assert [point.step for point in history] == [0, 10, 20], "the curve of the study that trained it"
+
+
+def test_a_study_of_which_some_cells_are_known_trains_the_others(home: Path, folder: Path, tmp_path: Path) -> None:
+    study = Study.load(str(write(folder, "second", lrs=[1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 30.0])))
+    with Ledger(tmp_path / "ledger.jsonl", "second", write=True) as ledger:
+        ledger.plan(Plan(study, ledger_of(home, "first").ended()[0].cell.data).cells)
+        reuse(ledger, Home(home), study, retry_crashed=False)
+        assert [entry.reused_from for entry in ledger.ended()] == ["first"] * 6
+        assert {entry.cell.lr for entry in ledger.ended()} == {1e-3, 30.0}
+        assert len(ledger.missing()) == 15
 
 
 def test_other_commands_read_the_home(home: Path) -> None:
