@@ -27,7 +27,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 types: .venv/installed
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 # Every dependency with its hashes: of the image (requirements.lock), of everything (requirements-dev.lock).
 lock: .venv/installed
@@ -39,9 +39,12 @@ audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement requirements-dev.lock --require-hashes --disable-pip
 
-.venv/installed: pyproject.toml
+# The versions of the lock without its hashes, as torch may come from another index here; modules compile when first used.
+.venv/installed: pyproject.toml requirements-dev.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	sed -n 's/ \\$$//p' requirements-dev.lock | grep '^[^ ]' > .venv/versions.txt
+	$(BIN)/pip install --quiet --quiet --upgrade pip
+	$(BIN)/pip install --quiet --quiet --no-compile --constraint .venv/versions.txt --editable ".[dev]"
 	touch $@
 
 clean:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from _pytest.terminal import TerminalReporter
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from service import cluster
 from tests import gpt2
@@ -23,6 +25,17 @@ settings.load_profile("oec")
 def gpt2_cache(request: pytest.FixtureRequest) -> Path:
     """A TIKTOKEN_CACHE_DIR with GPT-2's ranks, kept with pytest's own cache from one session to the next."""
     return gpt2.fill(Path(request.config.cache.mkdir("gpt2")))
+
+
+class Modules(LoadFileScheduling):
+    """Where two processes run the tests, one has all of a module, and all that look at what tests/docs trains."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/docs" if nodeid.startswith("tests/docs/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Modules:
+    return Modules(config, log)
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

@@ -12,7 +12,7 @@ import psutil
 from tests.faults.invariants import ledger_of, processes
 from tests.service.oec import start
 
-NAME = "disturbed"
+NAME, STEPS = "disturbed", 500
 DEADLINE_S = 600
 
 

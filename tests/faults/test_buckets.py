@@ -13,6 +13,7 @@ import pytest
 from benchmarks.nodes import kill
 from service.home import Home
 from tests.faults.cluster import Cluster
+from tests.faults.conftest import two_cells
 from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
 from tests.faults.running import DEADLINE_S, NAME, until
 from tests.service.oec import oec, start
@@ -88,14 +89,14 @@ def test_another_machine_goes_on(
 
 
 @pytest.mark.fault("a second writer, and `oec stop`, through a bucket")
-def test_another_machine_sees_who_runs_and_ends_it(s3: Store, study: Path, tmp_path: Path) -> None:
-    url, log = s3.home(), tmp_path / "log"
+def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) -> None:
+    url, log, study = s3.home(), tmp_path / "log", two_cells(tmp_path, steps=3000)
     elsewhere = {"OEC_SCRATCH": str(tmp_path / "two"), **s3.environment}
     driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(tmp_path / "one"), **s3.environment)
     try:
         saves(url, driver, log)
         watched = oec("watch", NAME, "--once", home=url, **elsewhere)
-        assert "of 900" in watched.stdout, watched.stdout + watched.stderr
+        assert "of 3000" in watched.stdout, watched.stdout + watched.stderr
         second = oec("run", study, home=url, **elsewhere)
         assert second.returncode == 2, second.stdout + second.stderr
         assert f"is being run by another process (pid {driver.pid} on " in second.stderr
@@ -112,7 +113,11 @@ def test_another_machine_sees_who_runs_and_ends_it(s3: Store, study: Path, tmp_p
 @pytest.mark.long
 @pytest.mark.fault("node lost with its disk, the home in a bucket")
 def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
-    s3: Store, study: Path, undisturbed: dict[str, float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Store,
+    long_study: Path,
+    long_undisturbed: dict[str, float | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each worker node has a scratch of its own, which no other process sees."""
     url, log, scratch = s3.home(), tmp_path / "log", tmp_path / "scratch"
@@ -124,7 +129,7 @@ def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
         cluster.head("--num-cpus", "0")
         first = cluster.worker("--num-cpus", "2", within=within)
         on = {"OEC_SCRATCH": str(scratch), "OEC_RAY_ADDRESS": cluster.address, **cluster.environment, **s3.environment}
-        driver = start("run", study, home=url, log=log, **on)
+        driver = start("run", long_study, home=url, log=log, **on)
         try:
             saves(url, driver, log)
             assert not list(scratch.rglob("step-*")), "the driver sees what a node writes"
@@ -135,4 +140,4 @@ def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
             driver.kill()
             driver.wait()
         cluster.is_free()
-    agrees(url, scratch, undisturbed, monkeypatch)
+    agrees(url, scratch, long_undisturbed, monkeypatch)

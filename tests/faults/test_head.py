@@ -44,13 +44,13 @@ def standing() -> Iterator[Cluster]:
 @pytest.mark.fault("SIGKILL of the Ray head")
 def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
     cluster: Cluster,
-    study: Path,
-    undisturbed: dict[str, float | None],
+    long_study: Path,
+    long_undisturbed: dict[str, float | None],
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
     head = cluster.head("--num-cpus", "2")
-    run = run_on(cluster, study, home)
+    run = run_on(cluster, long_study, home)
     try:
         run.trains_the_second()
         kill(head)
@@ -61,23 +61,23 @@ def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
         run.close()
     assert len(ledger_of(home, NAME).missing()) == 1
     cluster.head("--num-cpus", "2")
-    done = oec("run", study, home=home, OEC_RAY_ADDRESS=cluster.address, **cluster.environment)
+    done = oec("run", long_study, home=home, OEC_RAY_ADDRESS=cluster.address, **cluster.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     cluster.is_free()
     assert starts(home, NAME) == [1, 2], "the finished cell was trained again"
-    agree(home, NAME, undisturbed)
+    agree(home, NAME, long_undisturbed)
 
 
 @pytest.mark.fault("SIGKILL of a worker node of two")
 def test_the_cells_of_a_dead_node_move_to_the_other(
     cluster: Cluster,
-    study: Path,
-    undisturbed: dict[str, float | None],
+    long_study: Path,
+    long_undisturbed: dict[str, float | None],
     tmp_path: Path,
 ) -> None:
     """The head has no core, so that all that trains is on one worker node and then on the other. What is trained again
     is what lay behind the newest checkpoint, and that is less than the interval between two."""
-    content = yaml.safe_load(study.read_text())
+    content = yaml.safe_load(long_study.read_text())
     interval = content["intervals"]["evaluate"] = content["intervals"]["checkpoint"]  # a row says when each was reached
     looked_at = tmp_path / "looked-at.yaml"
     looked_at.write_text(yaml.safe_dump(content))
@@ -96,16 +96,18 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
     finally:
         run.close()
     cluster.is_free()
-    agree(home, NAME, undisturbed)
+    agree(home, NAME, long_undisturbed)
     again = [row["step"] for row in read(metrics) if row["time"] > killed_at]
     assert again[0] == saved + interval, "steps before the newest checkpoint were trained again"
 
 
 @pytest.mark.fault("more workers than the cluster has")
-def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, study: Path, tmp_path: Path) -> None:
+def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, long_study: Path, tmp_path: Path) -> None:
     """Ray knows to the millisecond when a driver joined the cluster and when it left."""
     wide = tmp_path / "wide.yaml"
-    wide.write_text(study.read_text().replace("workers: 2", "workers: 5").replace("batch_size: 4", "batch_size: 5"))
+    wide.write_text(
+        long_study.read_text().replace("workers: 2", "workers: 5").replace("batch_size: 4", "batch_size: 5")
+    )
     refused = oec("run", wide, home=tmp_path / "home", OEC_RAY_ADDRESS=standing.address, **standing.environment)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "5 workers x 1 CPU = 5 CPU, of 4" in refused.stderr
@@ -116,12 +118,12 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, st
 
 @pytest.mark.fault("ray job stop")
 def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
-    standing: Cluster, study: Path, undisturbed: dict[str, float | None], tmp_path: Path
+    standing: Cluster, long_study: Path, long_undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
     own = {name: value for name, value in environment(home).items() if name not in ("PATH", "HOME")}
-    settings = ["--runtime-env-json", json.dumps({"env_vars": own}), "--", str(OEC), "run", str(study)]
+    settings = ["--runtime-env-json", json.dumps({"env_vars": own}), "--", str(OEC), "run", str(long_study)]
     standing.job("submit", "--no-wait", "--submission-id", "first", *settings)
     deadline = time.monotonic() + JOB_S
     while newest_step(home, NAME) < 150:
@@ -138,16 +140,16 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
     printed = standing.job("submit", "--submission-id", "second", *settings)
     assert "succeeded" in printed
     standing.is_free()
-    agree(home, NAME, undisturbed)
+    agree(home, NAME, long_undisturbed)
 
 
 @pytest.mark.fault("two studies on one home, database and cluster at once")
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
-    standing: Cluster, study: Path, undisturbed: dict[str, float | None], tmp_path: Path, concurrency: int
+    standing: Cluster, long_study: Path, long_undisturbed: dict[str, float | None], tmp_path: Path, concurrency: int
 ) -> None:
     """Four cores: with a cell of two workers each at once both train, with two one waits for what the other frees."""
-    content = yaml.safe_load(study.read_text())
+    content = yaml.safe_load(long_study.read_text())
     content["resources"]["concurrency"] = concurrency
     files = {name: tmp_path / f"{name}.yaml" for name in (NAME, "other")}
     for name, file in files.items():
@@ -168,4 +170,4 @@ def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
             run.close()
     standing.is_free()
     for name in files:
-        agree(home, name, undisturbed)
+        agree(home, name, long_undisturbed)

@@ -45,15 +45,15 @@ def secret(server: Server, ray_folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def running(study: Path, tmp_path: Path, secret: dict[str, str]) -> Iterator[Run]:
-    run = Run(study, tmp_path / "home", **secret)
+def running(long_study: Path, tmp_path: Path, secret: dict[str, str]) -> Iterator[Run]:
+    run = Run(long_study, tmp_path / "home", **secret)
     yield run
     run.close()
 
 
 @pytest.mark.fault("MLflow down for 60 s")
 def test_a_minute_without_mlflow_costs_neither_time_nor_numbers(
-    running: Run, server: Server, undisturbed: dict[str, float | None]
+    running: Run, server: Server, long_undisturbed: dict[str, float | None]
 ) -> None:
     running.trains()
     server.kill()
@@ -65,12 +65,12 @@ def test_a_minute_without_mlflow_costs_neither_time_nor_numbers(
     server.start()
     said = running.ends()
     assert "not in MLflow yet" not in said
-    agree(running.home, NAME, undisturbed, server.uri)
+    agree(running.home, NAME, long_undisturbed, server.uri)
 
 
 @pytest.mark.fault("MLflow down for the whole study")
 def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
-    running: Run, server: Server, secret: dict[str, str], ray_folder: Path, undisturbed: dict[str, float | None]
+    running: Run, server: Server, secret: dict[str, str], ray_folder: Path, long_undisturbed: dict[str, float | None]
 ) -> None:
     """The address has a password, and many messages name the address: in no file of the home, of MLflow's store and
     artifacts (the page is one), of Ray's logs, and in nothing that was printed is it, nor the token of Ray."""
@@ -86,7 +86,7 @@ def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
     for _ in range(2):
         synced = oec("sync", NAME, home=running.home, **secret)
         assert synced.stdout == "2 cells are in MLflow\n", synced.stderr
-    agree(running.home, NAME, undisturbed, server.uri)
+    agree(running.home, NAME, long_undisturbed, server.uri)
     files = [path for root in (running.home.parent, ray_folder) for path in root.rglob("*") if path.is_file()]
     assert {"report.html", "ledger.jsonl", "server.db", "raylet.out"} <= {path.name for path in files}
     shown = {str(path): path.read_bytes() for path in files} | {"said": f"{said}{refused}{synced}".encode()}

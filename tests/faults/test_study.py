@@ -21,7 +21,7 @@ def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
     """No file can be written, and then no checkpoint fits. Rank 0 alone meets that, and yet it is the reason of each
     cell, in the same warm group. The same command goes on once the storage is well again."""
     home, name = tmp_path / "home", "full"
-    changes = {"name": name, "methods": ["baseline"], "lrs": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]}
+    changes = {"name": name, "methods": ["baseline"], "lrs": [1e-3, 2e-3, 3e-3, 4e-3], "refine": 0}
     study = tmp_path / "study.yaml"
     intervals = {"evaluate": 10, "checkpoint": 5}
     study.write_text(yaml.safe_dump(yaml.safe_load(Study.load("smoke").to_yaml()) | changes | {"intervals": intervals}))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -127,17 +128,25 @@ def blind_to(home: Path) -> list[str]:
     return command
 
 
-def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: Path) -> None:
-    done = oec("submit", "smoke", "--follow", home=home, **url(cluster))
-    assert done.returncode == 0, done.stdout + done.stderr
-    first, _, shown = done.stdout.partition("\n")
+def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    """Its log survives lost connections: nothing is missing or shown twice, and the exit code is the study's."""
+    log, cuts = tmp_path / "log", 0
+    with closing(Line(cluster.dashboard_port)) as line:
+        through = url(cluster) | {"OEC_CLUSTER": f"http://127.0.0.1:{line.port}"}
+        following = start("submit", "smoke", "--follow", home=home, log=log, **through)
+        until(lambda: "6 to train" in log.read_text() or following.poll() is not None, "the study begins")
+        while following.poll() is None:
+            cuts += line.cut()
+            time.sleep(5)
+    assert following.returncode == 0, log.read_text()
+    assert cuts > 1, "no connection was lost"
+    first, _, shown = log.read_text().partition("\n")
     job = f"oec-smoke-{Study.load('smoke').hash}-1"
     assert first == f"job {job}: smoke, home {home}"
     assert re.search(FINISHED, shown), shown
     assert "study smoke: 6 cells, 6 to train" in shown
-    assert f"report: {home}/studies/smoke/report/report.html" in shown
+    assert shown.count(f"report: {home}/studies/smoke/report/report.html") == 1
     assert "entrypoint" not in shown
-    assert done.stderr == ""
     assert len(ledger_of(home, "smoke").ended()) == 6
     assert not list(home.glob(".probe-*"))
     assert oec("logs", "smoke", home=home, **url(cluster)).stdout == shown
@@ -151,23 +160,6 @@ def test_what_the_driver_refuses_is_refused_by_the_job(cluster: Cluster, tmp_pat
     assert done.returncode == 2, done.stdout + done.stderr
     assert "3 workers x 1 CPU = 3 CPU, of 2; use at most 2 workers" in done.stdout
     assert "3 workers x 1 CPU = 3 CPU, of 2" in oec("jobs", home=tmp_path, **url(cluster)).stdout
-
-
-def test_a_log_that_is_followed_survives_lost_connections(cluster: Cluster, tmp_path: Path) -> None:
-    """Nothing of it is missing or shown twice, and the exit code is the study's."""
-    with closing(Line(cluster.dashboard_port)) as line:
-        through = url(cluster) | {"OEC_CLUSTER": f"http://127.0.0.1:{line.port}"}
-        log, cuts = tmp_path / "log", 0
-        following = start("submit", "smoke", "--follow", home=tmp_path / "home", log=log, **through)
-        until(lambda: "6 to train" in log.read_text(), "the study begins")
-        while following.poll() is None:
-            cuts += line.cut()
-            time.sleep(5)
-        assert following.returncode == 0, log.read_text()
-        assert cuts > 1, "no connection was lost"
-    first, _, shown = log.read_text().partition("\n")
-    assert shown == oec("logs", first.split()[1].rstrip(":"), home=tmp_path, **url(cluster)).stdout
-    assert shown.count("report: ") == 1
 
 
 def test_the_driver_runs_where_it_is_asked_to(cluster: Cluster, tmp_path: Path) -> None:
@@ -245,27 +237,35 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
 
 
 def test_rays_own_command_with_a_working_directory(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its copies of the sources train on both nodes."""
     monkeypatch.chdir(ROOT)
-    settings = json.dumps({"env_vars": {"OEC_HOME": str(tmp_path / "home")}})
+    settings = json.dumps({"env_vars": {"OEC_HOME": str(home)}})
     said = cluster.job("submit", "--working-dir", ".", "--runtime-env-json", settings, "--", "oec", "run", "smoke")
     assert "succeeded" in said
-    assert len(ledger_of(tmp_path / "home", "smoke").ended()) == 6
+    assert "6 cells, 0 to train" in said
 
 
-def test_a_working_directory_is_what_runs_and_its_size_is_shown(cluster: Cluster, home: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
+def test_a_working_directory_is_what_runs_and_its_size_is_shown(cluster: Cluster, tmp_path: Path) -> None:
+    """In the driver, and in the workers of both nodes, whose parent is their node's own raylet."""
+    own, home = tmp_path / "own", tmp_path / "home"
     for package in ("search_spaces", "trainers", "service", "dashboards"):
         shutil.copytree(ROOT / package, own / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (own / "service" / "__init__.py").open("a") as file:
-        file.write("print('changed sources run')\n")
-    done = oec("submit", "smoke", "--follow", "--working-dir", own, home=home, **url(cluster))
+    for file, line in (
+        ("service/__init__.py", "print('changed sources run')"),
+        ("trainers/loop.py", "import os; Path(os.environ['OEC_HOME'], f'trained-under-{os.getppid()}').touch()"),
+    ):
+        with (own / file).open("a") as source:
+            source.write(f"{line}\n")
+    file = study(tmp_path, name="one", methods=["baseline"], lrs=[1e-3], refine=0, resources={"workers": 2})
+    done = oec("submit", file, "--follow", "--working-dir", own, home=home, **url(cluster))
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf"working directory {own}: \d\d+ files, 0\.\d MB", done.stdout)
     assert "changed sources run" in done.stdout
-    assert "6 cells, 0 to train" in done.stdout
+    parents = [psutil.Process(int(path.name.rpartition("-")[2])) for path in home.glob("trained-under-*")]
+    raylets = " ".join(argument for parent in parents for argument in parent.cmdline())
+    for node in ("one", "two"):
+        assert f"{cluster.folder / node}/session" in raylets, "its workers trained by other sources"
 
 
 def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
