@@ -49,12 +49,6 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On which ``smoke`` is trained by the first test."""
-    return tmp_path_factory.mktemp("jobs") / "home"
-
-
 def apart(cluster: Cluster, name: str) -> list[str]:
     """A node whose working directories are its own, as on another machine."""
     return ["--temp-dir", str(cluster.folder / name)]
@@ -108,6 +102,24 @@ class Line:
             target.shutdown(socket.SHUT_WR)
 
 
+@pytest.fixture(scope="module")
+def home(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On which ``smoke`` was trained as a job. Who followed it lost the connection every few seconds, and wrote the
+    file ``log`` beside the home."""
+    home = tmp_path_factory.mktemp("jobs") / "home"
+    log, cuts = home.with_name("log"), 0
+    with closing(Line(cluster.dashboard_port)) as line:
+        through = url(cluster) | {"OEC_CLUSTER": f"http://127.0.0.1:{line.port}"}
+        following = start("submit", "smoke", "--follow", home=home, log=log, **through)
+        until(lambda: "6 to train" in log.read_text() or following.poll() is not None, "the study begins")
+        while following.poll() is None:
+            cuts += line.cut()
+            time.sleep(5)
+    assert following.returncode == 0, log.read_text()
+    assert cuts > 1, "no connection was lost"
+    return home
+
+
 def study(folder: Path, **changes: object) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(Study.load("smoke").to_yaml()), **changes}))
@@ -128,19 +140,9 @@ def blind_to(home: Path) -> list[str]:
     return command
 
 
-def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: Path, tmp_path: Path) -> None:
-    """Its log survives lost connections: nothing is missing or shown twice, and the exit code is the study's."""
-    log, cuts = tmp_path / "log", 0
-    with closing(Line(cluster.dashboard_port)) as line:
-        through = url(cluster) | {"OEC_CLUSTER": f"http://127.0.0.1:{line.port}"}
-        following = start("submit", "smoke", "--follow", home=home, log=log, **through)
-        until(lambda: "6 to train" in log.read_text() or following.poll() is not None, "the study begins")
-        while following.poll() is None:
-            cuts += line.cut()
-            time.sleep(5)
-    assert following.returncode == 0, log.read_text()
-    assert cuts > 1, "no connection was lost"
-    first, _, shown = log.read_text().partition("\n")
+def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: Path) -> None:
+    """Of its log nothing is missing or shown twice."""
+    first, _, shown = home.with_name("log").read_text().partition("\n")
     job = f"oec-smoke-{Study.load('smoke').hash}-1"
     assert first == f"job {job}: smoke, home {home}"
     assert re.search(FINISHED, shown), shown
