@@ -39,12 +39,13 @@ audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement requirements-dev.lock --require-hashes --disable-pip
 
-# The versions of the lock without its hashes, as torch may come from another index here; modules compile when first used.
+# The versions of the lock without its hashes, as torch may come from another index here; compiled on all cores.
 .venv/installed: pyproject.toml requirements-dev.lock
 	$(PYTHON) -m venv .venv
 	sed -n 's/ \\$$//p' requirements-dev.lock | grep '^[^ ]' > .venv/versions.txt
 	$(BIN)/pip install --quiet --quiet --upgrade pip
 	$(BIN)/pip install --quiet --quiet --no-compile --constraint .venv/versions.txt --editable ".[dev]"
+	-$(BIN)/python -m compileall -j 0 -qq .venv/lib  # some packages hold files for other Pythons
 	touch $@
 
 clean:
