@@ -20,7 +20,7 @@ from service.home import Home
 from service.ledger import Ledger
 from tests.docker.stack import Stack, started
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
 JOB_S = 480
