@@ -39,6 +39,7 @@ def end(ledger: Ledger, progress: Progress, number: int, state: str, loss: float
 
 
 def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
+    """As a cell begins, so that those that run are counted as they mostly are; in the end, as a cell ends."""
     out, clock = io.StringIO(), Clock()
     with Progress(PLAN, ledger, Console(file=out, width=500), clock) as progress:
         progress.running(PLAN.cells[0])
@@ -49,13 +50,24 @@ def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
         clock.now = 21.0
         end(ledger, progress, 1, "diverged", None)  # sooner than a plain line is due
         clock.now = 40.0
+        progress.running(PLAN.cells[3])
         end(ledger, progress, 2, "crashed", None)
-    lines = out.getvalue().splitlines()
+        progress.running(PLAN.cells[4])
+        progress.running(PLAN.cells[5])
+        for number, now in ((3, 50.0), (4, 51.0), (5, 52.0)):
+            clock.now = now
+            cell = PLAN.cells[number]
+            ledger.end(cell.id, "finished", {"val_loss": 5.0, "steps": 20, "tokens": cell.tokens})
+            progress.ended(cell, ledger.entries[cell.id].record("smoke"))
+    lines = [line.partition(" | best ")[0] for line in out.getvalue().splitlines()]
     assert lines == [
-        "1/6 cells | 0 running | 512 tokens/s | 0:20 elapsed | 0:50 left | best tiny baseline 4.500 at 0.001",
-        "3/6 cells | 0 running | 1 diverged | 1 crashed | 512 tokens/s | 0:40 elapsed | 0:30 left "
-        "| best tiny baseline 4.500 at 0.001",
+        "0/6 cells | 1 running | 0:00 elapsed | starting workers",
+        "0/6 cells | 1 running | 0:20 elapsed",
+        "2/6 cells | 1 running | 1 diverged | 341 tokens/s | 0:40 elapsed | 1:00 left",
+        "4/6 cells | 2 running | 1 diverged | 1 crashed | 512 tokens/s | 0:50 elapsed | 0:20 left",
+        "6/6 cells | 0 running | 1 diverged | 1 crashed | 731 tokens/s | 0:52 elapsed | 0:00 left",
     ]
+    assert out.getvalue().splitlines()[2].endswith(" | best tiny baseline 4.500 at 0.001")
 
 
 def test_what_refinement_may_still_take_counts(ledger: Ledger) -> None:
