@@ -42,7 +42,7 @@ audit: .venv/installed
 # The versions of the lock without its hashes, as torch may come from another index here; compiled on all cores.
 .venv/installed: pyproject.toml requirements-dev.lock
 	$(PYTHON) -m venv .venv
-	sed -n 's/ \\$$//p' requirements-dev.lock | grep '^[^ ]' > .venv/versions.txt
+	sed -n 's/^\([^ ].*\) \\$$/\1/p' requirements-dev.lock > .venv/versions.txt
 	$(BIN)/pip install --quiet --quiet --upgrade pip
 	$(BIN)/pip install --quiet --quiet --no-compile --constraint .venv/versions.txt --editable ".[dev]"
 	$(BIN)/python -m compileall -j 0 -qq -x py312 .venv/lib  # PyTorch holds a module for Python 3.12

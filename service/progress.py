@@ -70,17 +70,18 @@ class Progress:
         done = (record.get("steps") or 0) / cell.training.steps - self._resumed_at.pop(cell.id, 0.0)
         self._flops_done += cell.flops * done
         self._tokens_done += cell.tokens * done
-        if (left := self._remaining_cells()) <= len(self._share):  # or it is told as the next cell begins
-            self._tell(at_once=left == 0)
+        if not self._console.is_terminal and self._remaining_cells() <= len(self._share):
+            self._tell()  # no cell begins after this one
 
-    def _tell(self, at_once: bool = False) -> None:
-        """A plain line, if there is no terminal and the last one was a while ago."""
-        if self._console.is_terminal or (self._clock() - self._drawn < PLAIN_EVERY_S and not at_once):
+    def _tell(self) -> None:
+        """A plain line where there is no terminal, if the last one was a while ago or nothing remains to be told."""
+        if self._console.is_terminal:
             return
-        self._drawn = self._clock()
-        found = sorted(self.best(), key=lambda one: one[1])[:NAMED]
-        best = "  ".join(f"{name} {loss:.3f} at {lr:g}" for name, loss, lr in found)
-        self._console.print(f"{self.line()} | best {best or 'none yet'}", highlight=False, soft_wrap=True)
+        if self._clock() - self._drawn >= PLAIN_EVERY_S or self._remaining_cells() == 0:
+            self._drawn = self._clock()
+            found = sorted(self.best(), key=lambda one: one[1])[:NAMED]
+            best = "  ".join(f"{name} {loss:.3f} at {lr:g}" for name, loss, lr in found)
+            self._console.print(f"{self.line()} | best {best or 'none yet'}", highlight=False, soft_wrap=True)
 
     def line(self) -> str:
         """The state of the sweep in one line."""
