@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import vl_convert
 
@@ -69,6 +70,13 @@ def save(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) 
             path.write_bytes(_converted(svg, form))
             paths.append(path)
     return paths
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """In place of what is there, which others read, or write, at the same time."""
+    new = path.with_name(f".{path.name}-{uuid4().hex}")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
-from uuid import uuid4
 
 import altair as alt
 import pandas as pd
@@ -18,7 +17,7 @@ from markupsafe import Markup
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import Figure, Section
 from dashboards.figures import figures, forecast_figure
-from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, chosen, save, save_sheet, stem
+from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, chosen, save, save_sheet, stem, write_at_once
 from dashboards.forecast import Forecast
 from dashboards.importance import importance, importance_figures, parallel
 from dashboards.packing import Columns as Packed
@@ -145,9 +144,7 @@ def _write(
         return folder
     page = folder / "report.html"
     made = _page(runs, drawn, charts, cost, title, provenance, notes, known, vega.text())
-    new = folder / f".{page.name}-{uuid4().hex}"
-    new.write_text(made, encoding="utf-8")
-    new.replace(page)  # at once: others read the one before, or write it, too
+    write_at_once(page, made)
     return page
 
 

@@ -1,0 +1,36 @@
+"""The script of a page: bundled once a user, and wherever nothing can be kept."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dashboards import vega
+from dashboards.vega import Script
+
+
+def script() -> str:
+    with Script() as made:
+        return str(made.text())
+
+
+def test_it_is_bundled_once_and_closes_no_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "cache"))
+    first = script()
+    assert "window.vegaEmbed" in first
+    assert "</script" not in first
+    monkeypatch.setattr(vega, "CODE", "raise SystemExit(3)")
+    assert script() == first
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        script()
+    assert not list((tmp_path / "another").rglob("*.js"))
+
+
+def test_a_cache_that_can_not_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "window.vegaEmbed" in script()
+    assert (tmp_path / "file").read_bytes() == b""
