@@ -7,6 +7,9 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --python-versi
 # Two modules of tests at once, as most of them wait for processes to start; in their order, which begins the longest early.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# A module is compiled once, as it is first imported, even where the shell says otherwise: a study is many processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow test-long lint types lock audit clean
 
 demo: .venv/installed
@@ -39,13 +42,12 @@ audit: .venv/installed
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement requirements-dev.lock --require-hashes --disable-pip
 
-# The versions of the lock without its hashes, as torch may come from another index here; compiled on all cores.
+# The versions of the lock without its hashes, as torch may come from another index here.
 .venv/installed: pyproject.toml requirements-dev.lock
 	$(PYTHON) -m venv .venv
 	sed -n 's/^\([^ ].*\) \\$$/\1/p' requirements-dev.lock > .venv/versions.txt
 	$(BIN)/pip install --quiet --quiet --upgrade pip
 	$(BIN)/pip install --quiet --quiet --no-compile --constraint .venv/versions.txt --editable ".[dev]"
-	$(BIN)/python -m compileall -j 0 -qq -x py312 .venv/lib  # PyTorch holds a module for Python 3.12
 	touch $@
 
 clean:
