@@ -28,10 +28,11 @@ def gpt2_cache(request: pytest.FixtureRequest) -> Path:
 
 
 class Modules(LoadFileScheduling):
-    """Where two processes run the tests, one has all of a module, and all that look at what tests/docs trains."""
+    """Where two processes run the tests, one has all of a module, or of a folder that shares what it starts."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/docs" if nodeid.startswith("tests/docs/") else super()._split_scope(nodeid)
+        shares = (folder for folder in ("tests/docs", "tests/service/embedded") if nodeid.startswith(f"{folder}/"))
+        return next(shares, super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Modules:

@@ -225,7 +225,8 @@ def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataF
 
 def test_runs_are_listed_by_hundreds(browser: Browser, tmp_path: Path) -> None:
     """By the keyboard alone: the list is opened, and then each further press shows more of it."""
-    runs = pd.concat([made_up().assign(study=f"study {i}") for i in range(12)], ignore_index=True)
+    of_seeds = [made_up().assign(seed=lambda runs, i=i: runs["seed"] + 2 * i) for i in range(12)]
+    runs = pd.concat(of_seeds, ignore_index=True)
     page = browser.new_page()
     shown = Opened(page, write_report(runs, tmp_path, title="many", formats=("html",)))
     rows = "document.querySelectorAll('#every tbody tr').length"

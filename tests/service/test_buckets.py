@@ -263,7 +263,7 @@ def test_texts_are_not_asked_for_all_the_time(s3: Store) -> None:
     assert texts.read("study") == "oec stop", "only the name that was asked last is remembered"
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     appended=st.lists(
         st.tuples(st.lists(st.text("abc", max_size=3), min_size=1, max_size=4), st.booleans()), max_size=12

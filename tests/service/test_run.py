@@ -20,7 +20,6 @@ from service.ledger import Ledger
 from service.mlflow_sink import EXPERIMENT
 from service.run import reuse
 from tests.faults.invariants import agree, ledger_of, runs_of
-from tests.faults.running import Run
 from tests.service.oec import oec
 from trainers.files import swept
 
@@ -40,18 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(folder: Path) -> Path:
-    """A home in which study ``first`` has run to its end, with one refinement a method, and one bisection a curve.
-
-    Its driver was killed after two cells, and the same command went on.
-    """
+    """A home in which study ``first`` has run to its end, with one refinement a method, and one bisection a curve."""
     home, study = folder / "home", write(folder, "first", refine={"trials": 1, "edge": 200})
-    run = Run(study, home, "first")
-    try:
-        run.until(lambda: len(ledger_of(home, "first").ended()) >= 2, "the end of two cells")
-    finally:
-        run.driver.kill()
-        run.driver.wait()
-    assert ledger_of(home, "first").missing(), "it was killed too late to prove anything"
     done = oec("run", study, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout

@@ -4,7 +4,6 @@ in the cluster that it ran on: nothing."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,13 @@ import ray
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster
 from service.home import Home
 from service.ledger import Ledger
 from service.run import tokens_of
 from service.sweep import ALIKE, CrashedAlike, sweep, warm
+from tests.service.embedded.conftest import ELSEWHERE
 
 CELLS = Plan(Study.load("demo"), "data").cells
-ELSEWHERE = "http://127.0.0.1:9"
 
 
 def crash(line: str) -> dict[str, str]:
@@ -50,16 +48,6 @@ def test_crashes_behind_a_cell_that_worked_do_not() -> None:
         for cell in CELLS[2:9]:
             alike.ended(cell, crash("RuntimeError: one"))
         assert not alike.stop_all()
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[None]:
-    """Beside a setting that leads Ray's State API to another cluster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_API_SERVER_ADDRESS", ELSEWHERE)
-        cluster.connect(None)
-        yield
-        ray.shutdown()
 
 
 @pytest.mark.usefixtures("embedded")

@@ -12,13 +12,11 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
-import ray
 from ray._private.worker import get_dashboard_url
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster
 from service.groups import GroupConfig, WarmGroup
 from service.home import Home
 from service.run import tokens_of
@@ -39,9 +37,8 @@ def tokens(home: Home) -> Tokens:
 
 
 @pytest.fixture(scope="module")
-def group(home: Home, tokens: Tokens) -> Iterator[WarmGroup]:
-    """Two warm DDP workers on an embedded cluster."""
-    cluster.connect(None)
+def group(home: Home, tokens: Tokens, embedded: None) -> Iterator[WarmGroup]:
+    """Two warm DDP workers."""
     config = GroupConfig(
         tokens=TokenFiles.of(tokens),
         resources=STUDY.resources,
@@ -52,9 +49,7 @@ def group(home: Home, tokens: Tokens) -> Iterator[WarmGroup]:
     assert done(group, job(home, cell(tokens, lr=9e-3)))["state"] == "finished"
     yield group
     group.close(timeout_s=60)
-    alive = group.alive
-    ray.shutdown()
-    assert not alive, "the group did not end when it was closed"
+    assert not group.alive, "the group did not end when it was closed"
 
 
 def cell(tokens: Tokens, **changes: Any) -> Cell:
@@ -133,12 +128,12 @@ def test_a_cell_that_nobody_waits_for_is_dropped(group: WarmGroup, home: Home, t
 def test_a_killed_worker_takes_its_group_along_and_the_cell_resumes(
     group: WarmGroup, home: Home, tokens: Tokens
 ) -> None:
-    long = STUDY.training.model_copy(update={"steps": 400})
+    long = STUDY.training.model_copy(update={"steps": 200})
     undisturbed = done(group, job(home, cell(tokens, training=long), folder="undisturbed"))
     before = workers()
     events = group.run(job(home, cell(tokens, training=long), folder="disturbed"))
     seen = list(next(events))
-    while seen[-1].get("step", 0) < 100:
+    while seen[-1].get("step", 0) < 50:
         seen += next(events)
     os.kill(min(before), signal.SIGKILL)
     for more in events:

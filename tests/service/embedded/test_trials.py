@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from service import cluster
 from service.trials import AsSuggested, Silent
 
-TRIALS = 12
+pytestmark = pytest.mark.usefixtures("embedded")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def embedded() -> Iterator[None]:
-    cluster.connect(None)
-    yield
-    ray.shutdown()
+TRIALS = 8
 
 
 class Numbers(Searcher):

@@ -1,0 +1,22 @@
+"""The one embedded cluster of these modules: what a study on a laptop starts in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from service import cluster
+
+ELSEWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="package")
+def embedded() -> Iterator[None]:
+    """Beside a setting that leads Ray's State API to another cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_API_SERVER_ADDRESS", ELSEWHERE)
+        cluster.connect(None)
+        yield
+        ray.shutdown()

@@ -1,0 +1,39 @@
+"""How often the group of a cell may die: the mailbox counts, on its own event loop as in its actor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.mailbox import Mailbox
+from trainers.job import Job
+
+MailboxClass = Mailbox.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+CELL = Plan(Study.load("smoke"), "data").cells[0]
+JOB = Job(cell=CELL, folder=Path("cell"), evaluate_every=10, checkpoint_every=5)
+
+
+@pytest.mark.fault("as many failures as max_failures")
+@pytest.mark.parametrize("max_failures", [1, 2, 3])
+def test_a_cell_whose_group_died_too_often_has_crashed(max_failures: int) -> None:
+    async def dies() -> None:
+        mailbox = MailboxClass(max_failures)
+        await mailbox.started()
+        await mailbox.put(JOB)
+        for _ in range(max_failures):
+            assert await mailbox.take(0.0) == JOB
+            assert await mailbox.events(0.0) == []
+            await mailbox.started()  # the group anew, as the one before is gone
+        (end,) = await mailbox.events(0.0)
+        assert end["state"] == "crashed"
+        times = f", failure {max_failures} of this cell" if max_failures > 1 else ""
+        assert end["reason"].startswith(f"its worker group died{times}: ")
+        assert await mailbox.take(0.0) is None
+        await mailbox.put(JOB)
+        assert await mailbox.take(0.0) == JOB, "the failures of one cell are not those of the next"
+
+    asyncio.run(dies())
