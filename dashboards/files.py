@@ -75,8 +75,11 @@ def save(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) 
 def write_at_once(path: Path, text: str) -> None:
     """In place of what is there, which others read, or write, at the same time."""
     new = path.with_name(f".{path.name}-{uuid4().hex}")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)  # a half of it, where there is no room
 
 
 def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:

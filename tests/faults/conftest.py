@@ -24,10 +24,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 def two_cells(folder: Path, steps: int) -> Path:
-    """Two cells of two DDP workers, one after the other; 300 steps are some seven seconds."""
+    """Two cells of two DDP workers, one after the other; 500 steps are some ten seconds."""
     training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": steps}
     changes = {"name": NAME, "methods": ["baseline"], "lrs": [1e-3, 2e-3], "training": training}
-    changes |= {"intervals": {"evaluate": 100, "checkpoint": 25}, "resources": {"workers": 2}}
+    changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": 2}}
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(Study.load("smoke").to_yaml()), "refine": 0, **changes}))
     return path

@@ -8,20 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import yaml
 
 from tests.faults.invariants import ledger_of, processes
 from tests.service.oec import start
 
-NAME, STEPS = "disturbed", 300
+NAME, STEPS = "disturbed", 500
 DEADLINE_S = 600
-
-
-def changed(study: Path, folder: Path, **changes: object) -> Path:
-    """The study with these fields in place of its own, in a file of this folder."""
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | changes))
-    return path
 
 
 def newest_step(home: Path, name: str) -> int:
@@ -55,10 +47,10 @@ class Run:
     def step(self) -> int:
         return newest_step(self.home, self.name)
 
-    def trains(self, beyond: int = 75) -> None:
+    def trains(self, beyond: int = 150) -> None:
         self.until(lambda: self.step() > beyond, f"a checkpoint beyond step {beyond}")
 
-    def trains_the_second(self, beyond: int = 75) -> None:
+    def trains_the_second(self, beyond: int = 150) -> None:
         self.trains()
         self.until(lambda: self.state(0) == "finished" and self.step() > beyond, f"step {beyond} of the second cell")
 

@@ -14,7 +14,7 @@ import yaml
 
 from service.home import Home
 from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
-from tests.faults.running import NAME, STEPS, Run, changed
+from tests.faults.running import NAME, STEPS, Run
 from tests.service.oec import oec
 from tests.timing import within
 from trainers.rows import read
@@ -40,6 +40,13 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         yield begun
 
 
+def changed(study: Path, folder: Path, **changes: object) -> Path:
+    """The study with these fields in place of its own, in a file of this folder."""
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | changes))
+    return path
+
+
 @pytest.mark.fault("SIGKILL of a Ray Train worker in mid-step")
 @pytest.mark.fault("SIGKILL of the trial's actor")
 @pytest.mark.fault("SIGSTOP of a rank")
@@ -52,16 +59,17 @@ def test_killed_and_frozen_processes_cost_no_result(
     run = begin(path, RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S="5")
     run.trains()
     run.named(TRIAL)[0].kill()
-    run.trains(beyond=run.step() + 25)
+    run.trains(beyond=run.step() + 50)
     before = {process.pid for process in run.named(TRAIN_WORKER)}
     frozen = run.named(TRAIN_WORKER)[-1]
     frozen.suspend()
     froze, step = time.monotonic(), run.step()
     run.until(lambda: frozen not in run.named(TRAIN_WORKER), "the end of the frozen process")
     assert time.monotonic() - froze < within(90), "it is noticed after 5 s, and Ray takes some 40 to end it"
-    run.trains(beyond=step + 50)
+    run.trains(beyond=step + 100)
     assert run.state(0) == "running"
     again = {process.pid for process in run.named(TRAIN_WORKER)}
+    assert len(again) == 2
     assert before.isdisjoint(again)
     run.named(TRAIN_WORKER)[0].kill()
     run.until(lambda: run.state(0) == "finished", "the end of the cell")
@@ -80,7 +88,7 @@ def test_a_driver_that_ends_is_resumed_by_the_same_command(
     """Once in its first cell, which goes on where it was, and once in its second: the first is not trained again. A
     stop request that the killed driver left is not taken for one of the last. SIGTERM is how a cluster stops a job, see
     ``tests/service/test_jobs.py``."""
-    home, beyond = tmp_path / "home", 75
+    home, beyond = tmp_path / "home", 100
     for end, trains, missing in ((signal.SIGINT, Run.trains, 2), (signal.SIGKILL, Run.trains_the_second, 1)):
         run = begin(study)
         trains(run, beyond)
@@ -169,14 +177,14 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(
     begin: Callable[..., Run], study: Path, tmp_path: Path
 ) -> None:
     """Five learning rates train and one hardly does; Optuna's proposals between them are held against the five."""
-    training = yaml.safe_load(study.read_text())["training"] | {"steps": 100, "warmup_steps": 20, "min_lr": 0.0}
+    training = yaml.safe_load(study.read_text())["training"] | {"steps": 200, "warmup_steps": 20, "min_lr": 0.0}
     path = changed(
         study,
         tmp_path,
         training=training,
         lrs=[1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3],
         refine={"trials": 6, "pruner": "median"},
-        intervals={"evaluate": 10, "checkpoint": 100},
+        intervals={"evaluate": 10, "checkpoint": 200},
     )
     run = begin(path)
     run.until(lambda: ledger_of(run.home, NAME).counts()["finished"] > 0, "a finished cell")

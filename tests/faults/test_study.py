@@ -41,4 +41,5 @@ def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
         done = oec("run", study, "--retry-crashed", home=home)
         assert done.returncode == 0, done.stdout + done.stderr
         agree(home, name)
+        assert starts(home, name)[:3] == [2] * 3, "a crashed cell was not tried again, once"
         assert set(ledger_of(home, name).counts()) == {"finished"}
