@@ -197,9 +197,9 @@ def shares(engine: Engine) -> None:
         clock.append(time.perf_counter())
         objective.backward()
         clock.append(time.perf_counter())
-        clip([p.grad for p in engine.optimizer.parameters], cell.training.grad_clip)
+        clip(engine.optimizer.gradients(), cell.training.grad_clip)
         engine.optimizer.step(LR)
-        engine.optimizer.adam.zero_grad()
+        engine.optimizer.zero_grad()
         clock.append(time.perf_counter())
         for part, (start, end) in zip(spent, pairwise(clock), strict=True):
             spent[part] += end - start
@@ -231,7 +231,7 @@ def floor(engine: Engine) -> None:
     def step() -> None:
         with torch.enable_grad():
             engine.objective.eager(tokens_BU, cell.method, engine.strength).objective.backward()
-        engine.optimizer.adam.zero_grad()
+        engine.optimizer.zero_grad()
 
     with Recorder() as recorder:
         step()

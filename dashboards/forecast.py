@@ -11,16 +11,14 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 SEEN = 0.2
 """Share of a run's steps that a forecast may look at."""
@@ -158,6 +156,11 @@ def _too_little(ended: pd.DataFrame, diverged: Booleans) -> str:
 
 
 def _model() -> Pipeline:
+    from sklearn.impute import SimpleImputer  # a second to import: only where there are enough runs
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(
         SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(), LogisticRegression()
     )
@@ -165,6 +168,8 @@ def _model() -> Pipeline:
 
 def _held_out(x: pd.DataFrame, diverged: Booleans, groups: pd.Series[Any]) -> npt.NDArray[np.float64]:
     """Probability of each run from a model fitted to all other groups."""
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+
     found = cross_val_predict(_model(), x, diverged, groups=groups, cv=LeaveOneGroupOut(), method="predict_proba")
     return np.asarray(found[:, 1], dtype=np.float64)
 

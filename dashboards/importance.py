@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
-import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.importance import (
-    BaseImportanceEvaluator,
-    MeanDecreaseImpurityImportanceEvaluator,
-    PedAnovaImportanceEvaluator,
-    get_param_importances,
-)
-from optuna.trial import TrialState, create_trial
 
 from dashboards.charts import Figure, chart_of, spec_of, tooltip
 from dashboards.sensitivity import studies
 from dashboards.tables import shown
 from dashboards.views import GREY, View
 
-EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
-    "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=8, seed=seed),
-    "PED-ANOVA": lambda seed: PedAnovaImportanceEvaluator(),
-}
-"""A random forest's mean decrease of impurity says what moves the loss anywhere; PED-ANOVA what it takes to be among
-the best (arXiv 2304.10255). fANOVA takes some 50 times as long for what the forest says."""
 COLUMNS = ("study", "scale", "of", "hyperparameter", "evaluator", "importance", "low", "high", "cells")
 """``importance`` is the mean over repetitions, ``low`` to ``high`` their span; shares of 1. ``cells`` are those that
 counted."""
@@ -68,69 +51,18 @@ def importance(runs: pd.DataFrame) -> pd.DataFrame:
         groups = [(ALL, cells.drop(columns="gamma"))]
         groups += [(str(method), of) for method, of in cells.groupby("method", sort=False) if of["gamma"].nunique() > 1]
         for name, of in groups:
-            space = {key: _distribution(of[key]) for key in HYPERPARAMETERS if key in of and of[key].nunique() > 1}
-            if len(space) < 2 or len(of) < FEWEST or np.ptp(of["loss"]) == 0:
+            varied = [key for key in HYPERPARAMETERS if key in of and of[key].nunique() > 1]
+            if len(varied) < 2 or len(of) < FEWEST or np.ptp(of["loss"]) == 0:
                 continue
-            for evaluator, repeated in _repeated(of, space).items():
+            from dashboards.evaluators import repeated  # Optuna and scikit-learn, a second: only where there is enough
+
+            for evaluator, shares in repeated(of, varied).items():
                 rows += [
                     {"study": study, "scale": scale, "of": name, "hyperparameter": key, "evaluator": evaluator}
                     | {"importance": np.mean(values), "low": min(values), "high": max(values), "cells": len(of)}
-                    for key, values in repeated.items()
+                    for key, values in shares.items()
                 ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _distribution(values: pd.Series) -> BaseDistribution:
-    """Seeds are numbers too: Optuna compares the choices of a category one by one, at every trial."""
-    if values.name in ("lr", "gamma"):
-        return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
-    if values.name == "seed":
-        return FloatDistribution(float(values.min()), float(values.max()))
-    return CategoricalDistribution(sorted(str(value) for value in values.unique()))
-
-
-class _Drawn(optuna.Study):
-    """Some trials of a study, as a study: adding them to another copies each, which takes longer than an evaluator."""
-
-    def __init__(self, name: str, storage: optuna.storages.BaseStorage, drawn: Iterable[int]) -> None:
-        super().__init__(name, storage)
-        self._drawn = list(drawn)
-
-    def get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[optuna.trial.FrozenTrial]:
-        every = super().get_trials(deepcopy, states)
-        return [every[i] for i in self._drawn]
-
-
-def _repeated(cells: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[str, dict[str, list[float]]]:
-    """By evaluator and hyperparameter, a value a repetition."""
-    looked_at = cells if len(cells) <= MOST else cells.sample(MOST, random_state=0)
-    trials = [
-        create_trial(
-            params={key: row[key] if isinstance(space[key], FloatDistribution) else str(row[key]) for key in space},
-            distributions=space,
-            value=row["loss"],
-        )
-        for row in looked_at.to_dict("records")
-    ]
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line a study
-    storage = optuna.storages.InMemoryStorage()
-    whole = optuna.create_study(storage=storage)
-    whole.add_trials(trials)
-    rng = np.random.default_rng(0)
-    found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in space} for name in EVALUATORS}
-    for repetition in range(REPETITIONS):
-        drawn = rng.choice(len(trials), size=int(np.ceil(SHARE * len(trials))), replace=False)
-        study = _Drawn(whole.study_name, storage, drawn)
-        for name, make in EVALUATORS.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                # Sorted, as Optuna sorts the distributions: a forest's shares go by the order of the names given.
-                shares = get_param_importances(study, evaluator=make(repetition), params=sorted(space))
-            for key, share in shares.items():
-                found[name][key].append(float(share))
-    return found
 
 
 def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
@@ -139,16 +71,16 @@ def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Fi
         return
     for view in seen:
         for name, shares in table[table["scale"] == view.lines[0].curve.scale].groupby("of", sort=False):
-            cells = shares["cells"].iloc[0]
+            cells, evaluators = shares["cells"].iloc[0], list(shares["evaluator"].unique())
             base = chart_of("shares").encode(
                 y=alt.Y(
                     "hyperparameter:N", title=None, scale=alt.Scale(domain=list(shares["hyperparameter"].unique()))
                 ),
-                yOffset=alt.YOffset("evaluator:N", scale=alt.Scale(domain=list(EVALUATORS))),
+                yOffset=alt.YOffset("evaluator:N", scale=alt.Scale(domain=evaluators)),
                 color=alt.Color(
                     "evaluator:N",
                     title=None,
-                    scale=alt.Scale(domain=list(EVALUATORS), range=["#0072b2", "#e69f00"]),
+                    scale=alt.Scale(domain=evaluators, range=["#0072b2", "#e69f00"]),
                 ),
             )
             yield Figure(

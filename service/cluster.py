@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # of 60; on a busy machine its imports alone take a minute
     "RAY_gcs_server_port_wait_time_s": "120",  # of 30, likewise
     "RAY_worker_register_timeout_seconds": "240",  # of 60, likewise
+    "RAY_prestart_worker_first_driver": "0",  # a worker a core that nobody takes, as Tune gives ours an environment
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow are the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours, see service.sweep

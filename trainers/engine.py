@@ -79,7 +79,7 @@ class Engine:
         self.objective.train()
         self.objective.model.reset_parameters(cell.seed)
         self.optimizer.reset(cell.training)
-        self.optimizer.adam.zero_grad()
+        self.optimizer.zero_grad()
         self.strength.fill_(0.0 if cell.gamma is None else cell.gamma)
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Engine:
         tokens_BU = torch.zeros(micro_batch, T + 1, dtype=torch.int64, device=self.world.device)
         losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
         torch.autograd.backward(losses.objective)
-        self.optimizer.adam.zero_grad()
+        self.optimizer.zero_grad()
 
     def step(self, batch_BU: NDArray[np.uint16], *, step: int, lr: float, micro_batch: int, stop: bool = False) -> Step:
         """One optimizer step on this rank's part of the batch, ``(B, T + 1)``, at learning rate ``lr``.
@@ -155,8 +155,7 @@ class Engine:
                     wait = self.world.sum_async(flags)
                 torch.autograd.backward(losses.objective / len(micro_batches))
         wait()
-        gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
-        norm = clip(gradients, self.cell.training.grad_clip)
+        norm = clip(self.optimizer.gradients(), self.cell.training.grad_clip)
         loss, stopping, grad_norm = torch.cat((flags, norm[None])).tolist()  # the one wait for the device
         taken = Step(loss, grad_norm, stopping > 0)
         if taken.finite and not taken.stop:
@@ -164,7 +163,7 @@ class Engine:
             if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
                 constrain(self.objective.model.E_VD)
             self.objective.model.after_step()
-        self.optimizer.adam.zero_grad()
+        self.optimizer.zero_grad()
         return taken
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ def _tried(engine: Engine, divisors: list[int]) -> int:
             engine.try_out(n)
             return n
         except torch.OutOfMemoryError:
-            engine.optimizer.adam.zero_grad()
+            engine.optimizer.zero_grad()
         torch.cuda.empty_cache()
     engine.try_out(divisors[-1])
     return divisors[-1]

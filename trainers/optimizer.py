@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from search_spaces.cell import TrainingSpec
 
@@ -33,38 +34,56 @@ class Optimizer:
 
     The decay takes ``spec.weight_decay`` off every matrix a step, whatever the learning rate (arXiv 2309.14322,
     section 3.2.3, without its schedule); norms keep their scales. The learning rate is a tensor, and ``reset`` works
-    in place, so that a warm process goes from cell to cell without new allocations or compilations.
+    in place, so that a warm process goes from cell to cell without new allocations or compilations. It is torch's
+    function and not its ``Adam``, which imports the compiler when it is made: two seconds of every start of a worker.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() >= 2]
         self.lr = torch.zeros((), device=self.parameters[0].device)
-        self.adam = torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
-        self.keep = 1.0
-        for p in self.parameters:  # Adam would do this at its first step; here it is there to be restored into
-            self.adam.state[p] = {
-                "step": torch.zeros((), device=p.device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
+        self.betas, self.eps, self.keep = (0.0, 0.0), 0.0, 1.0
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
 
     def reset(self, spec: TrainingSpec) -> None:
         """Forgets all moments and takes over the hyperparameters of ``spec``."""
-        self.keep = 1.0 - spec.weight_decay
-        self.adam.param_groups[0].update(betas=spec.betas, eps=spec.eps)
+        self.betas, self.eps, self.keep = spec.betas, spec.eps, 1.0 - spec.weight_decay
         for tensor in self.state().values():
             tensor.zero_()
 
+    def gradients(self) -> list[Tensor]:
+        """Those in place, in the order of the parameters."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step from the gradients in place."""
+        """One step from the gradients in place, of which none may be missing."""
         self.lr.fill_(lr)
-        with torch.no_grad():
-            torch._foreach_mul_(self.matrices, self.keep)
-        self.adam.step()
+        torch._foreach_mul_(self.matrices, self.keep)
+        adam(
+            list(self.parameters),
+            self.gradients(),
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            [],
+            self.steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Adam's state as ``{index}.{step, exp_avg, exp_avg_sq}``: the tensors themselves, not copies."""
-        return {
-            f"{i}.{name}": tensor for i, p in enumerate(self.parameters) for name, tensor in self.adam.state[p].items()
-        }
+        kinds = {"step": self.steps, "exp_avg": self.exp_avgs, "exp_avg_sq": self.exp_avg_sqs}
+        return {f"{i}.{name}": kinds[name][i] for i in range(len(self.parameters)) for name in kinds}

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from made_up import run, study
 
-from dashboards.importance import ALL, EVALUATORS, importance, importance_figures, parallel
+from dashboards.evaluators import EVALUATORS
+from dashboards.importance import ALL, importance, importance_figures, parallel
 from dashboards.sensitivity import curves
 from dashboards.views import lines, views
 
