@@ -165,6 +165,7 @@ def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
             "warmup_steps": "2",
             "eval_sequences": "8",
         }
+        fields["resources.concurrency"] = "1"
         for name, value in {**fields, **{f"training.{key}": value for key, value in training.items()}}.items():
             page.fill(f"[id='field-{name}']", value)
         page.select_option("[id='field-data.tokenizer']", "bytes")

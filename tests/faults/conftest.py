@@ -1,64 +1,87 @@
-"""The study that faults are put into, and what comes of it without one."""
+"""The studies that faults are put into, and what comes of them without one."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 import yaml
-from filelock import FileLock
 
+from search_spaces.plan import Plan
 from search_spaces.study import Study
-from tests.faults.invariants import losses
+from service.home import Home
+from service.run import tokens_of
 from tests.faults.running import NAME, STEPS
-from tests.service.oec import oec
+from tests.trainers.pair import joined
+from trainers.loop import Trainer
+from trainers.world import World
 
 Losses = dict[str, float | None]
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of this session, the same in all processes that run its tests."""
-    own = tmp_path_factory.getbasetemp()
-    return own if worker_id == "master" else own.parent
-
-
-def two_cells(folder: Path, steps: int) -> Path:
-    """Two cells of two DDP workers, one after the other; 500 steps are some ten seconds."""
+def cells(folder: Path, steps: int, workers: int = 2, lrs: Sequence[float] = (1e-3, 2e-3)) -> Path:
+    """One after the other, of two DDP workers or of one; 500 steps are some ten seconds."""
     training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": steps}
-    changes = {"name": NAME, "methods": ["baseline"], "lrs": [1e-3, 2e-3], "training": training}
-    changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": 2}}
+    changes = {"name": NAME, "methods": ["baseline"], "lrs": list(lrs), "training": training}
+    changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": workers, "concurrency": 1}}
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(Study.load("smoke").to_yaml()), "refine": 0, **changes}))
     return path
 
 
-def trained(study: Path, home: Path) -> Losses:
-    """Its losses without a fault. It is trained by the first process that asks."""
-    with FileLock(f"{home}.lock"):
-        if not home.exists():
-            done = oec("run", study, home=home)
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert "Trial" not in done.stdout, "Ray Tune prints into the user's log"
-    return losses(home, NAME)
+def without_ray(file: Path, folder: Path) -> Losses:
+    """The losses of a study by cell, from as many processes as it has workers."""
+    study, home = Study.load(str(file)), Home.open(folder)
+    tokens_of(study, home, print)  # made once, not by each
+    mp.spawn(rank_of, (study, home), nprocs=study.resources.workers)
+    losses: Losses = json.loads((folder / "losses.json").read_text())
+    return losses
+
+
+def rank_of(rank: int, study: Study, home: Home) -> None:
+    torch.set_num_threads(1)
+    tokens = tokens_of(study, home, print)
+    every = {"evaluate_every": study.evaluate_every, "checkpoint_every": study.checkpoint_every}
+    with joined(rank, home.path) if study.resources.workers == 2 else nullcontext(World.single()) as world:
+        trainer = Trainer(world, tokens)
+        planned = Plan(study, tokens.digest).cells
+        losses = {cell.id: trainer.run(cell, home.path / cell.id, **every).val_loss for cell in planned}
+    if rank == 0:
+        (home.path / "losses.json").write_text(json.dumps(losses))
 
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_cells(tmp_path_factory.mktemp("study"), STEPS)
+    return cells(tmp_path_factory.mktemp("study"), STEPS)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(study: Path, shared: Path) -> Losses:
-    return trained(study, shared / "undisturbed")
+def undisturbed(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    return without_ray(study, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For faults of what starts and follows the workers."""
+    return cells(tmp_path_factory.mktemp("narrow"), STEPS, workers=1)
+
+
+@pytest.fixture(scope="session")
+def narrow_undisturbed(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    return without_ray(narrow, tmp_path_factory.mktemp("narrow-undisturbed"))
 
 
 @pytest.fixture(scope="session")
 def long_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For faults during which a node or a server starts."""
-    return two_cells(tmp_path_factory.mktemp("long-study"), 900)
+    return cells(tmp_path_factory.mktemp("long-study"), 900)
 
 
 @pytest.fixture(scope="session")
-def long_undisturbed(long_study: Path, shared: Path) -> Losses:
-    return trained(long_study, shared / "long-undisturbed")
+def long_undisturbed(long_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    return without_ray(long_study, tmp_path_factory.mktemp("long-undisturbed"))

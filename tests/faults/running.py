@@ -13,6 +13,7 @@ from tests.faults.invariants import ledger_of, processes
 from tests.service.oec import start
 
 NAME, STEPS = "disturbed", 500
+TRAIN_WORKER = "ray::RayTrainWorker"
 DEADLINE_S = 600
 
 
@@ -23,7 +24,7 @@ def newest_step(home: Path, name: str) -> int:
 
 
 def until(
-    condition: Callable[[], bool], what: str, driver: subprocess.Popen[bytes], log: Path, pause_s: float = 0.02
+    condition: Callable[[], bool], what: str, driver: subprocess.Popen[bytes], log: Path, pause_s: float = 0.1
 ) -> None:
     """Wait for something that the driver does, and fail with its log when it ends before, or takes too long."""
     deadline = time.monotonic() + DEADLINE_S
@@ -64,6 +65,9 @@ class Run:
             except psutil.NoSuchProcess:
                 continue
         return [process for _, _, process in sorted(found)]
+
+    def workers(self) -> set[int]:
+        return {process.pid for process in self.named(TRAIN_WORKER)}
 
     def ends(self, code: int = 0) -> str:
         self.driver.wait(timeout=DEADLINE_S)

@@ -13,9 +13,9 @@ import pytest
 from benchmarks.nodes import kill
 from service.home import Home
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import two_cells
+from tests.faults.conftest import Losses, cells, without_ray
 from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
-from tests.faults.running import DEADLINE_S, NAME, until
+from tests.faults.running import DEADLINE_S, NAME, STEPS, until
 from tests.service.oec import oec, start
 from tests.stores import Store, store
 from trainers.buckets import Bucket
@@ -29,8 +29,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cell of one worker."""
+    return cells(tmp_path_factory.mktemp("narrow"), STEPS, workers=1, lrs=[1e-3])
+
+
 def saves(url: str, driver: subprocess.Popen[bytes], log: Path) -> None:
-    until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log, pause_s=0.1)
+    until(lambda: max(steps(url), default=0) > 150, "checkpoint beyond step 150", driver, log)
 
 
 def steps(url: str) -> list[int]:
@@ -39,7 +45,7 @@ def steps(url: str) -> list[int]:
     return [int(name.removesuffix(".json").rpartition("step-")[2]) for name in names]
 
 
-def agrees(url: str, scratch: Path, undisturbed: dict[str, float | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def agrees(url: str, scratch: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bucket, as a machine brings it that has seen none of it, and the views of the driver that ended."""
     monkeypatch.setenv("OEC_SCRATCH", str(scratch))
     last = Home.open(url).path
@@ -55,11 +61,9 @@ def agrees(url: str, scratch: Path, undisturbed: dict[str, float | None], monkey
 
 
 @pytest.mark.fault("the driver's machine lost with its disk, the home in a bucket")
-def test_another_machine_goes_on(
-    s3: Store, study: Path, undisturbed: dict[str, float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_machine_goes_on(s3: Store, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, log, lost = s3.home(), tmp_path / "log", tmp_path / "lost"
-    driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(lost), **s3.environment)
+    driver = start("run", narrow, home=url, log=log, OEC_SCRATCH=str(lost), **s3.environment)
     try:
         saves(url, driver, log)
     finally:
@@ -70,27 +74,28 @@ def test_another_machine_goes_on(
     saved = max(steps(url))
     shutil.rmtree(lost)
     on = {"OEC_SCRATCH": str(tmp_path / "scratch"), **s3.environment}
-    done = oec("run", study, home=url, **on)
+    done = oec("run", narrow, home=url, **on)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"home {url}" in done.stdout
-    agrees(url, tmp_path / "scratch", undisturbed, monkeypatch)
+    agrees(url, tmp_path / "scratch", without_ray(narrow, tmp_path / "undisturbed"), monkeypatch)
     page = Bucket(url).read(f"studies/{NAME}/report/report.html")
     assert page is not None
     assert b"<html" in page
     elsewhere = {"OEC_SCRATCH": str(tmp_path / "third"), **s3.environment}
     status = oec("status", NAME, home=url, **elsewhere)
-    assert "disturbed │ 0 │ 0 │ 2" in " ".join(status.stdout.split()), status.stdout + status.stderr
+    assert "disturbed │ 0 │ 0 │ 1" in " ".join(status.stdout.split()), status.stdout + status.stderr
     report = oec("report", f"{url}:{NAME}", "--out", tmp_path / "report", home=tmp_path / "another", **elsewhere)
     assert report.returncode == 0, report.stdout + report.stderr
     assert (tmp_path / "report" / "report.html").is_file()
     assert saved > 150
-    again = oec("run", study, home=url, **elsewhere)
+    again = oec("run", narrow, home=url, **elsewhere)
     assert "0 to train" in again.stdout, again.stdout + again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.fault("a second writer, and `oec stop`, through a bucket")
 def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) -> None:
-    url, log, study = s3.home(), tmp_path / "log", two_cells(tmp_path, steps=3000)
+    url, log, study = s3.home(), tmp_path / "log", cells(tmp_path, steps=3000)
     elsewhere = {"OEC_SCRATCH": str(tmp_path / "two"), **s3.environment}
     driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(tmp_path / "one"), **s3.environment)
     try:
@@ -115,7 +120,7 @@ def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) ->
 def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
     s3: Store,
     long_study: Path,
-    long_undisturbed: dict[str, float | None],
+    long_undisturbed: Losses,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,7 +12,7 @@ from tests.faults.invariants import agree, ledger_of, starts
 from tests.faults.storage import mounted, remount
 from tests.service.oec import oec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.fault("storage full")

@@ -219,7 +219,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     """Once through the home, once as the cluster stops a job; the exit code is that of an interruption."""
     training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 100_000}
     long = {"name": "long", "methods": ["baseline"], "lrs": [1e-3], "refine": 0, "training": training}
-    file = study(tmp_path, **long, intervals={"evaluate": 100, "checkpoint": 50}, resources={"workers": 2})
+    file = study(tmp_path, **long, intervals={"evaluate": 100, "checkpoint": 50}, resources={"workers": 1})
     home = tmp_path / "home"
 
     def submitted(beyond: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,23 +122,3 @@ def test_a_cell_that_nobody_waits_for_is_dropped(group: WarmGroup, home: Home, t
     events.close()  # type: ignore[attr-defined]
     assert done(group, job(home, cell(tokens, lr=5e-3)))["state"] == "finished"
     assert workers() == before
-
-
-def test_a_killed_worker_takes_its_group_along_and_the_cell_resumes(
-    group: WarmGroup, home: Home, tokens: Tokens
-) -> None:
-    long = STUDY.training.model_copy(update={"steps": 200})
-    undisturbed = done(group, job(home, cell(tokens, training=long), folder="undisturbed"))
-    before = workers()
-    events = group.run(job(home, cell(tokens, training=long), folder="disturbed"))
-    seen = list(next(events))
-    while seen[-1].get("step", 0) < 50:
-        seen += next(events)
-    os.kill(min(before), signal.SIGKILL)
-    for more in events:
-        seen += more
-    assert seen[-1]["kind"] == "done"
-    assert workers().isdisjoint(before), "the whole group is replaced"
-    assert seen[-1]["val_loss"] == undisturbed["val_loss"]
-    steps = [event["step"] for event in seen if event["kind"] == "row"]
-    assert steps.count(0) == 1, "it started again instead of resuming"
