@@ -38,7 +38,10 @@ def without_ray(file: Path, folder: Path) -> Losses:
     """The losses of a study by cell, from as many processes as it has workers."""
     study, home = Study.load(str(file)), Home.open(folder)
     tokens_of(study, home, print)  # made once, not by each
-    mp.spawn(rank_of, (study, home), nprocs=study.resources.workers)
+    if study.resources.workers == 1:
+        rank_of(0, study, home)
+    else:
+        mp.spawn(rank_of, (study, home), nprocs=study.resources.workers)
     losses: Losses = json.loads((folder / "losses.json").read_text())
     return losses
 

@@ -43,7 +43,8 @@ def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention_norm", [pytest.param("soft-clip", marks=pytest.mark.long), "sigma-reparam"])
+@pytest.mark.long
+@pytest.mark.parametrize("attention_norm", ["soft-clip", "sigma-reparam"])
 def test_compiled_variants_train_the_same_and_their_buffers_do_not_compile_again(
     tokens, tmp_path, fresh_compiler, attention_norm
 ):
