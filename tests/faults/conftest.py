@@ -69,17 +69,6 @@ def undisturbed(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses
 
 
 @pytest.fixture(scope="session")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For faults of what starts and follows the workers."""
-    return cells(tmp_path_factory.mktemp("narrow"), STEPS, workers=1)
-
-
-@pytest.fixture(scope="session")
-def narrow_undisturbed(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
-    return without_ray(narrow, tmp_path_factory.mktemp("narrow-undisturbed"))
-
-
-@pytest.fixture(scope="session")
 def long_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For faults during which a node or a server starts."""
     return cells(tmp_path_factory.mktemp("long-study"), 900)

@@ -17,9 +17,9 @@ TRAIN_WORKER = "ray::RayTrainWorker"
 DEADLINE_S = 600
 
 
-def newest_step(home: Path, name: str) -> int:
-    """The newest checkpoint of the cell that runs."""
-    found = home.glob(f"studies/{name}/cells/*/checkpoints/step-*.json")
+def newest_step(home: Path, name: str, cell: str = "*") -> int:
+    """The newest checkpoint of a cell, or of the one that runs."""
+    found = home.glob(f"studies/{name}/cells/{cell}/checkpoints/step-*.json")
     return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
 
 

@@ -15,7 +15,7 @@ import yaml
 from service.home import Home
 from tests.faults.conftest import Losses
 from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
-from tests.faults.running import NAME, STEPS, TRAIN_WORKER, Run
+from tests.faults.running import NAME, STEPS, TRAIN_WORKER, Run, newest_step
 from tests.service.oec import oec
 from tests.timing import within
 from trainers.rows import read
@@ -53,12 +53,16 @@ def changed(study: Path, folder: Path, **changes: object) -> Path:
 @pytest.mark.fault("SIGSTOP of a rank")
 @pytest.mark.fault("a loss that is not finite on one rank only", times=2)
 @pytest.mark.fault("oec stop of a cell")
-def test_what_happens_to_a_group_costs_no_result(
+@pytest.mark.fault("SIGINT to the driver")
+@pytest.mark.fault("a stop request left behind by a driver")
+def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     begin: Callable[..., Run], study: Path, undisturbed: Losses, tmp_path: Path
 ) -> None:
     """The first cell meets three deaths: of the trial's actor, which owns the group; of a rank that stands still; of a
     Ray Train worker in mid-step. After it the group stays warm: at one rank's loss, which ends the cell on both, and at
-    ``oec stop``. The last cell is trained as ever."""
+    ``oec stop``. In the last cell the driver is interrupted; the same command goes on there, and does not take a stop
+    request that was left for one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/test_jobs.py``;
+    a driver is killed in ``tests/faults/test_buckets.py``."""
     lrs, flag = [1e-3, 1.2e-3, 1.4e-3, 1.6e-3, 2e-3], tmp_path / "poison"
     path = changed(study, tmp_path, lrs=lrs, resources={"workers": 2, "max_failures": 3})
     poison = {"PYTHONPATH": f"{POISON}:{os.environ.get('PYTHONPATH', '')}", "POISON": str(flag)}
@@ -101,55 +105,37 @@ def test_what_happens_to_a_group_costs_no_result(
     twice = oec("stop", NAME, "--cell", stopped, home=run.home)
     assert twice.returncode == 2
     assert "is pruned; name a cell that is running" in twice.stderr
-    checkpoints = Home(run.home).cell(last, NAME) / "checkpoints"
-    run.until(lambda: any(checkpoints.glob("step-*.json")), "a checkpoint of the last cell")
+    run.until(lambda: newest_step(run.home, NAME, last) > 100, "a checkpoint of the last cell behind its second row")
     assert run.workers() == workers
-    run.ends()
+
+    interrupted = time.time()
+    run.driver.send_signal(signal.SIGINT)
+    assert "the same command goes on" in run.ends(75)
+    assert time.time() - interrupted < within(10), "it takes too long to save its state"
+    assert [cell.id for cell in ledger_of(run.home, NAME).missing()] == [last]
+    nothing_runs = oec("stop", NAME, home=run.home)
+    assert nothing_runs.returncode == 2
+    assert "is not being run" in nothing_runs.stderr
+    request = run.home / "studies" / NAME / "stop" / "study"
+    request.parent.mkdir(exist_ok=True)
+    request.touch()
+    done = oec("run", path, home=run.home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 cells, 1 to train" in done.stdout
+    assert "Trial" not in done.stdout, "Ray Tune prints into the user's log"
+    assert not request.exists()
 
     agree(run.home, NAME)
-    assert starts(run.home, NAME) == [2, 1, 1, 1, 1], "the trial's actor alone takes its trial along"
-    rows = read(Home(run.home).metrics(first, NAME))
-    assert rows[1]["time"] < killed, "it began anew instead of going on from its checkpoint"
+    assert starts(run.home, NAME) == [2, 1, 1, 1, 2], "only a trial's actor and a driver take a trial along"
+    for cell, ended in ((first, killed), (last, interrupted)):
+        rows = read(Home(run.home).metrics(cell, NAME))
+        assert rows[1]["time"] < ended, "it began anew instead of going on from its checkpoint"
+        assert [row["step"] for row in rows] == list(range(0, STEPS + 1, 100))
     results = {cell: entry.result for cell, entry in ledger_of(run.home, NAME).entries.items()}
     assert " at step " in results[poisoned]["reason"]
     assert " at step " in results[also]["reason"]
     assert results[stopped]["reason"] == "oec stop"
     assert {cell: results[cell]["val_loss"] for cell in (first, last)} == undisturbed
-
-
-@pytest.mark.fault("SIGINT to the driver")
-@pytest.mark.fault("a stop request left behind by a driver")
-def test_an_interrupted_driver_is_resumed_by_the_same_command(
-    begin: Callable[..., Run], narrow: Path, narrow_undisturbed: Losses, tmp_path: Path
-) -> None:
-    """In its second cell, which goes on where it was; the first is not trained again. A stop request that a driver left
-    is not taken for one of the next. SIGTERM is how a cluster stops a job, see ``tests/service/test_jobs.py``; SIGKILL
-    is in ``tests/faults/test_buckets.py``."""
-    home, beyond = tmp_path / "home", 100
-    run = begin(narrow)
-    run.trains_the_second(beyond)
-    asked = time.monotonic()
-    run.driver.send_signal(signal.SIGINT)
-    assert "the same command goes on" in run.ends(75)
-    assert time.monotonic() - asked < within(10), "it takes too long to save its state"
-    assert run.step() > beyond, "its checkpoint is kept"
-    assert len(ledger_of(home, NAME).missing()) == 1
-    nothing_runs = oec("stop", NAME, home=home)
-    assert nothing_runs.returncode == 2
-    assert "is not being run" in nothing_runs.stderr
-    request = home / "studies" / NAME / "stop" / "study"
-    request.parent.mkdir(exist_ok=True)
-    request.touch()
-    done = oec("run", narrow, home=home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 to train" in done.stdout
-    assert "Trial" not in done.stdout, "Ray Tune prints into the user's log"
-    assert not request.exists()
-    assert starts(home, NAME) == [1, 2], "the finished cell was trained again"
-    agree(home, NAME, narrow_undisturbed)
-    for cell in narrow_undisturbed:
-        steps = [row["step"] for row in read(Home(home).metrics(cell, NAME))]
-        assert steps == list(range(0, STEPS + 1, 100)), "it did not go on where it was"
 
 
 @pytest.mark.fault("SIGTERM to the driver while Ray starts", times=3)
@@ -171,16 +157,17 @@ def test_a_driver_that_is_ended_while_ray_starts_says_so(
 @pytest.mark.long
 @pytest.mark.fault("a pruner ends a cell in mid-run")
 def test_the_pruner_ends_a_trial_and_the_group_stays_warm(
-    begin: Callable[..., Run], narrow: Path, tmp_path: Path
+    begin: Callable[..., Run], study: Path, tmp_path: Path
 ) -> None:
     """Five learning rates train and one hardly does; Optuna's proposals between them are held against the five."""
-    training = yaml.safe_load(narrow.read_text())["training"] | {"steps": 200, "warmup_steps": 20, "min_lr": 0.0}
+    training = yaml.safe_load(study.read_text())["training"] | {"steps": 200, "warmup_steps": 20, "min_lr": 0.0}
     path = changed(
-        narrow,
+        study,
         tmp_path,
         training=training,
         lrs=[1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3],
         refine={"trials": 6, "pruner": "median"},
+        resources={"workers": 1, "concurrency": 1},
         intervals={"evaluate": 10, "checkpoint": 200},
     )
     run = begin(path)
