@@ -21,7 +21,8 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(PYTEST) -m "slow and not long"
 
-# Clusters of several nodes, the service under load, soak: half an hour, best on a machine without other Ray clusters.
+# Clusters of several nodes, the service under load, soak, whole studies of what quicker tests see in part: half an hour
+# and more, best on a machine without other Ray clusters.
 test-long: .venv/installed
 	$(BIN)/python -m pytest -m long
 
