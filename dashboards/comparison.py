@@ -164,7 +164,12 @@ def welch(x: Floats, y: Floats) -> float:
         a, b = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
         t = (x.mean() - y.mean()) / np.sqrt(a + b)
         degrees = (a + b) ** 2 / (a**2 / (x.size - 1) + b**2 / (y.size - 1))
-    return float(2 * stdtr(np.nan_to_num(degrees, nan=1.0), -abs(t)))
+    return two_sided(t, np.nan_to_num(degrees, nan=1.0))
+
+
+def two_sided(t: float, degrees: float) -> float:
+    """p of Student's t."""
+    return float(2 * stdtr(degrees, -abs(t)))
 
 
 def holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr
 
-from dashboards.comparison import ALPHA, holm, of_seeds, welch
+from dashboards.comparison import ALPHA, holm, of_seeds, two_sided, welch
 from dashboards.sensitivity import CurveFacts
 
 
@@ -39,7 +39,7 @@ def _p(a: CurveFacts, b: CurveFacts) -> float:
     difference = x - y
     if _without_noise(difference):
         return 1.0 if np.allclose(difference, 0.0, atol=1e-12) else 0.0
-    return float(2 * stdtr(difference.size - 1, -abs(_t(difference))))
+    return two_sided(_t(difference), difference.size - 1)
 
 
 def _t(sample: npt.NDArray[np.float64]) -> float:

@@ -35,7 +35,8 @@ class Optimizer:
     The decay takes ``spec.weight_decay`` off every matrix a step, whatever the learning rate (arXiv 2309.14322,
     section 3.2.3, without its schedule); norms keep their scales. The learning rate is a tensor, and ``reset`` works
     in place, so that a warm process goes from cell to cell without new allocations or compilations. It is torch's
-    function and not its ``Adam``, which imports the compiler when it is made: two seconds of every start of a worker.
+    function and not its ``Adam``, which imports the compiler when it is made: seconds of each process that trains alone
+    (DDP imports it all the same).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
