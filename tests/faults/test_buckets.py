@@ -60,6 +60,7 @@ def agrees(url: str, scratch: Path, undisturbed: Losses, monkeypatch: pytest.Mon
     assert fresh.ledger(NAME).read_bytes() == (last / "studies" / NAME / "ledger.jsonl").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.fault("the driver's machine lost with its disk, the home in a bucket")
 def test_another_machine_goes_on(s3: Store, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, log, lost = s3.home(), tmp_path / "log", tmp_path / "lost"

@@ -214,6 +214,7 @@ def test_of_several_who_submit_at_once_none_is_lost(cluster: Cluster, tmp_path: 
             assert re.search(rf"{job} +racing +pending ", listed), listed
 
 
+@pytest.mark.long
 @pytest.mark.fault("oec stop of a job", times=2)
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     """Once through the home, once as the cluster stops a job; the exit code is that of an interruption."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tiny import cell
@@ -12,6 +14,12 @@ from trainers.world import World
 def fresh_compiler() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+
+
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.long])])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What writes the kernels of that which was captured; a test of inductor's takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
 
 
 def test_without_a_compiler_it_warns_once_and_trains_in_eager_mode(tokens, tmp_path, monkeypatch, fresh_compiler):
@@ -29,8 +37,9 @@ def test_without_a_compiler_it_warns_once_and_trains_in_eager_mode(tokens, tmp_p
         assert result.val_loss == eager.run(c, tmp_path / f"eager-{c.id}", **intervals).val_loss
 
 
-@pytest.mark.slow
-def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_again(tokens, tmp_path, fresh_compiler):
+def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_again(
+    tokens, tmp_path, fresh_compiler, backend
+):
     compiled, eager = Trainer(World.single(), tokens, compile=True), Trainer(World.single(), tokens)
     intervals = {"evaluate_every": 4, "checkpoint_every": 4}
     compilations = []
@@ -42,11 +51,9 @@ def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_a
     assert compilations[0] == compilations[1] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.parametrize("attention_norm", ["soft-clip", "sigma-reparam"])
 def test_compiled_variants_train_the_same_and_their_buffers_do_not_compile_again(
-    tokens, tmp_path, fresh_compiler, attention_norm
+    tokens, tmp_path, fresh_compiler, backend, attention_norm
 ):
     """One with a written-out softmax, in two chunks; one whose buffers move between the steps."""
     this = cell(sequence_length=160, logits_dtype="float32").model_copy(update={"attention_norm": attention_norm})
