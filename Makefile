@@ -18,9 +18,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(PYTEST) -m "not slow"
 
-# Of the modules that have one: to import the others takes as long as a quick test.
+# Of the modules that have one, as to import the others takes long; backwards, which begins the longest early.
 test-slow: .venv/installed
-	$(PYTEST) -m "slow and not long" $$(grep --recursive --files-with-matches --include='test_*.py' mark.slow tests)
+	$(PYTEST) -m "slow and not long" $$(grep -rl --include='test_*.py' mark.slow tests | sort --reverse)
 
 # Clusters of several nodes, the service under load, soak, whole studies of what quicker tests see in part: half an hour
 # and more, best on a machine without other Ray clusters.

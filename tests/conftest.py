@@ -1,18 +1,21 @@
-"""Before any test module imports Ray: the environment in which the engine runs it. After all tests: the account of the
-faults that were put in."""
+"""Before any test module imports Ray: the environment in which the engine runs it. A study that was run to its end, for
+all that look at what it left. After all tests: the account of the faults that were put in."""
 
 import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from _pytest.terminal import TerminalReporter
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from search_spaces.study import Study
 from service import cluster
 from tests import gpt2
+from tests.service.oec import oec
 
 cluster.configure()
 # What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
@@ -27,12 +30,44 @@ def gpt2_cache(request: pytest.FixtureRequest) -> Path:
     return gpt2.fill(Path(request.config.cache.mkdir("gpt2")))
 
 
+def write(folder: Path, name: str, **changes: object) -> Path:
+    """A study like ``smoke``: three curves of two learning rates, 2-worker DDP; one cell diverges."""
+    content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": name, "lrs": [1e-3, 30.0]} | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of study ``first``, with one refinement a method, and one bisection a curve."""
+    return write(tmp_path_factory.mktemp("studies"), "first", refine={"trials": 1, "edge": 200})
+
+
+@pytest.fixture(scope="session")
+def trained(first: Path) -> Path:
+    """A home in which study ``first`` has run to its end."""
+    home = first.with_name("home")
+    done = oec("run", first, home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Learning-rate sensitivity: first" in done.stdout
+    return home
+
+
+SHARED = {
+    "tests/docs/": "trained",
+    "tests/service/test_run.py": "trained",
+    "tests/service/embedded/": "embedded",
+}
+"""By how their tests begin: modules of which one process has all, and what it starts for them."""
+
+
 class Modules(LoadFileScheduling):
-    """Where two processes run the tests, one has all of a module, or of a folder that shares what it starts."""
+    """Where two processes run the tests, one has all of a module, or of those that share what they start."""
 
     def _split_scope(self, nodeid: str) -> str:
-        shares = (folder for folder in ("tests/docs", "tests/service/embedded") if nodeid.startswith(f"{folder}/"))
-        return next(shares, super()._split_scope(nodeid))
+        shared = next((part for part in SHARED if nodeid.startswith(part)), None)
+        return SHARED[shared] if shared else super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Modules:

@@ -14,7 +14,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
-from tests.service.oec import oec
+from tests.service.oec import invoked, oec
 
 OUTSIDE = (
     "..",
@@ -51,7 +51,7 @@ def test_a_study_s_name_can_not_leave_the_home(name: str) -> None:
 def test_a_name_on_the_command_line_can_not_leave_the_home(command: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "ledger.jsonl").touch()
-    done = oec(command, name, home=tmp_path / "home")
+    done = invoked(command, name, home=tmp_path / "home")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "\x1b" not in done.stderr, "a control character reaches the terminal"
     assert "Traceback" not in done.stderr

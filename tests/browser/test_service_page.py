@@ -144,6 +144,7 @@ def until_it_answers(server: Server, log: Path) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
     """The real command with a Ray of its own: a study is filled in, started, watched to its end, and agrees."""
     home = Home.open(tmp_path / "home")

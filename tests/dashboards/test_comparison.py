@@ -122,7 +122,7 @@ def test_studies_without_a_curve_in_common() -> None:
 def test_noise_alone_is_seldom_called_a_move() -> None:
     """Four curves of equal methods, three seeds each, whose noise grows towards the last learning rate."""
     rng = np.random.default_rng(0)
-    wrong, repetitions = 0, 150
+    wrong, repetitions = 0, 80
 
     def noisy() -> list[list[dict[str, object]]]:
         return [

@@ -1,4 +1,4 @@
-"""The copy of the packages in which docs/methods.md is followed, and the study that is trained there."""
+"""The copy of the packages in which docs/methods.md is followed."""
 
 from __future__ import annotations
 
@@ -38,33 +38,23 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def follow(copy: Path, start: str, home: Path | None = None) -> str:
+def follow(copy: Path, start: str) -> str:
     """What the page's one command that begins with ``start`` prints in the copy."""
-    (command,) = (line.split() for line in COMMANDS if line.startswith(start))
-    if command[0] == "oec":
-        return oec(copy, home or copy / "home", *command[1:])
-    return _run(copy, copy / "home", [sys.executable, *command[1:]])
-
-
-def oec(copy: Path, home: Path, *arguments: str) -> str:
-    """What the copy's command line prints, or an error with what it said."""
-    return _run(copy, home, [sys.executable, "-c", "from service.cli import main; main()", *arguments])
-
-
-def _run(copy: Path, home: Path, command: list[str]) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OEC_HOME": str(home), "COLUMNS": "200"}
+    (line,) = (line for line in COMMANDS if line.startswith(start))
+    program, *arguments = line.split()
+    command = ["-c", "from service.cli import main; main()"] if program == "oec" else []
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OEC_HOME": str(copy / "home"), "COLUMNS": "200"}
     try:
         done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=True
+            [sys.executable, *command, *arguments],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
         )
     except subprocess.CalledProcessError as error:
         error.add_note(f"{error.stdout}{error.stderr}")
         raise
     return done.stdout
-
-
-@pytest.fixture(scope="session")
-def trained(copy: Path) -> Path:
-    """The home in which the page's study has been run."""
-    assert "9 cells, 9 to train" in follow(copy, "oec run")
-    return copy / "home"

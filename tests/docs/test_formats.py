@@ -58,7 +58,7 @@ def test_the_fields_of_a_study_are_those_of_its_schema() -> None:
 
 def test_the_lines_of_a_ledger(trained: Path) -> None:
     documented = {row[0][0]: set(row[1]) for row in rows(PAGE, "Ledger")}
-    lines = [json.loads(line) for line in (trained / "studies/z-abs/ledger.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (trained / "studies/first/ledger.jsonl").read_text().splitlines()]
     assert set(documented) == {"open", *ledger.STATES}
     optional = {"reused_from"}
     for line in lines:
@@ -73,7 +73,7 @@ def test_the_writer_of_a_ledger_in_a_bucket() -> None:
 def test_the_keys_of_a_row_of_metrics(trained: Path) -> None:
     documented = set(names(PAGE, "Metrics"))
     assert documented == {"step", "time", *keys(1)}
-    for path in trained.glob("studies/z-abs/cells/*/metrics.jsonl"):
+    for path in trained.glob("studies/first/cells/*/metrics.jsonl"):
         for line in path.read_text().splitlines():
             assert {re.sub(r"/\d+$", "/0", key) for key in json.loads(line)} <= documented
 
@@ -106,7 +106,7 @@ def test_mlflow_keys(trained: Path) -> None:
     client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(mlflow_sink.EXPERIMENT)
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`oec.study` = 'z-abs'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`oec.study` = 'first'")
     cells = [run for run in runs if "oec.cell" in run.data.tags]
     documented = {(row[0][0], name) for row in rows(PAGE, "MLflow") for name in row[1]}
     found = {("tag", name) for run in cells for name in run.data.tags if not name.startswith("mlflow.")}

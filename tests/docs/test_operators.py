@@ -8,15 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from service import cli
 from service.ledger import FORMAT
 from tests.docs.blocks import blocks, section
-from tests.docs.conftest import follow, oec
 from tests.faults.invariants import agree, ledger_of, runs_of
+from tests.service.oec import oec
 
-VIEWS = ("mlflow.db", "mlflow", "studies/z-abs/report", "studies/z-abs/optuna.journal", "studies/z-abs/mlflow.json")
+VIEWS = ("mlflow.db", "mlflow", "studies/first/report", "studies/first/optuna.journal", "studies/first/mlflow.json")
 """``delivered`` stays: it says of the deleted store that it has everything."""
 
 
@@ -29,25 +27,25 @@ def remove(path: Path) -> None:
 
 def files(home: Path) -> set[str]:
     """Those of the study's report."""
-    report = home / "studies" / "z-abs" / "report"
+    report = home / "studies" / "first" / "report"
     return {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
 
 
-def test_views_are_made_anew_from_the_ledger(trained: Path, copy: Path, tmp_path: Path) -> None:
+def test_views_are_made_anew_from_the_ledger(trained: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(trained, home)
     for view in VIEWS:
         remove(home / view)
-    oec(copy, home, "report", "z-abs")
-    assert oec(copy, home, "sync", "z-abs") == "9 cells are in MLflow\n"
-    agree(home, "z-abs")
+    assert oec("report", "first", home=home).returncode == 0
+    assert oec("sync", "first", home=home).stdout == "12 cells are in MLflow\n"
+    agree(home, "first")
     assert files(home) == files(trained)
-    (parent,), children = runs_of(home, "z-abs")
-    assert len(children) == 9
+    (parent,), children = runs_of(home, "first")
+    assert len(children) == 12
     assert parent.info.status == "FINISHED"
 
 
-def test_a_backup_is_a_home(trained: Path, copy: Path, tmp_path: Path) -> None:
+def test_a_backup_is_a_home(trained: Path, first: Path, tmp_path: Path) -> None:
     """The same command trains nothing there, and makes the views."""
     archive, home = tmp_path / "backup.tar", tmp_path / "home"
     (script,) = blocks("operators.md", "sh")
@@ -56,21 +54,22 @@ def test_a_backup_is_a_home(trained: Path, copy: Path, tmp_path: Path) -> None:
     home.mkdir()
     subprocess.run(["tar", "--extract", "--file", archive, "--directory", home], check=True)
     assert not [path for path in home.rglob("*") if path.name in ("delivered", "ledger.owner", "report.html")]
-    assert "9 cells, 0 to train" in follow(copy, "oec run", home)
-    assert ledger_of(home, "z-abs").path.read_bytes() == ledger_of(trained, "z-abs").path.read_bytes()
-    agree(home, "z-abs")
+    again = oec("run", first, home=home)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "12 cells, 0 to train" in again.stdout
+    assert ledger_of(home, "first").path.read_bytes() == ledger_of(trained, "first").path.read_bytes()
+    agree(home, "first")
     assert files(home) == files(trained)
 
 
-def test_a_home_of_another_format_is_refused_by_name(trained: Path, copy: Path, tmp_path: Path) -> None:
+def test_a_home_of_another_format_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(trained, home)
-    ledger = home / "studies" / "z-abs" / "ledger.jsonl"
+    ledger = home / "studies" / "first" / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace(f'"format":{FORMAT}', f'"format":{FORMAT + 1}', 1))
-    with pytest.raises(subprocess.CalledProcessError) as refused:
-        oec(copy, home, "status", "z-abs")
-    assert refused.value.returncode == cli.EXIT_BAD_INPUT
-    assert f"format {FORMAT + 1} is not {FORMAT}" in refused.value.stderr
+    refused = oec("status", "first", home=home)
+    assert refused.returncode == cli.EXIT_BAD_INPUT
+    assert f"format {FORMAT + 1} is not {FORMAT}" in refused.stderr
 
 
 def test_exit_codes() -> None:

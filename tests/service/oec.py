@@ -1,4 +1,4 @@
-"""The real command in a process of its own, for tests."""
+"""The real command, for tests: in a process of its own, or in the one that asks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from click.testing import CliRunner
+
+from service.cli import main
 
 OEC = Path(sys.executable).with_name("oec")
 
@@ -25,6 +29,19 @@ def oec(*arguments: object, home: Path, timeout: float = 600, **more: str) -> su
         env=environment(home, **more),
         check=False,
     )
+
+
+def invoked(*arguments: object, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """The same within this process, for what is refused before the command starts any: in a tenth of the time.
+
+    Raises:
+        Exception: what would have been a traceback.
+    """
+    runner = CliRunner(env={"OEC_HOME": str(home), "COLUMNS": "200", **more})
+    done = runner.invoke(main, list(map(str, arguments)), prog_name="oec")
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def start(*arguments: object, home: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:

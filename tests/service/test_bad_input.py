@@ -1,5 +1,5 @@
 """Every bad input of the README, on the real command: exit code 2, one message with field, value and remedy,
-before Ray starts, and nothing lost."""
+before Ray starts, and nothing lost. Of each kind one is asked of a process, as a shell sees it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.jobs import Jobs, command
 from service.ledger import Ledger
-from tests.service.oec import OEC, environment, oec
+from tests.service.oec import OEC, environment, invoked, oec
 from trainers.data import write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ FIELDS = {
 def test_bad_study(name: str, tmp_path: Path) -> None:
     content, *parts = FIELDS[name]
     study = write(tmp_path / "study.yaml", content)
-    refused(oec("run", study, home=tmp_path / "home"), tmp_path / "home", *parts)
+    refused(invoked("run", study, home=tmp_path / "home"), tmp_path / "home", *parts)
 
 
 def header(magic: int = 20240520, version: int = 1, count: int = 1000) -> bytes:
@@ -250,7 +250,7 @@ def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
     ],
 )
 def test_other_commands(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
-    refused(oec(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
+    refused(invoked(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
 
 
 NOWHERE = ("--cluster", "http://127.0.0.1:9")
@@ -285,7 +285,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
     ],
 )
 def test_jobs_and_homes(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
-    refused(oec(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
+    refused(invoked(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
 
 
 def test_a_study_with_a_relative_path_can_not_be_submitted(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from search_spaces.study import DataSpec
 from service.data import Progress
 from tests import fineweb, hub
-from tests.service.oec import oec, start
+from tests.service.oec import invoked, oec, start
 from tests.service.test_bad_input import refused
 from trainers.data import prepare
 
@@ -133,7 +133,7 @@ def test_bad_input(name: str, source: str, tmp_path: Path) -> None:
         (files / path).write_bytes(content)
     given = [argument.replace("IN/", f"{files}/").replace("GOOD", source) for argument in arguments]
     usual = () if name.endswith("study") else ("--tokenizer", "bytes", *SIZES)
-    result = oec("data", "prepare", given[0], *usual, *given[1:], home=tmp_path / "home")
+    result = invoked("data", "prepare", given[0], *usual, *given[1:], home=tmp_path / "home")
     refused(result, tmp_path / "home", *parts)
     assert not (tmp_path / "home" / "data").exists() or not any((tmp_path / "home" / "data").iterdir())
 

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow import MlflowClient
 
 from dashboards.edges import edge_of
@@ -19,43 +18,21 @@ from service.home import Home
 from service.ledger import Ledger
 from service.mlflow_sink import EXPERIMENT
 from service.run import reuse
+from tests.conftest import write
 from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 from trainers.files import swept
 
 
-def write(folder: Path, name: str, **changes: object) -> Path:
-    """A study like ``smoke``: three curves of two learning rates, 2-worker DDP; one cell diverges."""
-    content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": name, "lrs": [1e-3, 30.0]} | changes
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("studies")
-
-
-@pytest.fixture(scope="module")
-def home(folder: Path) -> Path:
-    """A home in which study ``first`` has run to its end, with one refinement a method, and one bisection a curve."""
-    home, study = folder / "home", write(folder, "first", refine={"trials": 1, "edge": 200})
-    done = oec("run", study, home=home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Learning-rate sensitivity: first" in done.stdout
-    return home
-
-
-def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
-    ledger = ledger_of(home, "first")
+def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:
+    ledger = ledger_of(trained, "first")
     counts = ledger.counts()
     assert counts["finished"] + counts["diverged"] == 6 + 3 + 3
     assert counts["diverged"] >= 1, "a learning rate of 30 must diverge"
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     ended = [line["cell"] for line in lines if line["event"] in ("finished", "diverged")]
     assert len(ended) == len(set(ended)) == 12
-    cells = home / "studies" / "first" / "cells"
+    cells = trained / "studies" / "first" / "cells"
     for entry in ledger.entries.values():
         assert set(entry.result) <= set(RUN_COLUMNS), "a result has a column that no table knows"
         assert entry.result["val_loss"] is not None
@@ -67,13 +44,13 @@ def test_every_cell_ended_once_and_is_in_the_ledger(home: Path) -> None:
         assert not (cells / entry.cell.id / "checkpoints").exists()
 
 
-def test_ledger_and_mlflow_agree(home: Path) -> None:
-    agree(home, "first")
+def test_ledger_and_mlflow_agree(trained: Path) -> None:
+    agree(trained, "first")
 
 
-def test_mlflow_holds_the_curves_and_the_report(home: Path) -> None:
-    (parent,), children = runs_of(home, "first")
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+def test_mlflow_holds_the_curves_and_the_report(trained: Path) -> None:
+    (parent,), children = runs_of(trained, "first")
+    client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
     artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"study.yaml", "report.html", "figures", "tables"} <= artifacts
     finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
@@ -82,85 +59,77 @@ def test_mlflow_holds_the_curves_and_the_report(home: Path) -> None:
     assert all(math.isfinite(point.value) for point in history)
 
 
-def test_mlflow_and_ledger_give_the_same_table(home: Path) -> None:
-    table = read_mlflow(f"sqlite:///{home / 'mlflow.db'}", EXPERIMENT, "first").set_index("cell")
-    for record in ledger_of(home, "first").records():
+def test_mlflow_and_ledger_give_the_same_table(trained: Path) -> None:
+    table = read_mlflow(f"sqlite:///{trained / 'mlflow.db'}", EXPERIMENT, "first").set_index("cell")
+    for record in ledger_of(trained, "first").records():
         row = table.loc[record["cell"]]
         assert row["state"] == record["state"]
         assert row["lr"] == record["lr"]
         assert row["val_loss"] == pytest.approx(record["val_loss"], rel=1e-6)
 
 
-def test_refinement_proposed_one_cell_a_method_within_the_grid(home: Path) -> None:
-    refined = [entry.cell for entry in ledger_of(home, "first").entries.values() if entry.origin == "refine"]
+def test_refinement_proposed_one_cell_a_method_within_the_grid(trained: Path) -> None:
+    refined = [entry.cell for entry in ledger_of(trained, "first").entries.values() if entry.origin == "refine"]
     assert sorted(cell.method for cell in refined) == ["baseline", "mu-centering", "z-loss"]
     assert all(1e-3 <= cell.lr <= 30.0 for cell in refined)
 
 
-def test_the_edge_of_every_curve_is_between_the_two_learning_rates(home: Path) -> None:
+def test_the_edge_of_every_curve_is_between_the_two_learning_rates(trained: Path) -> None:
     """A factor of 200 around the edge takes one run between 0.001, which converges, and 30, which does not."""
-    entries = ledger_of(home, "first").entries.values()
+    entries = ledger_of(trained, "first").entries.values()
     searched = [(entry.cell.method, entry.cell.lr) for entry in entries if entry.origin == "edge"]
     assert sorted(searched) == [("baseline", 0.1732), ("mu-centering", 0.1732), ("z-loss", 0.1732)]
-    for _, runs in from_records(ledger_of(home, "first").records()).groupby("method"):
+    for _, runs in from_records(ledger_of(trained, "first").records()).groupby("method"):
         assert edge_of(runs) in (Edge(low=1e-3, high=0.1732), Edge(low=0.1732, high=30.0))
 
 
-def test_again_trains_nothing_and_needs_no_cluster(home: Path, folder: Path) -> None:
-    before = ledger_of(home, "first").path.read_bytes()
-    again = oec("run", folder / "first.yaml", home=home)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "0 to train" in again.stdout
-    assert ledger_of(home, "first").path.read_bytes() == before
-
-
-def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(home: Path, folder: Path) -> None:
-    done = oec("run", write(folder, "known"), home=home)
+def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(trained: Path, tmp_path: Path) -> None:
+    done = oec("run", write(tmp_path, "known"), home=trained)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 cells, 0 to train" in done.stdout
-    assert {entry.reused_from for entry in ledger_of(home, "known").entries.values()} == {"first"}
-    agree(home, "known")
-    _, children = runs_of(home, "known")
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    assert {entry.reused_from for entry in ledger_of(trained, "known").entries.values()} == {"first"}
+    agree(trained, "known")
+    _, children = runs_of(trained, "known")
+    client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
     finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
     history = client.get_metric_history(finished[0].info.run_id, "val_loss")
     assert [point.step for point in history] == [0, 10, 20], "the curve of the study that trained it"
 
 
-def test_a_study_of_which_some_cells_are_known_trains_the_others(home: Path, folder: Path, tmp_path: Path) -> None:
-    study = Study.load(str(write(folder, "second", lrs=[1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 30.0])))
+def test_a_study_of_which_some_cells_are_known_trains_the_others(trained: Path, tmp_path: Path) -> None:
+    study = Study.load(str(write(tmp_path, "second", lrs=[1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 30.0])))
     with Ledger(tmp_path / "ledger.jsonl", "second", write=True) as ledger:
-        ledger.plan(Plan(study, ledger_of(home, "first").ended()[0].cell.data).cells)
-        reuse(ledger, Home(home), study, retry_crashed=False)
+        ledger.plan(Plan(study, ledger_of(trained, "first").ended()[0].cell.data).cells)
+        reuse(ledger, Home(trained), study, retry_crashed=False)
         assert [entry.reused_from for entry in ledger.ended()] == ["first"] * 6
         assert {entry.cell.lr for entry in ledger.ended()} == {1e-3, 30.0}
         assert len(ledger.missing()) == 15
 
 
-def test_other_commands_read_the_home(home: Path) -> None:
-    status = oec("status", "first", "--cells", home=home)
+def test_other_commands_read_the_home(trained: Path, first: Path, tmp_path: Path) -> None:
+    status = oec("status", "first", "--cells", home=trained)
     assert status.returncode == 0
     assert status.stdout.count("baseline") == 4
-    report = oec("report", "mlflow:first", "--out", home.parent / "from-mlflow", home=home)
+    report = oec("report", "mlflow:first", "--out", tmp_path / "from-mlflow", home=trained)
     assert report.returncode == 0, report.stderr
-    assert (home.parent / "from-mlflow" / "report.html").is_file()
-    forecast = oec("forecast", "first", home=home)
+    assert (tmp_path / "from-mlflow" / "report.html").is_file()
+    forecast = oec("forecast", "first", home=trained)
     assert forecast.returncode == 0, forecast.stderr
     assert "12 that were not evaluated in time" in forecast.stdout
     assert "no forecast: needs at least" in forecast.stdout
-    plan = oec("plan", home.parent / "first.yaml", home=home)
+    plan = oec("plan", first, home=trained)
     assert "at most 21 cells, 15 of them beside the grid (6 already in the home)" in plan.stdout
-    sync = oec("sync", "first", home=home)
+    sync = oec("sync", "first", home=trained)
     assert sync.stdout == "12 cells are in MLflow\n"
-    agree(home, "first")
+    agree(trained, "first")
 
 
-def test_one_cell_without_ray_gives_the_same_loss(home: Path, folder: Path) -> None:
-    done = oec("train", folder / "first.yaml", "--method", "z-loss", "--lr", 1e-3, home=folder / "alone")
+def test_one_cell_without_ray_gives_the_same_loss(trained: Path, first: Path, tmp_path: Path) -> None:
+    done = oec("train", first, "--method", "z-loss", "--lr", 1e-3, home=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
     printed = {name: value for name, *rest in lines for value in rest}
-    (entry,) = [entry for cell, entry in ledger_of(home, "first").entries.items() if cell == printed["cell"]]
+    (entry,) = [entry for cell, entry in ledger_of(trained, "first").entries.items() if cell == printed["cell"]]
     assert float(printed["val_loss"]) == pytest.approx(entry.result["val_loss"], rel=1e-5), "one process and two"
 
 
