@@ -14,7 +14,7 @@ import yaml
 
 from service.home import Home
 from tests.faults.conftest import Losses
-from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
+from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
 from tests.faults.running import NAME, STEPS, TRAIN_WORKER, Run, newest_step
 from tests.service.oec import oec
 from tests.timing import within
@@ -50,7 +50,6 @@ def changed(study: Path, folder: Path, **changes: object) -> Path:
 
 @pytest.mark.fault("SIGKILL of a Ray Train worker in mid-step")
 @pytest.mark.fault("SIGKILL of the trial's actor")
-@pytest.mark.fault("SIGSTOP of a rank")
 @pytest.mark.fault("a loss that is not finite on one rank only", times=2)
 @pytest.mark.fault("oec stop of a cell")
 @pytest.mark.fault("SIGINT to the driver")
@@ -58,27 +57,19 @@ def changed(study: Path, folder: Path, **changes: object) -> Path:
 def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     begin: Callable[..., Run], study: Path, undisturbed: Losses, tmp_path: Path
 ) -> None:
-    """The first cell meets three deaths: of the trial's actor, which owns the group; of a rank that stands still; of a
-    Ray Train worker in mid-step. After it the group stays warm: at one rank's loss, which ends the cell on both, and at
-    ``oec stop``. In the last cell the driver is interrupted; the same command goes on there, and does not take a stop
-    request that was left for one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/test_jobs.py``;
-    a driver is killed in ``tests/faults/test_buckets.py``."""
+    """The first cell meets two deaths: of the trial's actor, which owns the group; of a Ray Train worker in mid-step.
+    After it the group stays warm: at one rank's loss, which ends the cell on both, and at ``oec stop``. In the last
+    cell the driver is interrupted; the same command goes on there, and does not take a stop request that was left for
+    one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/test_jobs.py``; a driver is killed in
+    ``tests/faults/test_buckets.py``."""
     lrs, flag = [1e-3, 1.2e-3, 1.4e-3, 1.6e-3, 2e-3], tmp_path / "poison"
     path = changed(study, tmp_path, lrs=lrs, resources={"workers": 2, "max_failures": 3})
     poison = {"PYTHONPATH": f"{POISON}:{os.environ.get('PYTHONPATH', '')}", "POISON": str(flag)}
-    run = begin(path, RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S="10", **poison)
+    run = begin(path, **poison)
     run.trains()
-    killed = time.time()
+    killed, before = time.time(), run.workers()
     run.named(TRIAL)[0].kill()
     run.trains(beyond=run.step() + 50)
-    before = run.workers()
-    frozen = run.named(TRAIN_WORKER)[-1]
-    frozen.suspend()
-    froze, step = time.monotonic(), run.step()
-    run.until(lambda: frozen not in run.named(TRAIN_WORKER), "the end of the frozen process")
-    assert time.monotonic() - froze < within(90), "it is noticed after 10 s, and Ray takes some 40 to end it"
-    run.trains(beyond=step + 100)
-    assert run.state(0) == "running"
     again = run.workers()
     assert len(again) == 2
     assert before.isdisjoint(again)
@@ -136,6 +127,28 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     assert " at step " in results[also]["reason"]
     assert results[stopped]["reason"] == "oec stop"
     assert {cell: results[cell]["val_loss"] for cell in (first, last)} == undisturbed
+
+
+@pytest.mark.long
+@pytest.mark.fault("SIGSTOP of a rank")
+def test_a_rank_that_stands_still_is_replaced_and_its_cell_goes_on(
+    begin: Callable[..., Run], study: Path, undisturbed: Losses
+) -> None:
+    run = begin(study, RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S="10")
+    run.trains()
+    before, step = run.workers(), run.step()
+    frozen = run.named(TRAIN_WORKER)[-1]
+    frozen.suspend()
+    froze = time.monotonic()
+    run.until(lambda: frozen not in run.named(TRAIN_WORKER), "the end of the frozen process")
+    assert time.monotonic() - froze < within(90), "it is noticed after 10 s, and Ray takes some 40 to end it"
+    run.trains(beyond=step + 50)
+    assert run.state(0) == "running"
+    assert before.isdisjoint(run.workers())
+    run.ends()
+    agree(run.home, NAME)
+    assert starts(run.home, NAME) == [1, 1], "its trial has lost nothing"
+    assert losses(run.home, NAME) == undisturbed
 
 
 @pytest.mark.fault("SIGTERM to the driver while Ray starts", times=3)

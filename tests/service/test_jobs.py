@@ -280,6 +280,7 @@ def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     assert "does not take the token; set RAY_AUTH_TOKEN" in line
 
 
+@pytest.mark.long
 def test_a_home_that_a_node_does_not_see_is_refused_before_any_cell(cluster: Cluster, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -64,6 +64,8 @@ def test_rays_processes_know_their_own_cluster_and_ours_keeps_its_environment() 
     assert "RAY_ADDRESS" not in os.environ
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("embedded")
 def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> None:
     """The core of a sweep of one cell is free when the sweep returns.

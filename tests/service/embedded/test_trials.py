@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from service.trials import AsSuggested, Silent
 
-pytestmark = pytest.mark.usefixtures("embedded")
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("embedded")]
 
 TRIALS = 8
 
