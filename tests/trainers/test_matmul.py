@@ -1,6 +1,8 @@
-"""Products through oneDNN are those of PyTorch, in values, gradients and shapes."""
+"""Products through oneDNN are those of PyTorch, in values, gradients and shapes, whatever this machine's processor."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,9 +10,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers import matmul
 from trainers.matmul import linear, product, serves
 
 sizes = st.integers(1, 70)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_amd() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "FASTER", True)
+        yield
 
 
 @given(N=sizes, I=sizes, O=sizes, transposed=st.tuples(st.booleans(), st.booleans()))
@@ -42,6 +52,13 @@ def test_linear_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype) ->
     for found, expected in zip(run(linear, dtype), run(F.linear, torch.float64), strict=True):
         assert found.shape == expected.shape
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_processor_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "FASTER", False)
+    x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
+    assert not serves(x, W_OI)
+    assert torch.equal(product(x, W_OI), x @ W_OI.T)
 
 
 def test_autocast_is_left_to_pytorch() -> None:
