@@ -155,4 +155,5 @@ def _bisections(low: float | None, high: float, factor: float) -> int:
     if low is None or high / low <= factor:
         return 0
     # A halving leaves half of the width and half of ROUNDING, at most: it halves what the width has above ROUNDING.
-    return math.ceil(math.log2((math.log(high / low) - ROUNDING) / (math.log(factor) - ROUNDING)))
+    halvings = math.ceil(math.log2((math.log(high / low) - ROUNDING) / (math.log(factor) - ROUNDING)))
+    return max(1, halvings)  # a width hardly above the factor's may have the same logarithm

@@ -39,6 +39,7 @@ def run_all(
 
 
 @example(grid=(4.4375, 13.875), seeds=(1,), factor=1.01, exponent=1.0)  # where rounding widens a half
+@example(grid=(1.0,), seeds=(1,), factor=13.999999999999996, exponent=3.0)  # where a step is rounded up to 14
 @given(grids, seeds, factors, st.floats(-7, 9))
 def test_the_edge_that_there_is_lies_in_the_bracket(
     grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, exponent: float
