@@ -66,8 +66,8 @@ class Modules(LoadFileScheduling):
     """Where two processes run the tests, one has all of a module, or of those that share what they start."""
 
     def _split_scope(self, nodeid: str) -> str:
-        shared = next((part for part in SHARED if nodeid.startswith(part)), None)
-        return SHARED[shared] if shared else super()._split_scope(nodeid)
+        shares = (what for part, what in SHARED.items() if nodeid.startswith(part))
+        return next(shares, super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Modules:

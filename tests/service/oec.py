@@ -32,7 +32,7 @@ def oec(*arguments: object, home: Path, timeout: float = 600, **more: str) -> su
 
 
 def invoked(*arguments: object, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """The same within this process, for what is refused before the command starts any: in a tenth of the time.
+    """The same within this process, in a tenth of the time, for a command that starts no other.
 
     Raises:
         Exception: what would have been a traceback.

@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
 
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cli import main
 from service.home import Home
 from service.ledger import Ledger
-
-
-def oec(*arguments: object, home: Path) -> Result:
-    return CliRunner(env={"OEC_HOME": str(home), "COLUMNS": "120"}).invoke(main, list(map(str, arguments)))
+from tests.service.oec import invoked
 
 
 def train(home: Path, shift: float) -> None:
@@ -44,17 +39,17 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_two_homes_in_one_report(homes: tuple[Path, Path], tmp_path: Path) -> None:
     new, old = homes
-    result = oec("report", "smoke", f"{old}:smoke", "--out", tmp_path, "--format", "csv", home=new)
-    assert result.exit_code == 0, result.output
+    result = invoked("report", "smoke", f"{old}:smoke", "--out", tmp_path, "--format", "csv", home=new)
+    assert result.returncode == 0, result
     assert not list(tmp_path.rglob("*.html"))
     table = pd.read_csv(tmp_path / "tables" / "sensitivity.csv")
     assert set(table["study"]) == {"smoke", f"{old}:smoke"}
     assert len(table) == 2 * len(table[table["study"] == "smoke"])
     assert set(pd.read_csv(tmp_path / "runs.csv")["study"]) == set(table["study"])
-    again = oec(
+    again = invoked(
         "report", tmp_path / "runs.csv", "--only", "sensitivity", "--format", "csv", "--out", tmp_path / "b", home=new
     )
-    assert again.exit_code == 0, again.output
+    assert again.returncode == 0, again
     assert len(pd.read_csv(tmp_path / "b" / "tables" / "sensitivity.csv")) == len(table)
 
 
@@ -64,8 +59,8 @@ def test_a_study_beside_a_foreign_csv(homes: tuple[Path, Path], tmp_path: Path) 
     columns = [
         f"--column={pair}" for pair in ("lr=rate", "val_loss=loss", "scale==tiny", "method==z", "gamma==1", "seed==1")
     ]
-    result = oec("report", "smoke", csv, *columns, "--format", "html", "--out", tmp_path / "out", home=homes[0])
-    assert result.exit_code == 0, result.output
+    result = invoked("report", "smoke", csv, *columns, "--format", "html", "--out", tmp_path / "out", home=homes[0])
+    assert result.returncode == 0, result
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<h1>smoke and theirs</h1>" in page
     names = json.loads(re.search(r'id="panels">(.*?)</script>', page)[1])["Final loss over learning rate"]  # type: ignore[index]
@@ -74,16 +69,16 @@ def test_a_study_beside_a_foreign_csv(homes: tuple[Path, Path], tmp_path: Path) 
 
 def test_diff_of_two_homes(homes: tuple[Path, Path]) -> None:
     new, old = homes
-    result = oec("diff", f"{old}:smoke", "smoke", home=new)
-    assert result.exit_code == 0, result.output
-    assert "best loss" in result.output
-    assert "Noise unknown" in result.output
-    same = oec("diff", "smoke", "smoke", home=new)
-    assert same.exit_code == 0, same.output
-    assert same.output.startswith("Equal: ")
-    other = oec("diff", "smoke", RUNS_CSV, home=new)
-    assert other.exit_code == 0, other.output
-    assert "Only in oec_published_runs: 16M baseline" in other.output
+    result = invoked("diff", f"{old}:smoke", "smoke", home=new)
+    assert result.returncode == 0, result
+    assert "best loss" in result.stdout
+    assert "Noise unknown" in result.stdout
+    same = invoked("diff", "smoke", "smoke", home=new)
+    assert same.returncode == 0, same
+    assert same.stdout.startswith("Equal: ")
+    other = invoked("diff", "smoke", RUNS_CSV, home=new)
+    assert other.returncode == 0, other
+    assert "Only in oec_published_runs: 16M baseline" in other.stdout
 
 
 @pytest.mark.parametrize(
@@ -101,6 +96,6 @@ def test_diff_of_two_homes(homes: tuple[Path, Path]) -> None:
 )
 def test_bad_input(arguments: tuple[object, ...], message: str, homes: tuple[Path, Path], tmp_path: Path) -> None:
     new, old = homes
-    result = oec(*(str(word).replace("{old}", str(old)) for word in arguments), home=new)
-    assert result.exit_code == 2, result.output
-    assert message in result.output
+    result = invoked(*(str(word).replace("{old}", str(old)) for word in arguments), home=new)
+    assert result.returncode == 2, result
+    assert message in result.stderr
