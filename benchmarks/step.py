@@ -2,17 +2,19 @@
 
 ``python -m benchmarks.step [--scale tiny] [--seconds 40] [--compile]``
 
-The plain loop is what one writes first: logits, ``F.cross_entropy``, ``clip_grad_norm_``, ``torch.optim.Adam`` and the
-decay rule of the cells, in a process of its own with the allocator's defaults. Both loops see the same batches from
-the same weights, and their first 20 losses are compared (for the baseline they compute the same function; with
-``--method`` the plain loop stays the baseline's, and the ratio has the method's cost in it).
+The plain loop is what one writes first: the model of ``benchmarks.plain``, ``F.cross_entropy`` of all logits,
+``clip_grad_norm_``, ``torch.optim.Adam`` and the decay rule of the cells, in a process of its own with the allocator's
+defaults. All loops see the same batches from the same weights, and their first 20 losses are compared (for the baseline
+they compute the same function; with ``--method`` the plain loop stays the baseline's, and the ratio has the method's
+cost in it). ``--compile`` adds the trainer with ``torch.compile``.
 
 Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
 cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
 time, and its floor: the matrix products and the attention of that very step, replayed alone.
 
 The ratios of the machine hold on an otherwise idle one only: a loop of several threads waits for its slowest, so that
-other work makes it look worse than it is. The load before the run is printed with them.
+other work makes it look worse than it is, also that of other guests of the same host. So a round counts for them only
+where no other process and no other guest took more than ``UNDISTURBED`` of the processors, and how many did is printed.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle, pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +36,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.plain import PlainGPT
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -42,6 +47,7 @@ from trainers.model import GPT
 from trainers.optimizer import clip
 from trainers.world import World
 
+CORES = os.cpu_count() or 1
 LR = 3e-3
 CHECKED_STEPS = 20
 LOSS_TOLERANCE = 1e-4
@@ -50,9 +56,19 @@ ARITHMETIC = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkldnn::_
 ATTENTION = "aten::_scaled_dot_product_flash_attention"
 
 
+UNDISTURBED = 0.05
+"""Share of the processors' time that the host may take from a round for its rate to count."""
+
+
 class Round(NamedTuple):
-    wall_s: float
+    """Some steps of every loop that runs at once."""
+
+    steps_per_s: float
+    """All loops together."""
     processor_s: float
+    """Of one step, in the loop that took least."""
+    stolen: float
+    """Share of the machine's processor time that its host gave to other guests."""
 
 
 def tokens_of(cell: Cell, batches: int) -> list[np.ndarray]:
@@ -68,23 +84,25 @@ def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
     return engine
 
 
-def trainer_step(cell: Cell, device: torch.device, compile: bool) -> Callable[[], float]:
+def trainer_step(cell: Cell, device: torch.device, compile: bool = False) -> Callable[[], float]:
     engine = engine_of(cell, device, compile)
     batches = cycle(tokens_of(cell, 16))
     return lambda: engine.step(next(batches), step=0, lr=LR, micro_batch=cell.training.batch_size).loss
 
 
-def plain_step(cell: Cell, device: torch.device, compile: bool) -> Callable[[], float]:
+def plain_step(cell: Cell, device: torch.device) -> Callable[[], float]:
     spec = cell.training
-    model = GPT(cell.shape, cell.model, cell.V, spec.sequence_length).to(device)
-    model.reset_parameters(cell.seed)
+    start = GPT(cell.shape, cell.model, cell.V, spec.sequence_length)
+    start.reset_parameters(cell.seed)
+    model = PlainGPT(cell.shape, cell.V, spec.sequence_length).to(device)
+    model.take(start.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, betas=spec.betas, eps=spec.eps)
     batches = cycle(tokens_of(cell, 16))
 
     def step() -> float:
         tokens = torch.from_numpy(next(batches).astype(np.int64)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            logits = F.linear(model(tokens[:, :-1]), model.E_VD)
+            logits = model(tokens[:, :-1])
             if spec.logits_dtype == "bfloat16":
                 logits = logits.bfloat16()
             loss = F.cross_entropy(logits.float().view(-1, cell.V), tokens[:, 1:].reshape(-1))
@@ -101,17 +119,18 @@ def plain_step(cell: Cell, device: torch.device, compile: bool) -> Callable[[], 
     return step
 
 
-LOOPS = {"trainer": trainer_step, "plain": plain_step}
+LOOPS = {"trainer": trainer_step, "compiled trainer": partial(trainer_step, compile=True), "plain loop": plain_step}
 
 
-def serve(connection: Connection, loop: str, threads: int, cell: Cell, device: str, compile: bool) -> None:
-    """A loop in a process of its own: for each number of steps that it is sent, a ``Round`` and the losses."""
+def serve(connection: Connection, loop: str, threads: int, cell: Cell, device: str) -> None:
+    """A loop in a process of its own: for each number of steps that it is sent, seconds, those of the processor, and
+    the losses."""
     torch.set_num_threads(threads)
-    step = LOOPS[loop](cell, torch.device(device), compile)
+    step = LOOPS[loop](cell, torch.device(device))
     while steps := connection.recv():
         wall, processor = time.perf_counter(), time.process_time()
         losses = [step() for _ in range(steps)]
-        connection.send((Round(time.perf_counter() - wall, time.process_time() - processor), losses))
+        connection.send((time.perf_counter() - wall, time.process_time() - processor, losses))
 
 
 class Worker:
@@ -126,63 +145,83 @@ class Worker:
 
     def losses(self, steps: int) -> np.ndarray:
         self.connection.send(steps)
-        return np.array(self.connection.recv()[1])
+        return np.array(self.connection.recv()[2])
 
 
-def run(workers: list[Worker], steps: int) -> list[Round]:
+def run(workers: list[Worker], steps: int) -> Round:
     """All of them at once, each for ``steps``."""
+    started, stolen = time.perf_counter(), stolen_s()
     for worker in workers:
         worker.connection.send(steps)
-    return [worker.connection.recv()[0] for worker in workers]
+    walls, processors, _ = zip(*(worker.connection.recv() for worker in workers), strict=True)
+    available_s = (time.perf_counter() - started) * CORES
+    return Round(sum(steps / wall for wall in walls), min(processors) / steps, (stolen_s() - stolen) / available_s)
 
 
-def compare(cell: Cell, device: str, budget: float, compile: bool) -> None:
+def stolen_s() -> float:
+    """Seconds of processors that the host of this machine has given to others; 0 where the system does not tell."""
+    counters = Path("/proc/stat")
+    return int(counters.read_text().split()[8]) / os.sysconf("SC_CLK_TCK") if counters.is_file() else 0.0
+
+
+def compare(cell: Cell, device: str, budget: float, loops: list[str]) -> None:
     """Prints the losses' agreement, the rates, and their ratios."""
-    cores = os.cpu_count() or 1
-    print(f"{cores} cores, load average {os.getloadavg()[0]:.1f} before the run")
-    at_once = {(loop, 1): [Worker(loop, 1, cell, device, compile) for _ in range(cores)] for loop in LOOPS}
-    at_once |= {(loop, cores): [Worker(loop, cores, cell, device, compile)] for loop in LOOPS}
-    losses = {loop: at_once[loop, 1][0].losses(CHECKED_STEPS) for loop in LOOPS}
-    apart = float(np.max(np.abs(losses["trainer"] / losses["plain"] - 1)))
+    print(f"{CORES} cores, load average {os.getloadavg()[0]:.1f} before the run")
+    a_core = {loop: [Worker(loop, 1, cell, device) for _ in range(CORES)] for loop in loops}
+    threaded = {loop: [Worker(loop, CORES, cell, device)] for loop in ("trainer", "plain loop")}
+    losses = {loop: workers[0].losses(CHECKED_STEPS) for loop, workers in a_core.items()}
+    apart = max(float(np.max(np.abs(found / losses["plain loop"] - 1))) for found in losses.values())
     said = "equal" if apart <= LOSS_TOLERANCE else "NOT EQUAL"
     print(f"losses {said}: at most {apart:.1e} apart, relative, over {CHECKED_STEPS} steps\n")
 
-    setups = {
-        "trainer, 1 thread": at_once["trainer", 1][:1],
-        "plain, 1 thread": at_once["plain", 1][:1],
-        f"{cores} trainers, 1 thread each": at_once["trainer", 1],
-        f"{cores} plain loops, 1 thread each": at_once["plain", 1],
-        f"1 trainer, {cores} threads": at_once["trainer", cores],
-        f"1 plain loop, {cores} threads": at_once["plain", cores],
-    }
-    for workers in at_once.values():
+    setups = {f"1 {loop}, 1 thread": workers[:1] for loop, workers in a_core.items()}
+    setups |= {f"{CORES} {loop}s, 1 thread each": workers for loop, workers in a_core.items()}
+    setups |= {f"1 {loop}, {CORES} threads": workers for loop, workers in threaded.items()}
+    for workers in setups.values():
         run(workers, 1)  # the first step of a process pays for much that no other does
-    steps = max(1, round(0.2 / run(setups["trainer, 1 thread"], 1)[0].wall_s))
-    rounds: dict[str, list[list[Round]]] = {name: [] for name in setups}
+    steps = max(1, round(0.2 * run(setups["1 trainer, 1 thread"], 1).steps_per_s))
+    rounds: dict[str, list[Round]] = {name: [] for name in setups}
     ends = time.perf_counter() + budget
-    while time.perf_counter() < ends or not rounds["plain, 1 thread"]:
+    while time.perf_counter() < ends or not rounds["1 plain loop, 1 thread"]:
         for name, workers in setups.items():
             rounds[name].append(run(workers, steps))
 
-    tokens = steps * cell.training.batch_size * cell.training.sequence_length
-    rates = {n: np.array([sum(tokens / r.wall_s for r in found) for found in rounds[n]]) for n in setups}
+    tokens = cell.training.batch_size * cell.training.sequence_length
     # Of the processor time the least disturbed round: other work on the machine can only add to it.
-    processor = {n: min(r.processor_s for found in rounds[n] for r in found) / steps * 1e3 for n in setups}
-    for name, rate in rates.items():
-        print(f"{name:32} {np.median(rate):8.0f} tokens/s   {processor[name]:8.2f} ms of processor time a step")
-    alone, plain, trainers, plains, trainer_all, plain_all = rates
-    print(f"rates: medians of {len(rates[alone])} rounds of {steps} steps; processor time: the smallest of them\n")
-    print(f"ratio of loops at 1 thread     {np.median(rates[alone] / rates[plain]):6.2f}   the trainer against plain")
-    print(f"  the same by processor time   {processor[plain] / processor[alone]:6.2f}")
-    for title, ours, theirs in (
-        ("machine, default threads", trainers, plain_all),
-        ("machine, a loop a core", trainers, plains),
-        ("threads", trainers, trainer_all),
-    ):
-        print(f"ratio of {title:<22}{np.median(rates[ours] / rates[theirs]):6.2f}   {ours} against {theirs}")
-    for workers in at_once.values():
+    processor_ms = {name: min(found.processor_s for found in rounds[name]) * 1e3 for name in setups}
+    for name, found in rounds.items():
+        rate, counted = tokens * _median([r.steps_per_s for r in found if _counts(r)]), sum(map(_counts, found))
+        print(f"{name:38} {rate:8.0f} tokens/s of {counted:3} rounds   {processor_ms[name]:8.2f} ms a step")
+    print(
+        f"rates: medians of those of {len(found)} rounds, of {steps} steps each, from which the host took at most\n"
+        f"{UNDISTURBED:.0%} of the processors; ms a step: processor time of the fastest round\n"
+    )
+    plain, plain_all = "1 plain loop, 1 thread", f"1 plain loop, {CORES} threads"
+    for loop in loops[:-1]:
+        alone, all_cores = f"1 {loop}, 1 thread", f"{CORES} {loop}s, 1 thread each"
+        print(f"{processor_ms[plain] / processor_ms[alone]:6.2f} x by processor time: {alone}, against {plain}")
+        _print_ratio(rounds, alone, plain)
+        _print_ratio(rounds, all_cores, f"{CORES} plain loops, 1 thread each")
+        _print_ratio(rounds, all_cores, plain_all)
+    _print_ratio(rounds, f"{CORES} trainers, 1 thread each", f"1 trainer, {CORES} threads")
+    for workers in (*a_core.values(), *threaded.values()):
         for worker in workers:
             worker.connection.send(0)
+
+
+def _counts(found: Round) -> bool:
+    return found.stolen <= UNDISTURBED
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
+
+
+def _print_ratio(rounds: dict[str, list[Round]], ours: str, theirs: str) -> None:
+    """Of rounds beside each other, as a machine's speed changes."""
+    pairs = zip(rounds[ours], rounds[theirs], strict=True)
+    ratios = [a.steps_per_s / b.steps_per_s for a, b in pairs if _counts(a) and _counts(b)]
+    print(f"{_median(ratios):6.2f} x by the clock, {len(ratios):3} pairs: {ours}, against {theirs}")
 
 
 def shares(engine: Engine) -> None:
@@ -270,7 +309,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--logits-dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the compiled trainer too")
     parser.add_argument("--seconds", type=float, default=40.0, help="for the comparison")
     args = parser.parse_args()
     precision: Precision = args.precision
@@ -289,7 +328,8 @@ def main() -> None:
         model=ModelSpec(),
         training=training,
     )
-    compare(cell, args.device, args.seconds, args.compile)
+    loops = [loop for loop in LOOPS if args.compile or loop != "compiled trainer"]
+    compare(cell, args.device, args.seconds, loops)
     torch.set_num_threads(1)
     engine = engine_of(cell, torch.device(args.device), args.compile)
     shares(engine)

@@ -76,13 +76,17 @@ def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tens
     model = objective.model
     found: dict[str, Tensor] = {}
     attention_logits: list[Tensor] = []
+
+    def see_attention(q_BTHK: Tensor, k_BTHK: Tensor) -> None:
+        attention_logits.append(_attention_logit_max(q_BTHK, k_BTHK))
+
     with ExitStack() as stack:
         for i, module in enumerate(model.blocks):
             block = cast(Block, module)
             layers = (block.attention.qkv, block.attention.proj, block.mlp.fc1, block.mlp.fc2)
             for name, layer in zip(LAYERS, layers, strict=True):
                 stack.enter_context(_hook(layer, _sizes(found, name, i)))
-            stack.enter_context(_hook(block.attention.qk, lambda qk: attention_logits.append(_attention_logit_max(qk))))
+            stack.enter_context(_hook(block.attention.qk, see_attention))
         autocast = objective.precision == "bfloat16"
         with torch.autocast(tokens_BU.device.type, torch.bfloat16, enabled=autocast):
             h_BTD = model(tokens_BU[:, :-1])
@@ -171,11 +175,11 @@ def b_ratio(E_VD: Tensor) -> Tensor:
     return torch.maximum(square - low, high - square) / torch.maximum(-low, high)
 
 
-def _hook(module: nn.Module, look: Callable[[Tensor], None]) -> Any:
-    """A context in which ``look`` sees every output of ``module``."""
+def _hook(module: nn.Module, look: Callable[..., None]) -> Any:
+    """A context in which ``look`` sees every output of ``module``, a tensor or several."""
 
-    def see(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        look(output.float())
+    def see(_module: nn.Module, _inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        look(*(tensor.float() for tensor in (output if isinstance(output, tuple) else (output,))))
 
     return module.register_forward_hook(see)
 
@@ -191,15 +195,16 @@ def _sizes(found: dict[str, Tensor], name: str, i: int) -> Callable[[Tensor], No
     return look
 
 
-def _attention_logit_max(qk_BT2HK: Tensor) -> Tensor:
+def _attention_logit_max(q_BTHK: Tensor, k_BTHK: Tensor) -> Tensor:
     """The largest ``q . k / sqrt(K)`` over all queries and the keys that each may see.
 
     Before any cap and any temperature, so that it can grow, and means the same, in every attention norm.
     """
-    T, K = qk_BT2HK.shape[1], qk_BT2HK.shape[-1]
-    future_TT = torch.ones(T, T, dtype=torch.bool, device=qk_BT2HK.device).triu(1)
+    T, K = q_BTHK.shape[1], q_BTHK.shape[-1]
+    future_TT = torch.ones(T, T, dtype=torch.bool, device=q_BTHK.device).triu(1)
     largest = []
-    for qk_2HTK in qk_BT2HK.permute(0, 2, 3, 1, 4):  # a sequence at a time: (H, T, T) is large
-        logits_HTT = qk_2HTK[0] @ qk_2HTK[1].transpose(-1, -2) * K**-0.5
+    # A sequence at a time, as its logits (H, T, T) are large.
+    for q_HTK, k_HKT in zip(q_BTHK.transpose(1, 2), k_BTHK.permute(0, 2, 3, 1), strict=True):
+        logits_HTT = q_HTK @ k_HKT * K**-0.5
         largest.append(logits_HTT.masked_fill_(future_TT, -math.inf).max())
     return torch.stack(largest).max()

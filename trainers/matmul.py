@@ -29,8 +29,9 @@ FASTER = amd() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 
 def serves(*tensors: Tensor) -> bool:
     """Whether oneDNN takes these: float32 on an AMD processor, outside of autocast."""
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return plain and FASTER and not torch.is_autocast_enabled("cpu")
+    if not FASTER or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
 
 
 def product(a_NI: Tensor, b_OI: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Legend:
   B  sequences       T  tokens a sequence    V  vocabulary with padding
   D  model width     H  attention heads      K  width of a head, D / H
   F  width of the SwiGLU                     R  rotated dimensions of a head, K / 2
-  C  queries and keys side by side, 2D
+  P  pairs of dimensions of a head, K / 2    G  heads of queries, keys and values side by side, 3H
 """
 
 from __future__ import annotations
@@ -28,39 +28,44 @@ ROPE_BASE = 10_000.0
 NORMAL_STD = 0.02
 
 
-def rope_tables(T: int, R: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, each ``(T, 1, 1, R / 2)``, of position times frequency (arXiv 2104.09864, equation 15)."""
-    frequency = ROPE_BASE ** -(torch.arange(0, R, 2, dtype=torch.float64) / R)
-    angle = torch.outer(torch.arange(T, dtype=torch.float64), frequency)[:, None, None, :]
-    return angle.cos().float(), angle.sin().float()
+def rope_turns(T: int, R: int, K: int) -> Tensor:
+    """Cosine and sine of every pair's angle, ``(T, 1, P, 2)``: position times frequency for the first R / 2 pairs of a
+    head (arXiv 2104.09864, equation 15), zero for the others."""
+    frequency_P = torch.zeros(K // 2, dtype=torch.float64)
+    frequency_P[: R // 2] = ROPE_BASE ** -(torch.arange(0, R, 2, dtype=torch.float64) / R)
+    angle_T1P = torch.outer(torch.arange(T, dtype=torch.float64), frequency_P)[:, None]
+    return torch.stack((angle_T1P.cos(), angle_T1P.sin()), dim=-1).float()
+
+
+def turned(x_BTHK: Tensor, turn_T1P2: Tensor) -> Tensor:
+    """``x`` with each pair of neighbouring dimensions turned by its angle."""
+    pairs_BTHP2 = x_BTHK.view(*x_BTHK.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():  # which fuses real numbers, and complex ones not
+        (a, b), (cos, sin) = pairs_BTHP2.unbind(-1), turn_T1P2.unbind(-1)
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs_BTHP2) * torch.view_as_complex(turn_T1P2)).flatten(-2)
 
 
 class QueryKey(nn.Module):
-    """Norm, where the variant has one, and positions of queries and keys: ``(B, T, 2, H, K) -> (B, T, 2, H, K)``.
+    """Norm, where the variant has one, and positions of queries and keys, each ``(B, T, H, K)``.
 
     A module of its own so that a forward hook sees exactly what attention multiplies.
     """
 
-    cos: Tensor
-    sin: Tensor
+    turn_T1P2: Tensor
 
     def __init__(self, K: int, T: int, norms: bool = True) -> None:
         super().__init__()
-        self.K = K
-        # One dimension, so that weight decay leaves it alone as it does every other norm.
-        self.scale = nn.Parameter(torch.ones(2 * K)) if norms else None
-        cos, sin = rope_tables(T, K // 2)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.q_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
+        self.k_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
+        self.register_buffer("turn_T1P2", rope_turns(T, K // 2, K), persistent=False)
 
-    def forward(self, qk_BT2HK: Tensor) -> Tensor:
-        T, R = qk_BT2HK.shape[1], self.K // 2
-        x = qk_BT2HK
-        if self.scale is not None:
-            x = F.layer_norm(x, (self.K,)) * self.scale.view(2, 1, self.K)
-        cos, sin = self.cos[:T], self.sin[:T]
-        a, b, rest = torch.split(x, [R // 2, R // 2, self.K - R], dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).type_as(qk_BT2HK)
+    def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+        return self._placed(self.q_norm(q_BTHK)).type_as(q_BTHK), self._placed(self.k_norm(k_BTHK)).type_as(k_BTHK)
+
+    def _placed(self, x_BTHK: Tensor) -> Tensor:
+        wide = torch.promote_types(x_BTHK.dtype, torch.float32)
+        return turned(x_BTHK.to(wide), self.turn_T1P2[: x_BTHK.shape[1]])
 
 
 def linear(norm: AttentionNorm, inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
@@ -79,12 +84,12 @@ class Attention(nn.Module):
         self.proj = linear(norm, D, D)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
-        qk_BTC, v_BTD = torch.split(self.qkv(x_BTD), [2 * D, D], dim=-1)
-        q_BHTK, k_BHTK = self.qk(qk_BTC.reshape(B, T, 2, self.H, D // self.H)).permute(2, 0, 3, 1, 4)
-        v_BTHK = self.v_norm(v_BTD.view(B, T, self.H, D // self.H)).type_as(v_BTD)
-        y_BHTK = self.attend(q_BHTK, k_BHTK, v_BTHK.transpose(1, 2))
-        return cast(Tensor, self.proj(y_BHTK.transpose(1, 2).reshape(B, T, D)))
+        heads_BTGK = self.qkv(x_BTD).unflatten(-1, (3 * self.H, -1))
+        q_BTHK, k_BTHK, v_BTHK = heads_BTGK.chunk(3, dim=2)
+        q_BTHK, k_BTHK = self.qk(q_BTHK, k_BTHK)
+        v_BTHK = self.v_norm(v_BTHK).type_as(v_BTHK)
+        y_BHTK = self.attend(q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2))
+        return cast(Tensor, self.proj(y_BHTK.transpose(1, 2).flatten(2)))
 
 
 class SwiGLU(nn.Module):
@@ -197,7 +202,8 @@ class GPT(nn.Module):
         yield self.embedding.weight, self.scale.D**-0.5
         for module in self.blocks:
             block = cast(Block, module)
-            yield from ((part, std(part)) for part in block.attention.qkv.weight.chunk(3))
+            q, k, v = block.attention.qkv.weight.chunk(3)
+            yield from ((_by_halves(q, self.scale), std(q)), (_by_halves(k, self.scale), std(k)), (v, std(v)))
             yield block.attention.proj.weight, residual_std
             yield from ((part, std(part)) for part in block.mlp.fc1.weight.chunk(2))
             yield block.mlp.fc2.weight, residual_std
@@ -205,6 +211,13 @@ class GPT(nn.Module):
             # A linear layer like the others: the published losses at initialisation, ln V + 0.004 at 16M (10.83) and
             # + 0.02 at 221M, belong to Xavier's standard deviation; 1 / sqrt(D) would give ln V + 0.5.
             yield self.lm_head.weight, std(self.lm_head.weight)
+
+
+def _by_halves(part_DD: Tensor, scale: Scale) -> Tensor:
+    """``part_DD``, of queries or keys, in the order in which its values are drawn: of the turned dimensions of a head,
+    and of the others, the first of every pair and then the second. Any order would do; with this one, a seed's losses
+    stay what they were when the halves of a head were the pairs."""
+    return part_DD.view(scale.H, 2, -1, 2, scale.D).transpose(2, 3)
 
 
 def xavier_std(matrix: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def norm(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def rope(x_TK: Tensor) -> Tensor:
-    """The pair (i, i + R/2) of the first R = K/2 dimensions turns by t * 10000 ** (-2 i / R)."""
+    """The pair (2i, 2i + 1) of the first R = K/2 dimensions turns by t * 10000 ** (-2 i / R)."""
     R = x_TK.shape[1] // 2
     rows = []
     for t, x_K in enumerate(x_TK):
@@ -75,8 +76,8 @@ def rope(x_TK: Tensor) -> Tensor:
         for i in range(R // 2):
             angle = t * 10_000.0 ** (-2 * i / R)
             cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))  # the model's tables
-            a, b = x_K[i], x_K[i + R // 2]
-            turned[i], turned[i + R // 2] = a * cos - b * sin, b * cos + a * sin
+            a, b = x_K[2 * i], x_K[2 * i + 1]
+            turned[2 * i], turned[2 * i + 1] = a * cos - b * sin, b * cos + a * sin
         rows.append(torch.stack(turned))
     return torch.stack(rows)
 
@@ -104,8 +105,7 @@ def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = S
         for h in range(H):
             q_TK, k_TK, v_TK = (y[:, h * K : (h + 1) * K] for y in (q_TD, k_TD, v_TD))
             if name in QK:
-                q_scale, k_scale = P[f"{block}.qk.scale"].chunk(2)
-                q_TK, k_TK = norm(q_TK, q_scale), norm(k_TK, k_scale)
+                q_TK, k_TK = norm(q_TK, P[f"{block}.qk.q_norm.weight"]), norm(k_TK, P[f"{block}.qk.k_norm.weight"])
             if name in V_NORM:
                 v_TK = norm(v_TK, P[f"{block}.v_norm.weight"])
             q_TK, k_TK = rope(q_TK), rope(k_TK)
@@ -210,7 +210,7 @@ def test_diagnostics_look_at_every_variant(name):
     tokens_BU = torch.cat((tokens_BT(), tokens_BT()[:, :1]), dim=1)
     found = diagnostics.measure(Objective(model, "float32", "float32").eval(), tokens_BU, "baseline", torch.zeros(()))
     assert set(found) == set(diagnostics.keys(2)) - set(diagnostics.TRAINING)
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
     for layer in ("attention.proj", "mlp.fc2"):
         model.blocks[1].get_submodule(layer).register_forward_hook(lambda m, i, y, n=layer: seen.update({n: y}))
     model.blocks[0].attention.qk.register_forward_hook(lambda m, i, y: seen.update(qk=y))
@@ -218,7 +218,7 @@ def test_diagnostics_look_at_every_variant(name):
         model(tokens_BU[:, :-1])
     for layer, key in (("attention.proj", "proj_norm/1"), ("mlp.fc2", "fc2_norm/1")):
         assert found[key] == pytest.approx(float(seen[layer].norm(dim=-1).mean()), rel=1e-5)
-    q_BTHK, k_BTHK = seen["qk"].unbind(2)
+    q_BTHK, k_BTHK = seen["qk"]
     raw = max(
         float(q_BTHK[b, t, h] @ k_BTHK[b, s, h]) / 4
         for b in range(2) for h in range(4) for t in range(T) for s in range(t + 1)

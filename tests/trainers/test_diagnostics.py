@@ -105,12 +105,12 @@ def test_the_batch_is_a_few_sequences_and_never_none():
 
 
 def test_attention_logit_max_looks_at_no_future_key():
-    qk_BT2HK = torch.zeros(1, 3, 2, 1, 4)
-    qk_BT2HK[0, 0, 0, 0, 0] = 10.0  # the first query,
-    qk_BT2HK[0, 2, 1, 0, 0] = 10.0  # which may not see the last key
-    assert float(diagnostics._attention_logit_max(qk_BT2HK)) == 0.0
-    qk_BT2HK[0, 2, 0, 0, 0] = 3.0
-    assert float(diagnostics._attention_logit_max(qk_BT2HK)) == pytest.approx(10.0 * 3.0 / 4**0.5)
+    q_BTHK, k_BTHK = torch.zeros(2, 1, 3, 1, 4)
+    q_BTHK[0, 0, 0, 0] = 10.0  # the first query,
+    k_BTHK[0, 2, 0, 0] = 10.0  # which may not see the last key
+    assert float(diagnostics._attention_logit_max(q_BTHK, k_BTHK)) == 0.0
+    q_BTHK[0, 2, 0, 0] = 3.0
+    assert float(diagnostics._attention_logit_max(q_BTHK, k_BTHK)) == pytest.approx(10.0 * 3.0 / 4**0.5)
 
 
 def test_isotropy_is_1_for_a_cross_and_small_for_a_common_direction():

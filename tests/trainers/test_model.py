@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces.cell import ModelSpec
 from search_spaces.scales import SCALES
@@ -37,23 +37,26 @@ def test_attention_sees_no_future_token():
         assert reaches.tolist() == [s <= t for s in range(T)]
 
 
-def test_rope_turns_only_the_first_half_of_a_head_and_keeps_its_length():
-    K, H = 16, 2
-    queries = QueryKey(K, T)
-    x = torch.randn(1, 1, 2, H, K, generator=torch.Generator().manual_seed(0)).expand(1, T, 2, H, K)
-    y = queries(x)
-    torch.testing.assert_close(y[:, 0], torch.nn.functional.layer_norm(x[:, 0], (K,)))
-    assert torch.equal(y[..., K // 2 :], y[:, :1, ..., K // 2 :].expand(1, T, 2, H, K // 2))
-    assert (y[:, 1:, ..., : K // 2] != y[:, :1, ..., : K // 2]).all()
-    torch.testing.assert_close(y.norm(dim=-1), y[:, :1].norm(dim=-1).expand(1, T, 2, H))
+def queries_and_keys(H: int, K: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """The same ``(1, T, H, K)`` at every position as queries and as keys, and what comes of it."""
+    x = torch.randn(1, 1, H, K, generator=torch.Generator().manual_seed(0)).expand(1, T, H, K)
+    return x, *QueryKey(K, T)(x, x)
+
+
+def test_rope_turns_only_the_first_half_of_a_head_and_keeps_the_length_of_each_pair():
+    K = 16
+    x, q, k = queries_and_keys(H=2)
+    assert torch.equal(q, k)
+    torch.testing.assert_close(q[:, 0], torch.nn.functional.layer_norm(x[:, 0], (K,)))
+    assert torch.equal(q[..., K // 2 :], q[:, :1, ..., K // 2 :].expand(1, T, 2, K // 2))
+    assert (q[:, 1:, ..., : K // 2] != q[:, :1, ..., : K // 2]).all()
+    lengths = q.unflatten(-1, (-1, 2)).norm(dim=-1)
+    torch.testing.assert_close(lengths, lengths[:, :1].expand_as(lengths))
 
 
 def test_attention_logits_depend_on_the_distance_alone():
-    K = 16
-    queries = QueryKey(K, T)
-    x = torch.randn(1, 1, 2, 1, K, generator=torch.Generator().manual_seed(0)).expand(1, T, 2, 1, K)
-    q_TK, k_TK = queries(x)[0, :, :, 0].unbind(1)
-    logits_TT = q_TK @ k_TK.T
+    _, q, k = queries_and_keys(H=1)
+    logits_TT = q[0, :, 0] @ k[0, :, 0].T
     for distance in (0, 1, 7):
         diagonal = logits_TT.diagonal(-distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
@@ -62,9 +65,10 @@ def test_attention_logits_depend_on_the_distance_alone():
 def test_queries_and_keys_have_the_norm_of_their_scale():
     model = gpt()
     seen = []
-    model.blocks[0].attention.qk.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.blocks[0].attention.qk.register_forward_hook(lambda module, inputs, output: seen.extend(output))
     model(torch.arange(T)[None])
-    torch.testing.assert_close(seen[0].square().mean(dim=-1), torch.ones(1, T, 2, 4), rtol=1e-2, atol=0)
+    for x_BTHK in seen:
+        torch.testing.assert_close(x_BTHK.square().mean(dim=-1), torch.ones(1, T, 4), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("init", ["xavier", "normal"])
