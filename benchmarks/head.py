@@ -49,6 +49,7 @@ from torch.nn import LinearCrossEntropyOptions
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
+from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
 from trainers.head import losses
 from trainers.world import World
@@ -117,7 +118,11 @@ def time_heads(rounds: int, N: int, D: int, V: int) -> Times:
 def time_steps(
     rounds: int, scale: str, sequences: int, length: int, V: int, methods: Iterable[str] = METHODS
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """By method: the processor seconds of the baseline's steps and of its own, which took turns."""
+    """By method: the processor seconds of the baseline's steps and of its own, which took turns.
+
+    In a process with the memory of a training process, from here on.
+    """
+    keep_freed_memory()
     training = TrainingSpec(batch_size=sequences, sequence_length=length, precision="float32", logits_dtype="float32")
     cells = {
         name: Cell(

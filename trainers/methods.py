@@ -22,12 +22,18 @@ import torch
 from torch import Tensor
 
 from search_spaces.methods import METHODS, ActsOn
+from trainers.matmul import amd
 
 Penalty = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Vjp = Callable[[Tensor], Tensor]
 """Takes a gradient back through a map, both ``(N, V)``."""
 LogitsMap = Callable[[Tensor, Tensor], tuple[Tensor, Vjp]]
 WeightsMap = Callable[[Tensor], None]
+CACHE_BYTES = 2**20
+"""Of logits: about what the second level of a core holds."""
+SLOW_TANH = amd()
+"""Whether PyTorch's tanh takes six times its sigmoid's time, as on AMD's processors; on a Xeon it takes two thirds.
+``tanh(u) = 2 sigmoid(2u) - 1`` costs about 1e-7 of precision, within the rounding of a float32 matrix product."""
 
 
 def z_loss(gamma: Tensor, log_z_N: Tensor, max_logit_N: Tensor, mu_D: Tensor) -> Tensor:
@@ -46,19 +52,22 @@ def max_z(gamma: Tensor, log_z_N: Tensor, max_logit_N: Tensor, mu_D: Tensor) -> 
 
 
 def soft_cap(c: Tensor, logits_NV: Tensor) -> tuple[Tensor, Vjp]:
-    """``c * tanh(logits / c)``: arXiv 2408.00118 (Gemma 2), section 2.
-
-    As ``tanh(u) = 2 sigmoid(2u) - 1``: on a processor PyTorch's sigmoid takes a sixth of its tanh's time. What that
-    costs, about 1e-7 of c, is within the rounding of a float32 matrix product.
-    """
-    capped_NV = logits_NV.mul_(2 / c).sigmoid_().mul_(2 * c).sub_(c)
+    """``c * tanh(logits / c)``: arXiv 2408.00118 (Gemma 2), section 2."""
+    # A processor maps some rows at a time: its cache keeps what one pass leaves for the next.
+    on_processor = logits_NV.device.type == "cpu"
+    rows = max(1, CACHE_BYTES // logits_NV[0].nbytes) if on_processor else len(logits_NV)
+    for part in torch.split(logits_NV, rows):
+        if on_processor and SLOW_TANH:
+            part.mul_(2 / c).sigmoid_().mul_(2 * c).sub_(c)
+        else:
+            part.div_(c).tanh_().mul_(c)
 
     def vjp(grad_NV: Tensor) -> Tensor:
         # grad * (1 - tanh ** 2) in one pass, where the arithmetic of tensors takes two.
-        torch.ops.aten.tanh_backward.grad_input(grad_NV, capped_NV.div_(c), grad_input=grad_NV)
+        torch.ops.aten.tanh_backward.grad_input(grad_NV, logits_NV.div_(c), grad_input=grad_NV)
         return grad_NV
 
-    return capped_NV, vjp
+    return logits_NV, vjp
 
 
 @torch.no_grad()

@@ -303,6 +303,20 @@ def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
     torch.testing.assert_close(again_VD, centered_VD, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("slow_tanh", [False, True])
+@pytest.mark.parametrize("rows", [0.5, 1, 3, 100])
+def test_soft_cap_however_a_processor_maps_it(slow_tanh, rows, monkeypatch):
+    monkeypatch.setattr(methods, "SLOW_TANH", slow_tanh)
+    monkeypatch.setattr(methods, "CACHE_BYTES", int(rows * 40 * 4))
+    logits_NV = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)) * 20
+    leaf_NV = logits_NV.double().requires_grad_()
+    exact_NV = 5 * torch.tanh(leaf_NV / 5)
+    exact_NV.sum().backward()
+    capped_NV, vjp = methods.soft_cap(torch.tensor(5.0), logits_NV)
+    torch.testing.assert_close(capped_NV.double(), exact_NV.detach(), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(vjp(torch.ones(7, 40)).double(), leaf_NV.grad, rtol=1e-6, atol=2e-6)
+
+
 @settings(deadline=None, max_examples=60)
 @given(sizes=shapes, c=st.floats(0.1, 50), size=st.floats(0.1, 100), seed=seeds)
 def test_soft_cap_keeps_the_order_of_logits_and_none_above_c(sizes, c, size, seed):
