@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.plain import PlainGPT
 from search_spaces.cell import ModelSpec
 from search_spaces.scales import SCALES
 from trainers.model import GPT, QueryKey
@@ -15,6 +16,32 @@ def gpt(seed: int = 0, **spec: object) -> GPT:
     model = GPT(SCALES["tiny"], ModelSpec.model_validate(spec), V, T)
     model.reset_parameters(seed)
     return model
+
+
+@pytest.mark.parametrize("scale", ["tiny", "16M"])
+def test_a_model_written_down_plainly_has_the_same_logits_and_gradients(scale):
+    model = GPT(SCALES[scale], ModelSpec(), V, T)
+    model.reset_parameters(0)
+    plain = PlainGPT(SCALES[scale], V, T)
+    plain.take(model.state_dict())
+    tokens_BT = torch.randint(V, (2, T), generator=torch.Generator().manual_seed(0))
+    ours_BTV, theirs_BTV = model(tokens_BT) @ model.E_VD.T, plain(tokens_BT)
+    torch.testing.assert_close(ours_BTV, theirs_BTV, rtol=1e-4, atol=1e-4)
+    for logits_BTV in (ours_BTV, theirs_BTV):
+        logits_BTV.logsumexp(dim=-1).sum().backward()
+    for ours, theirs in ((model.embedding, plain.embedding), (model.blocks[0].norm1, plain.blocks[0].norm1)):
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_queries_and_keys_are_drawn_by_halves_and_values_as_they_are():
+    model, scale = gpt(seed=5), SCALES["tiny"]
+    D, H, K = scale.D, scale.H, scale.D // scale.H
+    generator = torch.Generator().manual_seed(5)
+    torch.empty(V, D).normal_(generator=generator)
+    q, k, v = (torch.empty(D, D).normal_(0.0, D**-0.5, generator=generator) for _ in range(3))
+    in_pairs = [half * K // 2 + place + other for half in (0, 1) for place in range(K // 4) for other in (0, K // 4)]
+    expected = torch.cat([x.view(H, K, D)[:, in_pairs].flatten(0, 1) for x in (q, k)] + [v])
+    torch.testing.assert_close(model.blocks[0].attention.qkv.weight, expected)
 
 
 @pytest.mark.parametrize("tied", [False, True])
