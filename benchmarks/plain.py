@@ -1,4 +1,4 @@
-"""The model of arXiv 2601.02031 as one writes it first, with torch's own modules, and the loop around it.
+"""The model of arXiv 2601.02031 as one writes it first, with torch's own modules.
 
 Nothing here is shared with ``trainers``: it is what the trainer's speed is measured against, and a second opinion on
 what the trainer computes. Structure and positions are those of the published code: queries, keys and values from one

@@ -13,8 +13,8 @@ cell a core and a loop written by hand runs with torch's default threads. Then c
 time, and its floor: the matrix products and the attention of that very step, replayed alone.
 
 The ratios of the machine hold on an otherwise idle one only: a loop of several threads waits for its slowest, so that
-other work makes it look worse than it is, also that of other guests of the same host. So a round counts for them only
-where no other process and no other guest took more than ``UNDISTURBED`` of the processors, and how many did is printed.
+other work makes it look worse than it is, also that of other guests of the same host. So the load before the run is
+printed, and a round counts only where the host gave at most ``UNDISTURBED`` of the processors to other guests.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ LOSS_TOLERANCE = 1e-4
 """Relative, over the checked steps."""
 ARITHMETIC = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkldnn::_linear_pointwise")
 ATTENTION = "aten::_scaled_dot_product_flash_attention"
-
-
 UNDISTURBED = 0.05
 """Share of the processors' time that the host may take from a round for its rate to count."""
 

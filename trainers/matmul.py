@@ -9,6 +9,7 @@ Legend: N tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+@cache
 def amd() -> bool:
     """Whether this machine's processor is AMD's, as far as its system tells."""
     description = Path("/proc/cpuinfo")

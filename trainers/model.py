@@ -28,9 +28,10 @@ ROPE_BASE = 10_000.0
 NORMAL_STD = 0.02
 
 
-def rope_turns(T: int, R: int, K: int) -> Tensor:
+def rope_turns(T: int, K: int) -> Tensor:
     """Cosine and sine of every pair's angle, ``(T, 1, P, 2)``: position times frequency for the first R / 2 pairs of a
     head (arXiv 2104.09864, equation 15), zero for the others."""
+    R = K // 2
     frequency_P = torch.zeros(K // 2, dtype=torch.float64)
     frequency_P[: R // 2] = ROPE_BASE ** -(torch.arange(0, R, 2, dtype=torch.float64) / R)
     angle_T1P = torch.outer(torch.arange(T, dtype=torch.float64), frequency_P)[:, None]
@@ -58,7 +59,7 @@ class QueryKey(nn.Module):
         super().__init__()
         self.q_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
         self.k_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
-        self.register_buffer("turn_T1P2", rope_turns(T, K // 2, K), persistent=False)
+        self.register_buffer("turn_T1P2", rope_turns(T, K), persistent=False)
 
     def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
         return self._placed(self.q_norm(q_BTHK)).type_as(q_BTHK), self._placed(self.k_norm(k_BTHK)).type_as(k_BTHK)
