@@ -7,7 +7,8 @@ backward pass only scales what the forward pass formed.
 bfloat16 logits are what makes the baseline break at high learning rates, so that their precision is explicit here
 and nowhere else.
 
-Legend: B sequences, T tokens a sequence, N all tokens, C tokens of a chunk, V vocabulary with padding, D model width.
+Legend: B sequences, T tokens a sequence, N all tokens, C tokens of a chunk, R of a block of it,
+    V vocabulary with padding, D model width.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Precision = Literal["float32", "bfloat16"]
 CHUNK_BYTES = 128 * 2**20
 """Float32 logits of one chunk, at most; two such buffers are held. With a vocabulary of 50,304 it is 667 tokens:
 below 500 the matrix products slow down, as each chunk reads E and the gradient of E once more."""
+BLOCK_BYTES = 4 * 2**20
+"""Of a chunk's logits that a processor maps and differentiates at once: its caches keep them from pass to pass."""
 
 
 class Losses(NamedTuple):
@@ -81,23 +84,36 @@ class Projection:
 class Slopes(NamedTuple):
     """Derivatives of the mean penalty; None by what the penalty does not depend on."""
 
-    log_z_C: Tensor | None = None
-    max_logit_C: Tensor | None = None
+    log_z_R: Tensor | None = None
+    max_logit_R: Tensor | None = None
     mu_D: Tensor | None = None
 
 
 def penalties(
-    method: str, gamma: Tensor, log_z_C: Tensor, max_logit_C: Tensor, mu_D: Tensor, N: int
+    method: str, gamma: Tensor, log_z_R: Tensor, max_logit_R: Tensor, mu_D: Tensor, N: int
 ) -> tuple[Tensor, Slopes]:
-    """A chunk's penalties ``(C,)``, and what its tokens add to the slopes of the mean over ``N`` tokens.
+    """The penalties of some rows, ``(R,)``, and what their tokens add to the slopes of the mean over ``N`` tokens.
 
     By autograd on these small tensors, so that the function of a method is all that there is to write.
     """
-    inputs = [tensor.detach().requires_grad_() for tensor in (log_z_C, max_logit_C, mu_D)]
+    inputs = [tensor.detach().requires_grad_() for tensor in (log_z_R, max_logit_R, mu_D)]
     with torch.enable_grad():
-        penalty_C = methods.PENALTIES[method](gamma, *inputs).expand_as(log_z_C)
-        slopes = torch.autograd.grad(penalty_C.sum() / N, inputs, allow_unused=True)
-    return penalty_C.detach(), Slopes(*slopes)
+        penalty_R = methods.PENALTIES[method](gamma, *inputs).expand_as(log_z_R)
+        slopes = torch.autograd.grad(penalty_R.sum() / N, inputs, allow_unused=True)
+    return penalty_R.detach(), Slopes(*slopes)
+
+
+def by_logits(p_RV: Tensor, logits_RV: Tensor, targets_R1: Tensor, slopes: Slopes, N: int) -> Tensor:
+    """The derivative of the objective, a mean over ``N`` tokens, by the logits of some rows, in the memory of p."""
+    # d ce is p - onehot(target), d log_z is p, d max_logit is onehot(argmax).
+    weight_R1 = p_RV.new_full((len(p_RV), 1), 1 / N)
+    grad_ce_R1 = -weight_R1
+    if slopes.log_z_R is not None:
+        weight_R1 += slopes.log_z_R[:, None]
+    grad_RV = p_RV.mul_(weight_R1).scatter_add_(1, targets_R1, grad_ce_R1)
+    if slopes.max_logit_R is not None:
+        grad_RV.scatter_add_(1, logits_RV.argmax(dim=-1, keepdim=True), slopes.max_logit_R[:, None])
+    return grad_RV
 
 
 class ChunkedLosses(torch.autograd.Function):
@@ -116,7 +132,9 @@ class ChunkedLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         N, (C, V) = len(h_ND), projection.logits_CV.shape
         cap, penalized = methods.LOGITS_MAPS.get(method), method in methods.PENALTIES
-        buffer_CV = torch.empty_like(projection.logits_CV)
+        # Without a map there are too few passes over the logits for blocks to pay.
+        R = max(1, min(C, BLOCK_BYTES // (4 * V))) if cap and h_ND.device.type == "cpu" else C
+        buffer_RV = projection.logits_CV.new_empty(R, V)
         ce_N, penalty_N = E_VD.new_empty(N), E_VD.new_zeros(N)
         mu_D = E_VD.mean(dim=0) if penalized else E_VD.new_empty(0)
         if form_gradients:
@@ -124,31 +142,32 @@ class ChunkedLosses(torch.autograd.Function):
 
         for start in range(0, N, C):
             chunk = slice(start, start + C)
-            h_CD, targets_C1 = h_ND[chunk], targets_N[chunk, None]
-            logits_CV = projection.logits(h_CD)
-            if cap:
-                logits_CV, vjp = cap(strength, logits_CV)
-            max_logit_C = logits_CV.amax(dim=-1)
-            p_CV = torch.softmax(logits_CV, dim=-1, out=buffer_CV[: len(h_CD)])
-            # The largest p is 1 / sum(exp(logit - largest logit)), between 1/V and 1: no precision is lost in its log.
-            log_z_C = max_logit_C - p_CV.amax(dim=-1).log()
-            ce_N[chunk] = log_z_C - logits_CV.gather(1, targets_C1).squeeze(1)
-            slopes = Slopes()
-            if penalized:
-                penalty_N[chunk], slopes = penalties(method, strength, log_z_C, max_logit_C, mu_D, N)
-            if not form_gradients:
-                continue
-            # By the logits: d ce is p - onehot(target), d log_z is p, d max_logit is onehot(argmax).
-            weight_C = torch.full_like(log_z_C, 1 / N)
-            grad_ce_C1 = -weight_C[:, None]
-            if slopes.log_z_C is not None:
-                weight_C += slopes.log_z_C
-            grad_CV = p_CV.mul_(weight_C[:, None]).scatter_add_(1, targets_C1, grad_ce_C1)
-            if slopes.max_logit_C is not None:
-                grad_CV.scatter_add_(1, logits_CV.argmax(dim=-1, keepdim=True), slopes.max_logit_C[:, None])
-            if slopes.mu_D is not None:
-                grad_mu_D += slopes.mu_D
-            grad_h_ND[chunk] = projection.backward(vjp(grad_CV) if cap else grad_CV, h_CD, grad_E_VD)
+            h_CD = h_ND[chunk]
+            grad_CV = logits_CV = projection.logits(h_CD)
+            by_rows = (torch.split(x, R) for x in (logits_CV, targets_N[chunk, None], ce_N[chunk], penalty_N[chunk]))
+            for logits_RV, targets_R1, ce_R, penalty_R in zip(*by_rows, strict=True):
+                if cap:
+                    logits_RV, vjp = cap(strength, logits_RV)
+                max_logit_R = logits_RV.amax(dim=-1)
+                p_RV = torch.softmax(logits_RV, dim=-1, out=buffer_RV[: len(logits_RV)])
+                # The largest p is 1 / sum(exp(logit - largest logit)), between 1/V and 1: its log is precise.
+                log_z_R = max_logit_R - p_RV.amax(dim=-1).log()
+                torch.sub(log_z_R, logits_RV.gather(1, targets_R1).squeeze(1), out=ce_R)
+                slopes = Slopes()
+                if penalized:
+                    values_R, slopes = penalties(method, strength, log_z_R, max_logit_R, mu_D, N)
+                    penalty_R.copy_(values_R)
+                if not form_gradients:
+                    continue
+                grad_RV = by_logits(p_RV, logits_RV, targets_R1, slopes, N)
+                if slopes.mu_D is not None:
+                    grad_mu_D += slopes.mu_D
+                if cap:
+                    vjp(grad_RV)  # where the logits were, so that the blocks make up grad_CV
+                else:
+                    grad_CV = grad_RV  # of the chunk as a whole
+            if form_gradients:
+                grad_h_ND[chunk] = projection.backward(grad_CV, h_CD, grad_E_VD)
 
         if form_gradients:
             ctx.save_for_backward(grad_h_ND, grad_E_VD.add_(grad_mu_D / V) if penalized else grad_E_VD)

@@ -3,8 +3,7 @@
 Where a method enters decides its signature:
   loss     ``(gamma, log_z_N, max_logit_N, mu_D) -> penalty``, a tensor that broadcasts to ``(N,)``; its mean over
            tokens is added to the cross-entropy, and autograd on these small tensors gives its derivative
-  logits   ``(c, logits_NV) -> (mapped_NV, vjp)``, in training and in evaluation; both may take the memory of what
-           they are given
+  logits   ``(c, logits_NV) -> (mapped_NV, vjp)``, in training and in evaluation; both in the memory of the logits
   weights  ``(E_VD) -> None``, in place after every optimizer step
 
 None of them sees more than a chunk of the tokens at once (``trainers.head``). Strengths are scalar tensors, so that
@@ -26,11 +25,9 @@ from trainers.matmul import amd
 
 Penalty = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Vjp = Callable[[Tensor], Tensor]
-"""Takes a gradient back through a map, both ``(N, V)``."""
+"""Takes a gradient back through a map, both ``(N, V)``, into the memory of the logits."""
 LogitsMap = Callable[[Tensor, Tensor], tuple[Tensor, Vjp]]
 WeightsMap = Callable[[Tensor], None]
-CACHE_BYTES = 2**20
-"""Of logits: about what the second level of a core holds."""
 SLOW_TANH = amd()
 """Whether PyTorch's tanh takes six times its sigmoid's time, as on AMD's processors; on a Xeon it takes two thirds.
 ``tanh(u) = 2 sigmoid(2u) - 1`` costs about 1e-7 of precision, within the rounding of a float32 matrix product."""
@@ -53,19 +50,16 @@ def max_z(gamma: Tensor, log_z_N: Tensor, max_logit_N: Tensor, mu_D: Tensor) -> 
 
 def soft_cap(c: Tensor, logits_NV: Tensor) -> tuple[Tensor, Vjp]:
     """``c * tanh(logits / c)``: arXiv 2408.00118 (Gemma 2), section 2."""
-    # A processor maps some rows at a time: its cache keeps what one pass leaves for the next.
-    on_processor = logits_NV.device.type == "cpu"
-    rows = max(1, CACHE_BYTES // logits_NV[0].nbytes) if on_processor else len(logits_NV)
-    for part in torch.split(logits_NV, rows):
-        if on_processor and SLOW_TANH:
-            part.mul_(2 / c).sigmoid_().mul_(2 * c).sub_(c)
-        else:
-            part.div_(c).tanh_().mul_(c)
+    if SLOW_TANH and logits_NV.device.type == "cpu":
+        logits_NV.mul_(2 / c).sigmoid_().mul_(2 * c).sub_(c)
+    else:
+        logits_NV.mul_(1 / c).tanh_().mul_(c)
 
     def vjp(grad_NV: Tensor) -> Tensor:
         # grad * (1 - tanh ** 2) in one pass, where the arithmetic of tensors takes two.
-        torch.ops.aten.tanh_backward.grad_input(grad_NV, logits_NV.div_(c), grad_input=grad_NV)
-        return grad_NV
+        tanh_NV = logits_NV.mul_(1 / c)
+        torch.ops.aten.tanh_backward.grad_input(grad_NV, tanh_NV, grad_input=logits_NV)
+        return logits_NV
 
     return logits_NV, vjp
 

@@ -92,6 +92,12 @@ def gradients(objective: torch.Tensor, drawing: Drawing) -> tuple[torch.Tensor, 
     return torch.autograd.grad(objective, drawing[:2])
 
 
+@pytest.mark.parametrize("rows", [0.5, 1, 2, 3, 100])
+def test_a_mapped_chunk_in_blocks_of_any_size(rows, chunks, monkeypatch):
+    monkeypatch.setattr(head, "BLOCK_BYTES", int(rows * V * 4))
+    test_objective_and_gradients_are_the_formulas_in_chunks_of_any_size("soft-cap", chunks)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_objective_and_gradients_are_the_formulas_in_chunks_of_any_size(method, chunks):
     mine, theirs = drawn(), drawn()
@@ -304,10 +310,8 @@ def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
 
 
 @pytest.mark.parametrize("slow_tanh", [False, True])
-@pytest.mark.parametrize("rows", [0.5, 1, 3, 100])
-def test_soft_cap_however_a_processor_maps_it(slow_tanh, rows, monkeypatch):
+def test_soft_cap_however_a_processor_maps_it(slow_tanh, monkeypatch):
     monkeypatch.setattr(methods, "SLOW_TANH", slow_tanh)
-    monkeypatch.setattr(methods, "CACHE_BYTES", int(rows * 40 * 4))
     logits_NV = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)) * 20
     leaf_NV = logits_NV.double().requires_grad_()
     exact_NV = 5 * torch.tanh(leaf_NV / 5)
