@@ -15,10 +15,10 @@ All kinds take turns in one run. A ratio is the median over rounds of the ratio 
 "least" is the ratio of the least times: on a machine that others use too, it is what is left without them. The heads
 are timed by the clock, whole steps by the seconds of the processors, which others hardly lengthen.
 
-That is not quiet enough for small shares, so that what a method adds is measured too, by many pairs of steps of fewer
-tokens: the median of the seconds, with its 95 % interval, as a share of a step of all tokens. mu-loss and mu-centering
-add the same to a step of any number of tokens, and are a large part of one of ``FEW``; what z-loss and soft-cap add
-grows with the tokens, and is measured at one sequence.
+That is not quiet enough for small shares, so that what a method adds is measured too, by many pairs of something
+smaller: the median of the seconds, with its 95 % interval, as a share of a step of all tokens. mu-loss and mu-centering
+add the same to a step of any number of tokens, and are a large part of one of ``FEW``. What z-loss and soft-cap add is
+in the head and grows with the tokens: the head alone, of one sequence.
 
 Peak memory is measured in a fresh process a kind: the growth of its largest resident set (``ru_maxrss``) over what the
 inputs, the libraries and a pass over 2 tokens took before. The gradients of h and E are in it.
@@ -62,6 +62,8 @@ MEMORY_TARGET, TIME_TARGET = 1 / 8, 0.65
 STEP_TARGETS = {"z-loss": 1.01, "mu-loss": 1.003, "mu-centering": 1.005, "soft-cap": 1.10}
 """Of a method's step, to the baseline's."""
 Times = dict[str, list[float]]
+Pairs = dict[str, tuple[list[float], list[float]]]
+"""By method: the processor seconds of the baseline's runs and of its own, which took turns."""
 
 
 def ours(h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -116,20 +118,15 @@ def time_heads(rounds: int, N: int, D: int, V: int) -> Times:
     return times
 
 
-def time_steps(
-    rounds: int, scale: str, sequences: int, length: int, V: int, methods: Iterable[str] = METHODS
-) -> dict[str, tuple[list[float], list[float]]]:
-    """By method: the processor seconds of the baseline's steps and of its own, which took turns.
-
-    In a process with the memory of a training process, from here on.
-    """
+def time_steps(rounds: int, scale: str, sequences: int, length: int, V: int, methods: Iterable[str] = METHODS) -> Pairs:
+    """Whole steps, in a process with the memory of a training process, from here on."""
     keep_freed_memory()
     training = TrainingSpec(batch_size=sequences, sequence_length=length, precision="float32", logits_dtype="float32")
     cells = {
         name: Cell(
             scale=scale,
             method=name,
-            gamma=METHODS[name].strength and METHODS[name].strength.default,
+            gamma=strength_of(name),
             lr=1e-3,
             seed=0,
             data="random",
@@ -142,21 +139,46 @@ def time_steps(
     engine = Engine(cells["baseline"], World.single(), compile=False)
     batch_BU = np.random.default_rng(0).integers(0, V, (sequences, length + 1), dtype=np.uint16)
 
-    def step(cell: Cell) -> float:
-        engine.reset(cell)
+    def step(name: str) -> float:
+        engine.reset(cells[name])
         return seconds(lambda: engine.step(batch_BU, step=0, lr=1e-3, micro_batch=sequences), time.process_time)
 
-    step(cells["baseline"])  # warms up
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in cells}
+    step("baseline")  # warms up
+    return in_turns(rounds, cells, step)
+
+
+def time_losses(rounds: int, N: int, D: int, V: int, methods: Iterable[str]) -> Pairs:
+    """Forward and backward passes of the head alone."""
+    h_ND, E_VD, targets_N = drawn(N, D, V)
+    strengths = {name: torch.tensor(float(strength_of(name) or 0.0)) for name in ("baseline", *methods)}
+
+    def head(name: str) -> float:
+        def run() -> None:
+            losses(h_ND[None], E_VD, targets_N[None], name, strengths[name], "float32").objective.backward()
+
+        h_ND.grad = E_VD.grad = None
+        return seconds(run, time.process_time)
+
+    return in_turns(rounds, methods, head)
+
+
+def in_turns(rounds: int, names: Iterable[str], run: Callable[[str], float]) -> Pairs:
+    """A run of the baseline and one of each name, which comes first in every other round."""
+    times: Pairs = {name: ([], []) for name in names}
     for i in range(rounds):
-        for name, cell in cells.items():
-            pair = [(times[name][0], cells["baseline"]), (times[name][1], cell)]
+        for name, (reference, own) in times.items():
+            pair = [(reference, "baseline"), (own, name)]
             for found, one in pair if i % 2 else reversed(pair):
-                found.append(step(one))
+                found.append(run(one))
     return times
 
 
-def table(title: str, times: dict[str, tuple[list[float], list[float]]], of: str, targets: dict[str, float]) -> Table:
+def strength_of(method: str) -> float | None:
+    strength = METHODS[method].strength
+    return strength and strength.default
+
+
+def table(title: str, times: Pairs, of: str, targets: dict[str, float]) -> Table:
     """``times``: the reference's and its own, by name."""
     found = Table("", "seconds", f"x {of}", "least", "target", title=title)
     for name, (reference, values) in times.items():
@@ -166,7 +188,7 @@ def table(title: str, times: dict[str, tuple[list[float], list[float]]], of: str
     return found
 
 
-def table_of_added(title: str, times: dict[str, tuple[list[float], list[float]]], scale: int, whole: float) -> Table:
+def table_of_added(title: str, times: Pairs, scale: int, whole: float) -> Table:
     """What each adds to its reference, times ``scale``, beside a whole step's seconds."""
     found = Table("", "ms", "95 %", "1 + share of a step", "target", title=title)
     for name, (without, own) in times.items():
@@ -201,8 +223,8 @@ def main() -> None:
     whole = median(steps["baseline"][0])
     fixed = time_steps(PAIRS, args.scale, 1, FEW, V, ("mu-loss", "mu-centering"))
     console.print(table_of_added(f"Added to a step, by steps of {FEW} tokens", fixed, 1, whole))
-    grows = time_steps(PAIRS, args.scale, 1, SEQUENCE, V, ("z-loss", "soft-cap"))
-    console.print(table_of_added(f"Added to a step, by steps of {SEQUENCE} tokens", grows, N // SEQUENCE, whole))
+    grows = time_losses(PAIRS, SEQUENCE, D, V, ("baseline", "z-loss", "soft-cap"))
+    console.print(table_of_added(f"Added to a step, by heads of {SEQUENCE} tokens", grows, N // SEQUENCE, whole))
 
 
 def compare_heads(console: Console, rounds: int, N: int, D: int, V: int) -> None:
