@@ -145,9 +145,8 @@ class ChunkedLosses(torch.autograd.Function):
             h_CD = h_ND[chunk]
             grad_CV = logits_CV = projection.logits(h_CD)
             by_rows = (torch.split(x, R) for x in (logits_CV, targets_N[chunk, None], ce_N[chunk], penalty_N[chunk]))
-            for logits_RV, targets_R1, ce_R, penalty_R in zip(*by_rows, strict=True):
-                if cap:
-                    logits_RV, vjp = cap(strength, logits_RV)
+            for rows_RV, targets_R1, ce_R, penalty_R in zip(*by_rows, strict=True):
+                logits_RV, vjp = cap(strength, rows_RV) if cap else (rows_RV, None)
                 max_logit_R = logits_RV.amax(dim=-1)
                 p_RV = torch.softmax(logits_RV, dim=-1, out=buffer_RV[: len(logits_RV)])
                 # The largest p is 1 / sum(exp(logit - largest logit)), between 1/V and 1: its log is precise.
@@ -162,10 +161,10 @@ class ChunkedLosses(torch.autograd.Function):
                 grad_RV = by_logits(p_RV, logits_RV, targets_R1, slopes, N)
                 if slopes.mu_D is not None:
                     grad_mu_D += slopes.mu_D
-                if cap:
-                    vjp(grad_RV)  # where the logits were, so that the blocks make up grad_CV
+                if vjp:
+                    rows_RV.copy_(vjp(grad_RV))  # copies nothing where a map gives it in this memory
                 else:
-                    grad_CV = grad_RV  # of the chunk as a whole
+                    grad_CV = grad_RV  # there is one block
             if form_gradients:
                 grad_h_ND[chunk] = projection.backward(grad_CV, h_CD, grad_E_VD)
 

@@ -3,7 +3,8 @@
 Where a method enters decides its signature:
   loss     ``(gamma, log_z_N, max_logit_N, mu_D) -> penalty``, a tensor that broadcasts to ``(N,)``; its mean over
            tokens is added to the cross-entropy, and autograd on these small tensors gives its derivative
-  logits   ``(c, logits_NV) -> (mapped_NV, vjp)``, in training and in evaluation; both in the memory of the logits
+  logits   ``(c, logits_NV) -> (mapped_NV, vjp)``, in training and in evaluation; both may take the memory of what
+           they are given, and best give what they find in that of the logits
   weights  ``(E_VD) -> None``, in place after every optimizer step
 
 None of them sees more than a chunk of the tokens at once (``trainers.head``). Strengths are scalar tensors, so that
@@ -25,7 +26,7 @@ from trainers.matmul import amd
 
 Penalty = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Vjp = Callable[[Tensor], Tensor]
-"""Takes a gradient back through a map, both ``(N, V)``, into the memory of the logits."""
+"""Takes a gradient back through a map, both ``(N, V)``."""
 LogitsMap = Callable[[Tensor, Tensor], tuple[Tensor, Vjp]]
 WeightsMap = Callable[[Tensor], None]
 SLOW_TANH = amd()

@@ -98,6 +98,16 @@ def test_a_mapped_chunk_in_blocks_of_any_size(rows, chunks, monkeypatch):
     test_objective_and_gradients_are_the_formulas_in_chunks_of_any_size("soft-cap", chunks)
 
 
+def test_a_map_may_leave_the_logits_as_they_are(chunks, monkeypatch):
+    def soft_cap(c, logits_NV):
+        tanh_NV = (logits_NV / c).tanh()
+        return c * tanh_NV, lambda grad_NV: grad_NV * (1 - tanh_NV**2)
+
+    monkeypatch.setattr(head, "BLOCK_BYTES", 2 * V * 4)
+    monkeypatch.setitem(methods.LOGITS_MAPS, "soft-cap", soft_cap)
+    test_objective_and_gradients_are_the_formulas_in_chunks_of_any_size("soft-cap", chunks)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_objective_and_gradients_are_the_formulas_in_chunks_of_any_size(method, chunks):
     mine, theirs = drawn(), drawn()
