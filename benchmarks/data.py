@@ -4,8 +4,9 @@
 
 The text is that of Python's standard library in documents of 3,000 characters, as long as FineWeb's, in a parquet file.
 Preparation is all of it: streaming the parquet file, encoding, cutting, writing, syncing, checksums, manifest. Alone
-means ``encode_ordinary`` document by document in one thread. Both run on the same core, in turn; then preparation on
-one core a worker. GPT-2's vocabulary comes from the network or from TIKTOKEN_CACHE_DIR.
+means ``encode_ordinary`` document by document in one thread. Both run on the same core, in turn, with preparation on
+one core a worker; rates are medians over the rounds, and shares the median of each round's. GPT-2's vocabulary comes
+from the network or from TIKTOKEN_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 
 import pyarrow
 from pyarrow import parquet
@@ -70,7 +72,7 @@ def reading(shards: Shards, batch: int, T: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=60, help="millions")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     encoding = gpt2_encoding()
@@ -93,18 +95,20 @@ def main() -> None:
             ways[f"preparation, {workers} worker(s)"] = (lambda workers=workers: prepared(workers), workers)  # type: ignore[misc]
         prepared(1)  # imports, and the vocabulary
         rates: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        for _ in range(options.rounds):
-            for way, (work, used) in ways.items():
+        for i in range(options.rounds):
+            for way, (work, used) in ways.items() if i % 2 else reversed(ways.items()):
                 wall, processor = timed(work, set(cores[:used]))
                 rates[way].append((wall / used, processor))
         print(f"{len(texts):,} documents; million tokens a second and core, and as a share of tiktoken alone")
-        print(f"{'':28}{'of wall time':>20}{'of processor time':>22}   (best of {options.rounds})")
-        base = [max(column) for column in zip(*rates["tiktoken alone, 1 core"], strict=True)]
+        print(f"{'':28}{'of wall time':>20}{'of processor time':>22}   (median of {options.rounds})")
+        alone_rates = rates["tiktoken alone, 1 core"]
         for way, measured in rates.items():
-            wall, processor = (max(column) for column in zip(*measured, strict=True))
-            print(
-                f"{way:28}{wall / 1e6:>12.2f}{wall / base[0]:>8.2f}{processor / 1e6:>14.2f}{processor / base[1]:>8.2f}"
-            )
+            line = f"{way:28}"
+            for clock, width in ((0, 12), (1, 14)):
+                rate = median(found[clock] for found in measured)
+                share = median(a[clock] / b[clock] for a, b in zip(measured, alone_rates, strict=True))
+                line += f"{rate / 1e6:>{width}.2f}{share:>8.2f}"
+            print(line)
         shards = Shards.match(str(out / "train-*.bin"))
         for batch, T in READS:
             rate = max(reading(shards, batch, T) for _ in range(options.rounds))

@@ -41,6 +41,7 @@ from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from trainers.allocator import keep_freed_memory
+from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine
 from trainers.head import Precision
 from trainers.model import GPT
@@ -48,7 +49,6 @@ from trainers.optimizer import clip
 from trainers.world import World
 
 CORES = os.cpu_count() or 1
-LR = 3e-3
 CHECKED_STEPS = 20
 LOSS_TOLERANCE = 1e-4
 """Relative, over the checked steps."""
@@ -85,7 +85,12 @@ def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
 def trainer_step(cell: Cell, device: torch.device, compile: bool = False) -> Callable[[], float]:
     engine = engine_of(cell, device, compile)
     batches = cycle(tokens_of(cell, 16))
-    return lambda: engine.step(next(batches), step=0, lr=LR, micro_batch=cell.training.batch_size).loss
+
+    def step() -> float:
+        with denormals_as_zeros():
+            return engine.step(next(batches), step=0, lr=cell.lr, micro_batch=cell.training.batch_size).loss
+
+    return step
 
 
 def plain_step(cell: Cell, device: torch.device) -> Callable[[], float]:
@@ -94,7 +99,7 @@ def plain_step(cell: Cell, device: torch.device) -> Callable[[], float]:
     start.reset_parameters(cell.seed)
     model = PlainGPT(cell.shape, cell.V, spec.sequence_length).to(device)
     model.take(start.state_dict())
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR, betas=spec.betas, eps=spec.eps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=cell.lr, betas=spec.betas, eps=spec.eps)
     batches = cycle(tokens_of(cell, 16))
 
     def step() -> float:
@@ -235,7 +240,7 @@ def shares(engine: Engine) -> None:
         objective.backward()
         clock.append(time.perf_counter())
         clip(engine.optimizer.gradients(), cell.training.grad_clip)
-        engine.optimizer.step(LR)
+        engine.optimizer.step(cell.lr)
         engine.optimizer.zero_grad()
         clock.append(time.perf_counter())
         for part, (start, end) in zip(spent, pairwise(clock), strict=True):
@@ -306,6 +311,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--logits-dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="the compiled trainer too")
     parser.add_argument("--seconds", type=float, default=40.0, help="for the comparison")
@@ -319,7 +325,7 @@ def main() -> None:
         scale=args.scale,
         method=args.method,
         gamma=strength.default if strength else None,
-        lr=LR,
+        lr=args.lr,
         seed=0,
         data="random",
         V=args.vocabulary,
@@ -333,7 +339,7 @@ def main() -> None:
     shares(engine)
     floor(engine)
     batches = cycle(tokens_of(cell, 3))
-    table(lambda: engine.step(next(batches), step=0, lr=LR, micro_batch=args.batch))
+    table(lambda: engine.step(next(batches), step=0, lr=args.lr, micro_batch=args.batch))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from trainers import checkpoint, diagnostics, micro_batch
 from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Tokens
+from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine, Step, shape_key
 from trainers.optimizer import lr_at
 from trainers.result import Result
@@ -106,8 +107,9 @@ class Trainer:
         self._check(cell)
         engine = self._engine_for(cell)
         run = _Run(self.world, engine, self._validation_for(cell), folder, mirror, on_row)
-        run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
-        return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
+        with denormals_as_zeros():
+            run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
+            return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
 
     def _check(self, cell: Cell) -> None:
         if cell.V != self.tokens.V:

@@ -229,6 +229,19 @@ def test_a_diverged_cell_is_a_result_and_says_why(tokens, folder):
     json.dumps(result.record(), allow_nan=False)
 
 
+def test_denormals_are_zeros_while_it_trains(tokens, folder):
+    def product() -> float:
+        return (torch.tensor(1e-30) * torch.tensor(1e-10)).item()
+
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor can not flush denormals")
+    seen = []
+    run(Trainer(WORLD, tokens), cell(), folder, on_row=lambda row: seen.append(product()))
+    assert seen
+    assert set(seen) == {0.0}
+    assert product() == pytest.approx(1e-40, rel=1e-4)
+
+
 def test_a_final_loss_above_the_initial_one_is_diverged(tokens, folder):
     result = run(Trainer(WORLD, tokens), cell(lr=30.0, warmup_steps=0, min_lr=30.0), folder)
     assert result.state == "diverged"
