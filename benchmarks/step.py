@@ -6,7 +6,8 @@ The plain loop is what one writes first: the model of ``benchmarks.plain``, ``F.
 ``clip_grad_norm_``, ``torch.optim.Adam`` and the decay rule of the cells, in a process of its own with the allocator's
 defaults. All loops see the same batches from the same weights, and their first 20 losses are compared (for the baseline
 they compute the same function; with ``--method`` the plain loop stays the baseline's, and the ratio has the method's
-cost in it). ``--compile`` adds the trainer with ``torch.compile``.
+cost in it; at a high learning rate, as with ``--lr 1``, rounding alone parts them, and the plain loop meets denormals).
+``--compile`` adds the trainer with ``torch.compile``.
 
 Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
 cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
@@ -41,7 +42,6 @@ from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from trainers.allocator import keep_freed_memory
-from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine
 from trainers.head import Precision
 from trainers.model import GPT
@@ -77,6 +77,7 @@ def tokens_of(cell: Cell, batches: int) -> list[np.ndarray]:
 
 def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
     keep_freed_memory()
+    torch.set_flush_denormal(True)  # these two as Trainer does
     engine = Engine(cell, World(0, 1, device), compile=compile)
     engine.settle(cell.training.batch_size)
     return engine
@@ -85,12 +86,7 @@ def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
 def trainer_step(cell: Cell, device: torch.device, compile: bool = False) -> Callable[[], float]:
     engine = engine_of(cell, device, compile)
     batches = cycle(tokens_of(cell, 16))
-
-    def step() -> float:
-        with denormals_as_zeros():
-            return engine.step(next(batches), step=0, lr=cell.lr, micro_batch=cell.training.batch_size).loss
-
-    return step
+    return lambda: engine.step(next(batches), step=0, lr=cell.lr, micro_batch=cell.training.batch_size).loss
 
 
 def plain_step(cell: Cell, device: torch.device) -> Callable[[], float]:

@@ -77,6 +77,7 @@ class Trainer:
         self._engine: Engine | None = None
         self._validation: Tensor | None = None
 
+    @denormals_as_zeros()
     def run(
         self,
         cell: Cell,
@@ -107,9 +108,8 @@ class Trainer:
         self._check(cell)
         engine = self._engine_for(cell)
         run = _Run(self.world, engine, self._validation_for(cell), folder, mirror, on_row)
-        with denormals_as_zeros():
-            run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
-            return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
+        run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
+        return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
 
     def _check(self, cell: Cell) -> None:
         if cell.V != self.tokens.V:
