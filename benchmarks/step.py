@@ -1,13 +1,13 @@
 """Tokens per second of the trainer's step against a plain eager loop of the same model, in one interleaved run.
 
-``python -m benchmarks.step [--scale tiny] [--seconds 40] [--compile]``
+``python -m benchmarks.step [--scale tiny] [--seconds 40] [--no-compile]``
 
 The plain loop is what one writes first: the model of ``benchmarks.plain``, ``F.cross_entropy`` of all logits,
 ``clip_grad_norm_``, ``torch.optim.Adam`` and the decay rule of the cells, in a process of its own with the allocator's
 defaults. All loops see the same batches from the same weights, and their first 20 losses are compared (for the baseline
 they compute the same function; with ``--method`` the plain loop stays the baseline's, and the ratio has the method's
 cost in it; at a high learning rate, as with ``--lr 1``, rounding alone parts them, and the plain loop meets denormals).
-``--compile`` adds the trainer with ``torch.compile``.
+At tiny, or with ``--compile``, there is the trainer with ``torch.compile`` too.
 
 Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
 cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
@@ -309,9 +309,12 @@ def main() -> None:
     parser.add_argument("--logits-dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="the compiled trainer too")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="the compiled trainer too; at tiny it is"
+    )
     parser.add_argument("--seconds", type=float, default=40.0, help="for the comparison")
     args = parser.parse_args()
+    compile = args.scale == "tiny" if args.compile is None else args.compile
     precision: Precision = args.precision
     training = TrainingSpec(
         batch_size=args.batch, sequence_length=args.length, precision=precision, logits_dtype=args.logits_dtype
@@ -328,10 +331,10 @@ def main() -> None:
         model=ModelSpec(),
         training=training,
     )
-    loops = [loop for loop in LOOPS if args.compile or loop != "compiled trainer"]
+    loops = [loop for loop in LOOPS if compile or loop != "compiled trainer"]
     compare(cell, args.device, args.seconds, loops)
     torch.set_num_threads(1)
-    engine = engine_of(cell, torch.device(args.device), args.compile)
+    engine = engine_of(cell, torch.device(args.device), compile)
     shares(engine)
     floor(engine)
     batches = cycle(tokens_of(cell, 3))
