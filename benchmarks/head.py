@@ -159,7 +159,7 @@ def time_losses(rounds: int, N: int, D: int, V: int, methods: Iterable[str]) -> 
         h_ND.grad = E_VD.grad = None
         return seconds(run, time.process_time)
 
-    return in_turns(rounds, methods, head)
+    return in_turns(rounds, strengths, head)
 
 
 def in_turns(rounds: int, names: Iterable[str], run: Callable[[str], float]) -> Pairs:
@@ -223,7 +223,7 @@ def main() -> None:
     whole = median(steps["baseline"][0])
     fixed = time_steps(PAIRS, args.scale, 1, FEW, V, ("mu-loss", "mu-centering"))
     console.print(table_of_added(f"Added to a step, by steps of {FEW} tokens", fixed, 1, whole))
-    grows = time_losses(PAIRS, SEQUENCE, D, V, ("baseline", "z-loss", "soft-cap"))
+    grows = time_losses(PAIRS, SEQUENCE, D, V, ("z-loss", "soft-cap"))
     console.print(table_of_added(f"Added to a step, by heads of {SEQUENCE} tokens", grows, N // SEQUENCE, whole))
 
 
