@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers import methods
-from trainers.matmul import product, serves
+from trainers.matmul import product, serves, weight_product
 from trainers.model import GPT
 
 Precision = Literal["float32", "bfloat16"]
@@ -69,6 +69,12 @@ class Projection:
             logits_CV.copy_(self.rounded_CV[: len(h_CD)].copy_(logits_CV))
         return logits_CV
 
+    def no_gradient(self) -> Tensor:
+        """Zeros ``(V, D)`` for ``backward`` to add E's gradient to, laid out as its products come."""
+        V, D = self.E_VD.shape
+        zeros = self.logits_CV.new_zeros
+        return zeros(D, V).T if serves(self.logits_CV, self.E_VD) else zeros(V, D)
+
     def backward(self, grad_CV: Tensor, h_CD: Tensor, grad_E_VD: Tensor) -> Tensor:
         """The gradient of h, ``(C, D)``; that of E is added to ``grad_E_VD``. Takes the memory of ``grad_CV``."""
         if self.rounded_CV is not None:
@@ -77,7 +83,10 @@ class Projection:
                 grad_E_VD.add_(rounded_CV.T @ h_CD.bfloat16())
                 return rounded_CV @ self.E_VD
             grad_CV.copy_(rounded_CV)
-        grad_E_VD.addmm_(grad_CV.T, h_CD.type_as(grad_CV))
+        if serves(grad_CV, self.E_VD):
+            grad_E_VD.add_(weight_product(grad_CV, h_CD.type_as(grad_CV)))
+        else:
+            grad_E_VD.addmm_(grad_CV.T, h_CD.type_as(grad_CV))
         return product(grad_CV, self.E_VD.T)
 
 
@@ -138,7 +147,8 @@ class ChunkedLosses(torch.autograd.Function):
         ce_N, penalty_N = E_VD.new_empty(N), E_VD.new_zeros(N)
         mu_D = E_VD.mean(dim=0) if penalized else E_VD.new_empty(0)
         if form_gradients:
-            grad_h_ND, grad_E_VD, grad_mu_D = (torch.zeros_like(x) for x in (h_ND, E_VD, mu_D))
+            grad_h_ND, grad_mu_D = torch.zeros_like(h_ND), torch.zeros_like(mu_D)
+            grad_E_VD = projection.no_gradient()
 
         for start in range(0, N, C):
             chunk = slice(start, start + C)

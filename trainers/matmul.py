@@ -60,6 +60,17 @@ def _(a_NI: Tensor, b_OI: Tensor) -> Tensor:
     return a_NI.new_empty(len(a_NI), len(b_OI))
 
 
+def weight_product(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
+    """``gradᵀ x``, ``(O, I)``, which may come as the transpose of a tensor ``(I, O)``; autograd does not see it.
+
+    oneDNN copies a first operand that is transposed, so that the narrower one of the two is: at 1,024 tokens a gradient
+    four times as wide as its inputs takes two thirds of the time.
+    """
+    if grad_NO.shape[1] > x_NI.shape[1] and serves(grad_NO, x_NI):
+        return product(x_NI.T, grad_NO.T).T
+    return product(grad_NO.T, x_NI.T)
+
+
 class LinearMap(torch.autograd.Function):
     """``(x_NI, W_OI) -> x Wᵀ``."""
 
@@ -71,7 +82,7 @@ class LinearMap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (x_NI, W_OI), grad_NO = ctx.saved_tensors, grads[0]
-        return product(grad_NO, W_OI.T), product(grad_NO.T, x_NI.T)
+        return product(grad_NO, W_OI.T), weight_product(grad_NO, x_NI).contiguous()
 
 
 def linear(x: Tensor, W_OI: Tensor) -> Tensor:

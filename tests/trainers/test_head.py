@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from search_spaces.methods import METHODS
-from trainers import head, methods
+from trainers import head, matmul, methods
 from trainers.head import logits, losses
 
 B, T, V, D = 2, 5, 11, 7
@@ -150,6 +150,19 @@ def test_the_gradient_is_the_slope_of_the_objective_for_any_shape(sizes, method,
         slope = sum((g * w).sum() for g, w in zip(gradients(objective(0.0), drawing), way[:2], strict=True))
         measured = (objective(1e-6) - objective(-1e-6)) / 2e-6
     torch.testing.assert_close(slope, measured, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(B, T, D, V), (B, T, V, D)], ids=["V > D", "V < D"])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_float32_is_the_formula_whichever_library_multiplies(onednn, sizes, chunks, monkeypatch):
+    monkeypatch.setattr(matmul, "FASTER", onednn)
+    drawing = drawn(torch.float32, sizes=sizes)
+    wide = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in drawing]
+    found = losses(*drawing, "z-loss", torch.tensor(GAMMA), "float32").objective
+    expected = formula("z-loss", GAMMA, *wide)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(gradients(found, drawing), gradients(expected, wide), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -38,11 +38,12 @@ def test_product_of_any_strides(N: int, I: int, O: int, transposed: tuple[bool, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outputs", [10, 24, 40])
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (2, 3, 4, 24)])
-def test_linear_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_linear_and_its_gradients(shape: tuple[int, ...], outputs: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x, W_OI = torch.randn(shape, dtype=dtype), torch.randn(40, 24, dtype=dtype)
-    weights = torch.randn(*shape[:-1], 40, dtype=torch.float64)
+    x, W_OI = torch.randn(shape, dtype=dtype), torch.randn(outputs, 24, dtype=dtype)
+    weights = torch.randn(*shape[:-1], outputs, dtype=torch.float64)
 
     def run(function: object, dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (x, W_OI)]
@@ -51,6 +52,7 @@ def test_linear_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype) ->
 
     for found, expected in zip(run(linear, dtype), run(F.linear, torch.float64), strict=True):
         assert found.shape == expected.shape
+        assert found.is_contiguous()
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
