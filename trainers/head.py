@@ -69,7 +69,7 @@ class Projection:
             logits_CV.copy_(self.rounded_CV[: len(h_CD)].copy_(logits_CV))
         return logits_CV
 
-    def no_gradient(self) -> Tensor:
+    def zero_gradient(self) -> Tensor:
         """Zeros ``(V, D)`` for ``backward`` to add E's gradient to, laid out as its products come."""
         V, D = self.E_VD.shape
         zeros = self.logits_CV.new_zeros
@@ -148,7 +148,7 @@ class ChunkedLosses(torch.autograd.Function):
         mu_D = E_VD.mean(dim=0) if penalized else E_VD.new_empty(0)
         if form_gradients:
             grad_h_ND, grad_mu_D = torch.zeros_like(h_ND), torch.zeros_like(mu_D)
-            grad_E_VD = projection.no_gradient()
+            grad_E_VD = projection.zero_gradient()
 
         for start in range(0, N, C):
             chunk = slice(start, start + C)
