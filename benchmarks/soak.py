@@ -34,10 +34,9 @@ from search_spaces.study import Study
 from service.ledger import Ledger
 from tests.faults.invariants import agree, ledger_of, losses, processes
 from tests.faults.mlflow_server import Server
-from tests.faults.running import Run
+from tests.faults.running import TRAIN_WORKER, TRIAL, Run
 
 NAME = "soak"
-WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
 ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10", "PYTHONFAULTHANDLER": "1"}
 RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
 FAULT_EVERY_S = (4.0, 16.0)
@@ -64,7 +63,7 @@ def study(folder: Path, cells: int, steps: int = 60) -> Path:
 def memory_of(run: Run) -> dict[tuple[str, int], float]:
     """MB of the driver and of each warm worker, by what and process id. Pages that are shared count in each."""
     found = {("driver", run.driver.pid): psutil.Process(run.driver.pid).memory_info().rss / 1e6}
-    return found | {("worker", process.pid): process.memory_info().rss / 1e6 for process in run.named(WORKER)}
+    return found | {("worker", process.pid): process.memory_info().rss / 1e6 for process in run.named(TRAIN_WORKER)}
 
 
 def undisturbed(folder: Path, uri: str, minutes: float, cells: int, console: Console) -> dict[str, float | None]:
@@ -104,7 +103,7 @@ def ledger_path(home: Path) -> Path:
     return home / "studies" / NAME / "ledger.jsonl"
 
 
-def one_of(run: Run, title: str, act: Callable[[psutil.Process], None], draw: random.Random) -> bool:
+def one_of(run: Run, title: str | tuple[str, ...], act: Callable[[psutil.Process], None], draw: random.Random) -> bool:
     """Whether there was a process to do it to."""
     found = run.named(title)
     if found:
@@ -123,8 +122,8 @@ def disturbed(
     """One study to its end, whatever is done to it; returns how many of its cells finished."""
     run = Run(study(folder, cells), folder / "home", NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
     faults: dict[str, Callable[[], bool]] = {
-        "SIGKILL of a Train worker": lambda: one_of(run, WORKER, psutil.Process.kill, draw),
-        "SIGSTOP of a Train worker": lambda: one_of(run, WORKER, psutil.Process.suspend, draw),
+        "SIGKILL of a Train worker": lambda: one_of(run, TRAIN_WORKER, psutil.Process.kill, draw),
+        "SIGSTOP of a Train worker": lambda: one_of(run, TRAIN_WORKER, psutil.Process.suspend, draw),
         "SIGKILL of a trial's actor": lambda: one_of(run, TRIAL, psutil.Process.kill, draw),
         "SIGKILL of the driver": lambda: to_driver(run, signal.SIGKILL),
         "SIGTERM to the driver": lambda: to_driver(run, signal.SIGTERM),

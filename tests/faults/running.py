@@ -14,6 +14,8 @@ from tests.service.oec import start
 
 NAME, STEPS = "disturbed", 500
 TRAIN_WORKER = "ray::RayTrainWorker"
+TRIAL = ("ray::ResourceTrainable", "ray::TrialOfCells")
+"""A trial's actor while it answers a call of Tune, and between two calls."""
 DEADLINE_S = 600
 
 
@@ -55,7 +57,7 @@ class Run:
         self.trains()
         self.until(lambda: self.state(0) == "finished" and self.step() > beyond, f"step {beyond} of the second cell")
 
-    def named(self, title: str) -> list[psutil.Process]:
+    def named(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
         """Processes of this run by the title that Ray gives them, the oldest first."""
         found = []
         for process in processes(self.home):

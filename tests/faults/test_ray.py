@@ -15,7 +15,7 @@ import yaml
 from service.home import Home
 from tests.faults.conftest import Losses
 from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
-from tests.faults.running import NAME, STEPS, TRAIN_WORKER, Run, newest_step
+from tests.faults.running import NAME, STEPS, TRAIN_WORKER, TRIAL, Run, newest_step
 from tests.service.oec import oec
 from tests.timing import within
 from trainers.rows import read
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 POISON = Path(__file__).with_name("poison")
 """A folder for ``PYTHONPATH``, see there."""
-TRIAL = "ray::ResourceTrainable"
 
 
 @pytest.fixture
