@@ -83,10 +83,11 @@ class Projection:
                 grad_E_VD.add_(rounded_CV.T @ h_CD.bfloat16())
                 return rounded_CV @ self.E_VD
             grad_CV.copy_(rounded_CV)
+        h_CD = h_CD.type_as(grad_CV)
         if serves(grad_CV, self.E_VD):
-            grad_E_VD.add_(weight_product(grad_CV, h_CD.type_as(grad_CV)))
+            grad_E_VD.add_(weight_product(grad_CV, h_CD))
         else:
-            grad_E_VD.addmm_(grad_CV.T, h_CD.type_as(grad_CV))
+            grad_E_VD.addmm_(grad_CV.T, h_CD)
         return product(grad_CV, self.E_VD.T)
 
 
