@@ -108,10 +108,11 @@ def plain_step(cell: Cell, device: torch.device) -> Callable[[], float]:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() >= 2:
-                    parameter.mul_(1 - spec.weight_decay)
+        if spec.weight_decay:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.dim() >= 2:
+                        parameter.mul_(1 - spec.weight_decay)
         optimizer.step()
         return loss.item()
 

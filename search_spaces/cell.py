@@ -8,9 +8,10 @@ from dataclasses import asdict
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from search_spaces.attention_norms import DEFAULT
+from search_spaces.errors import bad
 from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
 
@@ -35,7 +36,8 @@ class ModelSpec(Frozen):
     tied: bool = Field(default=False, description="One matrix for the input and the output embedding.")
     init: Literal["xavier", "normal"] = Field(
         default="xavier",
-        description="Linear layers: Xavier normal, or plain normal with standard deviation 0.02.",
+        description="Linear layers: Xavier normal, or plain normal with standard deviation 0.02; attention's output "
+        "projection has 0.02 / sqrt(2L) under both.",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout probability on residual branches.")
     initial_mean_logit: float = Field(
@@ -51,15 +53,33 @@ class TrainingSpec(Frozen):
     steps: int = Field(default=100_000, gt=0, description="Optimizer steps.")
     batch_size: int = Field(default=64, gt=0, description="Global batch, in sequences, over all workers.")
     sequence_length: int = Field(default=2048, gt=0, description="Tokens a sequence.")
-    warmup_steps: int = Field(default=5_000, ge=0, description="Steps of linear warm-up.")
-    min_lr: float = Field(default=1e-5, ge=0, description="Learning rate at the end of the cosine.")
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        default="cosine",
+        description="After the warm-up: a cosine or a straight line down to min_lr; wsd (warm-up, stable, decay), "
+        "at the peak until decay_share of the run is left, then a straight line down; constant, at the peak.",
+    )
+    warmup_steps: int = Field(
+        default=5_000, ge=0, description="Steps of linear warm-up; step t of W, from 0, has lr (t + 1) / (W + 1)."
+    )
+    decay_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        validate_default=True,
+        description="wsd: the share of the steps, at the end of the run, over which the learning rate falls.",
+    )
+    min_lr: float = Field(
+        default=1e-5, ge=0, description="Where the learning rate is one step after the last; constant has none."
+    )
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's two decay rates.")
     eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(
-        default=1e-4,
-        ge=0,
-        lt=1,
-        description="Independent weight decay: the fraction taken off each matrix a step, whatever the lr.",
+        default=0.0, ge=0, lt=1, description="What each matrix loses a step; norms keep their scales."
+    )
+    weight_decay_mode: Literal["independent", "coupled"] = Field(
+        default="independent",
+        description="independent: a step takes off the fraction weight_decay, whatever the learning rate; coupled: "
+        "lr * weight_decay, as in AdamW.",
     )
     grad_clip: float = Field(default=1.0, gt=0, description="Largest global L2 norm of the gradient.")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -69,6 +89,29 @@ class TrainingSpec(Frozen):
         default="bfloat16", description="Precision that the logits are rounded to, forward and backward."
     )
     eval_sequences: int = Field(default=160, gt=0, description="Sequences of a validation pass.")
+
+    @field_validator("decay_share")
+    @classmethod
+    def _decay_share_belongs_to_wsd(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if (schedule := info.data.get("schedule")) is None:
+            return value  # the schedule itself is refused
+        if schedule == "wsd" and value is None:
+            raise bad("is missing, and schedule wsd needs it", "give training.decay_share, 0.2 for the last fifth")
+        if schedule != "wsd" and value is not None:
+            raise bad(f"is given with schedule {schedule}", "remove it, or set training.schedule to wsd")
+        return value
+
+    @field_validator("weight_decay_mode")
+    @classmethod
+    def _mode_has_a_decay(cls, value: str, info: ValidationInfo) -> str:
+        if value == "coupled" and info.data.get("weight_decay") == 0:
+            raise bad("is given without a weight decay", "give training.weight_decay, or remove the mode")
+        return value
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps of wsd's decay, at least one."""
+        return max(1, round(self.steps * (self.decay_share or 0.0)))
 
 
 @cache

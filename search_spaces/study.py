@@ -295,7 +295,20 @@ class Study(Frozen):
                 f"training.warmup_steps {self.training.warmup_steps} exceeds training.steps {self.training.steps}",
                 "shorten the warm-up",
             )
-        if self.training.min_lr > self.lrs[0]:
+        decay_steps = self.training.decay_steps if self.training.schedule == "wsd" else 0
+        if self.training.warmup_steps + decay_steps > self.training.steps:
+            raise bad(
+                f"training.warmup_steps {self.training.warmup_steps} and the {decay_steps} steps of the decay exceed "
+                f"training.steps {self.training.steps}",
+                "shorten the warm-up, or lower training.decay_share",
+            )
+        if self.training.weight_decay_mode == "coupled" and self.training.weight_decay * self.lrs[-1] >= 1:
+            raise bad(
+                f"training.weight_decay {self.training.weight_decay:g} times the largest learning rate "
+                f"{self.lrs[-1]:g} takes off all of a matrix at once",
+                "lower weight_decay, or set weight_decay_mode to independent",
+            )
+        if self.training.schedule != "constant" and self.training.min_lr > self.lrs[0]:
             raise bad(
                 f"training.min_lr {self.training.min_lr:g} exceeds the smallest learning rate {self.lrs[0]:g}",
                 "lower min_lr",

@@ -197,28 +197,22 @@ class GPT(nn.Module):
             linear.iterate()
 
     def _initial(self) -> Iterator[tuple[Tensor, float]]:
-        """Every matrix with its standard deviation; fused ones part by part, as their fans are the parts'."""
+        """Every matrix with its standard deviation, as in the published code.
+
+        The fans of Q, K and V are those of the one matrix that holds them; gate and up have their own. Of the two
+        matrices that write to the residual stream, attention's alone is scaled down with depth.
+        """
         std: Callable[[Tensor], float] = xavier_std if self.spec.init == "xavier" else lambda _: NORMAL_STD
-        residual_std = NORMAL_STD / (2 * self.scale.L) ** 0.5
-        yield self.embedding.weight, self.scale.D**-0.5
+        E_std = std(self.E_VD)
+        yield self.embedding.weight, E_std if self.spec.tied else self.scale.D**-0.5
         for module in self.blocks:
             block = cast(Block, module)
-            q, k, v = block.attention.qkv.weight.chunk(3)
-            yield from ((_by_halves(q, self.scale), std(q)), (_by_halves(k, self.scale), std(k)), (v, std(v)))
-            yield block.attention.proj.weight, residual_std
+            yield block.attention.qkv.weight, std(block.attention.qkv.weight)
+            yield block.attention.proj.weight, NORMAL_STD / (2 * self.scale.L) ** 0.5
             yield from ((part, std(part)) for part in block.mlp.fc1.weight.chunk(2))
-            yield block.mlp.fc2.weight, residual_std
+            yield block.mlp.fc2.weight, std(block.mlp.fc2.weight)
         if self.lm_head is not None:
-            # A linear layer like the others: the published losses at initialisation, ln V + 0.004 at 16M (10.83) and
-            # + 0.02 at 221M, belong to Xavier's standard deviation; 1 / sqrt(D) would give ln V + 0.5.
-            yield self.lm_head.weight, std(self.lm_head.weight)
-
-
-def _by_halves(part_DD: Tensor, scale: Scale) -> Tensor:
-    """``part_DD``, of queries or keys, in the order in which its values are drawn: of the turned dimensions of a head,
-    and of the others, the first of every pair and then the second. Any order would do; with this one, a seed's losses
-    stay what they were when the halves of a head were the pairs."""
-    return part_DD.view(scale.H, 2, -1, 2, scale.D).transpose(2, 3)
+            yield self.lm_head.weight, E_std
 
 
 def xavier_std(matrix: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Adam with independent weight decay, the learning-rate schedule, and the gradient clip."""
+"""Adam with weight decay, the learning-rate schedule, and the gradient clip."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from search_spaces.cell import TrainingSpec
 
 
 def lr_at(step: int, spec: TrainingSpec, lr: float) -> float:
-    """Learning rate of ``step`` (from 0): linear warm-up to the peak ``lr``, then a cosine that reaches
-    ``spec.min_lr`` at the last step."""
-    if step < spec.warmup_steps:
-        return lr * ((step + 1) / spec.warmup_steps)
-    progress = (step + 1 - spec.warmup_steps) / (spec.steps - spec.warmup_steps)
-    return spec.min_lr + (lr - spec.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    """Learning rate of ``step`` (from 0): a linear warm-up that would reach the peak ``lr`` at step W, then from W on
+    ``spec.schedule``, which would reach ``spec.min_lr`` at the step after the last."""
+    W, steps = spec.warmup_steps, spec.steps
+    if step < W:
+        return lr * (step + 1) / (W + 1)
+    match spec.schedule:
+        case "constant":
+            left = 1.0
+        case "cosine":
+            left = 0.5 * (1.0 + math.cos(math.pi * (step - W) / (steps - W)))
+        case "linear":
+            left = (steps - step) / (steps - W)
+        case "wsd":
+            left = min(1.0, (steps - step) / spec.decay_steps)
+    return lr * left + spec.min_lr * (1.0 - left)
 
 
 @torch.no_grad()
@@ -30,10 +39,11 @@ def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
 
 
 class Optimizer:
-    """torch's fused Adam, with independent weight decay in place of AdamW's.
+    """torch's fused Adam, with weight decay apart from it.
 
-    The decay takes ``spec.weight_decay`` off every matrix a step, whatever the learning rate (arXiv 2309.14322,
-    section 3.2.3, without its schedule); norms keep their scales. The learning rate is a tensor, and ``reset`` works
+    Every matrix is scaled before Adam's step: by ``1 - weight_decay`` (independent: arXiv 2309.14322, section 3.2.3,
+    without its schedule) or by ``1 - lr * weight_decay`` (coupled: AdamW, arXiv 1711.05101); norms keep their scales.
+    The learning rate is a tensor, and ``reset`` works
     in place, so that a warm process goes from cell to cell without new allocations or compilations. It is torch's
     function and not its ``Adam``, which imports the compiler when it is made: seconds of each process that trains alone
     (DDP imports it all the same).
@@ -43,14 +53,16 @@ class Optimizer:
         self.parameters = list(parameters)
         self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() >= 2]
         self.lr = torch.zeros((), device=self.parameters[0].device)
-        self.betas, self.eps, self.keep = (0.0, 0.0), 0.0, 1.0
+        self.betas, self.eps = (0.0, 0.0), 0.0
+        self.weight_decay, self.coupled = 0.0, False
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
         self.exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
 
     def reset(self, spec: TrainingSpec) -> None:
         """Forgets all moments and takes over the hyperparameters of ``spec``."""
-        self.betas, self.eps, self.keep = spec.betas, spec.eps, 1.0 - spec.weight_decay
+        self.betas, self.eps = spec.betas, spec.eps
+        self.weight_decay, self.coupled = spec.weight_decay, spec.weight_decay_mode == "coupled"
         for tensor in self.state().values():
             tensor.zero_()
 
@@ -66,7 +78,8 @@ class Optimizer:
     def step(self, lr: float) -> None:
         """One step from the gradients in place, of which none may be missing."""
         self.lr.fill_(lr)
-        torch._foreach_mul_(self.matrices, self.keep)
+        if self.weight_decay:
+            torch._foreach_mul_(self.matrices, 1.0 - self.weight_decay * (lr if self.coupled else 1.0))
         adam(
             list(self.parameters),
             self.gradients(),

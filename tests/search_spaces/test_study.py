@@ -70,7 +70,7 @@ def test_published_studies_have_the_published_settings() -> None:
         assert study.data.V == 50304
         spec = study.training
         assert (spec.steps, spec.batch_size, spec.sequence_length, spec.warmup_steps) == (100_000, 64, 2048, 5000)
-        assert (spec.betas, spec.eps, spec.weight_decay, spec.grad_clip) == ((0.9, 0.95), 1e-8, 1e-4, 1.0)
+        assert (spec.betas, spec.eps, spec.weight_decay, spec.grad_clip) == ((0.9, 0.95), 1e-8, 0.0, 1.0)
         assert (spec.min_lr, spec.precision, spec.logits_dtype) == (1e-5, "bfloat16", "bfloat16")
     assert Study.load("gamma").methods[0].gamma == (1e-7, 1e-4, 1e-1, 1e2)
 
@@ -147,8 +147,8 @@ def test_schema_of_a_study_file() -> None:
             "autoscale", "compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers",
         ],
         "TrainingSpec": [
-            "batch_size", "betas", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr", "precision",
-            "sequence_length", "steps", "warmup_steps", "weight_decay",
+            "batch_size", "betas", "decay_share", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr",
+            "precision", "schedule", "sequence_length", "steps", "warmup_steps", "weight_decay", "weight_decay_mode",
         ],
     }  # fmt: skip
 
@@ -161,3 +161,29 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
         InvalidInput, match=r"refine.pruner: 'median' ends trials that there are not; give refine.trials"
     ):
         Study.validate_fields(fields | {"refine": {"edge": 1.5, "pruner": "median"}})
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"schedule": "wsd"}, "training.decay_share: None is missing, and schedule wsd needs it; give"),
+        ({"decay_share": 0.2}, "training.decay_share: 0.2 is given with schedule cosine; remove it, or set"),
+        ({"schedule": "wsd", "decay_share": 0.9, "warmup_steps": 50, "steps": 100}, "and the 90 steps of the decay"),
+        ({"weight_decay_mode": "coupled"}, "training.weight_decay_mode: 'coupled' is given without a weight decay"),
+        ({"weight_decay_mode": "coupled", "weight_decay": 0.1}, "times the largest learning rate 10 takes off all"),
+        ({"schedule": "cosine", "min_lr": 1.0}, "training.min_lr 1 exceeds the smallest learning rate"),
+        ({"schedule": "step"}, "training.schedule: 'step' is not allowed"),
+    ],
+)
+def test_schedule_and_decay_that_do_not_fit_together(training: dict[str, object], message: str) -> None:
+    study = {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [0.1, 10.0], "training": training}
+    with pytest.raises(InvalidInput) as caught:
+        Study.validate_fields(study)
+    assert message in str(caught.value)
+
+
+def test_a_constant_schedule_has_no_minimum_to_fall_to() -> None:
+    training = {"schedule": "constant", "min_lr": 1.0}
+    Study.validate_fields(
+        {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [0.1], "training": training}
+    )

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainGPT
+from dashboards import published
 from search_spaces.cell import ModelSpec
-from search_spaces.scales import SCALES
+from search_spaces.scales import SCALES, Scale
 from trainers.model import GPT, QueryKey
 
 V, T = 256, 16
@@ -31,17 +35,6 @@ def test_a_model_written_down_plainly_has_the_same_logits_and_gradients(scale):
         logits_BTV.logsumexp(dim=-1).sum().backward()
     for ours, theirs in ((model.embedding, plain.embedding), (model.blocks[0].norm1, plain.blocks[0].norm1)):
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-3, atol=1e-3)
-
-
-def test_queries_and_keys_are_drawn_by_halves_and_values_as_they_are():
-    model, scale = gpt(seed=5), SCALES["tiny"]
-    D, H, K = scale.D, scale.H, scale.D // scale.H
-    generator = torch.Generator().manual_seed(5)
-    torch.empty(V, D).normal_(generator=generator)
-    q, k, v = (torch.empty(D, D).normal_(0.0, D**-0.5, generator=generator) for _ in range(3))
-    in_pairs = [half * K // 2 + place + other for half in (0, 1) for place in range(K // 4) for other in (0, K // 4)]
-    expected = torch.cat([x.view(H, K, D)[:, in_pairs].flatten(0, 1) for x in (q, k)] + [v])
-    torch.testing.assert_close(model.blocks[0].attention.qkv.weight, expected)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -98,27 +91,90 @@ def test_queries_and_keys_have_the_norm_of_their_scale():
         torch.testing.assert_close(x_BTHK.square().mean(dim=-1), torch.ones(1, T, 4), rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("init", ["xavier", "normal"])
-def test_initial_standard_deviations(init):
-    scale = SCALES["16M"]
-    model = GPT(scale, ModelSpec(init=init), 4096, T)
-    model.reset_parameters(0)
-    block = model.blocks[3]
+V_PUBLISHED = 50_304
+PUBLISHED_16M = {
+    "attention.qkv": 0.0473,
+    "attention.proj": 0.0058,
+    "mlp.gate": 0.0449,
+    "mlp.up": 0.0449,
+    "mlp.fc2": 0.0449,
+    "E": 0.0063,
+    "embedding": 0.0668,
+}
+
+
+def published_stds(scale: Scale, V: int, tied: bool) -> dict[str, float]:
+    """The standard deviations of the published code, by matrix; those of a block by their last two names."""
     D, F = scale.D, scale.hidden
-    expected = {
-        "qkv": (block.attention.qkv.weight, (2 / (D + D)) ** 0.5),
-        "fc1": (block.mlp.fc1.weight, (2 / (D + F)) ** 0.5),
-        "lm_head": (model.lm_head.weight, (2 / (D + 4096)) ** 0.5),
+    E_std = math.sqrt(2 / (D + V))
+    return {
+        "attention.qkv": math.sqrt(2 / (4 * D)),
+        "attention.proj": 0.02 / math.sqrt(2 * scale.L),
+        "mlp.gate": math.sqrt(2 / (D + F)),
+        "mlp.up": math.sqrt(2 / (D + F)),
+        "mlp.fc2": math.sqrt(2 / (D + F)),
+        "E": E_std,
+        "embedding": E_std if tied else D**-0.5,
     }
-    if init == "normal":
-        expected = {name: (weight, 0.02) for name, (weight, _) in expected.items()}
-    expected |= {
-        "embedding": (model.embedding.weight, D**-0.5),
-        "proj": (block.attention.proj.weight, 0.02 / (2 * scale.L) ** 0.5),
-        "fc2": (block.mlp.fc2.weight, 0.02 / (2 * scale.L) ** 0.5),
-    }
-    for name, (weight, std) in expected.items():
-        assert float(weight.detach().std()) == pytest.approx(std, rel=0.02), name
+
+
+def matrices(model: GPT) -> Iterator[tuple[str, Tensor]]:
+    """Every matrix with the name of its kind, gate and up apart."""
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2:
+            continue
+        if name.endswith("fc1.weight"):
+            gate, up = weight.detach().chunk(2)
+            yield from (("mlp.gate", gate), ("mlp.up", up))
+        else:
+            kind = name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("blocks") else name.split(".")[0]
+            yield {"lm_head": "E"}.get(kind, kind), weight.detach()
+
+
+def assert_drawn(name: str, matrix: Tensor, std: float) -> None:
+    """Within five standard errors of a normal sample's mean and standard deviation."""
+    n = matrix.numel()
+    assert abs(float(matrix.mean())) < 5 * std / math.sqrt(n), name
+    assert float(matrix.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * n)), name
+
+
+def test_initial_standard_deviations_at_16M_are_the_published_figures():
+    for name, std in published_stds(SCALES["16M"], V_PUBLISHED, tied=False).items():
+        assert std == pytest.approx(PUBLISHED_16M[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scale", ["tiny", *published.SCALES])
+def test_initial_values_are_drawn_as_published(scale, tied):
+    shape = SCALES[scale]
+    with torch.device("meta"):  # without torch's own initial values, which cost the larger half
+        model = GPT(shape, ModelSpec(tied=tied), V_PUBLISHED, T)
+    model.to_empty(device="cpu").reset_parameters(0)
+    stds = published_stds(shape, V_PUBLISHED, tied)
+    for name, matrix in matrices(model):
+        assert_drawn(name, matrix, stds[name])
+    assert all(bool((p == 1).all()) for p in model.parameters() if p.dim() == 1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+def test_initial_standard_deviations_at_every_scale(scale, tied):
+    """What would be drawn, without the memory of the large ones; the drawing itself is the same at every scale."""
+    with torch.device("meta"):
+        model = GPT(SCALES[scale], ModelSpec(tied=tied), V_PUBLISHED, T)
+    drawn = [(tuple(matrix.shape), std) for matrix, std in model._initial()]
+    stds = published_stds(SCALES[scale], V_PUBLISHED, tied)
+    kinds = sorted((tuple(matrix.shape), stds[name]) for name, matrix in matrices(model))
+    assert [shape for shape, _ in sorted(drawn)] == [shape for shape, _ in kinds], "every matrix once"
+    assert [std for _, std in sorted(drawn)] == pytest.approx([std for _, std in kinds])
+
+
+def test_initial_values_of_plain_normal():
+    model = GPT(SCALES["16M"], ModelSpec(init="normal"), 4096, T)
+    model.reset_parameters(0)
+    others = {"attention.proj": 0.02 / math.sqrt(12), "embedding": 224**-0.5}
+    for name, matrix in matrices(model):
+        assert_drawn(name, matrix, others.get(name, 0.02))
 
 
 def test_reset_gives_the_same_values_again_in_the_same_memory():

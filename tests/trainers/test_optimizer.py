@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -18,72 +19,100 @@ def spec(**fields: object) -> TrainingSpec:
     return cell(**fields).training
 
 
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+
+
 @st.composite
 def schedules(draw: st.DrawFn) -> tuple[TrainingSpec, float]:
     steps = draw(st.integers(1, 300))
     lr = draw(st.floats(1e-4, 1.0))
-    return spec(steps=steps, warmup_steps=draw(st.integers(0, steps)), min_lr=lr * draw(st.floats(0, 1))), lr
+    warmup_steps = draw(st.integers(0, steps - 1))
+    kind = draw(st.sampled_from(SCHEDULES))
+    share = {"decay_share": draw(st.floats(0.01, 1.0)) * (steps - warmup_steps) / steps} if kind == "wsd" else {}
+    min_lr = lr * draw(st.floats(0, 1))
+    return spec(steps=steps, warmup_steps=warmup_steps, schedule=kind, min_lr=min_lr, **share), lr
 
 
 @settings(deadline=None)
 @given(schedules())
-def test_schedule_rises_to_the_peak_and_falls_to_the_minimum(schedule):
+def test_schedule_rises_to_the_peak_and_falls_towards_the_minimum(schedule):
     spec, lr = schedule
     values = [lr_at(step, spec, lr) for step in range(spec.steps)]
-    warm, cool = values[: spec.warmup_steps], values[spec.warmup_steps :]
-    assert all(0 < value <= lr * (1 + 1e-12) for value in warm)
-    assert warm == sorted(warm)
-    assert cool == sorted(cool, reverse=True)
-    if warm:
-        assert warm[-1] == lr
-    if cool:
-        assert cool[0] <= lr * (1 + 1e-12)
-        assert cool[-1] == pytest.approx(spec.min_lr)
+    warm, after = values[: spec.warmup_steps], values[spec.warmup_steps :]
+    assert warm == pytest.approx([lr * (t + 1) / (spec.warmup_steps + 1) for t in range(spec.warmup_steps)])
+    assert after[0] == lr
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(after))
+    assert after[-1] >= spec.min_lr * (1 - 1e-12)
 
 
 @settings(deadline=None)
 @given(schedules())
 def test_schedule_has_no_jump(schedule):
-    """Warm-up is one straight line from 0, and the cosine goes on where it ended, never steeper than a cosine is."""
+    """The warm-up is one straight line from 0 to the peak; what follows falls no steeper than its curve, from the peak
+    to the minimum at the step after the last."""
     spec, lr = schedule
-    values = [0.0, *(lr_at(step, spec, lr) for step in range(spec.steps))]
+    values = [0.0, *(lr_at(step, spec, lr) for step in range(spec.steps)), spec.min_lr]
     changes = [b - a for a, b in pairwise(values)]
-    warm, cool = changes[: spec.warmup_steps], changes[spec.warmup_steps :]
-    assert warm == pytest.approx([lr / max(spec.warmup_steps, 1)] * len(warm))
-    if warm and cool:
-        steepest = 0.5 * math.pi * (lr - spec.min_lr) / len(cool)
-        assert all(-steepest * (1 + 1e-9) - 1e-15 <= change <= 1e-15 for change in cool)
+    W = spec.warmup_steps
+    assert changes[: W + 1] == pytest.approx([lr / (W + 1)] * (W + 1))
+    falling = spec.decay_steps if spec.schedule == "wsd" else spec.steps - W
+    steepest = (0.5 * math.pi if spec.schedule == "cosine" else 1.0) * (lr - spec.min_lr) / falling
+    if spec.schedule == "constant":
+        assert set(values[W + 1 : -1]) == {lr}
+    else:
+        assert all(-steepest * (1 + 1e-9) - 1e-15 <= change <= 1e-15 for change in changes[W + 1 :])
 
 
-def test_schedule_golden_values():
-    values = [lr_at(step, spec(steps=6, warmup_steps=2, min_lr=0.1), 1.0) for step in range(6)]
-    assert values == pytest.approx([0.5, 1.0, 0.8681981, 0.55, 0.2318019, 0.1])
+@pytest.mark.parametrize(
+    ("fields", "values"),
+    [
+        ({"schedule": "cosine"}, [1 / 3, 2 / 3, 1.0, 0.868198, 0.55, 0.231802]),
+        ({"schedule": "linear"}, [1 / 3, 2 / 3, 1.0, 0.775, 0.55, 0.325]),
+        ({"schedule": "wsd", "decay_share": 1 / 3}, [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 0.55]),
+        ({"schedule": "constant"}, [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0]),
+    ],
+    ids=SCHEDULES,
+)
+def test_schedule_golden_values(fields, values):
+    found = [lr_at(step, spec(steps=6, warmup_steps=2, min_lr=0.1, **fields), 1.0) for step in range(6)]
+    assert found == pytest.approx(values, abs=1e-6)
 
 
-@pytest.mark.parametrize("lr", [0.0, 1.0])
-def test_weight_decay_is_independent_of_the_learning_rate(lr):
-    """A matrix without gradient shrinks by (1 - 1e-4) a step, whatever the learning rate; a norm's scale does not."""
+@pytest.mark.parametrize(("mode", "factor"), [("independent", 1.0), ("coupled", 0.5)])
+def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
+    """A matrix without a gradient shrinks by (1 - wd) a step whatever the learning rate, or by (1 - lr * wd); a norm's
+    scale does not."""
     matrix, scale = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))
     optimizer = Optimizer([matrix, scale])
-    optimizer.reset(spec(weight_decay=1e-4))
+    optimizer.reset(spec(weight_decay=1e-3, weight_decay_mode=mode))
     for _ in range(50):
         matrix.grad, scale.grad = torch.zeros_like(matrix), torch.zeros_like(scale)
-        optimizer.step(lr)
-    torch.testing.assert_close(matrix.detach(), torch.full((3, 2), (1 - 1e-4) ** 50))
+        optimizer.step(0.5)
+    torch.testing.assert_close(matrix.detach(), torch.full((3, 2), (1 - factor * 1e-3) ** 50))
     assert torch.equal(scale.detach(), torch.ones(3))
 
 
-def test_steps_are_adams():
+def test_coupled_weight_decay_is_adamws():
+    assert_steps_are(torch.optim.AdamW, weight_decay=0.1, weight_decay_mode="coupled")
+
+
+def test_without_weight_decay_steps_are_adams():
+    assert spec().weight_decay == 0
+    assert_steps_are(torch.optim.Adam, weight_decay=0.0)
+
+
+def assert_steps_are(reference: type[torch.optim.Optimizer], **fields: Any) -> None:
+    """Five steps on one matrix at falling learning rates, as torch's optimizer takes them."""
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(4, 3, generator=generator), torch.randn(5, 4, 3, generator=generator)
     mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizer = Optimizer([mine])
-    optimizer.reset(spec(weight_decay=0.0))
-    reference = torch.optim.Adam([theirs], betas=(0.9, 0.95), eps=1e-8, foreach=False)
+    optimizer.reset(spec(**fields))
+    torchs = reference([theirs], betas=(0.9, 0.95), eps=1e-8, foreach=False, weight_decay=fields["weight_decay"])  # type: ignore[call-arg]
     for i, gradient in enumerate(gradients):
         mine.grad, theirs.grad = gradient.clone(), gradient.clone()
-        reference.param_groups[0]["lr"] = 0.1 / (i + 1)
-        reference.step()
+        torchs.param_groups[0]["lr"] = 0.1 / (i + 1)
+        torchs.step()
         optimizer.step(0.1 / (i + 1))
     torch.testing.assert_close(mine, theirs)
 
