@@ -116,7 +116,7 @@ def color_of(method: str) -> str:
 
 
 def color_of_norm(name: str) -> str:
-    """The colour of an attention norm, hexadecimal: one for each kind, as eleven could not be told apart."""
+    """The colour of an attention norm, hexadecimal: one for each kind, as thirteen could not be told apart."""
     variant = ATTENTION_NORMS.get(name)
     if variant is None:
         return UNKNOWN_COLOR

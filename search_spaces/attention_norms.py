@@ -6,11 +6,12 @@ line, tables, figures and tests pick an entry up from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 DEFAULT = "qk-norm"
 Softmax = Literal["plain", "cap", "temperature", "clip"]
+MLPNorm = Literal["branch", "stream", "sum"]
 
 ATTENTION_CAP = 50.0
 """``c`` of the capped attention logits."""
@@ -40,9 +41,11 @@ class AttentionNorm:
     """LayerNorm before attention."""
     norms_outputs: bool = False
     """LayerNorm after Proj and after FC2."""
-    post_norms_mlp: bool = False
-    """``x = LN(MLP(x) + x)`` in place of ``x = x + MLP(LN(x))``. (The authors' released configurations take this norm
-    one residual earlier, ``h = LN(x)``, ``x = MLP(h) + h``.)"""
+    mlp_norm: MLPNorm = "branch"
+    """What the LayerNorm of the feed-forward half acts on. ``branch``: what the MLP sees, ``x + MLP(LN(x))``;
+    ``stream``: the residual stream too, ``h + MLP(h)`` with ``h = LN(x)``; ``sum``: ``LN(x + MLP(x))``."""
+    first_pre_norm: bool = False
+    """Block 0 is a pre-LN block: a LayerNorm before attention, and one on the branch of the MLP."""
     softmax: Softmax = "plain"
     """``cap``: of ``c * tanh(z / c)``; ``temperature``: of ``0.5 * z``; ``clip``: stretched, then clipped to 0 .. 1."""
     sigma_reparam: bool = False
@@ -52,6 +55,10 @@ class AttentionNorm:
     """A learned factor for each channel of a residual branch, which starts at ``layer_scale``."""
     summary: str
     source: str
+
+    def of_block(self, i: int) -> AttentionNorm:
+        """The variant of block ``i``, from 0."""
+        return replace(self, pre_norm=True, mlp_norm="branch") if self.first_pre_norm and i == 0 else self
 
 
 ATTENTION_NORMS: dict[str, AttentionNorm] = {
@@ -101,9 +108,28 @@ ATTENTION_NORMS: dict[str, AttentionNorm] = {
             norms_qk=True,
             norms_v=True,
             pre_norm=False,
-            post_norms_mlp=True,
-            summary="qkv-norm, and x = LN(MLP(x) + x)",
-            source="arXiv 2503.04598",
+            mlp_norm="stream",
+            summary="qkv-norm, and h = LN(x), x = h + MLP(h)",
+            source="arXiv 2503.04598, released code",
+        ),
+        AttentionNorm(
+            name="hybrid-norm-star",
+            norms_qk=True,
+            norms_v=True,
+            pre_norm=False,
+            mlp_norm="stream",
+            first_pre_norm=True,
+            summary="hybrid-norm, with a pre-LN block 0",
+            source="arXiv 2503.04598, released code",
+        ),
+        AttentionNorm(
+            name="hybrid-norm-post",
+            norms_qk=True,
+            norms_v=True,
+            pre_norm=False,
+            mlp_norm="sum",
+            summary="qkv-norm, and x = LN(x + MLP(x))",
+            source="arXiv 2503.04598, as the paper has it",
         ),
         AttentionNorm(
             name="sigma-reparam",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
+from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT, AttentionNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,14 @@ class Scale:
         A block holds QKV and Proj (4 D^2), the three matrices of the SwiGLU, and the norms and factors of its variant:
         on Q, K and V they are one head wide, and sigma-reparam has one number for each of the seven matrices.
         """
-        norm, K = ATTENTION_NORMS[attention_norm], self.D // self.H
+        norms = [ATTENTION_NORMS[attention_norm].of_block(i) for i in range(self.L)]
+        return sum(map(self._block_parameters, norms)) + self.D + V * self.D * (1 if tied else 2)
+
+    def _block_parameters(self, norm: AttentionNorm) -> int:
+        K = self.D // self.H
         D_wide = 1 + norm.pre_norm + 2 * norm.norms_outputs + 2 * norm.layer_scale
         K_wide = 2 * norm.norms_qk + norm.norms_v
-        block = 4 * self.D**2 + 3 * self.D * self.hidden + D_wide * self.D + K_wide * K + 7 * norm.sigma_reparam
-        return self.L * block + self.D + V * self.D * (1 if tied else 2)
+        return 4 * self.D**2 + 3 * self.D * self.hidden + D_wide * self.D + K_wide * K + 7 * norm.sigma_reparam
 
     def flops_per_token(self, V: int, T: int) -> float:
         """Forward and backward FLOPs a token, ``6 N + 12 L D T`` (arXiv 2204.02311, appendix B), N that of the default
@@ -58,5 +61,9 @@ SCALES: dict[str, Scale] = {
         Scale(name="109M", L=15, D=640, H=4),
         Scale(name="149M", L=18, D=704, H=4),
         Scale(name="221M", L=21, D=832, H=4),
+        Scale(name="347M", L=23, D=1024, H=4),  # from here on in the published code, without published runs
+        Scale(name="455M", L=26, D=1120, H=4),
+        Scale(name="612M", L=26, D=1312, H=4),
+        Scale(name="902M", L=30, D=1504, H=4),
     )
 }

@@ -125,7 +125,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(scale.D, bias=False) if norm.pre_norm else nn.Identity()
         self.attention = Attention(scale.D, scale.H, T, norm)
         self.out1 = self._out(scale.D, norm)
-        self.post_norms_mlp = norm.post_norms_mlp
+        self.mlp_norm = norm.mlp_norm
         self.norm2 = nn.LayerNorm(scale.D, bias=False)
         self.mlp = SwiGLU(scale.D, scale.hidden, norm)
         self.out2 = self._out(scale.D, norm)
@@ -140,9 +140,13 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.out1(self.attention(self.norm1(x_BTD))))
-        if self.post_norms_mlp:
-            return cast(Tensor, self.norm2(x_BTD + self.dropout(self.out2(self.mlp(x_BTD)))))
-        return cast(Tensor, x_BTD + self.dropout(self.out2(self.mlp(self.norm2(x_BTD)))))
+        if self.mlp_norm == "sum":
+            return cast(Tensor, self.norm2(x_BTD + self._fed_forward(x_BTD)))
+        h_BTD = self.norm2(x_BTD)
+        return (h_BTD if self.mlp_norm == "stream" else x_BTD) + self._fed_forward(h_BTD)
+
+    def _fed_forward(self, x_BTD: Tensor) -> Tensor:
+        return cast(Tensor, self.dropout(self.out2(self.mlp(x_BTD))))
 
 
 class GPT(nn.Module):
@@ -156,7 +160,7 @@ class GPT(nn.Module):
         self.scale, self.spec = scale, spec
         self.embedding = nn.Embedding(V, scale.D)
         norm = ATTENTION_NORMS[attention_norm]
-        self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm) for _ in range(scale.L))
+        self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm.of_block(i)) for i in range(scale.L))
         self.norm = nn.LayerNorm(scale.D, bias=False)
         self.lm_head = None if spec.tied else nn.Linear(scale.D, V, bias=False)
         self._reparametrized = [module for module in self.modules() if isinstance(module, SigmaLinear)]

@@ -30,8 +30,9 @@ from trainers.world import World
 
 WORLD = World.single()
 V, T = 32, 7
-QK = {"qk-norm", "qk-norm-cap", "qk-fc-norm", "qkv-norm", "hybrid-norm"}
-V_NORM = {"qkv-norm", "hybrid-norm"}
+HYBRID = {"hybrid-norm", "hybrid-norm-star", "hybrid-norm-post"}
+V_NORM = {"qkv-norm", *HYBRID}
+QK = {"qk-norm", "qk-norm-cap", "qk-fc-norm", *V_NORM}
 CAP = {"qk-norm-cap", "attn-cap"}
 
 
@@ -125,10 +126,14 @@ def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = S
             "qk-fc-norm": lambda y, k, b=b: norm(y, P[f"{b}.out{k}.weight"]),
             "layer-scale": lambda y, k, b=b: y * P[f"{b}.out{k}.scale"],
         }.get(name, lambda y, k: y)
-        before = x if name in V_NORM else norm(x, P[f"{b}.norm1.weight"])
+        pre_norm = name not in V_NORM or (name == "hybrid-norm-star" and i == 0)
+        before = norm(x, P[f"{b}.norm1.weight"]) if pre_norm else x
         x = x + out(attended(before, f"{b}.attention"), 1)
-        if name == "hybrid-norm":
+        if name == "hybrid-norm-post":
             x = norm(swiglu(x, f"{b}.mlp") + x, P[f"{b}.norm2.weight"])
+        elif name in HYBRID and not pre_norm:
+            x = norm(x, P[f"{b}.norm2.weight"])
+            x = swiglu(x, f"{b}.mlp") + x
         else:
             x = x + out(swiglu(norm(x, P[f"{b}.norm2.weight"]), f"{b}.mlp"), 2)
     return norm(x, P["norm.weight"])
@@ -174,7 +179,7 @@ def test_no_variant_sees_a_future_token(name, monkeypatch):
         assert (gradient_BTD[0].abs().sum(dim=-1) > 0).tolist() == [s <= t for s in range(16)]
 
 
-@pytest.mark.parametrize("scale", ["tiny", "16M", "221M"])
+@pytest.mark.parametrize("scale", ["tiny", "16M", "902M"])
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
 def test_parameter_count_is_the_scales(name, scale):
     with torch.device("meta"):
