@@ -51,7 +51,7 @@ def gpt(name: str, T: int = T, *, spread: bool = True) -> GPT:
                 if parameter.dim() == 1:
                     parameter.mul_(1 + 0.5 * torch.rand(parameter.shape, generator=generator))
             for block in model.blocks:
-                block.attention.qkv.weight[: 2 * model.scale.D].mul_(4.0)
+                block.attention.qkv.weight[: 2 * model.scale.D].mul_(6.0)
     model.double()
     for module in model.modules():
         if isinstance(module, SigmaLinear):
