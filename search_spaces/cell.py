@@ -88,7 +88,17 @@ class TrainingSpec(Frozen):
     logits_dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Precision that the logits are rounded to, forward and backward."
     )
-    eval_sequences: int = Field(default=160, gt=0, description="Sequences of a validation pass.")
+    eval_sequences: int = Field(
+        default=160,
+        gt=0,
+        description="Sequences of a validation pass along the run: the first of the validation tokens.",
+    )
+    final_eval_sequences: int | None = Field(
+        default=None,
+        gt=0,
+        description="Sequences of the validation pass that gives a run's result, drawn at random from all validation "
+        "tokens, the same for every cell; by default the result is that of the last pass along the run.",
+    )
 
     @field_validator("decay_share")
     @classmethod

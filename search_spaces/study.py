@@ -285,11 +285,12 @@ class Study(Frozen):
                 f"use {batch - batch % workers or workers} or {batch - batch % workers + workers} sequences, "
                 "or another number of workers",
             )
-        if self.training.eval_sequences < workers:
-            raise bad(
-                f"training.eval_sequences {self.training.eval_sequences} is less than resources.workers {workers}",
-                "every worker evaluates at least one sequence",
-            )
+        for name in ("eval_sequences", "final_eval_sequences"):
+            if (sequences := getattr(self.training, name)) is not None and sequences < workers:
+                raise bad(
+                    f"training.{name} {sequences} is less than resources.workers {workers}",
+                    "every worker evaluates at least one sequence",
+                )
         if self.training.warmup_steps > self.training.steps:
             raise bad(
                 f"training.warmup_steps {self.training.warmup_steps} exceeds training.steps {self.training.steps}",

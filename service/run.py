@@ -42,7 +42,7 @@ def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens
     """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
     tokens = prepare(study.data, home.path, fetch=partial(home.fetch, last=MANIFEST), report=report)
     tokens.verify(home.verified)
-    tokens.check_length(study.training.sequence_length, study.training.eval_sequences)
+    tokens.check_length(study.training)
     if tokens.folder:
         home.keep(tokens.folder, MANIFEST)
     return tokens

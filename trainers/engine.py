@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -166,16 +167,20 @@ class Engine:
         self.optimizer.zero_grad()
         return taken
 
-    @torch.no_grad()
     def loss(self, tokens_NU: Tensor, micro_batch: int) -> float:
         """Mean plain cross-entropy of the sequences ``(N, T + 1)``, shared out over the ranks."""
         mine = tokens_NU[self.world.rank :: self.world.size]
+        return self.mean_loss(torch.split(mine, micro_batch), len(tokens_NU))
+
+    @torch.no_grad()
+    def mean_loss(self, batches: Iterable[Tensor], N: int) -> float:
+        """Mean plain cross-entropy of N sequences, of which this rank has ``batches``, each ``(B, T + 1)``."""
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         self.objective.eval()
-        for tokens_BU in torch.split(mine, micro_batch):
+        for tokens_BU in batches:
             total += self.objective.eager(tokens_BU, self.cell.method, self.strength).cross_entropy * len(tokens_BU)
         self.objective.train()
-        return float(self.world.sum(total)) / len(tokens_NU)
+        return float(self.world.sum(total)) / N
 
     def to_device(self, tokens: NDArray[np.uint16]) -> Tensor:
         """Token ids as an index tensor on the device; they travel as 16 bits."""

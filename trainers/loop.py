@@ -17,7 +17,7 @@ from search_spaces.errors import InvalidInput
 from trainers import checkpoint, diagnostics, micro_batch
 from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.buckets import Mirror
-from trainers.data import Prefetcher, Tokens
+from trainers.data import Prefetcher, Shards, Tokens, batch_windows
 from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine, Step, shape_key
 from trainers.optimizer import lr_at
@@ -28,6 +28,8 @@ from trainers.usage import Usage
 from trainers.world import World
 
 State = Literal["finished", "diverged", "stopped"]
+FINAL_DRAW = 0
+"""Seed of the sequences of the final validation pass: cells are compared, and so all are evaluated on the same ones."""
 
 
 def ignore(row: dict[str, float]) -> None:
@@ -123,7 +125,7 @@ class Trainer:
                 f"is not divided by {self.world.size} workers",
                 "use a multiple of the workers",
             )
-        self.tokens.check_length(cell.training.sequence_length, cell.training.eval_sequences)
+        self.tokens.check_length(cell.training)
 
     def _engine_for(self, cell: Cell) -> Engine:
         if self._engine is None or self._engine.key != shape_key(cell):
@@ -207,12 +209,40 @@ class _Run:
                     self.checkpoint()
                 if evaluates or saves:
                     started = time.perf_counter()
+        return self.conclude(tokens.validation)
+
+    def conclude(self, validation: Shards) -> Result:
+        """The end of a run that took all its steps.
+
+        It has diverged if its loss is above ``l_init``: on the sequences that ``l_init`` was measured on, before and
+        after the same ones; or on those of the final pass, so that no finished run has a loss above ``l_init``, which
+        tables and curves rely on. The sequences differ there, but a loss at ``l_init`` is of a model that knows next to
+        nothing, whose loss hardly depends on them; and such a run counts as ``l_init`` in a curve under either name.
+        """
+        progress = self.progress
         assert progress.val_loss is not None
         assert progress.l_init is not None
-        if progress.val_loss > progress.l_init:
-            above = f"final validation loss {progress.val_loss:.4f} is above l_init {progress.l_init:.4f}"
+        losses = [progress.val_loss]
+        if N := self.cell.training.final_eval_sequences:
+            self.checkpoint()  # what it is interrupted in is the pass alone
+            losses.append(self.final_loss(validation, N))
+            if not math.isfinite(losses[-1]):
+                return self.end("diverged", f"final validation loss is {losses[-1]}")
+            progress.val_loss = losses[-1]
+        if max(losses) > progress.l_init:
+            above = f"final validation loss {max(losses):.4f} is above l_init {progress.l_init:.4f}"
             return self.end("diverged", above)
         return self.end("finished")
+
+    def final_loss(self, validation: Shards, N: int) -> float:
+        """Of N sequences drawn from all of validation, read a micro batch at a time: they may be tens of millions of
+        tokens."""
+        T = self.cell.training.sequence_length
+        drawn = batch_windows(FINAL_DRAW, 0, N, validation.windows(T))
+        mine = drawn[self.world.rank :: self.world.size]
+        size = self.progress.micro_batch
+        parts = (mine[start : start + size] for start in range(0, len(mine), size))
+        return self.engine.mean_loss((self.engine.to_device(validation.read(part, T)) for part in parts), N)
 
     def start(self, choose_micro_batch: Callable[[], int]) -> None:
         """Takes over the cell's newest valid checkpoint, or what there is before the first step."""

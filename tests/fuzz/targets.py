@@ -19,6 +19,7 @@ import torch
 import dashboards
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
+from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import SHIPPED, Study
@@ -142,7 +143,7 @@ def manifest(folder: Path) -> Target:
         path.write_bytes(content)
         found = prepare(spec, home)
         found.verify(folder / "verified.json")
-        found.check_length(16, 2)
+        found.check_length(TrainingSpec(sequence_length=16, eval_sequences=2))
         outside = [
             file for file in (*found.train.paths, *found.validation.paths) if file.resolve().parent != path.parent
         ]

@@ -50,7 +50,7 @@ def test_an_id_is_the_content_and_nothing_else() -> None:
         assert cell.model_copy(update=change).id != cell.id, change
 
 
-GOLDEN_ID = "6dc4cd892c8c"
+GOLDEN_ID = "0e6bce28ee9e"
 
 
 def test_equal_cells_of_different_studies_are_one_cell() -> None:

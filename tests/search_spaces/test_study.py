@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.attention_norms import ATTENTION_NORMS
+from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.refine import Budget
@@ -71,7 +72,12 @@ def test_published_studies_have_the_published_settings() -> None:
         spec = study.training
         assert (spec.steps, spec.batch_size, spec.sequence_length, spec.warmup_steps) == (100_000, 64, 2048, 5000)
         assert (spec.betas, spec.eps, spec.weight_decay, spec.grad_clip) == ((0.9, 0.95), 1e-8, 0.0, 1.0)
-        assert (spec.min_lr, spec.precision, spec.logits_dtype) == (1e-5, "bfloat16", "bfloat16")
+        assert (spec.schedule, spec.min_lr) == ("cosine", 1e-5)
+        assert (spec.precision, spec.logits_dtype) == ("bfloat16", "bfloat16")
+        assert spec.final_eval_sequences == 2_000 * 16
+        assert (study.model.tied, study.model.init, study.model.dropout) == (False, "xavier", 0.0)
+        defaults = TrainingSpec().model_copy(update={"final_eval_sequences": 32_000})
+        assert spec == defaults, "the defaults are the published settings"
     assert Study.load("gamma").methods[0].gamma == (1e-7, 1e-4, 1e-1, 1e2)
 
 
@@ -147,8 +153,9 @@ def test_schema_of_a_study_file() -> None:
             "autoscale", "compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers",
         ],
         "TrainingSpec": [
-            "batch_size", "betas", "decay_share", "eps", "eval_sequences", "grad_clip", "logits_dtype", "min_lr",
-            "precision", "schedule", "sequence_length", "steps", "warmup_steps", "weight_decay", "weight_decay_mode",
+            "batch_size", "betas", "decay_share", "eps", "eval_sequences", "final_eval_sequences", "grad_clip",
+            "logits_dtype", "min_lr", "precision", "schedule", "sequence_length", "steps", "warmup_steps",
+            "weight_decay", "weight_decay_mode",
         ],
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.study import DataSpec, Study
 from tests import fineweb
@@ -340,4 +341,4 @@ def test_shards_are_what_a_study_reads(source: str, tmp_path: Path) -> None:
     paths = {"path": str(tmp_path / "out/train-*.bin"), "validation": str(tmp_path / "out/val-*.bin")}
     tokens = prepare(DataSpec(source="shards", vocab_size=manifest.vocab_size, **paths), tmp_path / "home")
     assert tokens.train.tokens + tokens.validation.tokens == manifest.tokens
-    tokens.check_length(128, 64)
+    tokens.check_length(TrainingSpec(sequence_length=128, eval_sequences=64))

@@ -16,6 +16,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.study import DataSpec
 from trainers.data import Tokens, prepare, sources, write_shard
@@ -347,12 +348,24 @@ def test_sequence_longer_than_the_data(
     given: DataSpec, tmp_path: Path, T: int, eval_sequences: int, numbers: tuple[str, ...]
 ) -> None:
     tokens = prepare(given, tmp_path / "home")
-    tokens.check_length(99, 5)
+    tokens.check_length(TrainingSpec(sequence_length=99, eval_sequences=5))
     with pytest.raises(InvalidInput) as caught:
-        tokens.check_length(T, eval_sequences)
+        tokens.check_length(TrainingSpec(sequence_length=T, eval_sequences=eval_sequences))
     assert (caught.value.field, caught.value.value) == ("training.sequence_length", T)
     for number in numbers:
         assert number in str(caught.value)
+
+
+def test_a_final_validation_of_more_sequences_than_there_are(given: DataSpec, tmp_path: Path) -> None:
+    tokens = prepare(given, tmp_path / "home")
+    spec = TrainingSpec(sequence_length=10, eval_sequences=5, final_eval_sequences=49)
+    tokens.check_length(spec)
+    with pytest.raises(InvalidInput) as caught:
+        tokens.check_length(spec.model_copy(update={"final_eval_sequences": 50}))
+    assert str(caught.value) == (
+        "training.final_eval_sequences: 50 is more than the 49 sequences of 10 that the 500 validation tokens have; "
+        "use at most 49, or give more text for validation"
+    )
 
 
 def test_manifest_is_frozen(texts: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trainers.world import World
 
 TIMES = {"step_seconds", "tokens_per_second", *usage.KEYS}
 CELL = cell("z-loss", 1e-4, steps=20, batch_size=8, lr=1e-2, logits_dtype="float32")
+FINAL = CELL.model_copy(update={"training": CELL.training.model_copy(update={"final_eval_sequences": 31})})
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -61,6 +62,7 @@ def worker(rank: int, folder: Path) -> None:
         record("stopped by one rank", folder="resumed", should_stop=lambda: rank == 1 and next(asked) == 7)
         record("resumed", folder="resumed")
         record("again")
+        record("final validation", cell=FINAL)
 
         engine = trainer._engine
         trainer.memo = None
@@ -96,6 +98,18 @@ def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
     assert pair["first"][2:4] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-5)
     looked_at = {key: alone.diagnostics[key] for key in set(alone.diagnostics) - TIMES}
     assert pair["first"][-1] == pytest.approx(looked_at, rel=1e-2, abs=1e-4), "every rank looks at the same batch"
+
+
+def test_two_workers_share_the_final_validation(found, tmp_path):
+    """An odd number of sequences, so that the shares differ."""
+    pair, _, folder = found
+    torch.set_num_threads(1)
+    alone = Trainer(World.single(), tiny.opened(folder)).run(
+        FINAL, tmp_path / "run", evaluate_every=10, checkpoint_every=5
+    )
+    assert pair["final validation"][:2] == ["finished", 20]
+    assert pair["final validation"][2] == pytest.approx(alone.val_loss, rel=1e-5)
+    assert pair["final validation"][2] != pair["first"][2]
 
 
 def test_both_ranks_return_the_same(found):

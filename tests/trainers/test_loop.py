@@ -15,7 +15,7 @@ from search_spaces.cell import Cell, ModelSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from trainers import diagnostics, micro_batch, rows, spikes, usage
-from trainers.data import Tokens
+from trainers.data import Shards, Tokens, batch_windows, write_shard
 from trainers.engine import Engine
 from trainers.loop import Trainer
 from trainers.result import Result
@@ -250,6 +250,77 @@ def test_a_final_loss_above_the_initial_one_is_diverged(tokens, folder):
     assert "above l_init" in result.reason
 
 
+def test_the_result_is_of_the_final_validation(tokens, tmp_path):
+    """On sequences drawn from all of validation, the same ones for every cell; rows stay on the first ones."""
+    T, N = tiny.T, 30
+    trainer = Trainer(WORLD, tokens)
+    plain = run(trainer, cell(), tmp_path / "plain")
+    for seed in (1, 2):
+        result = run(trainer, cell(seed=seed, final_eval_sequences=N), tmp_path / f"final {seed}")
+        drawn = batch_windows(0, 0, N, tokens.validation.windows(T))
+        assert len(set(drawn.tolist())) == N
+        assert drawn.tolist() != list(range(N))
+        sequences_NU = torch.from_numpy(tokens.validation.read(drawn, T).astype(np.int64))
+        assert result.val_loss == pytest.approx(trainer._engine.loss(sequences_NU, 7), rel=1e-6)
+    assert result.state == "finished"
+    rows_of = [
+        [row["val_loss"] for row in rows.read(tmp_path / name / "metrics.jsonl")] for name in ("plain", "final 1")
+    ]
+    assert rows_of[0] == rows_of[1]
+    assert rows_of[0][-1] == plain.val_loss != result.val_loss
+
+
+def test_the_final_validation_is_read_a_micro_batch_at_a_time(tokens, folder, monkeypatch):
+    read, sizes = Shards.read, []
+
+    def watched(self: Shards, indices, T: int):
+        if self is tokens.validation:
+            sizes.append(len(indices))
+        return read(self, indices, T)
+
+    monkeypatch.setattr(Shards, "read", watched)
+    run(Trainer(WORLD, tokens), cell(final_eval_sequences=30), folder)
+    assert sizes == [4] + [4] * 7 + [2], "the validation along the run at once, the final one by the micro batch"
+
+
+def test_a_crash_in_the_final_validation_takes_no_step_again(tokens, tmp_path, monkeypatch):
+    this = cell(final_eval_sequences=30)
+    uninterrupted = facts(run(Trainer(WORLD, tokens), this, tmp_path / "a"), tmp_path / "a")
+
+    class Crash(Exception):
+        pass
+
+    mean_loss = Engine.mean_loss
+
+    def crash(engine: Engine, batches, N: int) -> float:
+        if N == 30:
+            next(iter(batches))
+            raise Crash
+        return mean_loss(engine, batches, N)
+
+    monkeypatch.setattr(Engine, "mean_loss", crash)
+    with pytest.raises(Crash):
+        run(Trainer(WORLD, tokens), this, tmp_path / "b")
+    monkeypatch.setattr(Engine, "mean_loss", mean_loss)
+    monkeypatch.setattr(Engine, "step", lambda *args, **more: pytest.fail("took a step"))
+    assert facts(run(Trainer(WORLD, tokens), this, tmp_path / "b"), tmp_path / "b") == uninterrupted
+
+
+def test_a_final_validation_above_the_initial_loss_is_diverged(tmp_path, folder):
+    """It learned the first sequences of validation, which are all that it is looked at along the run; the others hold
+    tokens that training never has."""
+    text = np.arange(20_000) % 50
+    never = np.random.default_rng(0).integers(50, tiny.V, 2_000)
+    for name, content in (("train", text), ("validation", np.concatenate((text[: 5 * tiny.T], never)))):
+        write_shard(tmp_path / f"{name}.bin", content.astype(np.uint16))
+    this = cell(steps=40, lr=1e-2, final_eval_sequences=60)
+    result = run(Trainer(WORLD, tiny.opened(tmp_path)), this, folder, evaluate_every=20)
+    last = rows.read(folder / "metrics.jsonl")[-1]
+    assert last["val_loss"] < result.l_init < result.val_loss
+    assert result.state == "diverged"
+    assert result.reason == f"final validation loss {result.val_loss:.4f} is above l_init {result.l_init:.4f}"
+
+
 def test_the_trainer_goes_on_after_a_diverged_cell(tokens, tmp_path):
     trainer = Trainer(WORLD, tokens)
     first = facts(run(trainer, cell(), tmp_path / "a"), tmp_path / "a")
@@ -263,6 +334,7 @@ def test_the_trainer_goes_on_after_a_diverged_cell(tokens, tmp_path):
         ({"V": 512}, {}, "cell.V"),
         ({"digest": "other"}, {}, "cell.data"),
         ({}, {"sequence_length": 4096}, "training.sequence_length"),
+        ({}, {"final_eval_sequences": 1000}, "training.final_eval_sequences"),
     ],
 )
 def test_a_cell_that_does_not_fit_names_the_field(tokens: Tokens, folder, tokens_change, cell_change, field):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from search_spaces.cell import Frozen, digest
+from search_spaces.cell import Frozen, TrainingSpec, digest
 from search_spaces.errors import InvalidInput
 from search_spaces.study import DataSpec
 from trainers.buckets import Mirror
@@ -66,14 +66,16 @@ class Tokens:
     folder: Path | None = None
     """Where ``prepare`` wrote them; None for given shards."""
 
-    def check_length(self, T: int, eval_sequences: int = 1) -> None:
+    def check_length(self, spec: TrainingSpec) -> None:
         """See that a sequence fits.
 
         Raises:
             InvalidInput: the training tokens have no window of T + 1, or validation has fewer than
-                ``eval_sequences``.
+                ``eval_sequences`` or ``final_eval_sequences``.
         """
-        for name, shards, needed in (("training", self.train, 1), ("validation", self.validation, eval_sequences)):
+        T, asked = spec.sequence_length, spec.final_eval_sequences
+        needs = (("training", self.train, 1), ("validation", self.validation, spec.eval_sequences))
+        for name, shards, needed in needs:
             if (have := shards.windows(T)) < needed:
                 fit = bisect_left(range(1, T), True, key=lambda t: shards.windows(t) < needed)
                 remedies = [f"use at most {fit}"] * (fit > 0) + ["give more text"]
@@ -84,6 +86,13 @@ class Tokens:
                     f"divides the {shards.tokens} {name} tokens into {have} sequences, at least {needed} needed",
                     ", or ".join(remedies),
                 )
+        if asked is not None and (have := self.validation.windows(T)) < asked:
+            raise InvalidInput(
+                "training.final_eval_sequences",
+                asked,
+                f"is more than the {have} sequences of {T} that the {self.validation.tokens} validation tokens have",
+                f"use at most {have}, or give more text for validation",
+            )
 
     def verify(self, memo: Path) -> None:
         """Compare every file with the checksum that the manifest beside it has; one without is known by its digest.
