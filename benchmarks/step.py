@@ -45,7 +45,6 @@ from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
 from trainers.head import Precision
 from trainers.model import GPT
-from trainers.optimizer import clip
 from trainers.world import World
 
 CORES = os.cpu_count() or 1
@@ -236,7 +235,7 @@ def shares(engine: Engine) -> None:
         clock.append(time.perf_counter())
         objective.backward()
         clock.append(time.perf_counter())
-        clip(engine.optimizer.gradients(), cell.training.grad_clip)
+        engine.optimizer.clip(cell.training.grad_clip)
         engine.optimizer.step(cell.lr)
         engine.optimizer.zero_grad()
         clock.append(time.perf_counter())

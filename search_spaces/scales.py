@@ -48,6 +48,7 @@ class Scale:
 SCALES: dict[str, Scale] = {
     scale.name: scale
     for scale in (
+        Scale(name="nano", L=1, D=16, H=2),  # for processors: 100,000 steps in a minute or two
         Scale(name="tiny", L=2, D=64, H=4),  # for processors: seconds a run
         Scale(name="5M", L=3, D=96, H=4),
         Scale(name="8M", L=4, D=128, H=4),

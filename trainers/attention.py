@@ -23,7 +23,18 @@ MOST_CHUNKS = 8
 
 
 def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() and q_BHTK.device.type == "cpu" and q_BHTK.shape[2] <= CHUNK:
+        return _written_out(q_BHTK, k_BHTK, v_BHTK)
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+
+
+def _written_out(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Two batched products and a softmax that the compiler fuses: at 64 tokens half the time of the fused kernel, which
+    is made for long sequences."""
+    T, K = q_BHTK.shape[-2:]
+    future_TT = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).triu(1)
+    z_BHTT = (q_BHTK @ k_BHTK.transpose(-1, -2)) * K**-0.5
+    return torch.softmax(z_BHTT.masked_fill(future_TT, -torch.inf), dim=-1) @ v_BHTK
 
 
 def temperature(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:

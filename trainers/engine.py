@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from search_spaces.cell import Cell
-from trainers import methods
-from trainers.head import Losses, Objective
+from trainers import fused, methods
+from trainers.head import CHUNK_BYTES, Losses, Objective
 from trainers.model import GPT
-from trainers.optimizer import Optimizer, clip
+from trainers.optimizer import Optimizer
 from trainers.world import World
 
 COMPILED_VARIANTS = 64
@@ -68,10 +68,12 @@ class Engine:
         self.strength = torch.zeros((), device=world.device)
         self.wrapped: Objective | DistributedDataParallel = self.objective
         if world.size > 1:
-            self.wrapped = DistributedDataParallel(
-                self.objective, gradient_as_bucket_view=True, broadcast_buffers=False
-            )  # the buffers are functions of weights that are equal on all ranks
-        self.settled: set[tuple[int, ...]] = set()
+            # The buffers are functions of weights that are equal on all ranks.
+            self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
+        self.settled: set[tuple[object, ...]] = set()
+        self.gradients: fused.Gradients | None = None
+        self.fuses = False
+        """Whether the cell's steps are small enough to be one compiled function."""
         self.reset(cell)
 
     def reset(self, cell: Cell) -> None:
@@ -80,7 +82,6 @@ class Engine:
         self.objective.train()
         self.objective.model.reset_parameters(cell.seed)
         self.optimizer.reset(cell.training)
-        self.optimizer.zero_grad()
         self.strength.fill_(0.0 if cell.gamma is None else cell.gamma)
 
     @torch.no_grad()
@@ -100,11 +101,12 @@ class Engine:
         return {f"model.{name}": tensor for name, tensor in model.items()} | adam
 
     def settle(self, micro_batch: int) -> None:
-        """Does what only the first step of a kind does, outside of any cell: compilation, and DDP's bucket order.
-
-        DDP orders its buckets after its first backward pass; a cell that saw both orders would not be repeatable.
-        """
-        kind = (micro_batch,) if self.compile else ()
+        """Runs one throwaway step of this kind, so that compilation and DDP's rebuild of its buckets happen before the
+        cell: one that saw both orders of the buckets would not be repeatable."""
+        kind: tuple[object, ...] = ()
+        if self.compile:
+            self.fuses = self._can_fuse(micro_batch)
+            kind = (micro_batch, self.cell.method) if self.fuses else (micro_batch,)
         if kind in self.settled or not (self.compile or self.world.size > 1):
             return
         if self.compile:
@@ -113,26 +115,34 @@ class Engine:
             self.try_out(micro_batch)
         self.settled.add(kind)
 
+    def _can_fuse(self, micro_batch: int) -> bool:
+        """Whether a step is small enough to be one compiled function: on one processor, all logits in one chunk."""
+        spec, world = self.cell.training, self.world
+        logits_bytes = 4 * micro_batch * spec.sequence_length * self.cell.V
+        one_processor = world.size == 1 and world.device.type == "cpu" and spec.precision == "float32"
+        return one_processor and not self.cell.model.dropout and logits_bytes <= CHUNK_BYTES and fused.supported()
+
     def _settle_compiled(self, micro_batch: int) -> None:
-        from torch._dynamo.exc import TorchDynamoException  # seconds to import: only where it is asked for
+        import torch._dynamo.config as dynamo  # seconds to import: only where it is asked for
+        from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
 
-        torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+        dynamo.recompile_limit = COMPILED_VARIANTS
         model = self.objective.model
-        if self.objective.body == model.forward:
+        if self.fuses and self.gradients is None:
+            self.gradients = fused.compiled(self.objective, self.optimizer)
+        if not self.fuses and self.objective.body == model.forward:
             self.objective.body = torch.compile(model.forward, dynamic=False, fullgraph=True)
         try:
             self.try_out(micro_batch)
         except (TorchDynamoException, InductorError) as error:
             warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
-            self.compile, self.objective.body = False, model.forward
+            self.compile, self.fuses, self.objective.body = False, False, model.forward
 
     def try_out(self, micro_batch: int) -> None:
         """One forward and backward pass on zeros, without a trace in the weights."""
         T = self.cell.training.sequence_length
-        tokens_BU = torch.zeros(micro_batch, T + 1, dtype=torch.int64, device=self.world.device)
-        losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
-        torch.autograd.backward(losses.objective)
+        self._backward((torch.zeros(micro_batch, T + 1, dtype=torch.int64, device=self.world.device),), stop=False)
         self.optimizer.zero_grad()
 
     def step(self, batch_BU: NDArray[np.uint16], *, step: int, lr: float, micro_batch: int, stop: bool = False) -> Step:
@@ -142,21 +152,9 @@ class Engine:
         """
         if self.cell.model.dropout:
             torch.manual_seed(_dropout_seed(self.cell.seed, step, self.world.rank))
-        micro_batches = torch.split(self.to_device(batch_BU), micro_batch)
-        last = len(micro_batches) - 1
-        # Mean loss and stop flag, summed over ranks in one small message that travels during the backward pass.
-        flags = torch.zeros(2, device=self.world.device)
-        flags[1] = float(stop)
-        for i, tokens_BU in enumerate(micro_batches):
-            quiet = isinstance(self.wrapped, DistributedDataParallel) and i < last
-            with self.wrapped.no_sync() if quiet else nullcontext():  # type: ignore[operator]
-                losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
-                flags[0] += losses.cross_entropy / (len(micro_batches) * self.world.size)
-                if i == last:
-                    wait = self.world.sum_async(flags)
-                torch.autograd.backward(losses.objective / len(micro_batches))
-        wait()
-        norm = clip(self.optimizer.gradients(), self.cell.training.grad_clip)
+        self.optimizer.zero_grad()
+        flags = self._backward(torch.split(self.to_device(batch_BU), micro_batch), stop)
+        norm = self.optimizer.clip(self.cell.training.grad_clip)
         loss, stopping, grad_norm = torch.cat((flags, norm[None])).tolist()  # the one wait for the device
         taken = Step(loss, grad_norm, stopping > 0)
         if taken.finite and not taken.stop:
@@ -164,8 +162,32 @@ class Engine:
             if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
                 constrain(self.objective.model.E_VD)
             self.objective.model.after_step()
-        self.optimizer.zero_grad()
         return taken
+
+    def _backward(self, micro_batches: Sequence[Tensor], stop: bool) -> Tensor:
+        """Adds the gradient of this rank's part of the batch, or under DDP of the whole batch, to the optimizer's.
+
+        Returns:
+            Mean cross-entropy of the global batch, and how many ranks stop: one small message between them, which
+            travels during the last backward pass.
+        """
+        share, last = 1.0 / len(micro_batches), len(micro_batches) - 1
+        flags = torch.tensor((0.0, float(stop)), device=self.world.device)
+        wait: Callable[[], object] = _nothing
+        for i, tokens_BU in enumerate(micro_batches):
+            if self.fuses:
+                assert self.gradients is not None
+                flags[0] += share * self.gradients(tokens_BU, self.cell.method, self.strength, share)
+                continue
+            quiet = isinstance(self.wrapped, DistributedDataParallel) and i < last
+            with self.wrapped.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+                losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
+                flags[0] += losses.cross_entropy * (share / self.world.size)
+                if i == last:
+                    wait = self.world.sum_async(flags)
+                torch.autograd.backward(losses.objective * share)
+        wait()
+        return flags
 
     def loss(self, tokens_NU: Tensor, micro_batch: int) -> float:
         """Mean plain cross-entropy of the sequences ``(N, T + 1)``, shared out over the ranks."""
@@ -188,6 +210,10 @@ class Engine:
         if self.world.device.type == "cuda":
             narrow = narrow.pin_memory().to(self.world.device, non_blocking=True)
         return narrow.to(torch.int64)
+
+
+def _nothing() -> None:
+    """The wait of a single process."""
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

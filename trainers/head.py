@@ -192,6 +192,45 @@ class ChunkedLosses(torch.autograd.Function):
         return grad_h_ND.mul_(grads[0]), grad_E_VD.mul_(grads[0]), None, None, None, None, None
 
 
+class Differentiated(NamedTuple):
+    losses: Losses
+    grad_h_ND: Tensor
+    grad_E_VD: Tensor
+    """Of the objective, the mean over the N tokens."""
+
+
+def differentiated(
+    h_ND: Tensor, E_VD: Tensor, targets_N: Tensor, method: str, strength: Tensor, logits_dtype: Precision
+) -> Differentiated:
+    """What ``ChunkedLosses`` computes, for few tokens: all logits at once, in float32, without buffers, so that it can
+    be compiled into a step."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(torch.bfloat16).to(x.dtype) if logits_dtype == "bfloat16" else x
+
+    N, targets_N1 = len(h_ND), targets_N[:, None]
+    logits_NV = rounded(product(h_ND, E_VD))
+    vjp = None
+    if cap := methods.LOGITS_MAPS.get(method):
+        logits_NV, vjp = cap(strength, logits_NV)
+    max_logit_N = logits_NV.amax(dim=-1)
+    exp_NV = (logits_NV - max_logit_N[:, None]).exp()
+    Z_N = exp_NV.sum(dim=-1)
+    log_z_N = max_logit_N + Z_N.log()
+    ce_N = log_z_N - logits_NV.gather(1, targets_N1).squeeze(1)
+    penalty_N, slopes, mu_D = torch.zeros_like(ce_N), Slopes(), E_VD.mean(dim=0)
+    if penalty := methods.PENALTIES.get(method):
+        values_N, by_inputs = torch.func.vjp(penalty, strength, log_z_N, max_logit_N, mu_D)
+        penalty_N = values_N.expand_as(log_z_N)
+        slopes = Slopes(*by_inputs(torch.full_like(values_N, len(penalty_N) / (N * values_N.numel())))[1:])
+    grad_NV = by_logits(exp_NV / Z_N[:, None], logits_NV, targets_N1, slopes, N)
+    grad_NV = rounded(vjp(grad_NV) if vjp else grad_NV)
+    grad_E_VD = weight_product(grad_NV, h_ND)
+    if slopes.mu_D is not None:
+        grad_E_VD = grad_E_VD + slopes.mu_D / len(E_VD)
+    return Differentiated(Losses((ce_N + penalty_N).mean(), ce_N.mean()), product(grad_NV, E_VD.T), grad_E_VD)
+
+
 @torch.no_grad()
 def logits(h_BTD: Tensor, E_VD: Tensor, method: str, strength: Tensor, logits_dtype: Precision) -> Tensor:
     """The logits that the loss sees, ``(B, T, V)`` in float32, all at once and without a gradient: for a look."""

@@ -29,11 +29,19 @@ FASTER = amd() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 """Whether oneDNN is. By the processor's name and not by a trial, so that a machine's losses repeat bit for bit."""
 
 
-def serves(*tensors: Tensor) -> bool:
-    """Whether oneDNN takes these: float32 on an AMD processor, outside of autocast."""
+WORTHWHILE_FLOPS = 12e6
+"""Below, what oneDNN takes to start a product costs more than its kernels gain: with 128 tokens, in all layers of tiny;
+with 512, in one."""
+
+
+def serves(a: Tensor, b: Tensor) -> bool:
+    """Whether oneDNN takes the product of these, over the last dimension of ``a``: large enough, in float32, on an AMD
+    processor, outside of autocast."""
     if not FASTER or torch.is_autocast_enabled("cpu"):
         return False
-    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    if 2 * a.numel() * b.numel() < WORTHWHILE_FLOPS * a.shape[-1]:
+        return False
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (a, b))
 
 
 def product(a_NI: Tensor, b_OI: Tensor) -> Tensor:

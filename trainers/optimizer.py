@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from search_spaces.cell import TrainingSpec
+
+ALIGNMENT = 16
+"""Floats in a cache line."""
+ROW = 1024
+"""Elements whose squares the norm sums at a time: one sum over millions of float32 loses its last digits."""
 
 
 def lr_at(step: int, spec: TrainingSpec, lr: float) -> float:
@@ -30,63 +36,76 @@ def lr_at(step: int, spec: TrainingSpec, lr: float) -> float:
     return lr * left + spec.min_lr * (1.0 - left)
 
 
-@torch.no_grad()
-def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
-    """Scales ``gradients`` in place to a global L2 norm of at most ``max_norm``; returns the norm before."""
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
-
-
 class Optimizer:
-    """torch's fused Adam, with weight decay apart from it.
+    """torch's fused Adam over one flat vector, with weight decay apart from it.
+
+    Parameters, gradients and moments are views of four flat tensors, so that the clip and Adam take a handful of calls
+    however many parameters there are: at small steps the calls are what costs.
 
     Every matrix is scaled before Adam's step: by ``1 - weight_decay`` (independent: arXiv 2309.14322, section 3.2.3,
     without its schedule) or by ``1 - lr * weight_decay`` (coupled: AdamW, arXiv 1711.05101); norms keep their scales.
-    The learning rate is a tensor, and ``reset`` works
-    in place, so that a warm process goes from cell to cell without new allocations or compilations. It is torch's
-    function and not its ``Adam``, which imports the compiler when it is made: seconds of each process that trains alone
-    (DDP imports it all the same).
+    The learning rate is a tensor and ``reset`` works in place, so that a warm process goes from cell to cell without
+    new allocations or compilations. Adam is torch's function, not its class, which imports the compiler when it is
+    made: seconds for each process that trains alone (DDP imports it all the same).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Moves the storage of ``parameters`` into one vector; their values stay."""
         self.parameters = list(parameters)
+        sizes = [p.numel() for p in self.parameters]
+        # Each begins on a cache line; the padding between them is zero and stays zero.
+        ends = list(accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+        starts, total = [0, *ends[:-1]], -(-ends[-1] // ROW) * ROW
+        self.values, self.gradient, self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(total, dtype=self.parameters[0].dtype, device=self.parameters[0].device) for _ in range(4)
+        )
+
+        def views(flat: Tensor) -> list[Tensor]:
+            slices = zip(starts, sizes, self.parameters, strict=True)
+            return [flat[start : start + size].view(p.shape) for start, size, p in slices]
+
+        for p, value, gradient in zip(self.parameters, views(self.values), views(self.gradient), strict=True):
+            value.copy_(p.detach())
+            p.data, p.grad = value, gradient
+        self.gradients = views(self.gradient)
+        self.moments = {"exp_avg": views(self.exp_avg), "exp_avg_sq": views(self.exp_avg_sq)}
         self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() >= 2]
-        self.lr = torch.zeros((), device=self.parameters[0].device)
+        self.steps = self.values.new_zeros(())
+        self.lr = self.values.new_zeros(())
         self.betas, self.eps = (0.0, 0.0), 0.0
         self.weight_decay, self.coupled = 0.0, False
-        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
-        self.exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
 
     def reset(self, spec: TrainingSpec) -> None:
         """Forgets all moments and takes over the hyperparameters of ``spec``."""
         self.betas, self.eps = spec.betas, spec.eps
         self.weight_decay, self.coupled = spec.weight_decay, spec.weight_decay_mode == "coupled"
-        for tensor in self.state().values():
+        for tensor in (self.gradient, self.exp_avg, self.exp_avg_sq, self.steps):
             tensor.zero_()
 
-    def gradients(self) -> list[Tensor]:
-        """Those in place, in the order of the parameters."""
-        return [p.grad for p in self.parameters if p.grad is not None]
-
     def zero_grad(self) -> None:
-        for p in self.parameters:
-            p.grad = None
+        self.gradient.zero_()
+
+    @torch.no_grad()
+    def clip(self, max_norm: float) -> Tensor:
+        """Scales the gradient in place to a global L2 norm of at most ``max_norm``; returns the norm before."""
+        by_row = torch.linalg.vector_norm(self.gradient.view(-1, ROW), dim=1)
+        norm: Tensor = torch.linalg.vector_norm(by_row)
+        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
+        return norm
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step from the gradients in place, of which none may be missing."""
+        """One step from the gradient in place."""
         self.lr.fill_(lr)
         if self.weight_decay:
             torch._foreach_mul_(self.matrices, 1.0 - self.weight_decay * (lr if self.coupled else 1.0))
         adam(
-            list(self.parameters),
-            self.gradients(),
-            self.exp_avgs,
-            self.exp_avg_sqs,
+            [self.values],
+            [self.gradient],
+            [self.exp_avg],
+            [self.exp_avg_sq],
             [],
-            self.steps,
+            [self.steps],
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
@@ -98,6 +117,6 @@ class Optimizer:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's state as ``{index}.{step, exp_avg, exp_avg_sq}``: the tensors themselves, not copies."""
-        kinds = {"step": self.steps, "exp_avg": self.exp_avgs, "exp_avg_sq": self.exp_avg_sqs}
-        return {f"{i}.{name}": kinds[name][i] for i in range(len(self.parameters)) for name in kinds}
+        """Adam's state as ``step`` and ``{index}.{exp_avg, exp_avg_sq}``: the tensors themselves, not copies."""
+        moments = {f"{i}.{name}": view for name, views in self.moments.items() for i, view in enumerate(views)}
+        return {"step": self.steps} | moments

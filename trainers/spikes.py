@@ -22,7 +22,8 @@ class Spikes:
         self.count = count
 
     def observe(self, loss: float) -> None:
-        if len(self.losses) >= JUDGED_FROM:
+        # A loss below the mean is no spike, which half of them are: numpy's start-up is a tenth of a small step.
+        if len(self.losses) >= JUDGED_FROM and loss > sum(self.losses) / len(self.losses):
             window = np.fromiter(self.losses, dtype=np.float64)
             self.count += bool(loss > window.mean() + DEVIATIONS * window.std())
         self.losses.append(loss)

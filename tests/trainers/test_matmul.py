@@ -20,7 +20,15 @@ sizes = st.integers(1, 70)
 def on_amd() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matmul, "FASTER", True)
+        patch.setattr(matmul, "WORTHWHILE_FLOPS", 0)
         yield
+
+
+def test_a_small_product_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "WORTHWHILE_FLOPS", 2 * 5 * 24 * 40)
+    assert serves(torch.ones(5, 24), torch.ones(40, 24))
+    assert serves(torch.ones(5, 40), torch.ones(40, 24)), "the same product on its way back"
+    assert not serves(torch.ones(4, 24), torch.ones(40, 24))
 
 
 @given(N=sizes, I=sizes, O=sizes, transposed=st.tuples(st.booleans(), st.booleans()))

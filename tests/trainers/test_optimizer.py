@@ -12,7 +12,7 @@ from tiny import cell
 from torch import nn
 
 from search_spaces.cell import TrainingSpec
-from trainers.optimizer import Optimizer, clip, lr_at
+from trainers.optimizer import Optimizer, lr_at
 
 
 def spec(**fields: object) -> TrainingSpec:
@@ -86,7 +86,6 @@ def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
     optimizer = Optimizer([matrix, scale])
     optimizer.reset(spec(weight_decay=1e-3, weight_decay_mode=mode))
     for _ in range(50):
-        matrix.grad, scale.grad = torch.zeros_like(matrix), torch.zeros_like(scale)
         optimizer.step(0.5)
     torch.testing.assert_close(matrix.detach(), torch.full((3, 2), (1 - factor * 1e-3) ** 50))
     assert torch.equal(scale.detach(), torch.ones(3))
@@ -110,7 +109,8 @@ def assert_steps_are(reference: type[torch.optim.Optimizer], **fields: Any) -> N
     optimizer.reset(spec(**fields))
     torchs = reference([theirs], betas=(0.9, 0.95), eps=1e-8, foreach=False, weight_decay=fields["weight_decay"])  # type: ignore[call-arg]
     for i, gradient in enumerate(gradients):
-        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.grad.copy_(gradient)
+        theirs.grad = gradient.clone()
         torchs.param_groups[0]["lr"] = 0.1 / (i + 1)
         torchs.step()
         optimizer.step(0.1 / (i + 1))
@@ -121,7 +121,7 @@ def test_reset_forgets_the_moments_in_place():
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = Optimizer([parameter])
     optimizer.reset(spec())
-    parameter.grad = torch.ones_like(parameter)
+    parameter.grad.fill_(1.0)
     optimizer.step(0.1)
     tensors = optimizer.state()
     assert all(tensor.any() for tensor in tensors.values())
@@ -133,8 +133,22 @@ def test_reset_forgets_the_moments_in_place():
 
 @pytest.mark.parametrize("max_norm", [1.0, 100.0])
 def test_clip_returns_the_norm_before(max_norm):
-    gradients = [torch.full((2, 2), 3.0), torch.full((3,), 4.0)]
-    before = torch.cat([g.flatten() for g in gradients])
-    assert float(clip(gradients, max_norm)) == pytest.approx(float(before.norm()))
-    after = torch.cat([g.flatten() for g in gradients])
+    parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3))]
+    optimizer = Optimizer(parameters)
+    for parameter, value in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad.fill_(value)
+    before = torch.cat([p.grad.flatten() for p in parameters])
+    assert float(optimizer.clip(max_norm)) == pytest.approx(float(before.norm()))
+    after = torch.cat([p.grad.flatten() for p in parameters])
     torch.testing.assert_close(after, before * min(1.0, max_norm / float(before.norm())))
+
+
+def test_parameters_and_gradients_become_views_of_one_vector_and_keep_their_values():
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((3, 5), (7,), (2, 2))]
+    values = [p.detach().clone() for p in parameters]
+    optimizer = Optimizer(parameters)
+    for p, value in zip(parameters, values, strict=True):
+        assert torch.equal(p.detach(), value)
+        assert p.untyped_storage().data_ptr() == optimizer.values.untyped_storage().data_ptr()
+        p.square().sum().backward()
+    assert float(optimizer.gradient.square().sum()) == pytest.approx(sum(float(4 * v.square().sum()) for v in values))
