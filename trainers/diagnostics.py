@@ -31,7 +31,7 @@ TOKENS = 512
 """Tokens of one forward pass, and of a row along a run; one sequence where a sequence is longer."""
 FINAL_TOKENS = 131_072
 """Tokens of the last row of a long run, as many as the published analysis takes: 4 batches of 16 x 2,048."""
-FINAL_SHARE = 200
+FINAL_SHARE = 400
 """Tokens trained on for each token of the last row, at least: a token costs half of what it costs to train on."""
 TOKENS_AT_ONCE = 256
 """Tokens whose logits exist at the same time: 51 MB with a vocabulary of 50,304."""

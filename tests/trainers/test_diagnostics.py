@@ -164,7 +164,7 @@ def test_the_last_row_looks_at_more_tokens(tmp_path):
         return diagnostics.final_batch(validation, spec)
 
     assert len(chosen(1)) == 512 // T, "as many as any other row, and"
-    assert len(chosen(5_000)) == 5_000 * 10 // 200, "of a longer run a share of what it trained on,"
+    assert len(chosen(5_000)) == 5_000 * 10 // 400, "of a longer run a share of what it trained on,"
     assert len(chosen(100_000)) == 312, "as far as there are tokens"
     first, second, *_, last = chosen(1)[:, 0].tolist()
     assert (first, last) == (0, 311 * T % 1000), "from the first window to the last"
