@@ -3,15 +3,18 @@
 ``python -m benchmarks.diagnostics [--seconds 20] [--threads 1]``
 
 Steps, diagnostics and validation passes of one engine take turns; their medians give the shares of a run of so many
-steps. Validation is no diagnostic and stands apart; its share depends on ``eval_sequences`` alone.
+steps. The last row looks at more tokens than the others, so it is timed apart. Validation is not one of the
+diagnostics; its share depends on ``eval_sequences`` alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ import torch
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.study import default_interval
 from trainers import diagnostics
+from trainers.data import Shards, write_shard
 from trainers.engine import Engine
 from trainers.world import World
 
@@ -32,7 +36,7 @@ SHAPES = (
 )
 
 
-def cell_of(scale: str, V: int, batch: int, T: int) -> Cell:
+def cell_of(scale: str, V: int, batch: int, T: int, steps: int) -> Cell:
     return Cell(
         scale=scale,
         method="baseline",
@@ -42,7 +46,9 @@ def cell_of(scale: str, V: int, batch: int, T: int) -> Cell:
         data="random",
         V=V,
         model=ModelSpec(),
-        training=TrainingSpec(batch_size=batch, sequence_length=T, precision="float32", eval_sequences=32),
+        training=TrainingSpec(
+            steps=steps, warmup_steps=0, batch_size=batch, sequence_length=T, precision="float32", eval_sequences=32
+        ),
     )
 
 
@@ -53,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]:
-    """Median seconds of a step, of one look at the diagnostics, and of one validation pass."""
+    """Median seconds of a step, of a row's diagnostics, of the last row's, and of one validation pass."""
     engine = Engine(cell, World(0, 1, device), compile=False)
     spec = cell.training
     engine.settle(spec.batch_size)
@@ -61,10 +67,12 @@ def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]
     batch_BU = random.integers(0, cell.V, (spec.batch_size, spec.sequence_length + 1), dtype=np.uint16)
     validation_NU = torch.from_numpy(random.integers(0, cell.V, (spec.eval_sequences, spec.sequence_length + 1)))
     validation_NU = validation_NU.to(device)
-    looked_at_BU = diagnostics.batch_of(validation_NU)
+    row_NU = diagnostics.batch_of(validation_NU, spec)
+    final_NU = final_batch(cell).to(device)
     works: dict[str, Callable[[], object]] = {
         "step": lambda: engine.step(batch_BU, step=0, lr=LR, micro_batch=spec.batch_size),
-        "diagnostics": lambda: diagnostics.measure(engine.objective, looked_at_BU, cell.method, engine.strength),
+        "row": lambda: diagnostics.measure(engine.objective, row_NU, cell.method, engine.strength),
+        "last row": lambda: diagnostics.measure(engine.objective, final_NU, cell.method, engine.strength),
         "validation": lambda: engine.loss(validation_NU, spec.batch_size),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -77,6 +85,14 @@ def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]
     return {name: statistics.median(found[ROUND if name == "step" else 1 :]) for name, found in times.items()}
 
 
+def final_batch(cell: Cell) -> torch.Tensor:
+    """What the last row of the cell looks at, of a validation set that has enough."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "validation.bin"
+        write_shard(path, np.random.default_rng(0).integers(0, cell.V, 2 * diagnostics.FINAL_TOKENS, dtype=np.uint16))
+        return diagnostics.final_batch(Shards((path,)), cell.training)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -85,14 +101,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for scale, V, batch, T, runs in SHAPES:
-        found = medians(cell_of(scale, V, batch, T), torch.device(args.device), args.seconds)
-        step = found["step"]
-        print(f"{scale}, V {V:,}, {batch} x {T} tokens a step of {step * 1e3:.1f} ms")
         for steps in runs:
+            cell = cell_of(scale, V, batch, T, steps)
+            found = medians(cell, torch.device(args.device), args.seconds)
+            step, tokens = found["step"], final_batch(cell).numel()
+            print(f"{scale}, V {V:,}, {batch} x {T} tokens a step of {step * 1e3:.1f} ms")
             evaluations = 1 + steps // default_interval(steps)
-            shares = {name: evaluations * spent / (steps * step) for name, spent in found.items() if name != "step"}
-            told = "   ".join(f"{name} {share:.2%}" for name, share in shares.items())
+            looked = (evaluations - 1) * found["row"] + found["last row"]
+            shares = {"diagnostics": looked, "validation": evaluations * found["validation"]}
+            told = "   ".join(f"{name} {spent / (steps * step):.2%}" for name, spent in shares.items())
             print(f"  {steps:>5} steps, {evaluations} evaluations: {told} of the training time")
+            print(f"         a row {found['row'] * 1e3:.1f} ms, the last one, of {tokens:,} tokens, ", end="")
+            print(f"{found['last row'] * 1e3:.1f} ms, {found['last row'] / (steps * step):.2%}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ DIAGNOSTICS = (
     Diagnostic(column="output_mu_norm", title="Norm of mu, the mean output embedding", axis="signed"),
     Diagnostic(column="logits_mean", title="Mean logit", axis="signed"),
     Diagnostic(column="logits_std", title="Standard deviation of the logits", axis="log"),
-    Diagnostic(column="logits_absmax", title="Largest absolute logit", axis="log"),
+    Diagnostic(column="logits_absmax", title="Largest absolute logit, mean over tokens", axis="log"),
     Diagnostic(column="log_z_squared", title="Mean of the square of log Z", axis="log"),
     Diagnostic(column="attention_logit_max", title="Largest attention logit", axis="log"),
     *(Diagnostic(column=key, title=METRICS[key], axis="log") for key in LAYER_NORMS),

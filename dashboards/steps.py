@@ -14,7 +14,7 @@ METRICS: dict[str, str] = {
     "output_mu_norm": "Norm of mu, the mean output embedding",
     "logits_mean": "Mean logit",
     "logits_std": "Standard deviation of the logits",
-    "logits_absmax": "Largest absolute logit",
+    "logits_absmax": "Largest absolute logit, mean over tokens",
     "log_z": "Mean of log Z",
     "attention_logit_max": "Largest attention logit",
     "qkv_norm": "Output norm of QKV, mean over layers",

@@ -1,9 +1,11 @@
-"""What an evaluation looks at beside the loss: embeddings, logits, and the outputs of the linear layers.
+"""What an evaluation measures beside the loss: embeddings, logits, and the outputs of the linear layers.
 
-Everything is computed from the weights and from one small validation batch, at evaluations only, so that a training
-step pays nothing. All ranks compute the same on the same batch.
+The statistics are those of the published analysis (arXiv 2601.02031 and its code), under its definitions, so that our
+columns can stand beside its columns: docs/formats.md has the names of both. Everything is computed at evaluations
+only, from the weights and from validation tokens: a few of them along a run, many more at its end.
 
-Legend: B sequences, T tokens a sequence, V vocabulary with padding, D model width, H heads, K width of a head.
+Legend: N sequences, B sequences of one forward pass, T tokens a sequence, U tokens of a window, T + 1, C tokens of a
+    chunk, V vocabulary with padding, D model width, H heads, K width of a head, L blocks, R ranks.
 """
 
 from __future__ import annotations
@@ -11,19 +13,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from search_spaces.cell import TrainingSpec
 from trainers import usage
+from trainers.data import Shards
 from trainers.head import Objective, logits
 from trainers.model import Block
+from trainers.world import World
 
 TOKENS = 512
-"""Tokens in the small batch; one sequence where a sequence is longer."""
+"""Tokens of one forward pass, and of a row along a run; one sequence where a sequence is longer."""
+FINAL_TOKENS = 131_072
+"""Tokens of the last row of a long run, as many as the published analysis takes: 4 batches of 16 x 2,048."""
+FINAL_SHARE = 400
+"""Tokens trained on for each token of the last row, at least: a token costs half of what it costs to train on."""
 TOKENS_AT_ONCE = 256
-"""Whose logits are there at a time: 51 MB with a vocabulary of 50,304."""
+"""Tokens whose logits exist at the same time: 51 MB with a vocabulary of 50,304."""
 TRAINING = (
     "train_loss",
     "val_loss",
@@ -45,8 +56,22 @@ EMBEDDING = (
     "isotropy",
     "singular_min",
     "singular_max",
+    "mu_h_cosine",
+    "mu_h_dot",
 )
-HEAD = ("logits_mean", "logits_std", "logits_absmax", "log_z", "log_z_squared", "mu_h_cosine")
+HEAD = (
+    "logits_mean",
+    "logits_std",
+    "logits_absmean",
+    "logits_absmax",
+    "logits_mean_token_std",
+    "logits_std_token_std",
+    "logits_absmax_token_max",
+    "log_z",
+    "log_z_squared",
+)
+"""``logits_X`` is the mean over tokens of X over the vocabulary, ``logits_X_token_std`` its standard deviation over
+tokens, ``logits_X_token_max`` the largest."""
 LAYERS = ("qkv", "proj", "fc1", "fc2")
 
 
@@ -65,68 +90,151 @@ def keys(L: int) -> tuple[str, ...]:
     )
 
 
-def batch_of(validation_NU: Tensor) -> Tensor:
-    """The small batch: the first validation sequences."""
-    return validation_NU[: max(1, TOKENS // (validation_NU.shape[1] - 1))]
+def batch_of(validation_NU: Tensor, spec: TrainingSpec) -> Tensor:
+    """The small batch of a row along a run: the first validation sequences, no more than a step has."""
+    return validation_NU[: max(1, min(spec.batch_size, TOKENS // spec.sequence_length))]
+
+
+def final_batch(validation: Shards, spec: TrainingSpec) -> Tensor:
+    """The batch of the last row, ``(N, T + 1)``: windows spread evenly over the validation tokens."""
+    T = spec.sequence_length
+    trained = spec.steps * spec.batch_size * T
+    tokens = max(TOKENS, min(FINAL_TOKENS, trained // FINAL_SHARE))
+    windows = validation.windows(T)
+    chosen = np.linspace(0, windows - 1, min(windows, max(1, tokens // T))).astype(np.int64)
+    return torch.from_numpy(validation.read(chosen, T).astype(np.int64))
 
 
 @torch.no_grad()
-def measure(objective: Objective, tokens_BU: Tensor, method: str, strength: Tensor) -> dict[str, float]:
-    """All but ``TRAINING`` of ``keys``, the finite ones. ``tokens_BU`` is ``(B, T + 1)``."""
+def measure(
+    objective: Objective, tokens_NU: Tensor, method: str, strength: Tensor, world: World | None = None
+) -> dict[str, float]:
+    """All but ``TRAINING`` of ``keys``, the finite ones, the same on every rank.
+
+    Args:
+        tokens_NU: ``(N, T + 1)``; forward passes of about ``TOKENS`` of them are dealt out to the ranks.
+    """
     model = objective.model
-    found: dict[str, Tensor] = {}
-    attention_logits: list[Tensor] = []
-
-    def see_attention(q_BTHK: Tensor, k_BTHK: Tensor) -> None:
-        attention_logits.append(_attention_logit_max(q_BTHK, k_BTHK))
-
+    world = world or World.single(tokens_NU.device)
+    N, T = tokens_NU.shape[0], tokens_NU.shape[1] - 1
+    passes = torch.split(tokens_NU[:, :-1], max(1, TOKENS // T))
+    sums = _Sums(model.E_VD, len(model.blocks), world)
     with ExitStack() as stack:
         for i, module in enumerate(model.blocks):
             block = cast(Block, module)
             layers = (block.attention.qkv, block.attention.proj, block.mlp.fc1, block.mlp.fc2)
-            for name, layer in zip(LAYERS, layers, strict=True):
-                stack.enter_context(_hook(layer, _sizes(found, name, i)))
-            stack.enter_context(_hook(block.attention.qk, see_attention))
+            for at, layer in enumerate(layers):
+                stack.enter_context(_hook(layer, partial(sums.add_outputs, at, i)))
+            stack.enter_context(_hook(block.attention.qk, sums.add_attention))
         autocast = objective.precision == "bfloat16"
-        with torch.autocast(tokens_BU.device.type, torch.bfloat16, enabled=autocast):
-            h_BTD = model(tokens_BU[:, :-1])
-            found |= _logits(objective, h_BTD, method, strength)
-    found |= {
-        "attention_logit_max": torch.stack(attention_logits).max(),
-        "mu_h_cosine": torch.cosine_similarity(h_BTD.float(), model.E_VD.mean(dim=0), dim=-1).mean(),
-        "output_b_ratio": b_ratio(model.E_VD),
-    }
-    measured = embedding(model.E_VD)
-    found |= {f"output_{name}": value for name, value in measured.items()}
+        with torch.autocast(tokens_NU.device.type, torch.bfloat16, enabled=autocast):
+            for tokens_BT in passes[world.rank :: world.size]:
+                h_BTD = model(tokens_BT)
+                sums.add_hidden(h_BTD)
+                for h_1CD in torch.split(h_BTD.flatten(0, 1)[None], TOKENS_AT_ONCE, dim=1):
+                    logits_1CV = logits(h_1CD, model.E_VD, method, strength, objective.logits_dtype)
+                    sums.add_logits(logits_1CV[0])
+    sums.over_ranks()
+    found = sums.measured(N * T) | {"output_b_ratio": b_ratio(model.E_VD)}
+    mean_h_D = sums.h_D / (N * T)
+    about = embedding(model.E_VD) | alignment(model.E_VD, mean_h_D)
+    found |= {f"output_{name}": value for name, value in about.items()}
     if model.lm_head is not None:
-        measured = embedding(model.input_embedding_VD)
-    found |= {f"input_{name}": value for name, value in measured.items()}
+        about = embedding(model.input_embedding_VD) | alignment(model.input_embedding_VD, mean_h_D)
+    found |= {f"input_{name}": value for name, value in about.items()}
     # One transfer for all of them, not one each.
     values = torch.stack([value.double() for value in found.values()]).tolist()
     return {name: value for name, value in zip(found, values, strict=True) if math.isfinite(value)}
 
 
-def _logits(objective: Objective, h_BTD: Tensor, method: str, strength: Tensor) -> dict[str, Tensor]:
-    """Statistics of the logits, over a few tokens at a time, in the one buffer that they come in."""
-    mean, std, absmax, log_z = [], [], [], []
-    for h_1CD in torch.split(h_BTD.flatten(0, 1)[None], TOKENS_AT_ONCE, dim=1):
-        logits_CV = logits(h_1CD, objective.model.E_VD, method, strength, objective.logits_dtype)[0]
-        low, high = logits_CV.aminmax()
+class _Sums:
+    """Sums over tokens in float64, which come out alike however the tokens are dealt out to passes and ranks."""
+
+    def __init__(self, E_VD: Tensor, L: int, world: World) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=E_VD.device)
+
+        self.logits_52 = zeros(5, 2)
+        """Mean, standard deviation, mean and largest absolute value over the vocabulary, and log Z: the sum over
+        tokens of each, and of its square."""
+        self.h_D = zeros(E_VD.shape[1])
+        self.outputs_42L = zeros(len(LAYERS), 2, L)
+        """Of the outputs of each layer, the sum over tokens of the L2 norm, and of the mean square of the features."""
+        self.world = world
+        self.largest_2R = zeros(2, world.size)
+        """The largest absolute logit and attention logit by rank, so that a sum over ranks gathers them too."""
+        self.largest_2R[:, world.rank] = -math.inf
+
+    def add_hidden(self, h_BTD: Tensor) -> None:
+        self.h_D += h_BTD.double().sum(dim=(0, 1))
+
+    def add_logits(self, logits_CV: Tensor) -> None:
+        """Overwrites ``logits_CV``."""
+        V = logits_CV.shape[1]
+        # Of the ways to each of these, the ones that a processor is quick at: ``aminmax`` by rows, ``std`` and the
+        # norms of order 1 and infinity take 5 to 20 times as long.
+        absmax_C = torch.maximum(logits_CV.amax(dim=-1), -logits_CV.amin(dim=-1))
         mean_C1 = logits_CV.mean(dim=-1, keepdim=True)
         logits_CV -= mean_C1
-        mean.append(mean_C1.squeeze(1))
-        absmax.append(torch.maximum(high, -low))
-        log_z.append(mean_C1.squeeze(1) + logits_CV.logsumexp(dim=-1))
-        # Not ``Tensor.std``, which takes 20 times as long on a processor.
-        std.append(torch.linalg.vector_norm(logits_CV, dim=-1) / (logits_CV.shape[1] - 1) ** 0.5)
-    log_z_N = torch.cat(log_z)
-    return {
-        "logits_mean": torch.cat(mean).mean(),
-        "logits_std": torch.cat(std).mean(),
-        "logits_absmax": torch.stack(absmax).max(),
-        "log_z": log_z_N.mean(),
-        "log_z_squared": log_z_N.square().mean(),
-    }
+        mean_C = mean_C1.squeeze(1)
+        log_z_C = mean_C + logits_CV.logsumexp(dim=-1)
+        std_C = torch.linalg.vector_norm(logits_CV, dim=-1) / (V - 1) ** 0.5
+        logits_CV += mean_C1
+        absmean_C = logits_CV.abs_().mean(dim=-1)
+        stack_5C = torch.stack((mean_C, std_C, absmean_C, absmax_C, log_z_C)).double()
+        self.logits_52 += torch.stack((stack_5C.sum(dim=1), stack_5C.square().sum(dim=1)), dim=1)
+        self._keep_largest(0, absmax_C.max())
+
+    def add_outputs(self, layer: int, block: int, output: Tensor) -> None:
+        """Of an output ``(B, T, features)``."""
+        norm_BT = output.norm(dim=-1).double()
+        self.outputs_42L[layer, 0, block] += norm_BT.sum()
+        self.outputs_42L[layer, 1, block] += norm_BT.square().sum() / output.shape[-1]
+
+    def add_attention(self, q_BTHK: Tensor, k_BTHK: Tensor) -> None:
+        self._keep_largest(1, _attention_logit_max(q_BTHK, k_BTHK))
+
+    def _keep_largest(self, which: int, value: Tensor) -> None:
+        mine = self.largest_2R[which, self.world.rank]
+        mine.copy_(torch.maximum(mine, value))
+
+    def over_ranks(self) -> None:
+        parts = (self.logits_52, self.h_D, self.outputs_42L, self.largest_2R)
+        together = self.world.sum(torch.cat([part.flatten() for part in parts]))
+        for part, total in zip(parts, torch.split(together, [part.numel() for part in parts]), strict=True):
+            part.copy_(total.view_as(part))
+
+    def measured(self, tokens: int) -> dict[str, Tensor]:
+        """Everything that follows from the sums over so many tokens, and needs no weight."""
+        mean_5, square_5 = (self.logits_52 / tokens).unbind(dim=1)
+        std_5 = ((square_5 - mean_5.square()).clamp(min=0) * tokens / (tokens - 1)).sqrt()
+        largest_2 = self.largest_2R.amax(dim=1)
+        norm_4L, square_4L = (self.outputs_42L / tokens).unbind(dim=1)
+        found = {
+            "logits_mean": mean_5[0],
+            "logits_std": mean_5[1],
+            "logits_absmean": mean_5[2],
+            "logits_absmax": mean_5[3],
+            "logits_mean_token_std": std_5[0],
+            "logits_std_token_std": std_5[1],
+            "logits_absmax_token_max": largest_2[0],
+            "log_z": mean_5[4],
+            "log_z_squared": square_5[4],
+            "attention_logit_max": largest_2[1],
+        }
+        for at, layer in enumerate(LAYERS):
+            for i in range(norm_4L.shape[1]):
+                found |= {f"{layer}_rms/{i}": square_4L[at, i].sqrt(), f"{layer}_norm/{i}": norm_4L[at, i]}
+        return found
+
+
+def alignment(E_VD: Tensor, mean_h_D: Tensor) -> dict[str, Tensor]:
+    """Of the mean row mu with the mean hidden state.
+
+    Of the output embedding, ``mu_h_dot`` is the mean logit, but for the rounding and the cap of the logits.
+    """
+    mu_D = E_VD.mean(dim=0, dtype=torch.float64)
+    return {"mu_h_cosine": torch.cosine_similarity(mu_D, mean_h_D, dim=0), "mu_h_dot": mu_D @ mean_h_D}
 
 
 def embedding(E_VD: Tensor) -> dict[str, Tensor]:
@@ -156,12 +264,13 @@ def embedding(E_VD: Tensor) -> dict[str, Tensor]:
 def isotropy(E_VD: Tensor, eigenvectors_DD: Tensor) -> Tensor:
     """``min Z(c) / max Z(c)``, ``Z(c) = sum_i exp(e_i . c)``, c over the unit eigenvectors of ``EᵀE``; 1 is isotropic.
 
-    Mu & Viswanath, 2018, equation 2. An eigenvector has no sign and Z does, so that c goes over both signs. In log
-    space: at a mu norm of 100 the exponentials overflow.
+    Mu & Viswanath, 2018, equation 2. An eigenvector has no sign and Z does. The published code takes the sign that it
+    gets; here it is the one of the larger Z, so that the value is a continuous function of E alone. In log space: at a
+    mu norm of 100 the exponentials overflow.
     """
     along_VD = E_VD @ eigenvectors_DD
-    log_z = torch.cat((along_VD.logsumexp(dim=0), along_VD.neg_().logsumexp(dim=0))).double()
-    return (log_z.min() - log_z.max()).exp()
+    log_z_D = torch.maximum(along_VD.logsumexp(dim=0), along_VD.neg_().logsumexp(dim=0)).double()
+    return (log_z_D.min() - log_z_D.max()).exp()
 
 
 def b_ratio(E_VD: Tensor) -> Tensor:
@@ -184,27 +293,16 @@ def _hook(module: nn.Module, look: Callable[..., None]) -> Any:
     return module.register_forward_hook(see)
 
 
-def _sizes(found: dict[str, Tensor], name: str, i: int) -> Callable[[Tensor], None]:
-    """RMS of all elements, and mean over tokens of the L2 norm, of an output ``(B, T, features)``."""
-
-    def look(output: Tensor) -> None:
-        norm_BT = output.norm(dim=-1)
-        found[f"{name}_rms/{i}"] = norm_BT.norm() / output.numel() ** 0.5
-        found[f"{name}_norm/{i}"] = norm_BT.mean()
-
-    return look
-
-
 def _attention_logit_max(q_BTHK: Tensor, k_BTHK: Tensor) -> Tensor:
     """The largest ``q . k / sqrt(K)`` over all queries and the keys that each may see.
 
     Before any cap and any temperature, so that it can grow, and means the same, in every attention norm.
     """
     T, K = q_BTHK.shape[1], q_BTHK.shape[-1]
-    future_TT = torch.ones(T, T, dtype=torch.bool, device=q_BTHK.device).triu(1)
+    future_TT = torch.full((T, T), -math.inf, device=q_BTHK.device).triu(1)
     largest = []
     # A sequence at a time, as its logits (H, T, T) are large.
     for q_HTK, k_HKT in zip(q_BTHK.transpose(1, 2), k_BTHK.permute(0, 2, 3, 1), strict=True):
-        logits_HTT = q_HTK @ k_HKT * K**-0.5
-        largest.append(logits_HTT.masked_fill_(future_TT, -math.inf).max())
+        logits_HTT = (q_HTK * K**-0.5) @ k_HKT
+        largest.append(logits_HTT.add_(future_TT).max())  # a masked fill takes six times as long
     return torch.stack(largest).max()

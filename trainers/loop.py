@@ -173,6 +173,7 @@ class _Run:
         self, tokens: Tokens, evaluate_every: int, checkpoint_every: int, should_stop: Callable[[], bool]
     ) -> Result:
         spec, progress = self.cell.training, self.progress
+        self.validation = tokens.validation
         if progress.step == 0 and (reason := self.evaluate()):
             return self.end("diverged", reason)
         batches = Prefetcher(
@@ -296,10 +297,7 @@ class _Run:
                 **self.usage.look(),
             }
         progress.interval_steps, progress.interval_loss, progress.interval_seconds = 0, 0.0, 0.0
-        looked_at = diagnostics.batch_of(self.validation_NU)
-        self.engine.objective.eval()
-        row |= diagnostics.measure(self.engine.objective, looked_at, self.cell.method, self.engine.strength)
-        self.engine.objective.train()
+        row |= self.diagnose()
         progress.diagnostics = {name: value for name, value in row.items() if math.isfinite(value)}
         row = {"step": progress.step, "time": time.time(), **progress.diagnostics}
         self.write(lambda: self.rows.append(row))
@@ -311,6 +309,17 @@ class _Run:
         if progress.step == 0:
             progress.l_init = val_loss
         return ""
+
+    def diagnose(self) -> dict[str, float]:
+        engine, spec = self.engine, self.cell.training
+        if self.progress.step == spec.steps:
+            tokens_NU = diagnostics.final_batch(self.validation, spec).to(self.world.device)
+        else:
+            tokens_NU = diagnostics.batch_of(self.validation_NU, spec)
+        engine.objective.eval()
+        found = diagnostics.measure(engine.objective, tokens_NU, self.cell.method, engine.strength, self.world)
+        engine.objective.train()
+        return found
 
     def checkpoint(self) -> None:
         self.progress.spikes, self.progress.recent_losses = self.spikes.count, list(self.spikes.losses)

@@ -156,6 +156,8 @@ def test_metrics_of_an_evaluation(layers: int) -> None:
             "isotropy",
             "singular_min",
             "singular_max",
+            "mu_h_cosine",
+            "mu_h_dot",
         )
     ]
     assert sorted(keys(layers)) == sorted(
@@ -174,10 +176,13 @@ def test_metrics_of_an_evaluation(layers: int) -> None:
             "output_b_ratio",
             "logits_mean",
             "logits_std",
+            "logits_absmean",
             "logits_absmax",
+            "logits_mean_token_std",
+            "logits_std_token_std",
+            "logits_absmax_token_max",
             "log_z",
             "log_z_squared",
-            "mu_h_cosine",
             "attention_logit_max",
             *embeddings,
             *per_layer,

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from search_spaces.cell import ModelSpec
+from search_spaces.cell import ModelSpec, TrainingSpec
 from search_spaces.scales import SCALES
 from trainers import diagnostics
+from trainers.data import Shards, write_shard
 from trainers.head import Objective
 from trainers.model import GPT
 from trainers.spikes import JUDGED_FROM, Spikes
@@ -32,10 +34,11 @@ def test_keys_are_frozen():
         "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes spike_score "
         "system/process_cpu_percent system/process_memory_megabytes system/gpu_memory_megabytes "
         "output_mu_norm output_ratio_norm output_row_norm_mean output_row_norm_min output_row_norm_max "
-        "output_isotropy output_singular_min output_singular_max "
+        "output_isotropy output_singular_min output_singular_max output_mu_h_cosine output_mu_h_dot "
         "input_mu_norm input_ratio_norm input_row_norm_mean input_row_norm_min input_row_norm_max "
-        "input_isotropy input_singular_min input_singular_max "
-        "output_b_ratio logits_mean logits_std logits_absmax log_z log_z_squared mu_h_cosine "
+        "input_isotropy input_singular_min input_singular_max input_mu_h_cosine input_mu_h_dot "
+        "output_b_ratio logits_mean logits_std logits_absmean logits_absmax logits_mean_token_std logits_std_token_std "
+        "logits_absmax_token_max log_z log_z_squared "
         "qkv_rms/0 qkv_norm/0 proj_rms/0 proj_norm/0 fc1_rms/0 fc1_norm/0 fc2_rms/0 fc2_norm/0 "
         "attention_logit_max"
     )
@@ -61,6 +64,7 @@ def test_values_are_the_definitions():
     E_VD = model.E_VD.detach().double()
     logits_BTV = (h_BTD @ model.E_VD.T).detach()
     mu_D, row_norm_V = E_VD.mean(dim=0), E_VD.norm(dim=1)
+    input_mu_D, mean_h_D = model.input_embedding_VD.detach().double().mean(dim=0), h_BTD.double().mean(dim=(0, 1))
     singular_D = torch.linalg.svdvals(E_VD)
     a_V = E_VD @ mu_D
     square = float(mu_D @ mu_D)
@@ -75,16 +79,56 @@ def test_values_are_the_definitions():
         "output_b_ratio": max(square - a_V.min(), a_V.max() - square) / max(-a_V.min(), a_V.max()),
         "logits_mean": logits_BTV.mean(),
         "logits_std": logits_BTV.std(dim=-1).mean(),
-        "logits_absmax": logits_BTV.abs().max(),
+        # The published analysis' logits_mean_absmean, logits_mean_absmax, logits_std_mean and logits_std_std.
+        "logits_absmean": logits_BTV.abs().mean(dim=-1).mean(),
+        "logits_absmax": logits_BTV.abs().amax(dim=-1).mean(),
+        "logits_mean_token_std": logits_BTV.mean(dim=-1).std(),
+        "logits_std_token_std": logits_BTV.std(dim=-1).std(),
+        "logits_absmax_token_max": logits_BTV.abs().max(),
         "log_z": logits_BTV.logsumexp(dim=-1).mean(),
         "log_z_squared": (logits_BTV.logsumexp(dim=-1) ** 2).mean(),
-        "mu_h_cosine": ((h_BTD.double() @ mu_D) / (h_BTD.double().norm(dim=-1) * mu_D.norm())).mean(),
+        "output_mu_h_dot": mu_D @ mean_h_D,
+        "output_mu_h_cosine": (mu_D @ mean_h_D) / (mu_D.norm() * mean_h_D.norm()),
+        "input_mu_h_dot": input_mu_D @ mean_h_D,
+        "input_mu_h_cosine": (input_mu_D @ mean_h_D) / (input_mu_D.norm() * mean_h_D.norm()),
         "fc1_rms/1": (seen["fc1"] ** 2).mean().sqrt(),
         "fc1_norm/1": seen["fc1"].norm(dim=-1).mean(),
+        "attention_logit_max": attention_logit_max(model, tokens_BU[:, :-1]),
     }
     measured = diagnostics.measure(measuring, tokens_BU, "baseline", NONE)
     for name, value in expected.items():
         assert measured[name] == pytest.approx(float(value), rel=1e-4), name
+
+
+def attention_logit_max(model, tokens_BT):
+    """Of all blocks, by a mask over all pairs of positions."""
+    seen = []
+    hooks = [
+        block.attention.qk.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        for block in model.blocks
+    ]
+    with torch.no_grad():
+        model(tokens_BT)
+    for hook in hooks:
+        hook.remove()
+    past_TT = torch.ones(T, T, dtype=torch.bool).tril()
+    return max(
+        float((torch.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK) / q_BTHK.shape[-1] ** 0.5)[:, :, past_TT].max())
+        for q_BTHK, k_BTHK in seen
+    )
+
+
+def test_the_dot_product_of_mu_and_the_mean_hidden_state_is_the_mean_logit():
+    measured = diagnostics.measure(objective(), batch(), "baseline", NONE)
+    assert measured["output_mu_h_dot"] == pytest.approx(measured["logits_mean"], rel=1e-4, abs=1e-7)
+
+
+def test_forward_passes_add_up_to_one(monkeypatch):
+    measuring = objective()
+    tokens_NU = torch.randint(V, (7, T + 1), generator=torch.Generator().manual_seed(2))
+    whole = diagnostics.measure(measuring, tokens_NU, "baseline", NONE)
+    monkeypatch.setattr(diagnostics, "TOKENS", 2 * T)  # passes of 2, 2, 2 and 1 sequences
+    assert diagnostics.measure(measuring, tokens_NU, "baseline", NONE) == pytest.approx(whole, rel=1e-5, abs=1e-7)
 
 
 def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
@@ -92,16 +136,39 @@ def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
     with torch.no_grad():
         measuring.model.E_VD.add_(20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1)))  # they wander far
     at_once = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
-    assert at_once["logits_absmax"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
+    assert at_once["logits_absmax_token_max"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
     monkeypatch.setattr(diagnostics, "TOKENS_AT_ONCE", 7)
     in_parts = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert in_parts == pytest.approx(at_once, rel=1e-5)
 
 
-def test_the_batch_is_a_few_sequences_and_never_none():
-    assert diagnostics.batch_of(torch.zeros(32, 128 + 1)).shape == (4, 129)
-    assert diagnostics.batch_of(torch.zeros(2, 128 + 1)).shape == (2, 129)
-    assert diagnostics.batch_of(torch.zeros(32, 2048 + 1)).shape == (1, 2049)
+def test_the_batch_of_a_row_is_a_few_sequences_and_never_none():
+    def chosen(sequences, T, batch_size):
+        spec = TrainingSpec(sequence_length=T, batch_size=batch_size)
+        return tuple(diagnostics.batch_of(torch.zeros(sequences, T + 1), spec).shape)
+
+    assert chosen(32, 128, 8) == (4, 129)
+    assert chosen(2, 128, 8) == (2, 129)
+    assert chosen(32, 64, 2) == (2, 65), "a row costs no more tokens than a step"
+    assert chosen(32, 2048, 8) == (1, 2049)
+
+
+def test_the_last_row_looks_at_more_tokens(tmp_path):
+    T = 16
+    write_shard(tmp_path / "validation.bin", np.arange(5001) % 1000)
+    validation = Shards((tmp_path / "validation.bin",))
+    assert validation.windows(T) == 312
+
+    def chosen(steps):
+        spec = TrainingSpec(steps=steps, batch_size=10, sequence_length=T, warmup_steps=0)
+        return diagnostics.final_batch(validation, spec)
+
+    assert len(chosen(1)) == 512 // T, "as many as any other row, and"
+    assert len(chosen(5_000)) == 5_000 * 10 // 400, "of a longer run a share of what it trained on,"
+    assert len(chosen(100_000)) == 312, "as far as there are tokens"
+    first, second, *_, last = chosen(1)[:, 0].tolist()
+    assert (first, last) == (0, 311 * T % 1000), "from the first window to the last"
+    assert second >= 9 * T, "at even distances"
 
 
 def test_attention_logit_max_looks_at_no_future_key():
@@ -117,7 +184,9 @@ def test_isotropy_is_1_for_a_cross_and_small_for_a_common_direction():
     cross_VD = torch.cat((torch.eye(4), -torch.eye(4))).double()
     assert float(diagnostics.embedding(cross_VD)["isotropy"]) == pytest.approx(1.0)
     pushed = float(diagnostics.embedding(cross_VD + 2.0)["isotropy"])
-    assert pushed == pytest.approx(math.exp(-2 * 4.0), rel=0.3)  # Z(mu / |mu|) is about exp(|mu|), |mu| = 4
+    # Z(mu / |mu|) is about 8 exp(|mu|), |mu| = 4, and 8 in a direction across.
+    assert pushed == pytest.approx(math.exp(-4.0), rel=0.3)
+    assert float(diagnostics.embedding(-cross_VD - 2.0)["isotropy"]) == pytest.approx(pushed), "a direction has no sign"
     far = float(diagnostics.embedding((cross_VD + 500.0).float())["isotropy"])
     assert 0.0 <= far < 1e-300
 

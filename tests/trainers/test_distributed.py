@@ -15,7 +15,7 @@ from pair import joined
 from tiny import cell
 
 from search_spaces.errors import InvalidInput
-from trainers import usage
+from trainers import diagnostics, usage
 from trainers.loop import Trainer
 from trainers.world import World
 
@@ -71,6 +71,11 @@ def worker(rank: int, folder: Path) -> None:
         found["micro batches"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=1)[:2])
         engine.reset(CELL)
         found["one batch"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=4)[:2])
+
+        diagnostics.TOKENS = 2 * tiny.T
+        sequences_NU = torch.from_numpy(trainer.tokens.validation.read(range(5), tiny.T)).long()
+        for name, of in (("passes of two", world), ("passes of one", World.single())):
+            found[name] = diagnostics.measure(engine.objective, sequences_NU, CELL.method, engine.strength, of)
 
         try:
             record("odd", cell=cell(batch_size=5))
@@ -131,6 +136,12 @@ def test_one_rank_that_says_stop_stops_both_and_the_cell_resumes_bit_for_bit(fou
 
 def test_a_cell_repeats_bit_for_bit_in_a_warm_pair(found):
     assert found[0]["again"] == found[0]["first"]
+
+
+def test_diagnostics_of_two_are_those_of_one(found):
+    """Passes of 2, 2 and 1 sequences: rank 0 has two of them, rank 1 one."""
+    for pair in found[:2]:
+        assert pair["passes of two"] == pytest.approx(pair["passes of one"], rel=1e-12, abs=1e-14)
 
 
 def test_accumulated_micro_batches_are_the_batch(found):
