@@ -29,7 +29,7 @@ from dashboards.charts import (
     ticks,
     tooltip,
 )
-from dashboards.published import L_INIT, RUNS_CSV, near_published
+from dashboards.published import GAMMA, L_INIT, RUNS_CSV, near_published
 from dashboards.runs import read_csv
 from dashboards.steps import LAYER_NORMS, METRICS
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
@@ -214,9 +214,10 @@ def _loss_figure(view: View, published: bool) -> Figure:
 
 @cache
 def _published_layers(scale: str) -> tuple[dict[str, Any], ...]:
-    """A thin dotted line a method of the published runs of a scale, a diverged one at ``l_init``."""
+    """A thin dotted line a method of the published main comparison at a scale, a diverged run at ``l_init``."""
     runs = read_csv(RUNS_CSV)
-    runs = runs[runs["scale"] == scale].assign(loss=lambda table: table["val_loss"].fillna(L_INIT).clip(upper=L_INIT))
+    runs = runs[(runs["scale"] == scale) & runs["gamma"].fillna(GAMMA).eq(GAMMA)]
+    runs = runs.assign(loss=runs["val_loss"].fillna(L_INIT).clip(upper=L_INIT))
     return tuple(
         {
             "data": {"values": of[["lr", "loss"]].assign(label=f"{method}, published").to_dict("records")},
