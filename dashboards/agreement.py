@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards import published
+from dashboards.overheads import method_overheads
 from dashboards.runs import read_csv
-from dashboards.sensitivity import CurveFacts, method_overheads, studies
+from dashboards.sensitivity import CurveFacts, studies
 from dashboards.tables import HEADINGS, MISSING, Sheet, listed, shown
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.methods import label

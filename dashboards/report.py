@@ -211,6 +211,7 @@ def _page(
             gammas=sorted(set(by_strength.values()), key=float),
             strengths=_json(by_strength),
             sections=sections,
+            overall={figure.title for figure in charts if figure.view is None},
             specs=_json(panels),
             overlays=any(figure.overlay for figure in charts),
             steps=_json(_steps(seen, known, packed)),

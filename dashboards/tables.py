@@ -12,8 +12,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.overheads import method_overheads
 from dashboards.runs import OFF_CURVE
-from dashboards.sensitivity import CurveFacts, in_order, labels, method_overheads, studies
+from dashboards.sensitivity import CurveFacts, in_order, labels, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -44,8 +45,8 @@ a result, ``diverged`` those of them that diverged."""
 
 HEADINGS: dict[str, str] = {
     "attention_norm": "attention norm",
-    "LRS_low": "LRS 2.5 %",
-    "LRS_high": "LRS 97.5 %",
+    "LRS_low": "LRS 2.5%",
+    "LRS_high": "LRS 97.5%",
     "LRS_n": "LRS (n)",
     "best_loss": "best loss",
     "best_lr": "best lr",
