@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import altair as alt
+import pandas as pd
 
 from dashboards.charts import (
-    CELL,
     CROSS,
     LOSS_TITLE,
     LRS_TOOLTIP,
@@ -27,7 +28,7 @@ from dashboards.charts import (
     spec_of,
     tooltip,
 )
-from dashboards.facts import loss_facts, lrs_facts
+from dashboards.facts import DECIMALS, lrs_facts
 from dashboards.tables import listed
 from dashboards.views import DASHES, SHAPES, Line
 from search_spaces.methods import METHODS, label
@@ -61,8 +62,8 @@ def all_scales(lines: Sequence[Line]) -> tuple[list[Figure], list[Figure]]:
     """The figures of methods at one strength each, and those of each method's strengths; none of one scale."""
     main, sweeps = comparisons(lines)
     return (
-        [figure for one in main for figure in (_losses(one, "loss"), *_lrs_over_scale(one))],
-        [figure for one in sweeps for figure in (_losses(one, "lrs"), *_lrs_over_scale(one))],
+        [figure for one in main for figure in (*_losses(one, "loss"), *_lrs_over_scale(one))],
+        [figure for one in sweeps for figure in (*_losses(one, "lrs"), *_lrs_over_scale(one))],
     )
 
 
@@ -169,16 +170,41 @@ def _sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line, ...]:
     return (*baselines, *strengths)
 
 
-def _losses(comparison: Comparison, section: Section) -> Figure:
-    facts = loss_facts(comparison.lines).drop(columns="url")
+def mean_facts(lines: Iterable[Line]) -> pd.DataFrame:
+    """One row a learning rate of a line with a result there: scale, label, lr, loss (the mean over the seeds, NaN if
+    one of them has no result), seeds, diverged (so many of them), l_init."""
+    rows = []
+    for line in lines:
+        diverged = Counter(point.lr for point in line.curve.points if point.diverged)
+        seeds = Counter(point.lr for point in line.curve.points)
+        rows += [
+            {
+                "scale": line.curve.scale,
+                "label": line.name,
+                "lr": lr,
+                "loss": round(mean, DECIMALS),
+                "seeds": seeds[lr],
+                "diverged": diverged[lr],
+                "l_init": round(line.curve.l_init, DECIMALS),
+            }
+            for lr, mean in zip(line.curve.lr, line.curve.mean, strict=True)
+            if seeds[lr]
+        ]
+    return pd.DataFrame(rows, columns=["scale", "label", "lr", "loss", "seeds", "diverged", "l_init"])
+
+
+def _losses(comparison: Comparison, section: Section) -> list[Figure]:
+    """One figure, or none where not one learning rate has a result of every seed."""
+    facts = mean_facts(comparison.lines)
+    if facts["loss"].isna().all():
+        return []
     scales = list(dict.fromkeys(facts["scale"]))
-    l_init = max((line.curve.l_init for line in comparison.lines), key=lambda loss: (math.isfinite(loss), loss))
-    diverged = int(facts["diverged"].sum())
-    low, top = float(facts["loss"].min()), float(facts["loss"].max())
-    limit = top if diverged or math.isnan(l_init) else low + FRAME * (l_init - low)
-    above = int((facts["loss"] > limit).sum())
-    top = min(top, limit)
-    margin = 0.03 * (top - low)
+    cells, diverged = int(facts["seeds"].sum()), int(facts["diverged"].sum())
+    low, top, l_init = (float(value) for value in (facts["loss"].min(), facts["loss"].max(), facts["l_init"].max()))
+    limit = low + FRAME * (l_init - low)
+    above = 0 if diverged else int((facts["loss"] > limit).sum())
+    top = limit if above else max(top, l_init) if diverged else top
+    margin = 0.03 * (top - low) or 0.1
     scale_y = alt.Scale(domain=[low - margin, top + margin], nice=False)
     look = {scale: DASHES[i % len(DASHES)] for i, scale in enumerate(scales)}
     marks = {scale: SHAPES[i % len(SHAPES)] for i, scale in enumerate(scales)}
@@ -188,11 +214,11 @@ def _losses(comparison: Comparison, section: Section) -> Figure:
         color=colors(comparison.lines),
         detail="scale:N",
     )
-    shown = [alt.Tooltip("scale:N"), *tooltip(*CELL, loss=".4f"), alt.Tooltip("diverged:N")]
+    shown = tooltip("label:N", "scale:N", "lr:Q", "seeds:Q", "diverged:Q", loss=".4f")
     legend = alt.Legend(symbolFillColor=SYMBOL_COLOR, symbolStrokeColor=SYMBOL_COLOR)
     layers = [
         base.mark_line(strokeWidth=1.5, clip=True).encode(
-            y=alt.Y("mean:Q", scale=scale_y), strokeDash=alt.StrokeDash("scale:N", title=None, scale=by_name(look))
+            strokeDash=alt.StrokeDash("scale:N", title=None, scale=by_name(look))
         ),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=35, opacity=1, clip=True)
@@ -200,21 +226,24 @@ def _losses(comparison: Comparison, section: Section) -> Figure:
     ]
     if diverged:
         crosses = base.transform_filter("datum.diverged").mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1)
-        layers.append(crosses.encode(tooltip=shown))
+        layers.append(crosses.encode(y=alt.Y("l_init:Q", scale=scale_y), tooltip=shown))
     sentences = (
         f"Color is the {comparison.colors}, the symbol is the scale.",
         comparison.note,
-        f"A cross at l_init is a diverged cell: {diverged} of {len(facts)}." if diverged else "",
-        f"Above the frame, up to {facts['loss'].max():.2f}: {above} of {len(facts)} cells." if above else "",
+        "Points are means over seeds." if facts["seeds"].max() > 1 else "",
+        f"A cross at l_init stands where cells diverged: {diverged} of {cells}." if diverged else "",
+        f"Above the frame, up to {facts['loss'].max():.2f}: {above} of {len(facts)} points." if above else "",
     )
-    return Figure(
-        name=_named("loss-scales", comparison.of),
-        title=_titled("Final loss over learning rate, all scales", comparison),
-        caption=" ".join(filter(None, sentences)),
-        view=None,
-        section=section,
-        spec=spec_of(layers, {"facts": facts}),
-    )
+    return [
+        Figure(
+            name=_named("loss-scales", comparison.of),
+            title=_titled("Final loss over learning rate, all scales", comparison),
+            caption=" ".join(filter(None, sentences)),
+            view=None,
+            section=section,
+            spec=spec_of(layers, {"facts": facts}),
+        )
+    ]
 
 
 def _lrs_over_scale(comparison: Comparison) -> list[Figure]:

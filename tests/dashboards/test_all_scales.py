@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from made_up import GRID, curve, study
+from made_up import GRID, L_INIT, curve, study
 
 from dashboards import published
 from dashboards.all_scales import all_scales, comparisons
@@ -77,7 +77,7 @@ def test_a_frame_leaves_out_what_would_press_the_curves_flat_and_says_so() -> No
     low, top = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
     assert low < 3.0
     assert 3.2 < top < 6.0
-    assert "Above the frame, up to 6.00: 2 of 16 cells." in figure.caption
+    assert "Above the frame, up to 6.00: 2 of 16 points." in figure.caption
     (whole, *_), _ = all_scales(drawn_of(flat))
     assert "frame" not in whole.caption
 
@@ -85,9 +85,35 @@ def test_a_frame_leaves_out_what_would_press_the_curves_flat_and_says_so() -> No
 def test_a_diverged_cell_is_never_outside_the_frame() -> None:
     (figure, *_), _ = all_scales(drawn_of(at_two_scales(), at_two_scales(3.5, 3.0, 3.2, math.nan, method="max-z")))
     _, top = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
-    assert top > max(row["loss"] for row in figure.spec["datasets"]["facts"])
-    assert "A cross at l_init is a diverged cell: 2 of 16." in figure.caption
-    assert len(figure.spec["layer"]) == 3
+    assert top > L_INIT
+    assert "A cross at l_init stands where cells diverged: 2 of 16." in figure.caption
+    assert figure.spec["layer"][2]["encoding"]["y"]["field"] == "l_init"
+
+
+def test_points_are_means_over_seeds_whatever_their_number() -> None:
+    seeds = [at_two_scales(3.5, 3.0, 3.2, last, seed=s) for s, last in enumerate((3.0, 4.0, math.nan))]
+    seeds[1][0] |= {"state": "crashed", "val_loss": None}
+    (figure, *_), _ = all_scales(drawn_of(*seeds))
+    facts = figure.spec["datasets"]["facts"]
+    assert len(facts) == 8
+    assert facts[0] | {"l_init": 0} == {
+        "scale": "tiny", "label": "baseline", "lr": 1e-3, "loss": None, "seeds": 2, "diverged": 0, "l_init": 0
+    }  # fmt: skip
+    assert (facts[-1]["loss"], facts[-1]["diverged"]) == (pytest.approx((3.0 + 4.0 + L_INIT) / 3), 1)
+    assert "Points are means over seeds." in figure.caption
+
+
+def test_without_a_mean_there_are_no_losses_to_draw() -> None:
+    records = at_two_scales(seed=1) + [
+        record | {"state": "running", "val_loss": None} for record in at_two_scales(seed=2)
+    ]
+    assert all_scales(drawn_of(records)) == ([], [])
+
+
+def test_equal_losses_have_a_frame() -> None:
+    (figure, *_), _ = all_scales(drawn_of(at_two_scales(3.0, 3.0, 3.0, 3.0)))
+    low, top = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert low < 3.0 < top
 
 
 def test_one_scale_has_no_such_figure() -> None:
