@@ -23,8 +23,14 @@ SHORT = f"abs(datum.value) >= 1e4 ? {EXPONENT} : format(datum.value, '~g')"
 """How a number stands at an axis."""
 LEGEND: dict[str, Any] = {"orient": "top", "columns": 3, "labelLimit": 260, "symbolStrokeWidth": 0, "symbolOpacity": 1}
 LEGEND |= {"symbolLimit": 1000}  # without it those beyond the 30th are left out
+LEGEND |= {"layout": {"top": {"direction": "vertical"}}}  # side by side, two legends leave a narrow figure
 """Without stroke, as a dash would fray the edge of the symbols; opaque, as a band is pale; the page sets the columns to
 what its width holds."""
+LOSS_TITLE = "final validation loss (nats)"
+CELL = ("label:N", "cell:N", "lr:Q", "seed:Q")
+"""Of a pointer over a cell, see ``tooltip``."""
+LOG_FACTOR = 3.0
+"""Values that span less than this factor are drawn on a linear axis."""
 Section = Literal["loss", "lrs", "why", "forecast", "importance"]
 
 
@@ -56,8 +62,9 @@ def spec_of(layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame], hei
     """Vega-Lite of layers over each other, with the tables that they name."""
     # One legend for the layers' like scales; on top, where a narrow screen has room for it.
     chart = alt.layer(*layers).properties(width="container", height=height)
-    spec: dict[str, Any] = chart.configure_legend(**LEGEND).to_dict(validate=False)  # which takes seconds
-    return spec | {"datasets": {name: rows(table) for name, table in tables.items()}}
+    spec: dict[str, Any] = chart.to_dict(validate=False)  # which takes seconds
+    config = spec.get("config", {}) | {"legend": LEGEND}  # whose layout is Vega's, and unknown to Altair
+    return spec | {"config": config, "datasets": {name: rows(table) for name, table in tables.items()}}
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -73,10 +80,19 @@ def tooltip(*fields: str, **formats: str) -> list[alt.Tooltip]:
     return [*map(alt.Tooltip, fields), *(alt.Tooltip(f"{name}:Q", format=form) for name, form in formats.items())]
 
 
-def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = alt.X) -> Any:
-    """A logarithmic axis, x or y, with a tick at each value that was tried."""
-    axis = alt.Axis(values=sorted(facts[column].unique().tolist()), labelExpr=EXPONENT, labelOverlap=True, grid=False)
+def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = alt.X, *, label: str = EXPONENT) -> Any:
+    """A logarithmic axis, x or y, with a tick at each value that was tried, which the expression ``label`` writes."""
+    axis = alt.Axis(values=sorted(facts[column].unique().tolist()), labelExpr=label, labelOverlap=True, grid=False)
     return channel(f"{column}:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
+
+
+def lrs_axis(facts: pd.DataFrame) -> alt.Y:
+    """Logarithmic, as methods differ by factors, unless they are closer, or a curve is exactly flat."""
+    low, high = facts["low"].min(), facts["high"].max()
+    if high < LOG_FACTOR * low or low <= 0:
+        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
+    axis = alt.Axis(values=ticks(facts[["low", "high"]].to_numpy()))
+    return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
 
 
 def ticks(values: npt.ArrayLike) -> list[float]:
@@ -86,6 +102,9 @@ def ticks(values: npt.ArrayLike) -> list[float]:
     digits = range(1, 10) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+
+
+LRS_TOOLTIP = tooltip("label:N", "scale:N", LRS=".4f", low=".4f", high=".4f")
 
 
 # One domain, the lines' names, for colour, dash and shape: Vega-Lite then draws one legend for the three.

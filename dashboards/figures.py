@@ -6,7 +6,7 @@ A diverged cell is drawn, as a cross at ``l_init``, never dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -15,8 +15,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from dashboards.all_scales import all_scales
 from dashboards.charts import (
+    CELL,
     CROSS,
+    LOSS_TITLE,
+    LRS_TOOLTIP,
     SHORT,
     Figure,
     by_name,
@@ -24,24 +28,21 @@ from dashboards.charts import (
     colors,
     dashes,
     log_axis,
+    lrs_axis,
     shapes,
     spec_of,
     ticks,
     tooltip,
 )
-from dashboards.published import L_INIT, RUNS_CSV, near_published
+from dashboards.facts import diagnostic_facts, loss_facts, lrs_facts
+from dashboards.published import GAMMA, L_INIT, RUNS_CSV, near_published
 from dashboards.runs import read_csv
 from dashboards.steps import LAYER_NORMS, METRICS
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
 
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
-LOSS_TITLE = "final validation loss (nats)"
 INTERVAL = "#5b6570"
 """Colour of an interval that is drawn over a bar."""
-DECIMALS = 7
-"""Of a loss in a figure; others have as many digits."""
-CELL = ("label:N", "cell:N", "lr:Q", "seed:Q")
-LRS_TOOLTIP = tooltip("label:N", "scale:N", LRS=".4f", low=".4f", high=".4f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,87 +66,16 @@ DIAGNOSTICS = (
 )
 
 
-def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, url (of its
-    run in MLflow, if known), mean, low, high.
-
-    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result; ``low`` to ``high`` is its
-    95 % interval, NaN for one seed.
-    """
-    rows = [
-        {
-            "scale": line.curve.scale,
-            "label": line.name,
-            "lr": point.lr,
-            "seed": point.seed,
-            "loss": point.loss,
-            "diverged": point.diverged,
-            "cell": point.cell,
-            "url": point.run.get("url"),
-            "mean": line.curve.mean[line.curve.lr.index(point.lr)],
-            "low": low,
-            "high": high,
-        }
-        for line in lines
-        for band in (dict(zip(line.curve.lr, line.curve.band, strict=True)),)
-        for point in line.curve.points
-        for low, high in (band[point.lr] or (math.nan, math.nan),)
-    ]
-    columns = ["scale", "label", "lr", "seed", "loss", "diverged", "cell", "url", "mean", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).round(dict.fromkeys(("loss", "mean", "low", "high"), DECIMALS))
-
-
-def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a curve that has an LRS: study, scale, method, label, gamma, LRS, low, high (its interval, or LRS
-    twice)."""
-    rows = [
-        {
-            "study": line.curve.study,
-            "scale": line.curve.scale,
-            "method": line.curve.method,
-            "label": line.name,
-            "gamma": line.curve.gamma,
-            "LRS": line.curve.LRS,
-            "low": line.curve.interval[0] if line.curve.interval else line.curve.LRS,
-            "high": line.curve.interval[1] if line.curve.interval else line.curve.LRS,
-        }
-        for line in lines
-        if line.curve.LRS is not None
-    ]
-    return pd.DataFrame(rows, columns=["study", "scale", "method", "label", "gamma", "LRS", "low", "high"])
-
-
-def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:
-    """One row a cell at which ``column`` is a finite number: scale, label, lr, seed, diverged, cell, value."""
-    rows = [
-        {
-            "scale": line.curve.scale,
-            "label": line.name,
-            "lr": point.lr,
-            "seed": point.seed,
-            "diverged": point.diverged,
-            "cell": point.cell,
-            "value": float(f"{value:.{DECIMALS}g}"),
-        }
-        for line in lines
-        for point in line.curve.points
-        if math.isfinite(value := point.run.get(column, math.nan))
-    ]
-    return pd.DataFrame(rows, columns=["scale", "label", "lr", "seed", "diverged", "cell", "value"])
-
-
 def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
-    """Every figure that the curves have data for, the loss curves first, view by view.
+    """Every figure that the curves have data for, the loss curves first: all scales in one, then view by view.
 
     ``published`` offers the published curves of the same scale and vocabulary as an overlay.
     """
     seen = views(lines)
-    drawn = [_loss_figure(view, published) for view in seen]
+    main, sweeps = all_scales(lines)
+    drawn = [*main, *(_loss_figure(view, published) for view in seen)]
     drawn += [_lrs_bars(view) for view in seen if any(line.curve.LRS is not None for line in view.lines)]
-    for group in dict.fromkeys(line.of for line in lines):
-        ranked = [line for line in lines if line.of == group and line.curve.LRS is not None]
-        if len({line.curve.scale for line in ranked}) > 1:
-            drawn.append(_lrs_over_scale(group, ranked))
+    drawn += sweeps
     drawn += [figure for view in seen for figure in _lrs_over_gamma(view)]
     for diagnostic in DIAGNOSTICS:
         for view in seen:
@@ -214,9 +144,10 @@ def _loss_figure(view: View, published: bool) -> Figure:
 
 @cache
 def _published_layers(scale: str) -> tuple[dict[str, Any], ...]:
-    """A thin dotted line a method of the published runs of a scale, a diverged one at ``l_init``."""
+    """A thin dotted line a method of the published main comparison at a scale, a diverged run at ``l_init``."""
     runs = read_csv(RUNS_CSV)
-    runs = runs[runs["scale"] == scale].assign(loss=lambda table: table["val_loss"].fillna(L_INIT).clip(upper=L_INIT))
+    runs = runs[(runs["scale"] == scale) & runs["gamma"].fillna(GAMMA).eq(GAMMA)]
+    runs = runs.assign(loss=runs["val_loss"].fillna(L_INIT).clip(upper=L_INIT))
     return tuple(
         {
             "data": {"values": of[["lr", "loss"]].assign(label=f"{method}, published").to_dict("records")},
@@ -258,30 +189,6 @@ def _lrs_bars(view: View) -> Figure:
     )
 
 
-def _lrs_over_scale(group: str, lines: Sequence[Line]) -> Figure:
-    facts = lrs_facts(lines)
-    base = chart_of("facts").encode(
-        x=alt.X("scale:O", title="scale", sort=list(dict.fromkeys(facts["scale"])), axis=alt.Axis(labelAngle=0)),
-        y=_lrs_axis(facts),
-        color=colors(lines),
-    )
-    return Figure(
-        name=f"lrs-scale-{group}" if group else "lrs-scale",
-        title=f"LRS over scale, {group}" if group else "LRS over scale",
-        caption="Lower is less sensitive to the learning rate. Bars are 95 % intervals, where there are several seeds.",
-        view=None,
-        section="lrs",
-        spec=spec_of(
-            [
-                base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
-                base.mark_line().encode(strokeDash=dashes(lines)),
-                base.mark_point(filled=True, size=60, opacity=1).encode(shape=shapes(lines), tooltip=LRS_TOOLTIP),
-            ],
-            {"facts": facts},
-        ),
-    )
-
-
 def _lrs_over_gamma(view: View) -> list[Figure]:
     """One figure, or none where no method has an LRS at two strengths."""
     facts = lrs_facts(view.lines)
@@ -299,7 +206,7 @@ def _lrs_over_gamma(view: View) -> list[Figure]:
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
     dashes = alt.StrokeDash("study:N", title=None, scale=by_name(looks), legend=legend)
     apart = {"strokeDash": dashes} if len(studies) > 1 else {}
-    base = chart_of("tried").encode(x=x, y=_lrs_axis(facts), color=color)
+    base = chart_of("tried").encode(x=x, y=lrs_axis(facts), color=color)
     reference = chart_of("baselines")
     rule = reference.mark_rule() if apart else reference.mark_rule(strokeDash=[4, 4])
     return [
@@ -380,16 +287,3 @@ def forecast_figure(runs: pd.DataFrame) -> Iterator[Figure]:
         section="forecast",
         spec=spec_of(layers, {"facts": facts}),
     )
-
-
-LOG_FACTOR = 3.0
-"""Values that span less than this factor are drawn on a linear axis."""
-
-
-def _lrs_axis(facts: pd.DataFrame) -> alt.Y:
-    """Logarithmic, as methods differ by factors, unless they are closer, or a curve is exactly flat."""
-    low, high = facts["low"].min(), facts["high"].max()
-    if high < LOG_FACTOR * low or low <= 0:
-        return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
-    axis = alt.Axis(values=ticks(facts[["low", "high"]].to_numpy()))
-    return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dashboards.sensitivity import CurveFacts
 
 RUNS_CSV = Path(__file__).parent / "oec_published_runs.csv"
-"""The 140 published runs behind ``LRS`` and ``BEST_LOSS``: 5 scales, 4 methods, 7 learning rates, 1 seed."""
+"""The 350 published runs: every curve of ``CURVES`` at 5 scales and 7 learning rates, with 1 seed."""
+
+NAME = "published"
+"""What the command line calls them."""
 
 V = 50_304
 """Their vocabulary: GPT-2's 50257, padded to a multiple of 64."""
@@ -20,36 +18,61 @@ L_INIT = math.log(V)
 """Loss at initialisation that the published runs are read with, in nats: a uniform guess over ``V``."""
 
 GAMMA = 1e-4
-"""Their strength of z-loss and mu-loss."""
+"""Strength of z-loss and mu-loss in the main comparison."""
+
+GAMMAS = (1e-7, GAMMA, 1e-1, 1e2)
+"""Strengths of z-loss and mu-loss in the two sweeps, which share the baseline and, at ``GAMMA``, runs of the main
+comparison."""
 
 METHODS = ("baseline", "z-loss", "mu-loss", "mu-centering")
+"""Of the main comparison, in the order of its tables."""
+
 SCALES = ("16M", "29M", "57M", "109M", "221M")
 
+CURVES: tuple[tuple[str, float | None], ...] = (
+    ("baseline", None),
+    *(("z-loss", gamma) for gamma in GAMMAS),
+    *(("mu-loss", gamma) for gamma in GAMMAS),
+    ("mu-centering", None),
+)
+"""Method and strength of every published curve of a scale."""
+
 LRS: dict[str, tuple[float, ...]] = {
-    "16M": (0.306, 0.054, 0.031, 0.028),
-    "29M": (0.391, 0.033, 0.027, 0.029),
-    "57M": (0.508, 0.235, 0.031, 0.041),
-    "109M": (0.344, 0.118, 0.046, 0.051),
-    "221M": (0.412, 0.109, 0.056, 0.061),
+    "16M": (0.306, 0.037, 0.054, 0.032, 1.156, 0.182, 0.031, 0.031, 0.054, 0.028),
+    "29M": (0.391, 0.044, 0.033, 0.043, 1.780, 0.052, 0.027, 0.034, 0.040, 0.029),
+    "57M": (0.508, 0.107, 0.235, 0.047, 1.392, 0.110, 0.031, 0.038, 0.033, 0.041),
+    "109M": (0.344, 0.076, 0.118, 0.059, 2.150, 0.125, 0.046, 0.048, 0.034, 0.051),
+    "221M": (0.412, 0.131, 0.109, 0.101, 2.166, 0.129, 0.056, 0.056, 0.055, 0.061),
 }
-"""Learning-rate sensitivity in nats, divided by n - 1, by scale in the order of ``METHODS``."""
+"""Learning-rate sensitivity in nats, divided by n - 1, by scale in the order of ``CURVES``."""
 
 BEST_LOSS: dict[str, tuple[float, ...]] = {
-    "16M": (3.84, 3.84, 3.84, 3.84),
-    "29M": (3.59, 3.58, 3.59, 3.58),
-    "57M": (3.37, 3.37, 3.37, 3.37),
-    "109M": (3.20, 3.20, 3.20, 3.20),
-    "221M": (3.05, 3.05, 3.05, 3.05),
+    "16M": (3.84, 3.84, 3.84, 3.83, 4.19, 3.84, 3.84, 3.84, 3.81, 3.84),
+    "29M": (3.59, 3.59, 3.58, 3.57, 3.94, 3.59, 3.59, 3.58, 3.56, 3.58),
+    "57M": (3.37, 3.37, 3.37, 3.35, 3.79, 3.37, 3.37, 3.37, 3.36, 3.37),
+    "109M": (3.20, 3.20, 3.20, 3.18, 3.64, 3.20, 3.20, 3.20, 3.20, 3.20),
+    "221M": (3.05, 3.05, 3.05, 3.03, 3.49, 3.05, 3.05, 3.05, 3.05, 3.05),
 }
-"""Smallest validation loss over the learning rates in nats, by scale in the order of ``METHODS``."""
+"""Smallest validation loss over the learning rates in nats, by scale in the order of ``CURVES``."""
 
-OVERHEAD_PERCENT: dict[str, tuple[float, float]] = {
-    "z-loss": (6.4, 0.8),
-    "mu-loss": (0.4, 0.2),
-    "mu-centering": (0.6, 0.3),
+BEST_LR: dict[str, tuple[float, ...]] = {
+    "16M": (1e-2, 1e-2, 1e-2, 1e-2, 1e-3, 1e-2, 1e-2, 1e-1, 1e-1, 1e-2),
+    "29M": (3e-3, 3e-2, 3e-2, 1e-2, 1e-3, 3e-3, 3e-2, 3e-2, 1e-1, 3e-2),
+    "57M": (1e-2, 1e-2, 1e-2, 3e-3, 1e-3, 3e-3, 1e-2, 3e-3, 1e-2, 1e-2),
+    "109M": (3e-3, 3e-3, 3e-3, 3e-3, 3e-4, 3e-3, 3e-3, 3e-3, 3e-3, 3e-3),
+    "221M": (1e-3, 3e-3, 3e-3, 3e-3, 3e-4, 3e-3, 3e-3, 3e-3, 3e-3, 3e-3),
 }
-"""Extra training time over the baseline, by method, at 16M and at 221M."""
+"""The learning rate of ``BEST_LOSS``, by scale in the order of ``CURVES``."""
 
+OVERHEAD_PERCENT: dict[str, tuple[float, ...]] = {
+    "16M": (6.4, 0.4, 0.6),
+    "29M": (4.3, 0.7, 0.5),
+    "57M": (2.5, 0.6, 0.4),
+    "109M": (1.5, 0.4, 0.4),
+    "221M": (0.8, 0.2, 0.3),
+}
+"""Extra training time over the baseline, by scale in the order of ``METHODS`` after the baseline: a mean over the
+learning rates, then over the strengths of a method."""
 
 OTHER_START = 0.1
 """Nats by which losses before training may differ between runs of like text and vocabulary."""
@@ -58,16 +81,3 @@ OTHER_START = 0.1
 def near_published(l_init: float) -> bool:
     """Whether runs that begin at this loss have the published vocabulary, so that their losses compare."""
     return abs(l_init - L_INIT) < OTHER_START
-
-
-def overheads_beside_published(curves: Iterable[CurveFacts]) -> str:
-    """What the published runs give for extra training time, beside what was published; ``curves`` are those runs'.
-
-    The two differ by up to 0.15 percentage points: the published ones come from times that the table does not hold.
-    """
-    found = {(curve.method, curve.scale): curve.overhead_percent for curve in curves}
-    parts = [
-        f"{method} {found[method, '16M']:.1f} % to {found[method, '221M']:.1f} % (published {small} % to {large} %)"
-        for method, (small, large) in OVERHEAD_PERCENT.items()
-    ]
-    return f"Extra training time over the baseline, 16M to 221M: {', '.join(parts)}."

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from dashboards import agreement
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import Figure, Section
 from dashboards.figures import figures, forecast_figure
@@ -57,6 +58,8 @@ class Known:
     """By cell, the address of its run in MLflow."""
     published: bool = True
     """Whether the published curves are offered beside those of the same scale and vocabulary."""
+    agreement: agreement.Agreement | None = None
+    """Of published runs: what they give beside what was published."""
     refresh_s: int | None = None
     """Seconds after which the page loads itself again: that of a study that is being run."""
 
@@ -122,6 +125,7 @@ def _write(
     tables = [*sheets(sensitivity_table(found)), cost, sheet("importance", shares)]
     if not (ratios := b_ratio_table(runs)).empty:
         tables.append(Sheet(name="b_ratio", values=ratios, texts=ratios.map(_two_digits)))
+    tables += agreement.sheets(known.agreement) if known.agreement else ()
     wanted = chosen(
         {
             "report": ("html",),
@@ -187,11 +191,12 @@ def _page(
         sections[figure.section][figure.title] = None
     silent = {column for column in cost.values if cost.values[column].isna().all()}
     silent |= {column for column in ("study", "attention_norm") if cost.values[column].nunique() < 2}
+    everyone = [f"{curve.scale} {curve.label}" for curve in found]
     warned: dict[str, list[str]] = {}
-    for curve in found:
+    for name, curve in zip(everyone, found, strict=True):
         for warning in curve.warnings:
-            warned.setdefault(warning, []).append(f"{curve.scale} {curve.label}")
-    warnings = [f"{whose(names, len(found))}: {warning}." for warning, names in warned.items()]
+            warned.setdefault(warning, []).append(name)
+    warnings = [f"{whose(names, everyone)}: {warning}." for warning, names in warned.items()]
     if found and max(curve.seeds for curve in found) < 2:
         warnings.insert(0, "One seed: no interval can be given.")
     return (
@@ -206,6 +211,7 @@ def _page(
             gammas=sorted(set(by_strength.values()), key=float),
             strengths=_json(by_strength),
             sections=sections,
+            overall={figure.title for figure in charts if figure.view is None},
             specs=_json(panels),
             overlays=any(figure.overlay for figure in charts),
             steps=_json(_steps(seen, known, packed)),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dashboards.loss_overview import as_runs, is_loss_overview
 from dashboards.published import L_INIT
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
@@ -95,14 +96,15 @@ def from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A table of runs from a CSV file: one of ours, one with the columns of the published runs, or one whose
-    ``columns`` are named, see ``renamed``.
+    """A table of runs from a CSV file: one of ours, one with the columns of the published runs, a ``loss_overview.csv``
+    of the published repository, or one whose ``columns`` are named, see ``renamed``.
 
     In a file without states an empty or non-finite loss is a diverged run. Where ``l_init`` is absent it is that
     of the published runs; where ``study`` is, it is the file's name.
 
     Raises:
-        InvalidInput: the file can not be read, holds no run, lacks a column, or holds a value of the wrong kind.
+        InvalidInput: the file can not be read, holds no run, lacks a column, or holds a value of the wrong kind; see
+            also ``dashboards.loss_overview.as_runs``.
     """
     path = Path(path)
     try:
@@ -112,6 +114,8 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.D
         raise InvalidInput(
             "csv", str(path), f"can not be read ({type(error).__name__})", "give a comma-separated file with a header"
         ) from error
+    if is_loss_overview(table):
+        table = as_runs(table, path.stem)
     table = renamed(table, columns or {})
     table = table.rename(columns={theirs: ours for theirs, ours in _PUBLISHED_NAMES.items() if ours not in table})
     if missing := [column for column in _REQUIRED if column not in table]:

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from dashboards.edges import edge_of
+from dashboards.overheads import overhead_percent
 from dashboards.runs import OFF_CURVE, records
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge
@@ -74,7 +75,7 @@ class CurveFacts:
     edge: Edge | None = None
     """Where it stops to converge, between two learning rates of the grid; None if that was not searched for."""
     overhead_percent: float | None = None
-    """Extra training time over the baseline of the same scale and attention norm; see ``overhead_percent``."""
+    """Extra training time over the baseline of the same scale and attention norm; see ``dashboards.overheads``."""
 
     @property
     def seeds(self) -> int:
@@ -234,19 +235,6 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
     return found
 
 
-def overhead_percent(curve: CurveFacts, baseline: CurveFacts) -> float | None:
-    """Extra training time of ``curve`` over ``baseline``, in percent; None without a pair of runs to compare.
-
-    The ratio of the total seconds over the (lr, seed) at which both finished: a diverged run ends early. On the
-    published runs this comes nearest to the published overheads, within 0.15 percentage points in all six; no
-    mean, median or quantile of ratios, nor ratio of those, gives all six to the published digit.
-    """
-    theirs = _finished_seconds(baseline)
-    ours = {pair: seconds for pair, seconds in _finished_seconds(curve).items() if pair in theirs}
-    total = sum(theirs[pair] for pair in ours)
-    return 100 * (sum(ours.values()) / total - 1) if total else None
-
-
 def labels(rows: pd.DataFrame) -> list[str]:
     """What people read for the study, method, gamma and attention norm of each row; one study, or the default norm
     where all have it, go without saying."""
@@ -380,11 +368,3 @@ def mean_interval(values: npt.ArrayLike) -> tuple[float, float]:
 def nearest(grid: tuple[float, ...], lr: float) -> float:
     """The learning rate of the grid that ``lr`` is, but for the digits lost in a text file; NaN off the grid."""
     return next((on_grid for on_grid in grid if math.isclose(lr, on_grid, rel_tol=1e-6)), math.nan)
-
-
-def _finished_seconds(curve: CurveFacts) -> dict[tuple[float, int], float]:
-    return {
-        (point.lr, point.seed): point.run["train_seconds"]
-        for point in curve.points
-        if not point.diverged and math.isfinite(point.run["train_seconds"])
-    }

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.overheads import method_overheads
 from dashboards.runs import OFF_CURVE
 from dashboards.sensitivity import CurveFacts, in_order, labels, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
@@ -44,8 +45,8 @@ a result, ``diverged`` those of them that diverged."""
 
 HEADINGS: dict[str, str] = {
     "attention_norm": "attention norm",
-    "LRS_low": "LRS 2.5 %",
-    "LRS_high": "LRS 97.5 %",
+    "LRS_low": "LRS 2.5%",
+    "LRS_high": "LRS 97.5%",
     "LRS_n": "LRS (n)",
     "best_loss": "best loss",
     "best_lr": "best lr",
@@ -132,30 +133,25 @@ COST_COLUMNS = (
     "overhead_percent",
 )
 """Columns of ``cost_table``. ``waiting`` are planned and running cells; ``hours`` is the training time of all cells,
-one after the other; ``tokens_per_second`` is the median over cells; ``overhead_percent`` the mean over the method's
-curves."""
+one after the other; ``tokens_per_second`` is the median over cells; ``overhead_percent`` is that of
+``method_overheads``."""
 
 
 def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | None) -> pd.DataFrame:
     """One row a method of a scale and attention norm, columns ``COST_COLUMNS``, refinements and pruned cells among
     them; ``cores`` are those of a cell, if known."""
     keys = ["study", "scale", "attention_norm", "method"]
-    overheads: dict[tuple[Hashable, ...], list[float]] = {}
-    for curve in curves:
-        if curve.overhead_percent is not None:
-            of = (curve.study, curve.scale, curve.attention_norm, curve.method)
-            overheads.setdefault(of, []).append(curve.overhead_percent)
+    overheads: dict[Any, float] = {**method_overheads(curves)}
     rows = []
     for key, cells in runs.assign(study=studies(runs)).groupby(keys, sort=False):
         states, hours = cells["state"].value_counts(), cells["train_seconds"].sum() / 3600
-        extra = overheads.get(key)
         rows.append(
             dict(zip(keys, key, strict=True))
             | {state: int(states.get(state, 0)) for state in ("finished", "diverged", "crashed", "pruned")}
             | {"waiting": int(states.get("planned", 0) + states.get("running", 0)), "hours": hours}
             | {"core_hours": None if cores is None else cores * hours}
             | {"tokens_per_second": cells["tokens_per_second"].median()}
-            | {"overhead_percent": sum(extra) / len(extra) if extra else None}
+            | {"overhead_percent": overheads.get(key)}
         )
     table = pd.DataFrame(rows, columns=list(COST_COLUMNS))
     return table.astype(dict.fromkeys(("core_hours", "tokens_per_second", "overhead_percent"), "float64"))
@@ -205,9 +201,20 @@ def sheet(name: str, table: pd.DataFrame) -> Sheet:
     return Sheet(name=name, values=table, texts=pd.DataFrame(written))
 
 
-def whose(names: Sequence[str], of: int) -> str:
-    """Curves by name, for a sentence; ``of`` is how many there are."""
-    return "every curve" if len(names) == of > 1 else listed(names)
+MAX_EXCEPTIONS = 3
+"""Curves that a sentence about most of them names as exceptions; more are counted."""
+
+
+def whose(names: Sequence[str], everyone: Sequence[str]) -> str:
+    """Curves by name, for a sentence; ``everyone`` is all of them. Of more than half, the exceptions are named."""
+    if len(names) == len(everyone) > 1:
+        return "every curve"
+    others = [name for name in everyone if name not in names]
+    if len(names) <= max(MAX_EXCEPTIONS, len(others)):
+        return listed(names)
+    if len(others) <= MAX_EXCEPTIONS:
+        return f"every curve but {listed(others)}"
+    return f"{len(names)} of {len(everyone)} curves"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -217,11 +224,12 @@ def listed(words: Sequence[str]) -> str:
 
 def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     """``sensitivity_table`` for a terminal of 80 columns, the notes below it."""
+    everyone = [f"{scale} {name}" for scale, name in zip(table["scale"], labels(table), strict=True)]
     noted: dict[str, list[str]] = {}
-    for scale, name, note in zip(table["scale"], labels(table), table["note"], strict=True):
+    for name, note in zip(everyone, table["note"], strict=True):
         if note:
-            noted.setdefault(note, []).append(f"{scale} {name}")
-    notes = [f"{whose(names, len(table))}: {note}" for note, names in noted.items()]
+            noted.setdefault(note, []).append(name)
+    notes = [f"{whose(names, everyone)}: {note}" for note, names in noted.items()]
     drawn = Table(title=title, box=SIMPLE, padding=0, caption=Text("\n".join(notes)), caption_justify="left")
     written = texts(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
     if {"study", "attention_norm"} & set(written):  # each takes the room of two

@@ -17,12 +17,13 @@ from urllib.parse import quote
 import pandas as pd
 from rich.console import Console
 
+from dashboards.agreement import agreement, published_studies, terminal_tables
 from dashboards.comparison import compare
 from dashboards.comparison import tables as comparison_tables
 from dashboards.elsewhere import read_experiment
 from dashboards.files import FORMATS
 from dashboards.forecast import forecast
-from dashboards.published import RUNS_CSV, overheads_beside_published
+from dashboards.published import NAME, RUNS_CSV
 from dashboards.report import Known, with_measured, write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import Grid, curves, studies
@@ -57,7 +58,8 @@ class Source:
 
 
 def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> Source:
-    """A study of the home by name, of another home as ``FOLDER:STUDY``, ``mlflow:STUDY``, or a CSV by path.
+    """A study of the home by name, of another home as ``FOLDER:STUDY``, ``mlflow:STUDY``, a CSV by path, or the runs
+    that ship with the package as ``published``, unless a study of the home has that name.
 
     With ``columns``, see ``dashboards.elsewhere``, a CSV that something else wrote, or ``mlflow:EXPERIMENT``.
 
@@ -82,8 +84,11 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
         return _from_home(name, other)
     if home.ledger(source).is_file():
         return _from_home(source, home)
+    if source == NAME:
+        return _from_csv(RUNS_CSV, None)
     known = ", ".join(home.known()) or "none yet"
-    raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", f"studies here: {known}")
+    remedy = f"studies here: {known}; the published runs: {NAME}"
+    raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", remedy)
 
 
 @contextmanager
@@ -169,15 +174,14 @@ def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Sour
 
 def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
     runs = read_csv(path, columns)
-    published = path.read_bytes() == RUNS_CSV.read_bytes()
+    command = f"oec report {NAME if path == RUNS_CSV else path.name}"
     return Source(
         title=path.stem,
         runs=runs,
         grid=None,
-        provenance={"command": f"oec report {path.name}", "table": path.name, **_reported()},
-        notes=(overheads_beside_published(curves(runs)),) if published else (),
+        provenance={"command": command, "table": path.name, **_reported()},
         folder=Path(path.stem),
-        known=Known(published=not published),
+        known=Known(published=not published_studies(runs)),
     )
 
 
@@ -274,9 +278,17 @@ def report(
     ``formats`` and ``only`` are those of ``dashboards.report.write_report``.
     """
     found = curves(with_measured(source.runs, source.known), source.grid)
-    table = sensitivity_table(found)
-    console.print(terminal_table(table, title=f"Learning-rate sensitivity: {source.title}"))
-    for note in source.notes:
+    known, notes = source.known, source.notes
+    of_published = published_studies(source.runs)
+    beside = agreement(curve for curve in found if curve.study in of_published)
+    if beside is None or len(beside.curves) < len(found):
+        title = f"Learning-rate sensitivity: {source.title}"
+        console.print(terminal_table(sensitivity_table(found), title=title))
+    if beside is not None:
+        known, notes = replace(known, agreement=beside), (*notes, beside.sentence)
+        for drawn in terminal_tables(beside):
+            console.print(drawn)
+    for note in notes:
         console.print(note)
     target = folder or source.folder
     try:
@@ -286,10 +298,10 @@ def report(
             title=source.title,
             grid=source.grid,
             provenance=source.provenance,
-            notes=source.notes,
+            notes=notes,
             formats=formats or FORMATS,
             only=only,
-            known=source.known,
+            known=known,
             found=found,
         )
     except OSError as error:

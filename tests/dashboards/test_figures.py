@@ -11,7 +11,8 @@ import pytest
 from made_up import GRID, L_INIT, curve, study
 
 from dashboards import published
-from dashboards.figures import diagnostic_facts, figures, loss_facts, lrs_facts
+from dashboards.facts import diagnostic_facts, loss_facts, lrs_facts
+from dashboards.figures import figures
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from dashboards.views import COLORS, GREY, Line, color_of_norm, lines, strengths, views
@@ -72,8 +73,8 @@ def test_which_figures_there_are(found: list[Line]) -> None:
     ]  # fmt: skip
     assert figures([]) == []
     names = {figure.name for figure in figures(lines(curves(read_csv(published.RUNS_CSV))))}
-    assert len(names) == 5 * 7 + 1
-    assert "lrs-scale" in names
+    assert len(names) == 5 * 8 + 2 + 4, "eight a scale; all scales in one, of the methods and of two methods' strengths"
+    assert {"loss-scales", "lrs-scale", "loss-scales-z-loss", "lrs-scale-mu-loss"} <= names
 
 
 def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[Line]) -> None:
@@ -185,21 +186,13 @@ def test_one_norm_alone_is_named_where_it_is_not_the_default() -> None:
     assert [(line.name, line.of) for line in compared("qk-norm")] == [("baseline", "")]
 
 
-def test_lrs_over_scale_does_not_mix_norms() -> None:
-    drawn = compared("none", "qk-norm", methods=("baseline", "mu-centering"), scales=("tiny", "16M"))
-    over_scale = [figure for figure in figures(drawn) if figure.view is None]
-    assert [figure.title for figure in over_scale] == ["LRS over scale, none", "LRS over scale, qk-norm"]
-    for figure in over_scale:
-        (facts,) = figure.spec["datasets"].values()
-        assert len(facts) == 4, "two methods at two scales"
-
-
 def test_published_curves_lie_over_those_of_the_same_scale_and_vocabulary() -> None:
     mine = curve([3.9, 3.8, 3.9, 4.0], scale="16M", l_init=10.84)
     (loss, *_) = figures(drawn_of(study(mine)))
     assert len(loss.overlay) == len(published.METHODS)
     first = loss.overlay[0]["data"]["values"]
     runs = read_csv(published.RUNS_CSV).query("scale == '16M' and method == 'baseline'")
+    assert all(len(layer["data"]["values"]) == 7 for layer in loss.overlay), "one strength, that of the main comparison"
     assert [point["loss"] for point in first] == runs["val_loss"].tolist()
     assert {point["label"] for point in first} == {"baseline, published"}
     for other in (curve([3.9, 3.8, 3.9, 4.0], scale="16M"), curve([3.9, 3.8, 3.9, 4.0], l_init=10.84)):

@@ -152,10 +152,18 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
 
 
 def test_the_answer_to_the_published_runs() -> None:
-    assert answer(curves(read_csv(published.RUNS_CSV))) == (
+    found = curves(read_csv(published.RUNS_CSV))
+    seed = "This rests on one seed, which can not tell a small difference from chance."
+    assert answer([curve for curve in found if curve.gamma in (None, published.GAMMA)]) == (
         "mu-centering at 16M and mu-loss (gamma=0.0001) at 29M, 57M, 109M and 221M are the least sensitive to the "
-        "learning rate, with an LRS of 0.027 to 0.056, against 0.306 to 0.508 for the baseline. "
-        "This rests on one seed, which can not tell a small difference from chance."
+        f"learning rate, with an LRS of 0.027 to 0.056, against 0.306 to 0.508 for the baseline. {seed}"
+    )
+    assert answer(found) == (
+        "mu-centering at 16M, mu-loss (gamma=0.0001) at 29M and 57M and mu-loss (gamma=100) at 109M and 221M are the "
+        "least sensitive to the learning rate, with an LRS of 0.027 to 0.055, against 0.306 to 0.508 for the baseline; "
+        "but the best loss of mu-loss (gamma=0.0001) at 29M is 3.586, where another curve reaches 3.561. "
+        "Over the strengths that were tried for all of them, LRS changes by 0.024 to 0.151 for mu-loss and 1.124 to "
+        f"2.091 for z-loss, least for mu-loss. {seed}"
     )
 
 
@@ -234,7 +242,7 @@ def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
 
 
 def test_the_shipped_runs_are_the_published_ones() -> None:
-    assert len(pd.read_csv(published.RUNS_CSV)) == 140
+    assert len(pd.read_csv(published.RUNS_CSV)) == 350
 
 
 def headings(page: Path) -> list[str]:

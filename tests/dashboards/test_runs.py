@@ -114,12 +114,14 @@ def test_a_run_without_an_attention_norm_has_the_default(tmp_path: Path) -> None
 
 def test_published_runs() -> None:
     table = read_csv(published.RUNS_CSV)
-    assert len(table) == 140
+    assert len(table) == 350
     assert set(table["state"]) == {"finished"}
     assert set(table["attention_norm"]) == {"qk-norm"}
     assert set(table["l_init"]) == {math.log(50304)}
     assert table.loc[table["method"] == "baseline", "gamma"].isna().all()
-    assert (table.loc[table["method"] == "z-loss", "gamma"] == 1e-4).all()
+    for method in ("z-loss", "mu-loss"):
+        strengths = table.loc[table["method"] == method, "gamma"].value_counts()
+        assert strengths.to_dict() == dict.fromkeys(published.GAMMAS, 35)
     assert table["logits_std"].iloc[0] == 2.6094
     assert table["study"].iloc[0] == "oec_published_runs"
 

@@ -29,6 +29,7 @@ from service.ledger import Ledger
 from service.refinement import Refinement
 from service.reporting import load
 from service.show import status_tables
+from tests import loss_overview
 from trainers import checkpoint as checkpoints
 from trainers.data import prepare
 from trainers.data.shards import Shards, write_shard
@@ -179,4 +180,5 @@ def csv_of_runs(folder: Path) -> Target:
         found = curves(read_csv(path))
         list(map(str, found))
 
-    return Target((b"".join(published[:12]), b"".join([published[0], *published[60:80]])), read)
+    overview = loss_overview.write(folder / "loss_overview.csv", loss_overview.published_rows()[:9]).read_bytes()
+    return Target((b"".join(published[:12]), b"".join([published[0], *published[60:80]]), overview), read)

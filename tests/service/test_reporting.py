@@ -14,6 +14,8 @@ from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
+from service.reporting import load
+from tests import loss_overview
 from tests.service.oec import invoked
 
 
@@ -81,6 +83,59 @@ def test_diff_of_two_homes(homes: tuple[Path, Path]) -> None:
     assert "Only in oec_published_runs: 16M baseline" in other.stdout
 
 
+AGREES = (
+    "Computed from these runs, 50 of 50 LRS, 50 of 50 best losses, 50 of 50 best learning rates and 15 of 15 extra "
+    "training times agree with the published ones to the last published digit."
+)
+
+
+@pytest.mark.parametrize("source", ["published", "shipped", "overview"])
+def test_published_runs_beside_what_was_published(source: str, homes: tuple[Path, Path], tmp_path: Path) -> None:
+    overview = loss_overview.write(tmp_path / "loss_overview_all.csv", loss_overview.published_rows())
+    path = {"published": "published", "shipped": RUNS_CSV, "overview": overview}[source]
+    out = tmp_path / "out"
+    result = invoked("report", path, "--out", out, "--format", "csv", "--format", "html", home=homes[0])
+    assert result.returncode == 0, result
+    assert AGREES in " ".join(result.stdout.split())
+    assert result.stdout.count("Beside the published tables") == 1
+    assert "Learning-rate sensitivity" not in result.stdout, "a table beside the published one says the same and more"
+    assert len(pd.read_csv(out / "tables" / "published.csv")) == 50
+    assert len(pd.read_csv(out / "tables" / "published_overhead.csv")) == 15
+    page = (out / "report.html").read_text()
+    assert f"<li>{AGREES}</li>" in page
+    assert 'id="published"' not in page, "the published curves would lie over themselves"
+
+
+def test_a_study_beside_the_published_runs(homes: tuple[Path, Path], tmp_path: Path) -> None:
+    result = invoked("report", "smoke", "published", "--out", tmp_path, "--format", "csv", home=homes[0])
+    assert result.returncode == 0, result
+    assert "Learning-rate sensitivity: smoke and oec_published_runs" in " ".join(result.stdout.split())
+    assert AGREES in " ".join(result.stdout.split())
+    assert set(pd.read_csv(tmp_path / "tables" / "published.csv")["study"]) == {"oec_published_runs"}
+
+
+def test_several_files_of_the_published_repository(homes: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = loss_overview.published_rows()
+    files = [
+        loss_overview.write(tmp_path / f"loss_overview{ending}.csv", of)
+        for ending, of in (("", [row for row in rows if "-zloss-" not in str(row["name"])]), ("_all", rows))
+    ]
+    result = invoked("report", *files, "--out", tmp_path / "out", "--format", "csv", home=homes[0])
+    assert result.returncode == 0, result
+    assert "80 of 80 LRS" in result.stdout
+    assert "25 of 25 extra training times" in " ".join(result.stdout.split())
+
+
+def test_a_study_of_the_home_comes_before_the_published_runs(tmp_path: Path) -> None:
+    study = Study.load("smoke").model_dump(mode="json", exclude_none=True) | {"name": "published"}
+    home = Home.open(tmp_path / "home")
+    home.claim(Study.validate_fields(study))
+    with Ledger(home.ledger("published"), "published", write=True) as ledger:
+        ledger.plan(Plan(Study.load("smoke"), "data").cells)
+    assert load("published", home).title == "published"
+    assert load("published", Home.open(tmp_path / "empty")).title == "oec_published_runs"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +147,8 @@ def test_diff_of_two_homes(homes: tuple[Path, Path]) -> None:
         (("report", "smoke", "{old}:smoke", "--column", "lr=x"), "columns are known"),
         (("report", RUNS_CSV, "--column", "rate=lr"), "'rate' is no column of ours"),
         (("diff", "smoke", "nowhere"), "'nowhere' is neither a study of this home"),
+        (("report", "nowhere"), "studies here: smoke; the published runs: published"),
+        (("report", "published", "--column", "lr=x"), "columns are known"),
     ],
 )
 def test_bad_input(arguments: tuple[object, ...], message: str, homes: tuple[Path, Path], tmp_path: Path) -> None:
