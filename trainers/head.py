@@ -220,7 +220,7 @@ def differentiated(
     ce_N = log_z_N - logits_NV.gather(1, targets_N1).squeeze(1)
     penalty_N, slopes, mu_D = torch.zeros_like(ce_N), Slopes(), E_VD.mean(dim=0)
     if penalty := methods.PENALTIES.get(method):
-        values_N, by_inputs = torch.func.vjp(penalty, strength, log_z_N, max_logit_N, mu_D)
+        values_N, by_inputs = torch.func.vjp(penalty, strength, log_z_N, max_logit_N, mu_D)[:2]
         penalty_N = values_N.expand_as(log_z_N)
         slopes = Slopes(*by_inputs(torch.full_like(values_N, len(penalty_N) / (N * values_N.numel())))[1:])
     grad_NV = by_logits(exp_NV / Z_N[:, None], logits_NV, targets_N1, slopes, N)
