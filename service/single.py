@@ -33,8 +33,12 @@ def train_one(
     one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
     one["attention_norms"] = [attention_norm or study.attention_norms[0]]
     checked = Study.validate_fields(one)
-    from trainers.loop import Trainer  # imports torch: seconds
+    import torch  # seconds
+
+    from trainers.loop import Trainer
     from trainers.world import World
+
+    torch.set_num_threads(checked.resources.cpus_per_worker)  # as a worker has, so that the last digits are a worker's
 
     tokens = tokens_of(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
