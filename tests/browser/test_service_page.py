@@ -99,7 +99,7 @@ def test_the_form_validates_and_prices_as_one_types(browser: Browser, home: Home
         page.fill("[id='field-training.steps']", "0")
         expect(page.locator("[id='field-training.steps']")).to_have_attribute("aria-invalid", "true")
         page.click("summary >> text=Paste a study file")
-        page.fill("#yaml", Study.load("demo").to_yaml())
+        page.fill("#yaml", Study.load("short").to_yaml())
         expect(page.locator(".cost")).to_contain_text("cells49")
         page.close()
 

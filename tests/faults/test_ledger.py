@@ -21,7 +21,7 @@ from service.ledger import Ledger, LedgerLocked
 from service.mlflow_sink import MlflowSink, sync
 from tests.faults.invariants import agree
 
-CELLS = Plan(Study.load("demo"), "data").cells
+CELLS = Plan(Study.load("short"), "data").cells
 RESULT = {"val_loss": 2.0, "l_init": 5.0}
 PROCESSES = multiprocessing.get_context("spawn")
 
@@ -29,7 +29,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 @pytest.mark.fault("clock set back")
 def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])
         ledger.end(CELLS[0].id, "crashed", {"reason": "x"})
         ledger.running(CELLS[0].id)
@@ -39,7 +39,7 @@ def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> N
     now = datetime(2026, 1, 1, tzinfo=UTC)
     back = [{**line, "at": (now - timedelta(days=i)).isoformat()} for i, line in enumerate(lines)]
     path.write_text("".join(json.dumps(line) + "\n" for line in back))
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         assert ledger.records() == before
         assert ledger.missing() == list(CELLS[1:3])
         ledger.end(CELLS[1].id, "finished", RESULT)
@@ -49,11 +49,11 @@ def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> N
 def work(path: Path, cells: int) -> int:
     """Function calls from the file of a finished study of so many cells to knowing that none is missing."""
     many = [CELLS[0].model_copy(update={"seed": seed}) for seed in range(cells)]
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(many)
         for event in ({"event": "running"}, {"event": "finished", "result": RESULT}):
             ledger._append([{**event, "cell": cell_id} for cell_id in ledger.entries])
-    with cProfile.Profile() as profile, Ledger(path, "demo", write=True) as ledger:
+    with cProfile.Profile() as profile, Ledger(path, "short", write=True) as ledger:
         ledger.plan(many)
         assert ledger.missing() == []
     return int(pstats.Stats(profile).total_calls)
@@ -68,7 +68,7 @@ def test_opening_a_ledger_takes_work_in_proportion_to_its_cells(tmp_path: Path) 
 
 def write_for_ever(path: Path) -> None:
     """Cell after cell, as fast as the storage takes them."""
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         for seed in range(10**9):
             cell = CELLS[0].model_copy(update={"seed": seed})
             ledger.plan([cell])
@@ -86,16 +86,16 @@ def test_a_writer_that_is_killed_leaves_whole_lines_and_no_lock(tmp_path: Path, 
             assert writer.is_alive()
             writer.join(0.01)
         with pytest.raises(LedgerLocked, match=rf"pid {writer.pid} on \S+ since \d"):
-            Ledger(path, "demo", write=True)
+            Ledger(path, "short", write=True)
     finally:
         writer.kill()
         writer.join()
     assert writer.exitcode == -signal.SIGKILL
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         assert len(ledger.entries) >= lines // 2
         for cell in ledger.missing():
             ledger.end(cell.id, "finished", RESULT)
-    assert {entry.state for entry in Ledger(path, "demo").entries.values()} == {"finished"}
+    assert {entry.state for entry in Ledger(path, "short").entries.values()} == {"finished"}
 
 
 def deliver(home: Home, name: str, start: Any) -> None:

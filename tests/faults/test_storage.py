@@ -21,7 +21,7 @@ from trainers.world import World
 
 pytestmark = pytest.mark.slow
 
-CELLS = Plan(Study.load("demo"), "data").cells
+CELLS = Plan(Study.load("short"), "data").cells
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.fault("storage full")
 def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(small: Path) -> None:
     path = small / "ledger.jsonl"
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:2])
         fill(small, leaving=0)
         before = path.read_bytes()
@@ -46,7 +46,7 @@ def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(
         (small / "filler").unlink()
         ledger.end(CELLS[0].id, "crashed", long)
         ledger.end(CELLS[1].id, "finished", {"val_loss": 1.0})
-        assert Ledger(path, "demo").records() == ledger.records()
+        assert Ledger(path, "short").records() == ledger.records()
 
 
 @pytest.mark.fault("storage read-only")

@@ -14,11 +14,20 @@ from tests.search_spaces.test_study import studies
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"), [("smoke", 6), ("demo", 49), ("norms", 182), ("paper", 140), ("gamma", 280)]
+    ("name", "cells"), [("smoke", 6), ("demo", 6), ("short", 49), ("norms", 182), ("paper", 140), ("gamma", 280)]
 )
 def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
     plan = Plan(Study.load(name), "data")
     assert len(plan.cells) == plan.cell_count == cells
+
+
+def test_the_demo_is_a_part_of_miniature_and_the_control_has_other_logits_alone() -> None:
+    demo, miniature, control = (Plan(Study.load(n), "data") for n in ("demo", "miniature", "miniature-float32"))
+    known = {cell.id: cell for cell in miniature.cells}
+    assert all(cell.id in known for cell in demo.cells)
+    for cell in control.cells:
+        training = cell.training.model_copy(update={"logits_dtype": "bfloat16"})
+        assert cell.model_copy(update={"training": training}).id in known
 
 
 @given(studies())
@@ -104,7 +113,7 @@ def test_refinement_counts_at_most_what_its_budget_allows() -> None:
 
 
 def test_refinement_searches_the_grid_and_beyond_it_in_gamma() -> None:
-    study = Study.load("demo").model_copy(update={"methods": (Study.load("gamma").methods[0],)})
+    study = Study.load("short").model_copy(update={"methods": (Study.load("gamma").methods[0],)})
     assert refinement_space("z-loss", study) == {"lr": (1e-3, 10.0), "gamma": (1e-7, 1e2)}
     assert refinement_space("baseline", study) == {"lr": (1e-3, 10.0)}
 

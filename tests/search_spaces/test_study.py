@@ -102,7 +102,7 @@ def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int,
 
 def test_hash_ignores_what_changes_no_result() -> None:
     study = Study.load("smoke")
-    other = Study.load("demo")
+    other = Study.load("short")
     for field in ("description", "intervals", "resources"):
         assert study.model_copy(update={field: getattr(other, field)}).hash == study.hash
     refine = study.refine.model_copy(update={"edge": 1.2})

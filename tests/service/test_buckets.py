@@ -37,7 +37,7 @@ from trainers.buckets import Bucket, Mirror
 from trainers.data import Shards, TokenFiles, Tokens, write_shard
 
 ALONE: dict[str, Any] = {"address": None, "retry_crashed": False, "console": Console()}
-CELLS = Plan(Study.load("demo"), "data").cells
+CELLS = Plan(Study.load("short"), "data").cells
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -105,7 +105,7 @@ def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
 
 
 def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
-    study = Study.load("demo")
+    study = Study.load("short")
     assert portable(study, "s3://bucket/home/") == "s3://bucket/home"
     data = study.data.model_copy(update={"path": "s3://bucket/*.bin"})
     with pytest.raises(InvalidInput) as refused:
@@ -276,36 +276,36 @@ def test_a_journal_holds_every_line_once(
     """Of several writers, one after the other, in blocks of any size."""
     monkeypatch.setattr(journals, "BLOCK", block)
     home, written, first = Bucket(s3.home()), b"", 1
-    writer = Journal(home, "demo")
+    writer = Journal(home, "short")
     writer.take()
     seen = b""
     for lines, another in appended:
         if another:
             writer.close()
-            writer = Journal(home, "demo")
+            writer = Journal(home, "short")
             writer.take()
         content = "".join(f"{line}\n" for line in lines).encode()
         writer.append(first, content)
         first, written = first + len(lines), written + content
-        assert Journal(home, "demo").content() == written
+        assert Journal(home, "short").content() == written
         if len(lines) % 2:  # as somebody who looks now and then
-            seen = Journal(home, "demo").content(seen)
+            seen = Journal(home, "short").content(seen)
             assert seen == written
     writer.close()
-    assert Journal(home, "demo").content(seen) == written
-    assert Journal(home, "demo").content(b"of another study\n" + written) == written
-    assert Journal(home, "demo").content() == written
+    assert Journal(home, "short").content(seen) == written
+    assert Journal(home, "short").content(b"of another study\n" + written) == written
+    assert Journal(home, "short").content() == written
 
 
 def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
     """At the moment at which the block's first object holds all of them, and the others are still there."""
-    lines = Bucket(s3.home()) / "ledgers/demo/lines"
+    lines = Bucket(s3.home()) / "ledgers/short/lines"
     lines.write("0000000001", b"1\n2\n3\n4\n")
     lines.write("0000000002", b"2\n3\n")
     lines.write("0000000004", b"4\n")
     lines.write("0000000005", b"5\n")
-    home = Bucket(lines.url.removesuffix("/ledgers/demo/lines"))
-    assert Journal(home, "demo").content() == b"1\n2\n3\n4\n5\n"
+    home = Bucket(lines.url.removesuffix("/ledgers/short/lines"))
+    assert Journal(home, "short").content() == b"1\n2\n3\n4\n5\n"
 
 
 @pytest.fixture
@@ -324,13 +324,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_writer_is_refused_with_the_identity_of_the_first(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Ledger(tmp_path / "one", "demo", write=True, journal=Journal(bucket, "demo")) as ledger:
+    with Ledger(tmp_path / "one", "short", write=True, journal=Journal(bucket, "short")) as ledger:
         ledger.plan(CELLS[:2])
         elsewhere(monkeypatch)
         with pytest.raises(LedgerLocked, match=f"pid {os.getpid()} on "):
-            Ledger(tmp_path / "two", "demo", write=True, journal=Journal(bucket, "demo"))
+            Ledger(tmp_path / "two", "short", write=True, journal=Journal(bucket, "short"))
         ledger.plan(CELLS[2:3])
-    with Ledger(tmp_path / "two", "demo", write=True, journal=Journal(bucket, "demo")) as ledger:
+    with Ledger(tmp_path / "two", "short", write=True, journal=Journal(bucket, "short")) as ledger:
         assert len(ledger.entries) == 3
         assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
 
@@ -339,17 +339,17 @@ def test_a_second_writer_is_refused_with_the_identity_of_the_first(
 def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = Ledger(tmp_path / "one", "demo", write=True, journal=(silent := Journal(bucket, "demo")))
+    lost = Ledger(tmp_path / "one", "short", write=True, journal=(silent := Journal(bucket, "short")))
     lost.plan(CELLS[:1])
     silent._over.set()  # its machine stands still
     elsewhere(monkeypatch)
-    with Ledger(tmp_path / "two", "demo", write=True, journal=Journal(bucket, "demo")) as ledger:
+    with Ledger(tmp_path / "two", "short", write=True, journal=Journal(bucket, "short")) as ledger:
         ledger.plan(CELLS[1:2])
         with pytest.raises(LedgerLocked, match="being run by another process"):
             lost.plan(CELLS[2:3])
         assert list(lost.entries) == [CELLS[0].id]
         ledger.plan(CELLS[3:4])
-    assert [line["cell"] for line in map(json.loads, Journal(bucket, "demo").content().splitlines()[1:])] == [
+    assert [line["cell"] for line in map(json.loads, Journal(bucket, "short").content().splitlines()[1:])] == [
         CELLS[0].id,
         CELLS[1].id,
         CELLS[3].id,
@@ -360,12 +360,12 @@ def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path
     url = s3.home()
     program = (
         "import os, signal; from service.journal import Journal; from trainers.buckets import Bucket;"
-        f"journal = Journal(Bucket({url!r}), 'demo'); journal.take(); journal.append(1, b'1\\n');"
+        f"journal = Journal(Bucket({url!r}), 'short'); journal.take(); journal.append(1, b'1\\n');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    journal = Journal(Bucket(url), "demo")
+    journal = Journal(Bucket(url), "short")
     left = journal.writer()
     assert left is not None
     assert not left.seems_there
@@ -383,67 +383,67 @@ def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: p
 
     monkeypatch.setattr(Bucket, "create", overwrites)
     with pytest.raises(InvalidInput, match="makes one object twice"):
-        Journal(Bucket(s3.home()), "demo").take()
+        Journal(Bucket(s3.home()), "short").take()
 
 
 def test_a_damaged_writer_is_named(s3: Store) -> None:
     home = Bucket(s3.home())
-    (home / "ledgers/demo/writers").write("000001", b'{"pid": "rm -rf"}')
+    (home / "ledgers/short/writers").write("000001", b'{"pid": "rm -rf"}')
     with pytest.raises(InvalidInput, match="000001"):
-        Journal(home, "demo").take()
+        Journal(home, "short").take()
 
 
 def test_whether_somebody_writes_is_seen_from_another_machine(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(Path("/nowhere"), Bucket(s3.home()))
-    assert not being_run(home, "demo")
-    journal = Journal(home.bucket, "demo")  # type: ignore[arg-type]
+    assert not being_run(home, "short")
+    journal = Journal(home.bucket, "short")  # type: ignore[arg-type]
     journal.take()
-    assert being_run(home, "demo")
+    assert being_run(home, "short")
     elsewhere(monkeypatch)
-    assert being_run(home, "demo")
+    assert being_run(home, "short")
     old = Writer.this().model_copy(update={"machine": "a third", "at": time.time() - 2 * journals.LOST_S})
     assert not old.seems_there
     journal.close()
-    assert not being_run(home, "demo")
+    assert not being_run(home, "short")
 
 
 def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, url = Study.load("demo"), s3.home()
+    study, url = Study.load("short"), s3.home()
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "one"))
     one = Home.open(url)
     assert str(one) == url
     one.claim(study)
-    ledger = Ledger(one.ledger("demo"), "demo", write=True, journal=one.journal("demo"))
+    ledger = Ledger(one.ledger("short"), "short", write=True, journal=one.journal("short"))
     ledger.plan(CELLS[:2])
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "two"))
     two = Home.open(url)
     assert two.path != one.path
-    assert two.known() == ["demo"]
-    assert Study.load(str(two.study("demo") / "study.yaml")).hash == study.hash
-    assert two.ledger("demo").read_bytes() == one.ledger("demo").read_bytes()
+    assert two.known() == ["short"]
+    assert Study.load(str(two.study("short") / "study.yaml")).hash == study.hash
+    assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
     ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
-    two.pull("demo")
-    one.pull("demo")  # which this machine is writing: left alone
-    assert two.ledger("demo").read_bytes() == one.ledger("demo").read_bytes()
-    key = f"studies/demo/cells/{CELLS[0].id}/metrics.jsonl"
+    two.pull("short")
+    one.pull("short")  # which this machine is writing: left alone
+    assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
+    key = f"studies/short/cells/{CELLS[0].id}/metrics.jsonl"
     for content in (b'{"step": 0}\n', b'{"step": 0}\n{"step": 1}\n'):
         one.bucket.write(key, content)  # type: ignore[union-attr]
-        two.bring([(CELLS[0].id, "demo"), (CELLS[1].id, "demo")])
-        assert two.metrics(CELLS[0].id, "demo").read_bytes() == content
-    assert not two.metrics(CELLS[1].id, "demo").exists()
+        two.bring([(CELLS[0].id, "short"), (CELLS[1].id, "short")])
+        assert two.metrics(CELLS[0].id, "short").read_bytes() == content
+    assert not two.metrics(CELLS[1].id, "short").exists()
     ledger.close()
 
 
 def test_a_study_that_was_only_planned_may_change(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path))
     home = Home.open(s3.home())
-    study = Study.load("demo")
+    study = Study.load("short")
     home.claim(study)
-    with Ledger(home.ledger("demo"), "demo", write=True, journal=home.journal("demo")) as ledger:
+    with Ledger(home.ledger("short"), "short", write=True, journal=home.journal("short")) as ledger:
         ledger.plan(CELLS)
     changed = study.model_copy(update={"lrs": study.lrs[:2]})
     home.claim(changed)
-    with Ledger(home.ledger("demo"), "demo", write=True, journal=home.journal("demo")) as ledger:
+    with Ledger(home.ledger("short"), "short", write=True, journal=home.journal("short")) as ledger:
         assert not ledger.entries
         ledger.plan(CELLS[:1])
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})

@@ -16,22 +16,22 @@ from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.ledger import Ledger, LedgerLocked
 
-CELLS = Plan(Study.load("demo"), "data").cells
+CELLS = Plan(Study.load("short"), "data").cells
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "studies" / "demo" / "ledger.jsonl"
+    return tmp_path / "studies" / "short" / "ledger.jsonl"
 
 
 def test_replay_equals_what_was_written(path: Path) -> None:
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS)
         ledger.running(CELLS[0].id)
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.5})
         ledger.end(CELLS[1].id, "diverged", {"val_loss": None, "reason": "loss is nan at step 3"})
         written = ledger.records()
-    read = Ledger(path, "demo")
+    read = Ledger(path, "short")
     assert read.records() == written
     assert read.counts() == {"finished": 1, "diverged": 1, "planned": 47}
     assert read.missing() == list(CELLS[2:])
@@ -43,30 +43,30 @@ def test_replay_equals_what_was_written(path: Path) -> None:
 @given(cut=st.integers(min_value=1, max_value=10**6))
 def test_torn_tail_is_dropped_and_written_anew(cut: int, path: Path) -> None:
     path.unlink(missing_ok=True)
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
     whole = path.read_bytes()
     last = whole[:-1].rfind(b"\n") + 1
     path.write_bytes(whole[: last + cut % (len(whole) - last)])
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         assert ledger.entries[CELLS[0].id].state == "planned"
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
-    assert Ledger(path, "demo").entries[CELLS[0].id].result == {"val_loss": 1.0}
+    assert Ledger(path, "short").entries[CELLS[0].id].result == {"val_loss": 1.0}
 
 
 def test_second_writer_is_refused_with_the_identity_of_the_first(path: Path) -> None:
     with (
-        Ledger(path, "demo", write=True),
+        Ledger(path, "short", write=True),
         pytest.raises(LedgerLocked, match=rf"pid {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\dT"),
     ):
-        Ledger(path, "demo", write=True)
-    Ledger(path, "demo", write=True).close()
+        Ledger(path, "short", write=True)
+    Ledger(path, "short", write=True).close()
 
 
 @pytest.mark.parametrize("first", ["finished", "diverged", "pruned"])
 def test_a_cell_ends_once(path: Path, first: str) -> None:
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
         ledger.end(CELLS[0].id, first, {})
         with pytest.raises(ValueError, match="can not become"):
@@ -74,27 +74,27 @@ def test_a_cell_ends_once(path: Path, first: str) -> None:
 
 
 def test_a_crashed_cell_may_be_tried_again(path: Path) -> None:
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:2])
         ledger.end(CELLS[0].id, "crashed", {"reason": "out of memory"})
         assert ledger.missing() == [CELLS[1]]
         assert ledger.missing(retry_crashed=True) == list(CELLS[:2])
         ledger.running(CELLS[0].id)
         ledger.end(CELLS[0].id, "finished", {"val_loss": 2.0})
-    assert Ledger(path, "demo").entries[CELLS[0].id].state == "finished"
+    assert Ledger(path, "short").entries[CELLS[0].id].state == "finished"
 
 
 def test_content_that_does_not_match_its_id_is_refused(path: Path) -> None:
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
     path.write_text(path.read_text().replace('"lr":0.001', '"lr":0.002'))
     with pytest.raises(InvalidInput, match=r"ledger\.jsonl:2.*has the content of"):
-        Ledger(path, "demo")
+        Ledger(path, "short")
 
 
 def test_format_of_a_line(path: Path) -> None:
     """Frozen: other programs read this file. A change is a decision with a line in the changelog."""
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
         ledger.running(CELLS[0].id)
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0}, reused_from="other")
@@ -112,16 +112,16 @@ def test_format_of_a_line(path: Path) -> None:
 
 def test_a_record_names_the_attention_norm(path: Path) -> None:
     capped = CELLS[0].model_copy(update={"attention_norm": "attn-cap"})
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan([CELLS[0], capped])
         assert [record["attention_norm"] for record in ledger.records()] == ["qk-norm", "attn-cap"]
     path.write_text(path.read_text().replace('"attention_norm":"qk-norm",', ""))
-    old = Ledger(path, "demo").records()[0]
+    old = Ledger(path, "short").records()[0]
     assert old["attention_norm"] == "qk-norm", "a ledger from before there were attention norms"
 
 
 def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
         ledger.running(CELLS[0].id)
@@ -130,7 +130,7 @@ def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
 
 def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> None:
     """Counts by state and scale, cells of a curve and beside the grid: while it is written, and read again."""
-    plan = Plan(Study.load("demo"), "data")
+    plan = Plan(Study.load("short"), "data")
     path = tmp_path / "ledger.jsonl"
 
     def agrees(ledger: Ledger) -> None:
@@ -142,7 +142,7 @@ def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> Non
         for curve in plan.curves:
             assert ledger.curve(curve.key)[1] == [entry for entry in entries if entry.cell.curve == curve.key]
 
-    with Ledger(path, "demo", write=True) as ledger:
+    with Ledger(path, "short", write=True) as ledger:
         ledger.plan(plan.cells[1:])
         ledger.plan(plan.cells[:1], origin="edge")
         for number, cell in enumerate(plan.cells[:8]):
@@ -152,4 +152,4 @@ def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> Non
             assert ledger.curve(key)[0] == before + 2, "whoever remembers a curve sees that it changed"
         ledger.running(plan.cells[2].id)
         agrees(ledger)
-    agrees(Ledger(path, "demo"))
+    agrees(Ledger(path, "short"))

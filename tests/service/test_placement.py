@@ -133,9 +133,9 @@ def test_resources_that_can_not_be_had(resources: dict[str, object], message: st
 
 def test_a_plan_for_a_cluster(tmp_path: Path) -> None:
     def shown(cluster: str, **resources: object) -> str:
-        demo = Study.load("demo")
-        study = tmp_path / "demo.yaml"
-        study.write_text(demo.to_yaml().partition("resources:")[0] + yaml.safe_dump({"resources": resources}))
+        short = Study.load("short")
+        study = tmp_path / "short.yaml"
+        study.write_text(short.to_yaml().partition("resources:")[0] + yaml.safe_dump({"resources": resources}))
         return oec("plan", study, "--cluster", cluster, home=tmp_path).stdout.splitlines()[-1]
 
     one = shown("CPU=16")
@@ -145,6 +145,6 @@ def test_a_plan_for_a_cluster(tmp_path: Path) -> None:
     four = shown("4xCPU=16,GPU=1", gpus_per_worker=0.25, cpus_per_worker=3)
     assert four.startswith("on 4 nodes with 64 CPU, 4 GPU: 16 cells at once, 16 workers, bound by GPU; about ")
     assert four.endswith("accelerator-hours")
-    refused = oec("plan", "demo", "--cluster", "GPU=1", home=tmp_path)
+    refused = oec("plan", "short", "--cluster", "GPU=1", home=tmp_path)
     assert refused.returncode == 2
     assert "1 workers x 1 CPU = 1 CPU, of 0" in refused.stderr

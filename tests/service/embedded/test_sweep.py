@@ -17,7 +17,7 @@ from service.run import tokens_of
 from service.sweep import ALIKE, CrashedAlike, sweep, warm
 from tests.service.embedded.conftest import ELSEWHERE
 
-CELLS = Plan(Study.load("demo"), "data").cells
+CELLS = Plan(Study.load("short"), "data").cells
 
 
 def crash(line: str) -> dict[str, str]:
