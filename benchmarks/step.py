@@ -1,13 +1,15 @@
 """Tokens per second of the trainer's step against a plain eager loop of the same model, in one interleaved run.
 
-``python -m benchmarks.step [--scale tiny] [--seconds 40] [--no-compile]``
+``python -m benchmarks.step [--scale tiny] [--small] [--seconds 40] [--no-compile] [--against CHECKOUT]``
 
 The plain loop is what one writes first: the model of ``benchmarks.plain``, ``F.cross_entropy`` of all logits,
 ``clip_grad_norm_``, ``torch.optim.Adam`` and the decay rule of the cells, in a process of its own with the allocator's
 defaults. All loops see the same batches from the same weights, and their first 20 losses are compared (for the baseline
 they compute the same function; with ``--method`` the plain loop stays the baseline's, and the ratio has the method's
 cost in it; at a high learning rate, as with ``--lr 1``, rounding alone parts them, and the plain loop meets denormals).
-At tiny, or with ``--compile``, there is the trainer with ``torch.compile`` too.
+At nano and tiny, or with ``--compile``, there is the trainer with ``torch.compile`` too. ``--small`` is steps of 128
+tokens, where a step is calls more than arithmetic. ``--against`` adds the trainer of another checkout, from a revision
+on which ``git worktree add`` was run, to see in one run what a change is worth.
 
 Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
 cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
@@ -22,12 +24,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle, pairwise
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +122,7 @@ def plain_step(cell: Cell, device: torch.device) -> Callable[[], float]:
     return step
 
 
+OTHER = "trainer of "
 LOOPS = {"trainer": trainer_step, "compiled trainer": partial(trainer_step, compile=True), "plain loop": plain_step}
 
 
@@ -132,15 +137,38 @@ def serve(connection: Connection, loop: str, threads: int, cell: Cell, device: s
         connection.send((time.perf_counter() - wall, time.process_time() - processor, losses))
 
 
+ELSEWHERE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from multiprocessing.connection import Client
+from benchmarks.step import serve
+from search_spaces.cell import Cell
+loop, threads, cell, device = sys.argv[3:]
+serve(Client(sys.argv[2]), loop, int(threads), Cell.model_validate_json(cell), device)
+"""
+"""The other end of a loop in another checkout, which imports nothing from this one."""
+
+
 class Worker:
     """This process's end of one loop."""
 
-    def __init__(self, loop: str, threads: int, *arguments: Any) -> None:
+    def __init__(self, loop: str, threads: int, cell: Cell, device: str) -> None:
         context = get_context("spawn")
+        if loop.startswith(OTHER):
+            self._start_elsewhere(loop.removeprefix(OTHER), threads, cell, device)
+            return
         self.connection, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, loop, threads, *arguments), daemon=True)
+        process = context.Process(target=serve, args=(theirs, loop, threads, cell, device), daemon=True)
         process.start()
         theirs.close()  # so that a loop that dies is an EOFError here, not a wait without end
+
+    def _start_elsewhere(self, checkout: str, threads: int, cell: Cell, device: str) -> None:
+        """Only the fields that were given are passed on: the other checkout may not know the rest."""
+        with Listener() as listener:
+            given = cell.model_dump_json(exclude_unset=True)
+            arguments = [checkout, listener.address, "trainer", str(threads), given, device]
+            subprocess.Popen([sys.executable, "-c", ELSEWHERE, *arguments], cwd=checkout)
+            self.connection = listener.accept()
 
     def losses(self, steps: int) -> np.ndarray:
         self.connection.send(steps)
@@ -168,7 +196,9 @@ def compare(cell: Cell, device: str, budget: float, loops: list[str]) -> None:
     print(f"{CORES} cores, load average {os.getloadavg()[0]:.1f} before the run")
     a_core = {loop: [Worker(loop, 1, cell, device) for _ in range(CORES)] for loop in loops}
     threaded = {loop: [Worker(loop, CORES, cell, device)] for loop in ("trainer", "plain loop")}
-    losses = {loop: workers[0].losses(CHECKED_STEPS) for loop, workers in a_core.items()}
+    # Another checkout may begin from other weights.
+    ours = {loop: workers[0] for loop, workers in a_core.items() if not loop.startswith(OTHER)}
+    losses = {loop: worker.losses(CHECKED_STEPS) for loop, worker in ours.items()}
     apart = max(float(np.max(np.abs(found / losses["plain loop"] - 1))) for found in losses.values())
     said = "equal" if apart <= LOSS_TOLERANCE else "NOT EQUAL"
     print(f"losses {said}: at most {apart:.1e} apart, relative, over {CHECKED_STEPS} steps\n")
@@ -196,7 +226,9 @@ def compare(cell: Cell, device: str, budget: float, loops: list[str]) -> None:
         f"{UNDISTURBED:.0%} of the processors; ms a step: processor time of the fastest round\n"
     )
     plain, plain_all = "1 plain loop, 1 thread", f"1 plain loop, {CORES} threads"
-    for loop in loops[:-1]:
+    for loop in loops:
+        if loop == "plain loop":
+            continue
         alone, all_cores = f"1 {loop}, 1 thread", f"{CORES} {loop}s, 1 thread each"
         print(f"{processor_ms[plain] / processor_ms[alone]:6.2f} x by processor time: {alone}, against {plain}")
         _print_ratio(rounds, alone, plain)
@@ -303,21 +335,29 @@ def main() -> None:
     parser.add_argument("--scale", default="tiny", choices=SCALES)
     parser.add_argument("--method", default="baseline", choices=METHODS)
     parser.add_argument("--vocabulary", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--small", action="store_true", help="2 sequences of 64 tokens a step, in place of 8 of 128")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--length", type=int)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--logits-dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="the compiled trainer too; at tiny it is"
+        "--compile", action=argparse.BooleanOptionalAction, help="the compiled trainer too; at nano and tiny it is"
     )
+    parser.add_argument("--against", metavar="CHECKOUT", help="another checkout, whose trainer takes part")
     parser.add_argument("--seconds", type=float, default=40.0, help="for the comparison")
     args = parser.parse_args()
-    compile = args.scale == "tiny" if args.compile is None else args.compile
+    compile = args.scale in ("nano", "tiny") if args.compile is None else args.compile
+    args.batch = args.batch or (2 if args.small else 8)
+    args.length = args.length or (64 if args.small else 128)
     precision: Precision = args.precision
     training = TrainingSpec(
-        batch_size=args.batch, sequence_length=args.length, precision=precision, logits_dtype=args.logits_dtype
+        batch_size=args.batch,
+        sequence_length=args.length,
+        precision=precision,
+        logits_dtype=args.logits_dtype,
+        weight_decay=0.0,  # said, as other versions had another default
     )
     strength = METHODS[args.method].strength
     cell = Cell(
@@ -332,6 +372,8 @@ def main() -> None:
         training=training,
     )
     loops = [loop for loop in LOOPS if compile or loop != "compiled trainer"]
+    if args.against:
+        loops.append(OTHER + str(Path(args.against).resolve()))
     compare(cell, args.device, args.seconds, loops)
     torch.set_num_threads(1)
     engine = engine_of(cell, torch.device(args.device), compile)

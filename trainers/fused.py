@@ -7,7 +7,6 @@ At a few hundred tokens a step the arithmetic of a small model takes a processor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ def supported() -> bool:
     return hasattr(dynamo, "trace_autograd_ops")
 
 
-def compiled(objective: Objective, optimizer: Optimizer, **options: Any) -> Gradients:
+def compiled(objective: Objective, optimizer: Optimizer) -> Gradients:
     """``Gradients`` of a model in float32 on one processor, compiled when it is first called, once a method."""
     import torch._dynamo.config as dynamo
 
@@ -50,5 +49,5 @@ def compiled(objective: Objective, optimizer: Optimizer, **options: Any) -> Grad
             total.add_(gradient, alpha=share)
         return found.losses.cross_entropy
 
-    compiled: Gradients = torch.compile(gradients, dynamic=False, fullgraph=True, options=OPTIONS | options)
+    compiled: Gradients = torch.compile(gradients, dynamic=False, fullgraph=True, options=OPTIONS)
     return compiled

@@ -29,9 +29,9 @@ FASTER = amd() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 """Whether oneDNN is. By the processor's name and not by a trial, so that a machine's losses repeat bit for bit."""
 
 
-WORTHWHILE_FLOPS = 12e6
-"""Below, what oneDNN takes to start a product costs more than its kernels gain: with 128 tokens, in all layers of tiny;
-with 512, in one."""
+WORTHWHILE_FLOPS = 20e6
+"""Below, what oneDNN takes to start a product costs more than its kernels gain: with 128 tokens, in all of tiny's;
+with 512, in all but the two largest."""
 
 
 def serves(a: Tensor, b: Tensor) -> bool:
