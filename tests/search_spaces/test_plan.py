@@ -68,7 +68,7 @@ def test_equal_cells_of_different_studies_are_one_cell() -> None:
     assert {cell.id for cell in Plan(smoke, "data").cells} == {cell.id for cell in Plan(other, "data").cells}
 
 
-@pytest.mark.parametrize("scale", [name for name in SCALES if name not in ("tiny", "5M", "8M")])
+@pytest.mark.parametrize("scale", [name for name in SCALES if name not in ("nano", "tiny", "5M", "8M")])
 def test_names_of_the_published_scales(scale: str) -> None:
     """The name counts the blocks and one embedding; those of the two smallest do so loosely."""
     counted = SCALES[scale].parameters(50304, tied=True) / 1e6
@@ -79,8 +79,9 @@ def test_names_of_the_published_scales(scale: str) -> None:
 def test_hidden_widths() -> None:
     widths = {name: scale.hidden for name, scale in SCALES.items()}
     assert widths == {
-        "tiny": 256, "5M": 256, "8M": 512, "10M": 512, "16M": 768, "23M": 768, "29M": 1024, "37M": 1024, "57M": 1280,
-        "85M": 1536, "109M": 1792, "149M": 2048, "221M": 2304, "347M": 2816, "455M": 3072, "612M": 3584, "902M": 4096,
+        "nano": 256, "tiny": 256, "5M": 256, "8M": 512, "10M": 512, "16M": 768, "23M": 768, "29M": 1024, "37M": 1024,
+        "57M": 1280, "85M": 1536, "109M": 1792, "149M": 2048, "221M": 2304, "347M": 2816, "455M": 3072, "612M": 3584,
+        "902M": 4096,
     }  # fmt: skip
 
 
