@@ -49,7 +49,7 @@ class Agreement:
         """How many numbers agree, and which do not."""
         counts, wrong = [], []
         for table in (self.curves, self.overheads):
-            for number in (column for column in NUMBERS if column in table):
+            for number in (column for column in NUMBERS if column in table and not table.empty):
                 right = _agrees(table, number)
                 counts.append(f"{int(right.sum())} of {len(table)} {WORDS[number]}")
                 wrong += [f"{HEADINGS.get(number, number)} of {_name(row)}" for row in table[~right].to_dict("records")]

@@ -164,8 +164,9 @@ def report(
 ) -> None:
     """Table, page and figures of each SOURCE, in one report.
 
-    SOURCE is a study of the home, HOME:STUDY of another one, mlflow:STUDY, or a CSV of runs. With --column, which may
-    be repeated, it is a CSV or mlflow:EXPERIMENT that something else wrote; OURS==VALUE is the same for all its runs.
+    SOURCE is a study of the home, HOME:STUDY of another one, mlflow:STUDY, a CSV of runs, or "published" for the runs
+    of the paper. With --column, which may be repeated, it is a CSV or mlflow:EXPERIMENT that something else wrote;
+    OURS==VALUE is the same for all its runs.
     """
     from dashboards.elsewhere import mapping
     from service.reporting import load_all

@@ -94,6 +94,7 @@ def test_extra_times_need_every_strength(runs: pd.DataFrame) -> None:
     assert set(main.overheads["method"]) == {"mu-centering"}
     without_baseline = of(runs[runs["method"] == "z-loss"])
     assert without_baseline.overheads.empty
+    assert "20 of 20 best learning rates agree" in without_baseline.sentence
     assert [sheet.name for sheet in sheets(without_baseline)] == ["published"]
     assert "Extra training time" not in drawn(without_baseline)
 
