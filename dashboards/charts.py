@@ -53,6 +53,31 @@ class Figure:
     """Layers that a reader of the page may put over it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CellFigure:
+    """One chart that there is of each cell; on the page, of the one that its reader chooses."""
+
+    name: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+    """As of ``Figure``, without its data."""
+    data: Mapping[str, Mapping[str, pd.DataFrame]]
+    """By cell, the tables that ``spec`` names."""
+
+    def of(self, cell: str, name: str) -> Figure:
+        """The figure of one cell; ``name`` is part of that of its files."""
+        tables = {name: rows(table) for name, table in self.data[cell].items()}
+        return Figure(
+            name=f"{self.name}-{name}",
+            title=self.title,
+            caption=self.caption,
+            view=None,
+            section="why",
+            spec=self.spec | {"datasets": tables},
+        )
+
+
 def chart_of(name: str) -> alt.Chart:
     """A chart of the table that ``spec_of`` is given under this name."""
     return alt.Chart(alt.NamedData(name))
@@ -60,11 +85,16 @@ def chart_of(name: str) -> alt.Chart:
 
 def spec_of(layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame], height: int = 320) -> dict[str, Any]:
     """Vega-Lite of layers over each other, with the tables that they name."""
+    return layered(layers, height) | {"datasets": {name: rows(table) for name, table in tables.items()}}
+
+
+def layered(layers: Sequence[alt.Chart], height: int = 320) -> dict[str, Any]:
+    """Vega-Lite of layers over each other, without the tables that they name."""
     # One legend for the layers' like scales; on top, where a narrow screen has room for it.
     chart = alt.layer(*layers).properties(width="container", height=height)
     spec: dict[str, Any] = chart.to_dict(validate=False)  # which takes seconds
     config = spec.get("config", {}) | {"legend": LEGEND}  # whose layout is Vega's, and unknown to Altair
-    return spec | {"config": config, "datasets": {name: rows(table) for name, table in tables.items()}}
+    return spec | {"config": config}
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:

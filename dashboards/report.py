@@ -15,8 +15,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from dashboards import agreement
+from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, representative
+from dashboards.analysis import labels as cell_labels
 from dashboards.answer import answer, best_by_scale
-from dashboards.charts import Figure, Section
+from dashboards.charts import CellFigure, Figure, Section, rows
 from dashboards.figures import figures, forecast_figure
 from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, chosen, save, save_sheet, stem, write_at_once
 from dashboards.forecast import Forecast
@@ -60,6 +62,8 @@ class Known:
     """Whether the published curves are offered beside those of the same scale and vocabulary."""
     agreement: agreement.Agreement | None = None
     """Of published runs: what they give beside what was published."""
+    analysis: Analysis | None = None
+    """Of kept weights."""
     refresh_s: int | None = None
     """Seconds after which the page loads itself again: that of a study that is being run."""
 
@@ -120,23 +124,29 @@ def _write(
     charts = [*figures(drawn, published=known.published), *surfaces(runs, seen)]
     charts += [*importance_figures(shares, seen), *parallel(runs, seen)]
     charts += forecast_figure(known.forecast.runs) if known.forecast else ()
+    of_cells = cell_figures(known.analysis) if known.analysis else []
+    charts += b_ratio_figures(known.analysis) if known.analysis else ()
+    chosen_cells = representative(known.analysis).items() if known.analysis else ()
+    files = [*charts]
+    files += [figure.of(*one) for figure in of_cells for one in chosen_cells if one[0] in figure.data]
     folder.mkdir(parents=True, exist_ok=True)
     cost = sheet("cost", cost_table(runs, found, known.cores))
     tables = [*sheets(sensitivity_table(found)), cost, sheet("importance", shares)]
     if not (ratios := b_ratio_table(runs)).empty:
         tables.append(Sheet(name="b_ratio", values=ratios, texts=ratios.map(_two_digits)))
     tables += agreement.sheets(known.agreement) if known.agreement else ()
+    tables += known.analysis.sheets() if known.analysis else ()
     wanted = chosen(
         {
             "report": ("html",),
             "runs": DATA_FORMATS,
-            **{stem(figure): FIGURE_FORMATS for figure in charts},
+            **{stem(figure): FIGURE_FORMATS for figure in files},
             **{table.name: tuple(RENDERERS) for table in tables},
         },
         formats,
         only,
     )
-    for figure in charts:
+    for figure in files:
         if stem(figure) in wanted:
             save(figure, folder / "figures", wanted[stem(figure)])
     for table in tables:
@@ -147,7 +157,7 @@ def _write(
     if "report" not in wanted or vega is None:
         return folder
     page = folder / "report.html"
-    made = _page(runs, drawn, charts, cost, title, provenance, notes, known, vega.text())
+    made = _page(runs, drawn, charts, of_cells, cost, title, provenance, notes, known, vega.text())
     write_at_once(page, made)
     return page
 
@@ -170,6 +180,7 @@ def _page(
     runs: pd.DataFrame,
     drawn: Sequence[Line],
     charts: Sequence[Figure],
+    of_cells: Sequence[CellFigure],
     cost: Sheet,
     title: str,
     provenance: Mapping[str, str],
@@ -216,9 +227,13 @@ def _page(
             overlays=any(figure.overlay for figure in charts),
             steps=_json(_steps(seen, known, packed)),
             listing=_json(packed.table(_listed(listing))),
+            LEFT=("cell", "scale", "method", "embedding", "data"),
             columns=Markup(packed.json().replace("<", "\\u003c")),
             metrics=METRICS if known.steps else {},
             stepped=len(known.steps),
+            of_cells=of_cells,
+            weights=_json(_of_cells(of_cells, packed)),
+            analyzed=_analyzed(known.analysis) if known.analysis else {},
             forecast=known.forecast,
             refresh_s=known.refresh_s,
             spent=_spent(cost.values),
@@ -283,6 +298,34 @@ def _steps(seen: Sequence[View], known: Known, packed: Packed) -> dict[str, Any]
         cell: {key: packed.place(column) for key, column in columns.items()} for cell, columns in known.steps.items()
     }
     return {"cells": cells, "values": values, "spec": chart.to_dict()}
+
+
+def _of_cells(figures: Sequence[CellFigure], packed: Packed) -> dict[str, Any]:
+    """By title, a figure of one cell and the data of each."""
+    return {
+        figure.title: {
+            "spec": figure.spec,
+            "cells": {
+                cell: {name: packed.table(rows(table)) for name, table in tables.items()}
+                for cell, tables in figure.data.items()
+            },
+        }
+        for figure in figures
+    }
+
+
+def _analyzed(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """The tables of an analysis as people read them, by caption."""
+    captions = {
+        "embeddings": "Output and input embeddings of kept weights. Bounds on the logits along mu: e·mu.",
+        "losses": "Losses of kept weights on other tokens, in nats; own: on the run's own validation tokens.",
+    }
+    found = {}
+    for one in analysis.sheets():
+        texts = one.texts.assign(method=cell_labels(one.values))
+        kept = [name for name in texts if name not in ("attention_norm", "gamma", "state", "digest")]
+        found[captions[one.name]] = texts[kept].rename(columns=HEADINGS)
+    return found
 
 
 def _spent(cost: pd.DataFrame) -> str:

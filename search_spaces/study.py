@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
 from search_spaces.errors import InvalidInput, bad
+from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Word
 from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
 from search_spaces.scales import SCALES
@@ -37,6 +38,11 @@ SHIPPED = Path(__file__).parent / "studies"
 FEWEST_STEPS = 20
 """Between two evaluations by default: what an evaluation looks at costs at most 2 % of so many steps."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+HASHED_WITHOUT: Any = {
+    **dict.fromkeys(("description", "intervals", "resources", "keep_weights"), True),
+    "refine": {"budget", "pruner"},
+}
+"""Fields that may change between two runs of one study."""
 MOST_SEEDS = 10_000
 """That ``seeds: N`` may be short for."""
 
@@ -233,6 +239,9 @@ class Study(Frozen):
     )
     intervals: Intervals = Field(default=Intervals())
     resources: ResourceSpec = Field(default=ResourceSpec())
+    keep_weights: Annotated[
+        KeepWeights, BeforeValidator(KeepWeights.from_word, json_schema_input_type=Word | KeepWeights)
+    ] = Field(default=NO_WEIGHTS, description="Weights that stay in the home; `last` is short for {last: true}.")
 
     @field_validator("name")
     @classmethod
@@ -318,11 +327,8 @@ class Study(Frozen):
 
     @property  # not cached: model_copy would carry the old one over
     def hash(self) -> str:
-        """12 digits over everything but the description, the intervals, the resources, the budget and the pruner."""
-        refine = {"budget", "pruner"}
-        content = self.model_dump(
-            mode="json", exclude={"description": True, "intervals": True, "resources": True, "refine": refine}
-        )
+        """12 digits over everything but what changes no result: see ``HASHED_WITHOUT``."""
+        content = self.model_dump(mode="json", exclude=HASHED_WITHOUT)
         return digest(content)[:12]
 
     @property

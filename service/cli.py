@@ -32,6 +32,7 @@ from service.options import (
     study_argument,
 )
 from service.serve_commands import serve, token
+from service.weight_commands import analyze, clean
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_CRASHED", "EXIT_INTERRUPTED", "main"]
 
@@ -140,7 +141,7 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
         sys.exit(0)  # that is how one leaves
 
 
-for command in (submit, jobs, logs, stop, serve, token):
+for command in (submit, jobs, logs, stop, serve, token, analyze, clean):
     main.add_command(command)
 
 

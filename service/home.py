@@ -6,7 +6,7 @@
     data/<name>/             token files that ``oec data prepare`` made of another source
     studies/<name>/          study.yaml, ledger.jsonl, optuna.journal and mlflow.json (views), report/
     studies/<name>/stop/     requests of ``oec stop``
-    studies/<name>/cells/<cell id>/   metrics.jsonl, and checkpoints while the cell is not done
+    studies/<name>/cells/<cell id>/   metrics.jsonl; checkpoints while the cell is not done; weights where they are kept
     cells/<cell id>/         the same of a cell that ``oec train`` trained
     mlflow.db, mlflow/       MLflow's runs and artifacts by default (a view of the ledgers)
     ray/                     what Ray Tune and Ray Train write
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from search_spaces.cell import digest
 from search_spaces.errors import InvalidInput
-from search_spaces.study import NAME, Study
+from search_spaces.study import HASHED_WITHOUT, NAME, Study
 from service import storage
 from service.journal import Journal
 from service.ledger import Ledger
@@ -158,15 +158,16 @@ class Home:
         """Where a worker writes the cell: its folder, or one on the way to the bucket."""
         return self.path / "work" / study / cell_id if self.bucket else self.cell(cell_id, study)
 
-    def mirror(self, folder: Path, of: Path | None = None) -> Mirror | None:
+    def mirror(self, folder: Path, of: Path | None = None, archive: str | None = None) -> Mirror | None:
         """A folder of this machine and what the home has of it in its bucket; None where the home is a folder.
 
         Args:
             of: the path in the home that it is the form of, if not ``folder``.
+            archive: see ``Mirror``.
         """
         if not self.bucket:
             return None
-        return Mirror(folder, self.bucket / (of or folder).relative_to(self.path).as_posix())
+        return Mirror(folder, self.bucket / (of or folder).relative_to(self.path).as_posix(), archive)
 
     def fetch(self, folder: Path, last: str) -> bool:
         """Bring a folder of which ``last`` is written last, and never again, from the bucket; whether it is here."""
@@ -182,6 +183,41 @@ class Home:
         mirror = self.mirror(folder)
         if mirror and not (last and mirror.bucket.stamp(last)):
             mirror.push()
+
+    def bring_below(self, folder: str, ending: str = "") -> None:
+        """See that the files below a folder of the home whose names end so are here as they are in the bucket; nothing
+        where the home is a folder."""
+        if bucket := self.bucket:
+            below = (
+                name for name in (bucket / folder).names() if name.endswith(ending) and ".." not in name.split("/")
+            )
+            at_once(lambda name: refresh(self.path / name, bucket, name), [f"{folder}/{name}" for name in below])
+
+    def files(self, folder: str) -> dict[str, int]:
+        """Bytes of every file below a folder of the home, by its name in the home.
+
+        Raises:
+            InvalidInput: the folder leads out of the home.
+        """
+        if self.bucket:
+            return {f"{folder}/{name}": stamp.bytes for name, stamp in (self.bucket / folder).names().items()}
+        root = self.path / folder
+        if root.resolve() != root:  # the home itself is resolved
+            problem = f"leads out of the home, to {root.resolve()}"
+            raise InvalidInput("--home", str(root), problem, "remove the symbolic link, or choose another --home")
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in sorted(paths)}
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files, as ``files`` names them, and the folders that they leave empty; a description before what it
+        makes valid."""
+        names = sorted(names)
+        if self.bucket:
+            self.bucket.remove(names)
+        for path in (self.path / name for name in names):  # of a bucket, too, what was brought here
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
     def study(self, name: str) -> Path:
         return self.studies / name
@@ -263,5 +299,5 @@ class Home:
 def changes(before: Study, after: Study) -> str:
     """The fields in which two studies differ, for a message."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    fields = [name for name in old if old[name] != new[name] and name not in ("description", "intervals", "resources")]
+    fields = [name for name in old if old[name] != new[name] and HASHED_WITHOUT.get(name) is not True]
     return "changed: " + ", ".join(fields)

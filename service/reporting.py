@@ -17,7 +17,9 @@ from urllib.parse import quote
 import pandas as pd
 from rich.console import Console
 
+from dashboards import analysis
 from dashboards.agreement import agreement, published_studies, terminal_tables
+from dashboards.analysis import Analysis
 from dashboards.comparison import compare
 from dashboards.comparison import tables as comparison_tables
 from dashboards.elsewhere import read_experiment
@@ -143,8 +145,15 @@ def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Know
         forecast=forecast(table_of(beginnings)) if beginnings else None,
         cores=study.resources.workers * study.resources.cpus_per_worker,
         links=_links(home, study.name),
+        analysis=_analysis(home, study.name),
     )
     return known, [f"the metrics of these cells can not be read: {', '.join(damaged)}"] if damaged else []
+
+
+def _analysis(home: Home, study: str) -> Analysis | None:
+    """What `oec analyze` found of the weights that the study kept."""
+    home.bring_below(f"studies/{study}/{analysis.FOLDER}")
+    return Analysis.read(home.study(study) / analysis.FOLDER)
 
 
 def _links(home: Home, study: str) -> dict[str, str]:

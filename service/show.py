@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 
 from search_spaces.errors import InvalidInput
@@ -38,10 +40,21 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
     cells = (
         f"at most {plan.cell_count} cells, {beside} of them beside the grid" if beside else f"{len(plan.cells)} cells"
     )
+    if size := kept_bytes(plan):
+        yield f"keep_weights: {decimal(size)} of weights at most, if every cell is trained here"
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(measured, fits))} with {fits} cells at once, from {basis}"
     )
+
+
+def kept_bytes(plan: Plan) -> int:
+    """Room that the weights of a study take: float32, a file each time that they are kept."""
+    study, keep = plan.study, plan.study.keep_weights
+    files = (len(range(keep.every, study.training.steps, keep.every)) if keep.every else 0) + keep.last
+    cells = Counter(cell.scale for cell in plan.cells) + Counter(plan.refinement_cells)
+    of_cells = (SCALES[scale].parameters(study.data.V, tied=study.model.tied) * n for scale, n in cells.items())
+    return 4 * files * sum(of_cells)
 
 
 def cluster_line(plan: Plan, home: Home, nodes: Sequence[Node], *, grows: bool = False) -> str:

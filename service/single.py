@@ -57,6 +57,7 @@ def train_one(
         home.cell(cell.id),
         evaluate_every=checked.evaluate_every,
         checkpoint_every=checked.checkpoint_every,
+        keep_weights=checked.keep_weights,
         on_row=show,
     )
     for name, value in result.record().items():

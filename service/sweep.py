@@ -20,6 +20,7 @@ from service.ledger import IDENTITY, TERMINAL, Ledger
 from service.placement import TRIAL_MEMORY
 from service.search import CellSearch, open_storage
 from service.trials import AsSuggested, Silent
+from trainers import weights
 from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job
 
@@ -114,9 +115,10 @@ def trainable(study: Study, train: Train, home: Home) -> type[tune.Trainable]:
         job = Job(
             cell=cell,
             folder=folder,
-            mirror=home.mirror(folder, home.cell(cell.id, study.name)),
+            mirror=home.mirror(folder, home.cell(cell.id, study.name), archive=weights.FOLDER),
             evaluate_every=study.evaluate_every,
             checkpoint_every=study.checkpoint_every,
+            keep_weights=study.keep_weights,
         )
         step = 0
         for events in train(job):

@@ -201,6 +201,11 @@ class Mirror:
 
     folder: Path
     bucket: Bucket
+    archive: str | None = None
+    """A folder within it whose files are written once, and too large to hold here as well: they are moved to the bucket
+    and do not come back."""
+    archived: set[str] = field(default_factory=set)
+    """Names of those that are there."""
     _there: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and time of change of the files that are in the bucket as they are here."""
 
@@ -209,6 +214,8 @@ class Mirror:
         names = self.bucket.names()
         for path in self._files():
             path.unlink()
+        self.archived = {name for name in names if self._is_archived(name)}
+        names = {name: stamp for name, stamp in names.items() if name not in self.archived}
         at_once(lambda name: self.bucket.download(name, self._path(name)), names)
         self._there = self._here()
 
@@ -217,13 +224,27 @@ class Mirror:
         valid comes after it, and what is no longer here goes last."""
         here = self._here()
         for name in sorted(here, key=lambda name: here[name][1]):
-            if self._there.get(name) != here[name]:
-                self.bucket.upload(name, self._path(name))
+            if self._there.get(name) == here[name]:
+                continue
+            self.bucket.upload(name, self._path(name))
+            if self._is_archived(name):
+                self._path(name).unlink()
+                self.archived.add(name)
+            else:
                 self._there[name] = here[name]
         gone = set(self._there) - set(here)
         self.bucket.remove(gone)
         for name in gone:
             del self._there[name]
+
+    def remove_archived(self, which: Callable[[str], bool]) -> None:
+        """Remove those files of the archive from the bucket that ``which`` says, of the name of a file."""
+        gone = {name for name in self.archived if which(name.rpartition("/")[2])}
+        self.bucket.remove(gone)
+        self.archived -= gone
+
+    def _is_archived(self, name: str) -> bool:
+        return self.archive is not None and name.startswith(f"{self.archive}/")
 
     def drop(self) -> None:
         """Remove the folder from this machine; the bucket has it."""

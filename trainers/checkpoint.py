@@ -1,14 +1,7 @@
-"""Checkpoints: one safetensors file, and a JSON file with its digest that makes it valid. No pickle.
-
-``step-00000020.safetensors`` is written first and its ``.json`` last, each to a temporary name, synced and renamed:
-a crash at any point leaves the checkpoint before it untouched and the new one either valid or visibly not.
-"""
+"""Checkpoints: a file of tensors and a JSON file that makes it valid, see ``trainers.described``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers.files import sha256
+from trainers import described
+from trainers.described import Damaged
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
@@ -32,38 +26,23 @@ class Checkpoint:
     """What the run carries beside its tensors, as JSON values."""
 
 
-class Damaged(Exception):
-    """A checkpoint that can not be trusted; the message says why."""
-
-
 def save(folder: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
     """Writes the checkpoint of ``step`` and removes all but the ``KEPT`` newest.
 
     What can not be written, as on a full storage, leaves no file of ``step`` behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / f"step-{step:08d}.safetensors"
-    try:
-        _write(data, cell_id, step, tensors, progress)
-    except Exception:
-        for path in folder.glob(f"{data.stem}.*"):
-            path.unlink()
-        raise
+    data = described.path_of(folder, step)
+    described.write(
+        data, lambda path: save_tensors(tensors, path), cell=cell_id, step=step, content={"progress": progress}
+    )
     newest = {path.stem for path in sorted(folder.glob("step-*.json"))[-KEPT:]}
     for path in folder.iterdir():
         if path.stem not in newest:
             path.unlink()
 
 
-def _write(data: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    temporary = data.with_suffix(".tensors-tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    content = {"cell": cell_id, "step": step, "sha256": sha256(temporary), "progress": progress}
-    content["digest"] = _digest(content)
-    _publish(temporary, data)
-    temporary = data.with_suffix(".json-tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    _publish(temporary, data.with_suffix(".json"))
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def latest(folder: Path, cell_id: str) -> Checkpoint | None:
@@ -85,37 +64,5 @@ def remove(folder: Path) -> None:
 
 
 def _load(data: Path, cell_id: str) -> Checkpoint:
-    try:
-        content = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
-        cell, expected, progress = content["cell"], content["sha256"], content["progress"]
-        intact = content.pop("digest") == _digest(content)
-    except FileNotFoundError as error:
-        raise Damaged("its JSON file is missing, so it was never completed") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged("its JSON file is torn") from error
-    if cell != cell_id:
-        raise Damaged(f"it belongs to cell {cell}, not {cell_id}")
-    if not intact:
-        raise Damaged("its JSON file has other content than when it was written")
-    if sha256(data) != expected:
-        raise Damaged("its content does not match its SHA-256")
-    return Checkpoint(load_file(data), progress)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Renames so that after a power cut either the whole file is there or none of it."""
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    content = described.verified(data, cell_id)
+    return Checkpoint(load_file(data), content["progress"])

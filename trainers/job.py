@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.cell import Cell
+from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from trainers.buckets import Mirror
 
 Event = dict[str, Any]
@@ -19,8 +20,10 @@ class Job:
 
     cell: Cell
     folder: Path
-    """Where its metrics and checkpoints go: a folder that every worker sees, or with a mirror one of the node's own."""
+    """Where its metrics, checkpoints and weights go: a folder that every worker sees, or with a mirror one of the
+    node's own."""
     evaluate_every: int
     checkpoint_every: int
+    keep_weights: KeepWeights = NO_WEIGHTS
     mirror: Mirror | None = None
     """Of ``folder``, where the home is in a bucket."""

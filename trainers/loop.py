@@ -14,7 +14,8 @@ from torch import Tensor
 
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
-from trainers import checkpoint, diagnostics, micro_batch
+from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
+from trainers import checkpoint, diagnostics, micro_batch, weights
 from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Shards, Tokens, batch_windows
@@ -87,6 +88,7 @@ class Trainer:
         *,
         evaluate_every: int,
         checkpoint_every: int,
+        keep_weights: KeepWeights = NO_WEIGHTS,
         mirror: Mirror | None = None,
         on_row: Callable[[dict[str, float]], None] = ignore,
         should_stop: Callable[[], bool] = never,
@@ -98,6 +100,7 @@ class Trainer:
         Args:
             evaluate_every: steps between evaluations; there is one at step 0 and one at the end as well.
             checkpoint_every: steps between checkpoints. They go when the cell finishes or diverges.
+            keep_weights: which weights stay in ``folder/weights``.
             mirror: of ``folder``, which then is of this machine alone: what is there when the run starts comes from the
                 bucket, and every row and checkpoint is in it before the run goes on.
             on_row: told each row of ``metrics.jsonl``, on rank 0.
@@ -111,7 +114,7 @@ class Trainer:
         engine = self._engine_for(cell)
         run = _Run(self.world, engine, self._validation_for(cell), folder, mirror, on_row)
         run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
-        return run.train(self.tokens, evaluate_every, checkpoint_every, should_stop)
+        return run.train(self.tokens, evaluate_every, checkpoint_every, keep_weights, should_stop)
 
     def _check(self, cell: Cell) -> None:
         if cell.V != self.tokens.V:
@@ -160,7 +163,7 @@ class _Run:
     ) -> None:
         self.world, self.engine, self.cell, self.on_row = world, engine, engine.cell, on_row
         self.validation_NU, self.mirror = validation_NU, mirror
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints, self.weights = folder / "checkpoints", folder / weights.FOLDER
         self.rows = Rows(folder / "metrics.jsonl")
         self.progress = Progress()
         self.spikes = Spikes()
@@ -170,10 +173,15 @@ class _Run:
             world.lead(mirror.pull)
 
     def train(
-        self, tokens: Tokens, evaluate_every: int, checkpoint_every: int, should_stop: Callable[[], bool]
+        self,
+        tokens: Tokens,
+        evaluate_every: int,
+        checkpoint_every: int,
+        keep_weights: KeepWeights,
+        should_stop: Callable[[], bool],
     ) -> Result:
         spec, progress = self.cell.training, self.progress
-        self.validation = tokens.validation
+        self.validation, self.keeps = tokens.validation, keep_weights
         if progress.step == 0 and (reason := self.evaluate()):
             return self.end("diverged", reason)
         batches = Prefetcher(
@@ -206,9 +214,11 @@ class _Run:
                 saves = not last and progress.step % checkpoint_every == 0
                 if evaluates and (reason := self.evaluate(lr)):
                     return self.end("diverged", reason)
+                if keeps := not last and keep_weights.at(progress.step):
+                    self.keep_weights()
                 if saves:
                     self.checkpoint()
-                if evaluates or saves:
+                if evaluates or saves or keeps:
                     started = time.perf_counter()
         return self.conclude(tokens.validation)
 
@@ -263,7 +273,14 @@ class _Run:
                     tensor.copy_(found.tensors[name])
                 self.world.broadcast(tensor)
         kept = self.progress.step if content is not None else -1
-        self.write(lambda: self.rows.keep_until(kept))
+        self.write(lambda: self.keep_until(kept))
+
+    def keep_until(self, step: int) -> None:
+        """Drop what the run writes anew after ``step``."""
+        self.rows.keep_until(step)
+        weights.keep_until(self.weights, step)
+        if self.mirror:
+            self.mirror.remove_archived(lambda name: weights.comes_after(name, step))
 
     def count(self, taken: Step, seconds: float) -> None:
         progress = self.progress
@@ -328,6 +345,10 @@ class _Run:
             lambda: checkpoint.save(self.checkpoints, self.cell.id, self.progress.step, self.engine.state(), progress)
         )
 
+    def keep_weights(self) -> None:
+        tensors = self.engine.objective.model.state_dict()
+        self.write(lambda: weights.save(self.weights, self.cell, self.progress.step, tensors))
+
     def write(self, change: Callable[[], object]) -> None:
         """Change the cell's folder, and its form in a bucket, on rank 0; an error there is every rank's."""
 
@@ -341,6 +362,8 @@ class _Run:
     def end(self, state: State, reason: str = "") -> Result:
         progress, spec = self.progress, self.cell.training
         if state != "stopped":
+            if self.keeps.last:
+                self.keep_weights()
             self.write(lambda: checkpoint.remove(self.checkpoints))
         if self.mirror:
             self.world.lead(self.mirror.drop)

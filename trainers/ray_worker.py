@@ -86,6 +86,7 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
             job.folder,
             evaluate_every=job.evaluate_every,
             checkpoint_every=job.checkpoint_every,
+            keep_weights=job.keep_weights,
             mirror=job.mirror,
             on_row=link.reporter(job) if link else ignore,
             should_stop=link.stopper(job) if link else never,

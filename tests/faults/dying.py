@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from tests.trainers import tiny
 from trainers.loop import Trainer
 from trainers.result import Result
@@ -22,27 +23,32 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])  # torch is imported once, in a process without threads
 
 
-def train(folder: Path, tokens: Path, rows: list[dict[str, float]] | None = None) -> Result:
+def train(
+    folder: Path, tokens: Path, rows: list[dict[str, float]] | None = None, keep_weights: KeepWeights = NO_WEIGHTS
+) -> Result:
     torch.set_num_threads(1)
     trainer = Trainer(World.single(), tiny.opened(tokens))
-    return trainer.run(tiny.cell(), folder, **INTERVALS, on_row=(rows if rows is not None else []).append)
+    told = (rows if rows is not None else []).append
+    return trainer.run(tiny.cell(), folder, **INTERVALS, keep_weights=keep_weights, on_row=told)
 
 
-def train_until(folder: Path, tokens: Path, operation: int) -> None:
-    """SIGKILL before the ``operation``-th time that Python opens, renames, lists or removes a file of checkpoints,
-    counted from the first of the last checkpoint, at step 6."""
+def train_until(
+    folder: Path, tokens: Path, operation: int, kind: str = "checkpoints", keep_weights: KeepWeights = NO_WEIGHTS
+) -> None:
+    """SIGKILL before the ``operation``-th time that Python opens, renames, lists or removes a file of checkpoints, or
+    of weights, counted from the first of step 6."""
     done = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
         path = str(arguments[0]) if event.startswith(("open", "os.")) and arguments else ""
-        if "checkpoints" in path and (done or "step-00000006" in path):
+        if kind in path and (done or "step-00000006" in path):
             done += 1
             if done == operation:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    train(folder, tokens)
+    train(folder, tokens, keep_weights=keep_weights)
 
 
 def train_within(folder: Path, tokens: Path, file_bytes: int) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from search_spaces.keep_weights import KeepWeights
 from tests.faults.dying import INTERVALS, exit_code, train, train_until, train_within
 from tests.trainers import tiny
+from trainers.files import sha256
 from trainers.loop import Trainer
 from trainers.world import World
 
@@ -72,6 +74,33 @@ def test_killed_before_each_operation_on_a_checkpoint(
     record_property("fault", ("SIGKILL while a checkpoint is written", operation - 1))
     assert code == 0, f"the cell makes more than {MOST} operations: raise MOST"
     assert seen == TORN, "a kind of torn checkpoint was not met"
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* passed over. its JSON file is missing:UserWarning")
+def test_killed_before_each_operation_on_kept_weights(
+    tokens: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Those of step 6, where there is a checkpoint too, and those that the cell ends with."""
+    every = KeepWeights(last=True, every=3)
+    train(tmp_path / "undisturbed", tokens, keep_weights=every)
+
+    def kept(folder: Path) -> dict[str, str]:
+        return {path.name: sha256(path) for path in (folder / "weights").iterdir()}
+
+    seen: set[str] = set()
+    for operation in range(1, MOST):
+        folder = tmp_path / str(operation)
+        code = exit_code(train_until, folder, tokens, operation, "weights", every)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        seen |= {kind for kind in TORN for path in (folder / "weights").glob("step-00000006*") if kind in path.name}
+        train(folder, tokens, keep_weights=every)
+        assert kept(folder) == kept(tmp_path / "undisturbed")
+        assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "weights"]
+    record_property("fault", ("SIGKILL while weights are kept", operation - 1))
+    assert code == 0, f"the cell makes more than {MOST} operations: raise MOST"
+    assert seen == TORN, "a kind of torn file was not met"
 
 
 @pytest.mark.fault("SIGKILL while a checkpoint is written")

@@ -32,7 +32,7 @@ from service.ledger import Ledger, LedgerLocked
 from service.stopping import being_run
 from service.texts import InBucket
 from tests.stores import Store, store
-from trainers import buckets, checkpoint
+from trainers import buckets, checkpoint, weights
 from trainers.buckets import Bucket, Mirror
 from trainers.data import Shards, TokenFiles, Tokens, write_shard
 
@@ -197,6 +197,27 @@ def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: P
     checkpoint.remove(there.folder / "checkpoints")
     there.push()
     assert list((bucket / "cell").names()) == ["metrics.jsonl"]
+
+
+def test_weights_are_moved_to_the_bucket_and_do_not_come_back(bucket: Bucket, tmp_path: Path) -> None:
+    """Neither a machine that resumes a cell nor the one that trains it holds every file of weights of the cell."""
+    here = Mirror(tmp_path / "here", bucket / "cell", archive="weights")
+    here.pull()
+    this = CELLS[0]
+    for step in (1, 2, 3):
+        weights.save(here.folder / "weights", this, step, {})
+        checkpoint.save(here.folder / "checkpoints", this.id, step, {}, {"step": step})
+        here.push()
+        assert not list((here.folder / "weights").iterdir())
+    there = Mirror(tmp_path / "there", bucket / "cell", archive="weights")
+    there.pull()
+    assert not (there.folder / "weights").exists()
+    assert checkpoint.latest(there.folder / "checkpoints", this.id) is not None
+    there.remove_archived(lambda name: weights.comes_after(name, 2))
+    weights.save(there.folder / "weights", this, 4, {})
+    there.push()
+    kept = [name for name in (bucket / "cell").names() if name.startswith("weights/")]
+    assert kept == [f"weights/step-{step:08d}.{form}" for step in (1, 2, 4) for form in ("json", "safetensors")]
 
 
 def test_a_kill_in_mid_push_leaves_the_checkpoint_before(

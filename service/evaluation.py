@@ -1,0 +1,48 @@
+"""The loss of kept weights on tokens other than those of their run."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from trainers.data import Shards
+from trainers.denormals import denormals_as_zeros
+from trainers.engine import Engine, shape_key
+from trainers.weights import Kept
+from trainers.world import World
+
+PASS_TOKENS = 4096
+"""Tokens of one forward pass."""
+READ_SEQUENCES = 256
+"""Sequences that are in memory at a time."""
+
+
+class Evaluator:
+    """Evaluates one file of weights after another; those of one shape on one engine."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._world = World.single("cuda" if torch.cuda.is_available() else "cpu")
+        self._engine: Engine | None = None
+
+    @denormals_as_zeros()
+    def __call__(self, kept: Kept, sequences: int | None = None) -> tuple[float, int]:
+        """Mean cross-entropy of the first sequences, as the run's own validation takes it, and their tokens.
+
+        Args:
+            sequences: as many as the run's own validation has, by default.
+        """
+        cell = kept.cell
+        if self._engine is None or self._engine.key != shape_key(cell):
+            self._engine = Engine(cell, self._world, compile=False)
+        engine = self._engine
+        engine.reset(cell)
+        engine.objective.model.load_state_dict(load_file(kept.path, device=str(self._world.device)))
+        T, count = cell.training.sequence_length, sequences or cell.training.eval_sequences
+        total = 0.0
+        for start in range(0, count, READ_SEQUENCES):
+            windows = range(start, min(count, start + READ_SEQUENCES))
+            tokens_NU = torch.from_numpy(self._shards.read(windows, T).astype(np.int64)).to(self._world.device)
+            total += len(windows) * engine.loss(tokens_NU, max(1, PASS_TOKENS // T))
+        return total / count, count * T
