@@ -7,6 +7,7 @@ At a few hundred tokens a step the arithmetic of a small model takes a processor
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from trainers.optimizer import Optimizer
 Gradients = Callable[[Tensor, str, Tensor, float], Tensor]
 """``(tokens_BU, method, strength, share) -> cross_entropy``; adds ``share`` of the objective's gradient."""
 
-OPTIONS = {"emulate_precision_casts": True}
+OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
 """Inductor drops a rounding to bfloat16 and back as if it were nothing; here it is the experiment."""
 
 
