@@ -182,14 +182,14 @@ def cell_figures(found: Analysis) -> list[CellFigure]:
         CellFigure(
             name="row-norms",
             title="Norms of the rows of the output embedding",
-            caption="A token that is never trained on keeps its initial norm.",
+            caption="How many rows have which L2 norm.",
             spec=layered([_bars("norm of a row"), _words()]),
             data={cell: {"bins": _bins(rows), "about": about[cell]} for cell, rows in norms.items()},
         ),
         CellFigure(
             name="singular-values",
             title="Singular values of the output embedding",
-            caption="The largest is that of the direction which the rows have in common.",
+            caption="With a large mu the first stands apart: it belongs to the direction that the rows have in common.",
             spec=layered([_spectrum(), _words()]),
             data={cell: {"values": _thinned(rows), "about": about[cell]} for cell, rows in spectra.items()},
         ),

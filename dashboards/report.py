@@ -226,13 +226,13 @@ def _page(
             specs=_json(panels),
             overlays=any(figure.overlay for figure in charts),
             steps=_json(_steps(seen, known, packed)),
+            weights=_json(_of_cells(of_cells, packed)),
             listing=_json(packed.table(_listed(listing))),
             LEFT=("cell", "scale", "method", "embedding", "data"),
             columns=Markup(packed.json().replace("<", "\\u003c")),
             metrics=METRICS if known.steps else {},
             stepped=len(known.steps),
             of_cells=of_cells,
-            weights=_json(_of_cells(of_cells, packed)),
             analyzed=_analyzed(known.analysis) if known.analysis else {},
             forecast=known.forecast,
             refresh_s=known.refresh_s,
@@ -317,14 +317,15 @@ def _of_cells(figures: Sequence[CellFigure], packed: Packed) -> dict[str, Any]:
 def _analyzed(analysis: Analysis) -> dict[str, pd.DataFrame]:
     """The tables of an analysis as people read them, by caption."""
     captions = {
-        "embeddings": "Output and input embeddings of kept weights. Bounds on the logits along mu: e·mu.",
-        "losses": "Losses of kept weights on other tokens, in nats; own: on the run's own validation tokens.",
+        "embeddings": "Output and input embeddings of kept weights; e·mu is the dot product of a row with mu.",
+        "losses": "Losses of kept weights on other tokens, in nats, and on the run's own validation tokens.",
     }
     found = {}
     for one in analysis.sheets():
-        texts = one.texts.assign(method=cell_labels(one.values))
-        kept = [name for name in texts if name not in ("attention_norm", "gamma", "state", "digest")]
-        found[captions[one.name]] = texts[kept].rename(columns=HEADINGS)
+        silent = {"attention_norm", "gamma", "state", "digest"}
+        silent |= {name for name in ("scale", "seed", "step") if one.values[name].nunique() < 2}
+        texts = one.texts.assign(method=cell_labels(one.values)).drop(columns=list(silent))
+        found[captions[one.name]] = texts.rename(columns=HEADINGS)
     return found
 
 

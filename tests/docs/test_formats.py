@@ -14,12 +14,14 @@ import pytest
 from mlflow import MlflowClient
 from pydantic import BaseModel
 
+from dashboards.analysis import TABLES
 from dashboards.runs import RUN_COLUMNS
 from dashboards.tables import TABLE_COLUMNS
+from search_spaces.plan import Plan
 from search_spaces.study import MethodChoice, Study
 from service import journal, ledger, mlflow_sink
 from tests.docs.blocks import names, rows, section
-from trainers import checkpoint
+from trainers import checkpoint, weights
 from trainers.data import shards, sources
 from trainers.data.preparation import Finished, Manifest, Recipe
 from trainers.diagnostics import keys
@@ -85,6 +87,18 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     assert list(dict.fromkeys(name.partition(".")[0] for name in documented)) == list(json.loads(written.read_text()))
     progress = [name.removeprefix("progress.") for name in documented if name.startswith("progress.")]
     assert sorted(progress) == sorted(field.name for field in fields(Progress))
+
+
+def test_weights(tmp_path: Path) -> None:
+    weights.save(tmp_path, Plan(Study.load("smoke"), "data").cells[0], 20, {})
+    (written,) = tmp_path.glob("*.json")
+    documented = names(PAGE, "Weights")
+    assert list(dict.fromkeys(name.partition(".")[0] for name in documented)) == list(json.loads(written.read_text()))
+
+
+def test_tables_of_an_analysis() -> None:
+    documented = {row[0][0]: row[1] for row in rows(PAGE, "Analyses")}
+    assert documented == {f"{name}.csv": list(columns) for name, columns in TABLES.items()}
 
 
 def test_token_files_and_their_manifests() -> None:

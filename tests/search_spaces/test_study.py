@@ -103,6 +103,9 @@ def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int,
 def test_hash_ignores_what_changes_no_result() -> None:
     study = Study.load("smoke")
     other = Study.load("short")
+    kept = Study.validate_fields(study.model_dump() | {"keep_weights": "last"})
+    assert kept != study
+    assert kept.hash == study.hash
     for field in ("description", "intervals", "resources"):
         assert study.model_copy(update={field: getattr(other, field)}).hash == study.hash
     refine = study.refine.model_copy(update={"edge": 1.2})
@@ -140,12 +143,13 @@ def test_schema_of_a_study_file() -> None:
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
         "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "seeds", "model", "training",
-        "refine", "intervals", "resources",
+        "refine", "intervals", "resources", "keep_weights",
     ]  # fmt: skip
     assert fields == {
         "Budget": ["cells", "minutes"],
         "DataSpec": ["path", "source", "tokenizer", "validation", "vocab_size"],
         "Intervals": ["checkpoint", "evaluate"],
+        "KeepWeights": ["every", "last"],
         "MethodChoice": ["c", "gamma", "method"],
         "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
         "RefineSpec": ["budget", "edge", "pruner", "sampler", "trials"],
@@ -158,6 +162,23 @@ def test_schema_of_a_study_file() -> None:
             "weight_decay", "weight_decay_mode",
         ],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "last", "every", "again"),
+    [
+        ("none", False, None, "none"),
+        ("last", True, None, "last"),
+        ({"last": True}, True, None, "last"),
+        ({"every": 5}, True, 5, {"every": 5}),
+    ],
+)
+def test_which_weights_are_kept(written: object, last: bool, every: int | None, again: object) -> None:
+    study = Study.validate_fields(Study.load("smoke").model_dump() | {"keep_weights": written})
+    assert (study.keep_weights.last, study.keep_weights.every) == (last, every)
+    assert study.model_dump()["keep_weights"] == again
+    assert Study.parse(study.to_yaml()) == study
+    assert [step for step in range(1, 12) if study.keep_weights.at(step)] == ([5, 10] if every else [])
 
 
 def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> None:

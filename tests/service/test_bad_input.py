@@ -93,6 +93,8 @@ FIELDS = {
         "no",
         "refine.trials or refine.edge",
     ),
+    "weights of no kind": (smoke(keep_weights="all"), "keep_weights", "'all'", "none, last or {every: STEPS}"),
+    "weights every no steps": (smoke(keep_weights={"every": 0}), "keep_weights.every", "greater than 0"),
     "betas": (smoke(training={"betas": [2, -1]}), "training.betas.0", "less than 1"),
     "a date that there is not": ("name: 2024-99-99", "study", "not YAML"),
     "sequence too long": (

@@ -57,6 +57,10 @@ def test_command_line() -> None:
             "--column", "--config", "--home", "--out", "--shard-tokens", "--split", "--tokenizer", "--tokens",
             "--val-tokens", "--workers", "source",
         ],
+        "analyze": [
+            "--cell", "--data", "--embedding", "--home", "--out", "--sequences", "--shards", "--weights", "study",
+        ],
+        "clean": ["--checkpoints", "--home", "--weights", "--yes", "study"],
         "methods": [],
         "schema": [],
         "sync": ["--home", "study"],
