@@ -181,7 +181,11 @@ class ResourceSpec(Frozen):
     concurrency: int | None = Field(
         default=None, gt=0, description="Cells at once; as many as the cluster holds by default."
     )
-    compile: bool = Field(default=False, description="torch.compile; falls back to eager with a warning.")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile: of the model, or of the whole step where it is small and one worker on a processor "
+        "trains. Worth its minute for long cells; falls back to eager with a warning.",
+    )
     max_failures: int = Field(
         default=2,
         gt=0,
