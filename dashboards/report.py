@@ -226,7 +226,7 @@ def _page(
             specs=_json(panels),
             overlays=any(figure.overlay for figure in charts),
             steps=_json(_steps(seen, known, packed)),
-            weights=_json(_of_cells(of_cells, packed)),
+            weights=_json(_of_cells(of_cells, known.steps, packed)),
             listing=_json(packed.table(_listed(listing))),
             LEFT=("cell", "scale", "method", "embedding", "data"),
             columns=Markup(packed.json().replace("<", "\\u003c")),
@@ -300,14 +300,15 @@ def _steps(seen: Sequence[View], known: Known, packed: Packed) -> dict[str, Any]
     return {"cells": cells, "values": values, "spec": chart.to_dict()}
 
 
-def _of_cells(figures: Sequence[CellFigure], packed: Packed) -> dict[str, Any]:
-    """By title, a figure of one cell and the data of each."""
+def _of_cells(figures: Sequence[CellFigure], cells: Collection[str], packed: Packed) -> dict[str, Any]:
+    """By title, a figure of one cell and the data of each of ``cells``, which can be chosen."""
     return {
         figure.title: {
             "spec": figure.spec,
             "cells": {
                 cell: {name: packed.table(rows(table)) for name, table in tables.items()}
                 for cell, tables in figure.data.items()
+                if cell in cells
             },
         }
         for figure in figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def analyze(
     folder = home.study(study) / analysis.FOLDER
     home.bring_below(f"studies/{study}/{analysis.FOLDER}")
     before = Analysis.read(folder)
-    sources = list(_sources(home, study, cells))
+    sources = list(_sources(home, study, cells, console))
     if not sources:
         raise InvalidInput("STUDY", study, "has no kept weights in this home", NOT_KEPT)
     tokens = _tokens(shards, sources, sequences) if shards else None
@@ -147,7 +148,7 @@ def _table(title: str, found: pd.DataFrame, columns: Sequence[str]) -> Table:
     return table
 
 
-def _sources(home: Home, study: str, cells: Sequence[str]) -> Iterator[Source]:
+def _sources(home: Home, study: str, cells: Sequence[str], console: Console) -> Iterator[Source]:
     """The kept weights of the cells of a study, in the order of its ledger, by step."""
     entries = Ledger(home.ledger(study), study).entries
     if unknown := [cell for cell in cells if cell not in entries]:
@@ -157,7 +158,11 @@ def _sources(home: Home, study: str, cells: Sequence[str]) -> Iterator[Source]:
         entry = entries[cell_id]
         of = entry.reused_from or study
         home.bring_below(f"studies/{of}/cells/{cell_id}/{weights.FOLDER}", ".json")
-        for kept in weights.kept(home.cell(cell_id, of) / weights.FOLDER, cell_id):
+        with warnings.catch_warnings(record=True) as passed_over:
+            found = list(weights.kept(home.cell(cell_id, of) / weights.FOLDER, cell_id))
+        for warning in passed_over:
+            console.print(str(warning.message), soft_wrap=True)
+        for kept in found:
             row = {name: getattr(kept.cell, name, None) for name in analysis.CELL_COLUMNS}
             row |= {"cell": cell_id, "state": entry.state, "step": kept.step}
             yield Source(kept=kept, study=of, row=row)
@@ -184,7 +189,7 @@ def _rows(
         try:
             described.verified(kept.path, kept.cell.id)
         except Damaged as why:
-            console.print(f"{kept.path} passed over: {why}", soft_wrap=True)
+            console.print(f"weights {kept.path} passed over: {why}", soft_wrap=True)
             continue
         output = weights.TIED if kept.cell.model.tied else weights.OUTPUT
         found: dict[str, Embedding] = {"output": measured(embeddings(kept.path, output)["output"])}
@@ -248,6 +253,8 @@ def _merged(before: Analysis | None, found: Analysis) -> Analysis:
         old, new = getattr(before, name), getattr(found, name)
         key = ["cell", "step", *(["digest"] if name == "losses" else [])]
         known = set(map(tuple, new[key].astype(str).to_numpy()))
-        stays = [tuple(row) not in known for row in old[key].astype({"step": new["step"].dtype}).astype(str).to_numpy()]
-        merged[name] = pd.concat([old[stays], new], ignore_index=True) if any(stays) else new
+        as_new = old[key].astype({"step": new["step"].dtype}).astype(str)
+        stays = [tuple(row) not in known for row in as_new.to_numpy()]
+        parts = [part for part in (old[stays], new) if not part.empty]
+        merged[name] = pd.concat(parts, ignore_index=True) if parts else new
     return Analysis(**merged)

@@ -5,6 +5,7 @@
     data/<key>/              token files of a study's text, made once
     data/<name>/             token files that ``oec data prepare`` made of another source
     studies/<name>/          study.yaml, ledger.jsonl, optuna.journal and mlflow.json (views), report/
+    studies/<name>/analysis/ tables of what ``oec analyze`` found of kept weights
     studies/<name>/stop/     requests of ``oec stop``
     studies/<name>/cells/<cell id>/   metrics.jsonl; checkpoints while the cell is not done; weights where they are kept
     cells/<cell id>/         the same of a cell that ``oec train`` trained

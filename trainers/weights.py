@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from search_spaces.cell import Cell
 from trainers import described
 from trainers.described import Damaged
@@ -68,7 +70,7 @@ def kept(folder: Path, cell_id: str) -> Iterator[Kept]:
     for data in sorted(folder.glob(f"{described.PATTERN}{described.SUFFIX}")):
         try:
             content = described.description(data, cell_id)
-        except Damaged as why:
-            warnings.warn(f"weights {data} passed over: {why}", stacklevel=2)
-            continue
-        yield Kept(data, Cell.model_validate(content["spec"]), content["step"])
+            yield Kept(data, Cell.model_validate(content["spec"]), content["step"])
+        except (Damaged, ValidationError) as why:
+            what = why if isinstance(why, Damaged) else "they are of another version"
+            warnings.warn(f"weights {data} passed over: {what}", stacklevel=2)

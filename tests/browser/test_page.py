@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -16,6 +17,8 @@ from rich.console import Console
 
 from benchmarks.report import filled
 from benchmarks.report import shown as times_shown
+from dashboards.analysis import CELL_COLUMNS, Analysis, rows_of
+from dashboards.embeddings import measured as embedding_of
 from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
@@ -79,7 +82,18 @@ def measured(runs: pd.DataFrame) -> Known:
         for i, cell in enumerate(ended["cell"])
     }
     links = {cell: f"http://127.0.0.1:5000/#/experiments/1/runs/{i}" for i, cell in enumerate(ended["cell"])}
-    return Known(steps=steps, links=links, cores=2)
+    return Known(steps=steps, links=links, cores=2, analysis=analyzed(ended))
+
+
+def analyzed(ended: pd.DataFrame) -> Analysis:
+    """Made-up weights of every second cell, each with another number of rows."""
+    told: dict[str, list[dict[str, object]]] = {}
+    for number, run in enumerate(ended[::2].to_dict("records")):
+        E_VD = np.random.default_rng(number).normal(size=(30 + number, 4)) + 1.0
+        cell = {name: run.get(name, 20) for name in CELL_COLUMNS}
+        for name, rows in rows_of(cell, {"output": embedding_of(E_VD)}).items():
+            told.setdefault(name, []).extend(rows)
+    return Analysis.of(told)
 
 
 class Opened:
@@ -280,6 +294,34 @@ def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
                 point.click(force=True)
             assert opening.value.url.startswith("http://127.0.0.1:5000/#/experiments/1/runs/")
             opening.value.close()
+
+
+@pytest.mark.parametrize("opened", [("made up", "desktop", "light"), ("made up", "phone", "dark")], indirect=True)
+def test_the_weights_of_the_chosen_cell(opened: tuple[Opened, pd.DataFrame]) -> None:
+    """Their histograms count every row of E, and a cell without weights has none."""
+    shown, _ = opened
+    page, weights = shown.page, json.loads(shown.page.inner_text("#weights"))
+    bars = "[data-weights='Norms of the rows of the output embedding'] svg [aria-roledescription=bar]"
+    options = page.eval_on_selector_all("#cell option", "options => options.map(o => o.value)")
+    kept = set(weights["Norms of the rows of the output embedding"]["cells"])
+    assert len(kept & set(options)) >= 2
+    assert set(options) - kept
+    counted = set()
+    for cell in options:
+        page.select_option("#cell", cell)
+        if cell not in kept:
+            assert not page.locator("[data-weights]:visible").count()
+            continue
+        table = weights["Norms of the rows of the output embedding"]["cells"][cell]["bins"]
+        rows = sum(shown.column(table["rows"]))
+        page.wait_for_function(
+            "([bars, rows]) => [...document.querySelectorAll(bars)].map(bar => "
+            "Number(/rows: (\\d+)/.exec(bar.getAttribute('aria-label'))[1])).reduce((a, b) => a + b, 0) === rows",
+            arg=[bars, rows],
+        )
+        assert page.locator("[data-weights]:visible").count() == 3
+        counted.add(rows)
+    assert len(counted) == len(kept & set(options)), "each cell is drawn by its own numbers"
 
 
 def test_published_curves_come_and_go(browser: Browser, tmp_path: Path) -> None:

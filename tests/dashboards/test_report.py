@@ -7,15 +7,19 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
+from dashboards.analysis import Analysis, rows_of
 from dashboards.answer import answer
+from dashboards.embeddings import measured
 from dashboards.forecast import forecast
 from dashboards.report import Known, write_report
 from dashboards.runs import from_records, read_csv
@@ -90,7 +94,9 @@ def test_the_folder(evil: Path) -> None:
 
 
 def test_nothing_from_outside_is_markup(page: Page) -> None:
-    assert len(page.scripts) == 7, "figures, steps, runs, columns and strengths as JSON, Vega, and the page's own"
+    assert len(page.scripts) == 8, (
+        "figures, steps, runs, columns, strengths and weights as JSON, Vega, and the page's own"
+    )
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
@@ -107,7 +113,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy
-    assert "fetch(" not in page.scripts[6]
+    assert "fetch(" not in page.scripts[7]
     assert "url(" not in page.scripts[0]
 
 
@@ -125,7 +131,7 @@ def test_figures_are_embedded_as_json(page: Page) -> None:
     panels = json.loads(page.scripts[0])
     figure = panels["Final loss over learning rate"][EVIL]
     assert figure["spec"]["width"] == "container"
-    assert not any("</" in script for script in page.scripts[:5])
+    assert not any("</" in script for script in page.scripts[:6])
     facts = page.rows(figure["data"]["facts"])
     assert [fact["loss"] for fact in facts] == [3.0, 3.2, pytest.approx(L_INIT)]
     assert {fact["label"] for fact in facts} == {EVIL}
@@ -292,6 +298,50 @@ def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
     assert norms == {}, "its last value is not finite"
     assert "No forecast of divergence: it needs at least 5 runs" in page.text
     assert "0.01 hours of training, one cell after the other, or 0.02 core-hours" in page.text
+
+
+def analysis(cells: list[str], method: str = "baseline") -> Analysis:
+    """Of made-up weights, of which the last ones diverged."""
+    told: dict[str, list[dict[str, object]]] = {}
+    for number, cell in enumerate(cells):
+        E_VD = np.random.default_rng(number).normal(size=(30, 4)) + 1.0
+        E_VD[0, 0] = math.nan if cell == cells[-1] else 0.0
+        about = {"cell": cell, "scale": "tiny", "attention_norm": "qk-norm", "method": method, "gamma": None}
+        about |= {"lr": 0.1, "seed": 1, "state": "finished", "step": 20}
+        for name, rows in rows_of(about, {"output": measured(E_VD)}).items():
+            told.setdefault(name, []).extend(rows)
+    told["losses"] = [about | {"data": EVIL, "digest": "0", "tokens": 64, "loss": 3.25, "val_loss": 3.0}]
+    return Analysis.of(told)
+
+
+def test_kept_weights_are_on_the_page_of_the_cells_that_can_be_chosen(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]))
+    cells = list(runs["cell"])
+    known = replace(rich_known(runs), analysis=analysis(cells))  # whose last cell has no steps
+    path = write_report(runs, tmp_path, title="weights", grid=GRID, formats=("html", "svg", "csv"), known=known)
+    page = Page(path)
+    weights = json.loads(page.scripts[5])
+    assert len(weights) == 3
+    for title, figure in weights.items():
+        assert list(figure["cells"]) == cells[:-1], title
+        for tables in figure["cells"].values():
+            for table in tables.values():
+                assert page.rows(table), title
+    figures_ = [holder["data-weights"] for holder in page.all("figure") if "data-weights" in holder]
+    assert figures_ == list(weights)
+    assert "B-ratio of the output embedding" in json.loads(page.scripts[0])
+    assert "3.2500" in page.text, "the loss on other tokens"
+    names = {file.name for file in tmp_path.rglob("*.*")}
+    assert names >= {"e-mu-tiny.svg", "row-norms-tiny-column.svg", "b-ratio.svg", "embeddings.csv", "losses.csv"}
+
+
+def test_names_in_an_analysis_are_no_markup(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4], method=EVIL, scale=EVIL))
+    known = replace(rich_known(runs), analysis=analysis([EVIL, "other"], EVIL))
+    page = Page(write_report(runs, tmp_path, title="evil", grid=GRID, formats=("html", "svg"), known=known))
+    assert len(page.all("script")) == 8
+    assert not page.all("img")
+    assert {path.parent for path in tmp_path.rglob("*.svg")} == {tmp_path / "figures"}
 
 
 def test_only_a_study_that_runs_loads_itself_again(tmp_path: Path) -> None:

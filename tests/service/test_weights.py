@@ -146,9 +146,12 @@ def test_weights_of_cells_that_another_study_trained(home: Path, tokens: Tokens)
 def test_damaged_weights_are_named_and_the_others_analyzed(home: Path) -> None:
     broken = next(iter(cells(home).values())) / "weights" / "step-00000006.safetensors"
     broken.write_bytes(broken.read_bytes()[:-3])
+    torn = list(cells(home).values())[1] / "weights" / "step-00000006.json"
+    torn.write_text(torn.read_text()[:50])
     printed = done(invoked("analyze", "kept", home=home))
-    assert f"{broken} passed over: its content does not match its SHA-256" in printed
-    assert tables(home)["embeddings"]["cell"].nunique() == 3
+    assert f"weights {broken} passed over: its content does not match its SHA-256" in printed
+    assert f"weights {torn.with_suffix('.safetensors')} passed over: its JSON file is torn" in printed
+    assert tables(home)["embeddings"]["cell"].nunique() == 2
 
 
 def test_what_cannot_be_analyzed(home: Path, tokens: Tokens, tmp_path: Path) -> None:
