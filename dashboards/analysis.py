@@ -41,6 +41,8 @@ MARKS = {"zero": GREY, "|mu|², the mean": MEAN, "smallest and largest": BOUND}
 B_RATIO_STEP = 0.05
 """Width of a bin of B-ratios, each around a multiple of it: that of centered weights is 1, but for rounding."""
 NOT_FLUSH = alt.Axis(labelFlush=False, labelOverlap=True)
+TEXT = {"cell", "scale", "attention_norm", "method", "state", "embedding", "what", "data", "digest"}
+"""Columns that hold no numbers."""
 MAX_POINTS = 100
 """Singular values of one spectrum that are drawn."""
 
@@ -58,7 +60,10 @@ class Analysis:
     def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Analysis:
         """From a mapping a row; a column that a row lacks is a missing value."""
         return cls(
-            **{name: pd.DataFrame(list(rows.get(name, ())), columns=list(columns)) for name, columns in TABLES.items()}
+            **{
+                name: _numbers(pd.DataFrame(list(rows.get(name, ())), columns=list(columns)))
+                for name, columns in TABLES.items()
+            }
         )
 
     @classmethod
@@ -275,10 +280,15 @@ def _digits(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def _numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with a missing number as NaN, as a file gives it back; None makes a column of objects."""
+    objects = table.select_dtypes("object").columns
+    return table.astype({name: "float64" for name in objects if name not in TEXT})
+
+
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    text = {"cell", "scale", "attention_norm", "method", "state", "embedding", "what", "data", "digest"}
     try:
-        table = pd.read_csv(path, dtype={name: "object" if name in text else "float64" for name in columns})
+        table = pd.read_csv(path, dtype={name: "object" if name in TEXT else "float64" for name in columns})
         if list(table) != list(columns):
             raise ValueError(f"has the columns {', '.join(map(str, table))}")
     except (OSError, ValueError) as error:

@@ -325,7 +325,8 @@ def _analyzed(analysis: Analysis) -> dict[str, pd.DataFrame]:
     for one in analysis.sheets():
         silent = {"attention_norm", "gamma", "state", "digest"}
         silent |= {name for name in ("scale", "seed", "step") if one.values[name].nunique() < 2}
-        texts = one.texts.assign(method=cell_labels(one.values)).drop(columns=list(silent))
+        texts = one.texts.assign(method=cell_labels(one.values))
+        texts = texts.drop(columns=[name for name in texts if name in silent])
         found[captions[one.name]] = texts.rename(columns=HEADINGS)
     return found
 

@@ -66,8 +66,12 @@ def comes_after(name: str, step: int) -> bool:
 
 
 def kept(folder: Path, cell_id: str) -> Iterator[Kept]:
-    """The weights in a folder, by step. One that is not valid is named in a warning and passed over."""
-    for data in sorted(folder.glob(f"{described.PATTERN}{described.SUFFIX}")):
+    """The weights in a folder, by step. One that is not valid is named in a warning and passed over.
+
+    Of a home in a bucket only the descriptions may be here yet.
+    """
+    found = (path for path in folder.glob(described.PATTERN) if path.suffix in (described.SUFFIX, ".json"))
+    for data in sorted({path.with_suffix(described.SUFFIX) for path in found}):
         try:
             content = described.description(data, cell_id)
             yield Kept(data, Cell.model_validate(content["spec"]), content["step"])
