@@ -102,7 +102,8 @@ def test_on_the_tokens_of_its_validation_the_loss_is_that_of_the_run(home: Path,
     printed = done(invoked("analyze", "kept", "--shards", validation, "--data", "its own", home=home))
     assert printed.count("its own") == 4
     losses = tables(home)["losses"]
-    assert losses["loss"].tolist() == losses["val_loss"].tolist()
+    # Where a matrix lies in memory decides the last digits of a product.
+    assert losses["loss"].tolist() == pytest.approx(losses["val_loss"].tolist(), rel=1e-6)
     assert set(losses["tokens"]) == {8 * T}
     assert set(losses["digest"]) == {tokens.validation.digest[:16]}
 
