@@ -56,8 +56,10 @@ def as_runs(table: pd.DataFrame, study: str) -> pd.DataFrame:
     nothing else that a table of runs holds, are a study of their own.
 
     Raises:
-        InvalidInput: a name that does not describe a run.
+        InvalidInput: there is no run, or a name that does not describe one.
     """
+    if table.empty:
+        raise InvalidInput("name", None, "holds no run", "give at least one row under the header")
     described = pd.DataFrame([_described(name) for name in table["name"]], index=table.index)
     tied = described.pop("tied")
     evaluated = table["test_loss"].notna()

@@ -137,3 +137,9 @@ def test_every_letter_is_a_method_of_the_registry() -> None:
     from search_spaces.methods import METHODS as REGISTRY
 
     assert {method for method, _ in METHODS.values()} <= set(REGISTRY)
+
+
+def test_a_header_alone_holds_no_run() -> None:
+    table = pd.DataFrame(columns=["name", "test_loss"])
+    with pytest.raises(InvalidInput, match="holds no run"):
+        as_runs(table, "loss_overview")
