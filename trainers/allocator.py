@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,6 +37,21 @@ def keep_to_share(world: World) -> None:
     if world.device.type == "cuda" and world.share < 1:
         total = torch.cuda.get_device_properties(world.device).total_memory
         torch.cuda.set_per_process_memory_fraction(fraction_of(world.share, total), world.device)
+
+
+@contextmanager
+def sparing(world: World, share: float) -> Iterator[None]:
+    """Meanwhile this process runs out of its device's memory when ``share`` of what it may take is left."""
+    if world.device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.get_device_properties(world.device).total_memory
+    mine = fraction_of(world.share, total) if world.share < 1 else 1.0
+    torch.cuda.set_per_process_memory_fraction(mine * (1 - share), world.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(mine, world.device)
 
 
 def fraction_of(share: float, total_bytes: int) -> float:

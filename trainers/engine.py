@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from search_spaces.cell import Cell
-from trainers import fused, methods
-from trainers.head import CHUNK_BYTES, Losses, Objective
-from trainers.model import GPT
+from trainers import fused, head, methods
+from trainers.head import Losses, Objective
+from trainers.model import GPT, Block
 from trainers.optimizer import Optimizer
 from trainers.world import World
 
+Program = Callable[[Tensor], Tensor]
+"""Takes a step on this rank's tokens ``(B, T + 1)`` and gives its figures: loss, ranks that stop, gradient norm."""
+EVALUATED_SHARE = 8
+"""An accelerator evaluates this part of a micro batch at once: what a pass without gradients needs is then a small part
+of what a step needs, for which the room was tried out."""
 COMPILED_VARIANTS = 64
 """Shapes and micro batches that one process may compile for; dynamo's own limit of 8 is below a sweep's."""
 
@@ -39,6 +45,29 @@ class Step(NamedTuple):
     @property
     def finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Launched:
+    """A step on its way. Its figures are read when the next one is launched, so that an accelerator never waits."""
+
+    def __init__(self, figures_3: Tensor) -> None:
+        """
+        Args:
+            figures_3: loss, ranks that stop, and gradient norm.
+        """
+        self._figures_3, self._arrived = figures_3, None
+        if figures_3.device.type == "cuda":
+            self._figures_3 = torch.empty_like(figures_3, device="cpu", pin_memory=True)
+            self._figures_3.copy_(figures_3, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def read(self) -> Step:
+        """Waits for the step to end."""
+        if self._arrived:
+            self._arrived.synchronize()
+        loss, stopping, grad_norm = self._figures_3.tolist()
+        return Step(loss, grad_norm, stopping > 0)
 
 
 def shape_key(cell: Cell) -> tuple[object, ...]:
@@ -66,14 +95,13 @@ class Engine:
         self.objective = Objective(model, spec.precision, spec.logits_dtype)
         self.optimizer = Optimizer(model.parameters())
         self.strength = torch.zeros((), device=world.device)
+        self.controls = torch.zeros(2, device=world.device)
+        """Learning rate of a step, and whether this rank asks to stop: all that the host tells it beside the tokens."""
         self.wrapped: Objective | DistributedDataParallel = self.objective
         if world.size > 1:
             # The buffers are functions of weights that are equal on all ranks.
             self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
-        self.settled: set[tuple[object, ...]] = set()
-        self.gradients: fused.Gradients | None = None
-        self.fuses = False
-        """Whether the cell's steps are small enough to be one compiled function."""
+        self.programs: dict[tuple[object, ...], Program] = {}
         self.reset(cell)
 
     def reset(self, cell: Cell) -> None:
@@ -101,70 +129,130 @@ class Engine:
         return {f"model.{name}": tensor for name, tensor in model.items()} | adam
 
     def settle(self, micro_batch: int) -> None:
-        """Runs one throwaway step of this kind, so that compilation and DDP's rebuild of its buckets happen before the
+        """Prepares steps of the cell's kind, so that compilation and DDP's rebuild of its buckets happen before the
         cell: one that saw both orders of the buckets would not be repeatable."""
-        kind: tuple[object, ...] = ()
-        if self.compile:
-            self.fuses = self._can_fuse(micro_batch)
-            kind = (micro_batch, self.cell.method) if self.fuses else (micro_batch,)
-        if kind in self.settled or not (self.compile or self.world.size > 1):
+        kind = self._kind(micro_batch)
+        if kind in self.programs:
             return
-        if self.compile:
-            self._settle_compiled(micro_batch)
-        if not self.compile:
-            self.try_out(micro_batch)
-        self.settled.add(kind)
+        try:
+            if self.compile:
+                self._compile()
+            self.programs[kind] = self._prepared(micro_batch)
+        except _compiler_errors() as error:
+            warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
+            self.compile, self.objective.body, self.objective.chunk = False, self.objective.model.forward, None
+            self.optimizer.halted.zero_()
+            self.programs[kind] = self._prepared(micro_batch)
+
+    def _kind(self, micro_batch: int) -> tuple[object, ...]:
+        """What steps must share to be prepared once: never the learning rate, the strength or the seed."""
+        spec = self.cell.training
+        hyperparameters = (spec.betas, spec.eps, spec.weight_decay, spec.weight_decay_mode, spec.grad_clip)
+        return (micro_batch, spec.batch_size, self.cell.method, *hyperparameters)
+
+    def _compile(self) -> None:
+        """The body, block by block, and on an accelerator the head. A small step of a processor is compiled apart."""
+        import torch._dynamo.config as dynamo
+
+        dynamo.recompile_limit = COMPILED_VARIANTS
+        model = self.objective.model
+        if self.objective.body == model.forward:
+            block = torch.compile(Block.forward, dynamic=False, fullgraph=True)
+            self.objective.body = partial(model.forward, call=block)
+            if self.world.device.type != "cpu":
+                self.objective.chunk = torch.compile(head.chunk, dynamic=False, fullgraph=True, options=head.OPTIONS)
+
+    def _prepared(self, micro_batch: int) -> Program:
+        """How steps of this kind are taken; tried out on zeros, by steps that may not be taken."""
+        spec, method = self.cell.training, self.cell.method
+        program: Program = partial(self._step, micro_batch=micro_batch)
+        if not self.compile and self.world.size == 1:
+            return program
+        self.optimizer.halted.fill_(1.0)
+        if self.compile and self._can_fuse(micro_batch):
+            step = fused.compiled(self.objective, self.optimizer, spec, fused.of_head(method), micro_batch)
+            program = partial(self._fused, step)
+        elif self.compile and self.world.device.type == "cuda" and not self.cell.model.dropout:
+            program = self._captured(micro_batch)
+        zeros_BU = np.zeros((spec.batch_size // self.world.size, spec.sequence_length + 1), np.uint16)
+        program(self.to_device(zeros_BU))
+        self.optimizer.halted.zero_()
+        return program
 
     def _can_fuse(self, micro_batch: int) -> bool:
         """Whether a step is small enough to be one compiled function: on one processor, all logits in one chunk."""
         spec, world = self.cell.training, self.world
         logits_bytes = 4 * micro_batch * spec.sequence_length * self.cell.V
         one_processor = world.size == 1 and world.device.type == "cpu" and spec.precision == "float32"
-        return one_processor and not self.cell.model.dropout and logits_bytes <= CHUNK_BYTES and fused.supported()
-
-    def _settle_compiled(self, micro_batch: int) -> None:
-        import torch._dynamo.config as dynamo  # seconds to import: only where it is asked for
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor.exc import InductorError
-
-        dynamo.recompile_limit = COMPILED_VARIANTS
-        model = self.objective.model
-        if self.fuses and self.gradients is None:
-            self.gradients = fused.compiled(self.objective, self.optimizer)
-        if not self.fuses and self.objective.body == model.forward:
-            self.objective.body = torch.compile(model.forward, dynamic=False, fullgraph=True)
-        try:
-            self.try_out(micro_batch)
-        except (TorchDynamoException, InductorError) as error:
-            warnings.warn(f"torch.compile failed, training goes on in eager mode: {_first_line(error)}", stacklevel=2)
-            self.compile, self.fuses, self.objective.body = False, False, model.forward
+        small = logits_bytes <= head.CHUNK_BYTES and spec.batch_size <= micro_batch * fused.MOST_PARTS
+        return one_processor and not self.cell.model.dropout and small and fused.supported()
 
     def try_out(self, micro_batch: int) -> None:
-        """One forward and backward pass on zeros, without a trace in the weights."""
+        """One forward and backward pass on zeros, without a trace in the weights.
+
+        By the bare module: what runs out of memory in the middle of a backward pass would leave DDP's reducer waiting
+        for the rest of it.
+        """
         T = self.cell.training.sequence_length
-        self._backward((torch.zeros(micro_batch, T + 1, dtype=torch.int64, device=self.world.device),), stop=False)
+        zeros_BU = torch.zeros(micro_batch, T + 1, dtype=torch.int64, device=self.world.device)
+        torch.autograd.backward(self.objective(zeros_BU, self.cell.method, self.strength).objective)
         self.optimizer.zero_grad()
 
     def step(self, batch_BU: NDArray[np.uint16], *, step: int, lr: float, micro_batch: int, stop: bool = False) -> Step:
-        """One optimizer step on this rank's part of the batch, ``(B, T + 1)``, at learning rate ``lr``.
+        """``launch`` and a wait for it."""
+        return self.launch(batch_BU, step=step, lr=lr, micro_batch=micro_batch, stop=stop).read()
 
-        Nothing is changed where the loss of any rank or the gradient's norm is not finite, or a rank says ``stop``.
+    def launch(
+        self, batch_BU: NDArray[np.uint16], *, step: int, lr: float, micro_batch: int, stop: bool = False
+    ) -> Launched:
+        """Starts one optimizer step on this rank's part of the batch, ``(B, T + 1)``, at learning rate ``lr``.
+
+        Nothing is changed by it, nor by any step after it until ``reset``, where the loss of any rank or the gradient's
+        norm is not finite, or a rank says ``stop``. All of it is decided on the device.
         """
         if self.cell.model.dropout:
             torch.manual_seed(_dropout_seed(self.cell.seed, step, self.world.rank))
-        self.optimizer.zero_grad()
-        flags = self._backward(torch.split(self.to_device(batch_BU), micro_batch), stop)
-        norm = self.optimizer.clip(self.cell.training.grad_clip)
-        loss, stopping, grad_norm = torch.cat((flags, norm[None])).tolist()  # the one wait for the device
-        taken = Step(loss, grad_norm, stopping > 0)
-        if taken.finite and not taken.stop:
-            self.optimizer.step(lr)
-            if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
-                constrain(self.objective.model.E_VD)
-            self.objective.model.after_step()
-        return taken
+        program = self.programs.get(self._kind(micro_batch)) or partial(self._step, micro_batch=micro_batch)
+        self._control(lr, stop)
+        return Launched(program(self.to_device(batch_BU)))
 
-    def _backward(self, micro_batches: Sequence[Tensor], stop: bool) -> Tensor:
+    def _control(self, lr: float, stop: bool) -> None:
+        controls_2 = torch.tensor((lr, float(stop)), pin_memory=self.world.device.type == "cuda")
+        self.controls.copy_(controls_2, non_blocking=True)
+
+    def _step(self, tokens_BU: Tensor, micro_batch: int) -> Tensor:
+        """One step by the calls that it is made of; its figures."""
+        self.optimizer.zero_grad()
+        return self._update(self._backward(torch.split(tokens_BU, micro_batch)))
+
+    def _fused(self, step: fused.Step, tokens_BU: Tensor) -> Tensor:
+        figures_3 = step(tokens_BU, self.controls, self.strength)
+        self._after_step()
+        return figures_3
+
+    def _update(self, flags_2: Tensor) -> Tensor:
+        """Takes the step whose gradient is there, if it may be taken.
+
+        Args:
+            flags_2: loss, and ranks that stop.
+        """
+        optimizer = self.optimizer
+        optimizer.lr.copy_(self.controls[0])
+        figures_3 = torch.cat((flags_2, optimizer.clip(self.cell.training.grad_clip)[None]))
+        optimizer.halt(fused.refused(figures_3))
+        optimizer.step()
+        self._after_step()
+        return figures_3
+
+    def _after_step(self) -> None:
+        """What a method or an attention norm does to the weights when the optimizer has changed them."""
+        model = self.objective.model
+        if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
+            self.optimizer.unless_halted(partial(constrain, model.E_VD), [model.E_VD])
+        if model.moving:
+            self.optimizer.unless_halted(model.after_step, model.moving)
+
+    def _backward(self, micro_batches: Sequence[Tensor]) -> Tensor:
         """Adds the gradient of this rank's part of the batch, or under DDP of the whole batch, to the optimizer's.
 
         Returns:
@@ -172,27 +260,65 @@ class Engine:
             travels during the last backward pass.
         """
         share, last = 1.0 / len(micro_batches), len(micro_batches) - 1
-        flags = torch.tensor((0.0, float(stop)), device=self.world.device)
+        flags_2 = torch.stack((torch.zeros_like(self.controls[0]), self.controls[1]))
         wait: Callable[[], object] = _nothing
         for i, tokens_BU in enumerate(micro_batches):
-            if self.fuses:
-                assert self.gradients is not None
-                flags[0] += share * self.gradients(tokens_BU, self.cell.method, self.strength, share)
-                continue
             quiet = isinstance(self.wrapped, DistributedDataParallel) and i < last
             with self.wrapped.no_sync() if quiet else nullcontext():  # type: ignore[operator]
                 losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
-                flags[0] += losses.cross_entropy * (share / self.world.size)
+                flags_2[0] += losses.cross_entropy * (share / self.world.size)
                 if i == last:
-                    wait = self.world.sum_async(flags)
+                    wait = self.world.sum_async(flags_2)
                 torch.autograd.backward(losses.objective * share)
         wait()
-        return flags
+        return flags_2
+
+    def _own_backward(self, tokens_BU: Tensor, micro_batch: int) -> Tensor:
+        """``zero_grad`` and ``_backward`` of this rank alone, without DDP, for a sum over ranks that follows."""
+        self.optimizer.zero_grad()
+        flags_2 = torch.stack((torch.zeros_like(self.controls[0]), self.controls[1]))
+        micro_batches = torch.split(tokens_BU, micro_batch)
+        share = 1.0 / (len(micro_batches) * self.world.size)
+        for part_BU in micro_batches:
+            losses = self.objective(part_BU, self.cell.method, self.strength)
+            flags_2[0] += losses.cross_entropy * share
+            torch.autograd.backward(losses.objective * share)
+        return flags_2
+
+    def _captured(self, micro_batch: int) -> Program:
+        """Steps as CUDA graphs, a launch each: the whole step, or with several ranks what comes before and after the
+        sum over them."""
+        spec, world = self.cell.training, self.world
+        shape = (spec.batch_size // world.size, spec.sequence_length + 1)
+        tokens_BU = torch.zeros(shape, dtype=torch.int64, device=world.device)
+        if world.size == 1:
+            step = Recorded(partial(self._step, tokens_BU, micro_batch))
+
+            def replay(batch_BU: Tensor) -> Tensor:
+                tokens_BU.copy_(batch_BU)
+                return step()
+
+            return replay
+        backward = Recorded(partial(self._own_backward, tokens_BU, micro_batch))
+        update = Recorded(partial(self._update, backward.result))
+
+        def replay_between(batch_BU: Tensor) -> Tensor:
+            tokens_BU.copy_(batch_BU)
+            flags_2 = backward()
+            world.sum(self.optimizer.gradient)
+            world.sum(flags_2)
+            return update()
+
+        return replay_between
 
     def loss(self, tokens_NU: Tensor, micro_batch: int) -> float:
         """Mean plain cross-entropy of the sequences ``(N, T + 1)``, shared out over the ranks."""
         mine = tokens_NU[self.world.rank :: self.world.size]
-        return self.mean_loss(torch.split(mine, micro_batch), len(tokens_NU))
+        return self.mean_loss(torch.split(mine, self.evaluated_at_once(micro_batch)), len(tokens_NU))
+
+    def evaluated_at_once(self, micro_batch: int) -> int:
+        """Sequences of a forward pass without gradients, which fits beside everything that training holds."""
+        return micro_batch if self.world.device.type == "cpu" else max(1, micro_batch // EVALUATED_SHARE)
 
     @torch.no_grad()
     def mean_loss(self, batches: Iterable[Tensor], N: int) -> float:
@@ -210,6 +336,36 @@ class Engine:
         if self.world.device.type == "cuda":
             narrow = narrow.pin_memory().to(self.world.device, non_blocking=True)
         return narrow.to(torch.int64)
+
+
+class Recorded:
+    """Calls on the device as a CUDA graph; each call of it does them again on the same memory.
+
+    What they read and write must stay where it is, and nothing may come back to the host in between.
+    """
+
+    def __init__(self, work: Callable[[], Tensor]) -> None:
+        """Calls ``work`` twice, so that what happens once only, as compilation, comes before the recording."""
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self.result = work()
+
+    def __call__(self) -> Tensor:
+        self._graph.replay()
+        return self.result
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError
 
 
 def _nothing() -> None:

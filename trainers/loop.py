@@ -20,7 +20,7 @@ from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Shards, Tokens, batch_windows
 from trainers.denormals import denormals_as_zeros
-from trainers.engine import Engine, Step, shape_key
+from trainers.engine import Engine, Launched, Step, shape_key
 from trainers.optimizer import lr_at
 from trainers.result import Result
 from trainers.rows import Rows
@@ -168,6 +168,8 @@ class _Run:
         self.progress = Progress()
         self.spikes = Spikes()
         self.usage = Usage()
+        self.started = 0.0
+        """When the step that is counted next began, by the clock of ``time.perf_counter``."""
         world.lead(lambda: folder.mkdir(parents=True, exist_ok=True))
         if mirror:
             world.lead(mirror.pull)
@@ -194,32 +196,34 @@ class _Run:
             start_step=progress.step,
             end_step=spec.steps,
         )
+        launched: Launched | None = None
         with batches:
-            started = time.perf_counter()
-            for batch_BU in batches:
-                lr = lr_at(progress.step, spec, self.cell.lr)
-                taken = self.engine.step(
-                    batch_BU, step=progress.step, lr=lr, micro_batch=progress.micro_batch, stop=should_stop()
+            self.started = time.perf_counter()
+            for step, batch_BU in enumerate(batches, progress.step):
+                lr = lr_at(step, spec, self.cell.lr)
+                before = launched
+                launched = self.engine.launch(
+                    batch_BU, step=step, lr=lr, micro_batch=progress.micro_batch, stop=should_stop()
                 )
-                if not taken.finite:
-                    return self.end("diverged", _not_finite(taken, progress.step))
-                if taken.stop:
-                    self.checkpoint()
-                    return self.end("stopped", f"asked to stop at step {progress.step}")
-                now = time.perf_counter()
-                self.count(taken, now - started)
-                started = now
-                last = progress.step == spec.steps
-                evaluates = last or progress.step % evaluate_every == 0
-                saves = not last and progress.step % checkpoint_every == 0
+                if before and (ended := self.take(before)):
+                    return ended
+                after = step + 1
+                last = after == spec.steps
+                evaluates = last or after % evaluate_every == 0
+                saves = not last and after % checkpoint_every == 0
+                keeps = not last and keep_weights.at(after)
+                if not (evaluates or saves or keeps):
+                    continue
+                if ended := self.take(launched):
+                    return ended
+                launched = None
                 if evaluates and (reason := self.evaluate(lr)):
                     return self.end("diverged", reason)
-                if keeps := not last and keep_weights.at(progress.step):
+                if keeps:
                     self.keep_weights()
                 if saves:
                     self.checkpoint()
-                if evaluates or saves or keeps:
-                    started = time.perf_counter()
+                self.started = time.perf_counter()
         return self.conclude(tokens.validation)
 
     def conclude(self, validation: Shards) -> Result:
@@ -251,7 +255,7 @@ class _Run:
         T = self.cell.training.sequence_length
         drawn = batch_windows(FINAL_DRAW, 0, N, validation.windows(T))
         mine = drawn[self.world.rank :: self.world.size]
-        size = self.progress.micro_batch
+        size = self.engine.evaluated_at_once(self.progress.micro_batch)
         parts = (mine[start : start + size] for start in range(0, len(mine), size))
         return self.engine.mean_loss((self.engine.to_device(validation.read(part, T)) for part in parts), N)
 
@@ -281,6 +285,19 @@ class _Run:
         weights.keep_until(self.weights, step)
         if self.mirror:
             self.mirror.remove_archived(lambda name: weights.comes_after(name, step))
+
+    def take(self, launched: Launched) -> Result | None:
+        """Counts a step that was launched, or ends the run at it."""
+        taken = launched.read()
+        if not taken.finite:
+            return self.end("diverged", _not_finite(taken, self.progress.step))
+        if taken.stop:
+            self.checkpoint()
+            return self.end("stopped", f"asked to stop at step {self.progress.step}")
+        now = time.perf_counter()
+        self.count(taken, now - self.started)
+        self.started = now
+        return None
 
     def count(self, taken: Step, seconds: float) -> None:
         progress = self.progress

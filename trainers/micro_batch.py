@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainers.allocator import sparing
 from trainers.engine import Engine
 from trainers.files import write_atomically
 from trainers.world import World
@@ -17,13 +18,17 @@ SAVED_SHARE = 0.25
 """Share of the free memory of a processor that the saved activations may take; the rest is for their gradients,
 temporaries, and the fragments that they leave."""
 
+SPARE = 0.1
+"""Share of an accelerator's memory that a step must leave: for evaluations, diagnostics, fragments, and what a compiled
+step holds that an eager one, which is tried out, does not."""
+
 
 def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     """The largest divisor of ``local_batch`` that fits, the same on all ranks; found once a shape, then from ``memo``.
 
-    Accelerators: tried out, from the whole batch down, until it fits (into this process's share of a device, see
-    ``trainers.allocator``). Processors: estimated from what autograd saves
-    for one sequence, as a processor that runs out of memory kills the process instead of raising.
+    Accelerators: tried out, from the whole batch down, until it fits into this process's share of a device
+    (``trainers.allocator``) with ``SPARE`` of it left. Processors: estimated from what autograd saves for one sequence,
+    because a processor that runs out of memory kills the process instead of raising.
 
     Raises:
         torch.OutOfMemoryError: not even one sequence fits.
@@ -36,7 +41,10 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
         return known
     divisors = [n for n in range(local_batch, 0, -1) if local_batch % n == 0]
     fits = _tried(engine, divisors) if world.device.type == "cuda" else _estimated(engine, divisors)
-    found = world.min(fits)
+    found = world.min(fits)  # where one rank has room for none, all of them learn it
+    if not found:
+        one = f"{engine.cell.training.sequence_length} tokens at {engine.cell.scale}"
+        raise torch.OutOfMemoryError(f"not even one sequence of {one} fits into the memory of every worker's device")
     if memo is not None:
         world.lead(lambda: _remember(memo, key, found))
     return found
@@ -47,15 +55,16 @@ def _kind(world: World) -> str:
 
 
 def _tried(engine: Engine, divisors: list[int]) -> int:
-    for n in divisors[:-1]:
-        try:
-            engine.try_out(n)
-            return n
-        except torch.OutOfMemoryError:
-            engine.optimizer.zero_grad()
-        torch.cuda.empty_cache()
-    engine.try_out(divisors[-1])
-    return divisors[-1]
+    """The first that fits; 0 if none does."""
+    with sparing(engine.world, SPARE):
+        for n in divisors:
+            try:
+                engine.try_out(n)
+                return n
+            except torch.OutOfMemoryError:
+                engine.optimizer.zero_grad()
+            torch.cuda.empty_cache()
+    return 0
 
 
 def _estimated(engine: Engine, divisors: list[int]) -> int:

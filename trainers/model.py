@@ -11,7 +11,7 @@ Legend:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -174,11 +174,20 @@ class GPT(nn.Module):
     def input_embedding_VD(self) -> Tensor:
         return self.embedding.weight
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, call: Callable[[Any, Tensor], Tensor] = nn.Module.__call__) -> Tensor:
+        """
+        Args:
+            call: how a block is called: ``Block.forward`` compiled is one compilation for all blocks.
+        """
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
-            x_BTD = block(x_BTD)
+            x_BTD = call(block, x_BTD)
         return cast(Tensor, self.norm(x_BTD))
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """The buffers that ``after_step`` changes."""
+        return [linear.v_PI for linear in self._reparametrized]
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -47,6 +47,9 @@ class Optimizer:
     The learning rate is a tensor and ``reset`` works in place, so that a warm process goes from cell to cell without
     new allocations or compilations. Adam is torch's function, not its class, which imports the compiler when it is
     made: seconds for each process that trains alone (DDP imports it all the same).
+
+    Whether a step is taken is decided where the numbers are, on the device, so that nothing waits for it: see
+    ``halted``.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -70,8 +73,10 @@ class Optimizer:
         self.gradients = views(self.gradient)
         self.moments = {"exp_avg": views(self.exp_avg), "exp_avg_sq": views(self.exp_avg_sq)}
         self.matrices: list[Tensor] = [p for p in self.parameters if p.dim() >= 2]
-        self.steps = self.values.new_zeros(())
-        self.lr = self.values.new_zeros(())
+        self.steps, self.lr = self.values.new_zeros(()), self.values.new_zeros(())
+        self.halted = self.values.new_zeros(())
+        """1 from the first step that may not be taken until ``reset``, else 0: a host that reads the figures of a step
+        after it has launched the next one finds the weights as they were before the first."""
         self.betas, self.eps = (0.0, 0.0), 0.0
         self.weight_decay, self.coupled = 0.0, False
 
@@ -79,7 +84,7 @@ class Optimizer:
         """Forgets all moments and takes over the hyperparameters of ``spec``."""
         self.betas, self.eps = spec.betas, spec.eps
         self.weight_decay, self.coupled = spec.weight_decay, spec.weight_decay_mode == "coupled"
-        for tensor in (self.gradient, self.exp_avg, self.exp_avg_sq, self.steps):
+        for tensor in (self.gradient, self.exp_avg, self.exp_avg_sq, self.steps, self.halted):
             tensor.zero_()
 
     def zero_grad(self) -> None:
@@ -94,11 +99,10 @@ class Optimizer:
         return norm
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One step from the gradient in place."""
-        self.lr.fill_(lr)
+    def step(self) -> None:
+        """One step at ``self.lr`` from the gradient in place; none if halted."""
         if self.weight_decay:
-            torch._foreach_mul_(self.matrices, 1.0 - self.weight_decay * (lr if self.coupled else 1.0))
+            torch._foreach_mul_(self.matrices, self.kept_share())
         adam(
             [self.values],
             [self.gradient],
@@ -107,6 +111,7 @@ class Optimizer:
             [],
             [self.steps],
             fused=True,
+            found_inf=self.halted,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -115,6 +120,23 @@ class Optimizer:
             eps=self.eps,
             maximize=False,
         )
+
+    def halt(self, refused: Tensor) -> None:
+        """Takes no step from now on where ``refused`` is true."""
+        self.halted.copy_(torch.maximum(self.halted, refused.to(self.halted.dtype)))
+
+    def kept_share(self) -> Tensor:
+        """What the weight decay of one step leaves of a matrix."""
+        taken = 1.0 - self.halted
+        return 1.0 - self.weight_decay * (self.lr * taken if self.coupled else taken)
+
+    @torch.no_grad()
+    def unless_halted(self, change: Callable[[], object], tensors: Sequence[Tensor]) -> None:
+        """Calls ``change``, which works in place on ``tensors``, and undoes it where the step was not taken."""
+        before = [tensor.clone() for tensor in tensors]
+        change()
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(self.halted > 0, old, tensor))
 
     def state(self) -> dict[str, Tensor]:
         """Adam's state as ``step`` and ``{index}.{exp_avg, exp_avg_sq}``: the tensors themselves, not copies."""

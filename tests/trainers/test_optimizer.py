@@ -78,6 +78,11 @@ def test_schedule_golden_values(fields, values):
     assert found == pytest.approx(values, abs=1e-6)
 
 
+def step(optimizer: Optimizer, lr: float) -> None:
+    optimizer.lr.fill_(lr)
+    optimizer.step()
+
+
 @pytest.mark.parametrize(("mode", "factor"), [("independent", 1.0), ("coupled", 0.5)])
 def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
     """A matrix without a gradient shrinks by (1 - wd) a step whatever the learning rate, or by (1 - lr * wd); a norm's
@@ -86,7 +91,7 @@ def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
     optimizer = Optimizer([matrix, scale])
     optimizer.reset(spec(weight_decay=1e-3, weight_decay_mode=mode))
     for _ in range(50):
-        optimizer.step(0.5)
+        step(optimizer, 0.5)
     torch.testing.assert_close(matrix.detach(), torch.full((3, 2), (1 - factor * 1e-3) ** 50))
     assert torch.equal(scale.detach(), torch.ones(3))
 
@@ -113,7 +118,7 @@ def assert_steps_are(reference: type[torch.optim.Optimizer], **fields: Any) -> N
         theirs.grad = gradient.clone()
         torchs.param_groups[0]["lr"] = 0.1 / (i + 1)
         torchs.step()
-        optimizer.step(0.1 / (i + 1))
+        step(optimizer, 0.1 / (i + 1))
     torch.testing.assert_close(mine, theirs)
 
 
@@ -122,7 +127,7 @@ def test_reset_forgets_the_moments_in_place():
     optimizer = Optimizer([parameter])
     optimizer.reset(spec())
     parameter.grad.fill_(1.0)
-    optimizer.step(0.1)
+    step(optimizer, 0.1)
     tensors = optimizer.state()
     assert all(tensor.any() for tensor in tensors.values())
     optimizer.reset(spec(betas=(0.5, 0.6)))
@@ -152,3 +157,24 @@ def test_parameters_and_gradients_become_views_of_one_vector_and_keep_their_valu
         assert p.untyped_storage().data_ptr() == optimizer.values.untyped_storage().data_ptr()
         p.square().sum().backward()
     assert float(optimizer.gradient.square().sum()) == pytest.approx(sum(float(4 * v.square().sum()) for v in values))
+
+
+@pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}, {"weight_decay": 0.1}])
+def test_a_refused_step_and_those_after_it_change_nothing_until_reset(fields):
+    parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.ones(3))]
+    optimizer = Optimizer(parameters)
+    optimizer.reset(spec(**fields))
+    optimizer.gradient.normal_()
+    step(optimizer, 0.1)
+    before = [tensor.clone() for tensor in (optimizer.values, *optimizer.state().values())]
+    for refused in (True, False):
+        optimizer.gradient.fill_(math.nan if refused else 1.0)
+        optimizer.halt(torch.tensor(refused))
+        step(optimizer, 0.1)
+        optimizer.unless_halted(lambda: parameters[0].data.zero_(), [parameters[0].data])
+    for tensor, old in zip((optimizer.values, *optimizer.state().values()), before, strict=True):
+        assert torch.equal(tensor, old)
+    optimizer.reset(spec(**fields))
+    optimizer.gradient.fill_(1.0)
+    step(optimizer, 0.1)
+    assert not torch.equal(optimizer.values, before[0])
