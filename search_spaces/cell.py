@@ -25,6 +25,8 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+LATER = {"deterministic": False}
+"""Fields of ``training`` that came after cells had ids, with the values under which those ids hold."""
 CurveKey = tuple[str, str, str, float | None]
 """Scale, attention norm, method and strength: what the cells of one curve share."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -82,11 +84,18 @@ class TrainingSpec(Frozen):
         "lr * weight_decay, as in AdamW.",
     )
     grad_clip: float = Field(default=1.0, gt=0, description="Largest global L2 norm of the gradient.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="bfloat16", description="float32 throughout, or bfloat16 autocast."
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="bfloat16",
+        description="float32 throughout; tf32, the same with matrix products that an accelerator rounds to 10 bits "
+        "first; or bfloat16 autocast.",
     )
     logits_dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Precision that the logits are rounded to, forward and backward."
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="On an accelerator: only kernels that give the same bits every time, so that a cell repeats on the "
+        "same kind of device and version of PyTorch. On a processor cells always do.",
     )
     eval_sequences: int = Field(
         default=160,
@@ -155,6 +164,9 @@ class Cell(Frozen):
     def id(self) -> str:
         """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and its scale's shape."""
         content = self.model_dump(mode="json") | {"scale": _shape(self.scale)}
+        for name, default in LATER.items():
+            if content["training"][name] == default:
+                del content["training"][name]
         return digest(content)[:12]
 
     @property

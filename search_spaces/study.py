@@ -181,10 +181,11 @@ class ResourceSpec(Frozen):
     concurrency: int | None = Field(
         default=None, gt=0, description="Cells at once; as many as the cluster holds by default."
     )
-    compile: bool = Field(
-        default=False,
-        description="torch.compile: of the model, or of the whole step where it is small and one worker on a processor "
-        "trains. Worth its minute for long cells; falls back to eager with a warning.",
+    compile: bool | Literal["auto"] = Field(
+        default="auto",
+        description="torch.compile: on accelerators of model and head, with CUDA graphs; on processors of the model, "
+        "or of the whole step where it is small and one worker trains. auto: on accelerators alone, because on a "
+        "processor only long cells earn back the minute that it takes. Falls back to eager with a warning.",
     )
     max_failures: int = Field(
         default=2,
@@ -292,6 +293,17 @@ class Study(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         batch, workers = self.training.batch_size, self.resources.workers
+        if not self.resources.gpus_per_worker:
+            for field, given in (
+                ("precision", self.training.precision == "tf32"),
+                ("deterministic", self.training.deterministic),
+            ):
+                if given:
+                    raise bad(
+                        f"training.{field} {getattr(self.training, field)} is of accelerators, and "
+                        "resources.gpus_per_worker is 0",
+                        f"remove training.{field}, or set resources.gpus_per_worker",
+                    )
         if batch % workers:
             raise bad(
                 f"training.batch_size {batch} is not divided by resources.workers {workers}",

@@ -20,6 +20,8 @@ CHUNK = 128
 may see: with 1,024 tokens on a processor that takes 0.3 times the time of all at once, and holds half of ``(T, T)``."""
 MOST_CHUNKS = 8
 """Of a sequence, as compilation unrolls them."""
+FLEX_WIDTH = 256
+"""Of a head, at most, in FlexAttention."""
 
 
 def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
@@ -44,12 +46,30 @@ def temperature(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
 
 def cap(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
     """``softmax(c tanh(z / c))``: arXiv 2408.00118 (Gemma 2), section 2."""
+    if q_BHTK.device.type == "cuda" and torch.compiler.is_compiling() and q_BHTK.shape[-1] <= FLEX_WIDTH:
+        return flex_cap(q_BHTK, k_BHTK, v_BHTK)
 
     def capped(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
         z_BHCS = ATTENTION_CAP * torch.tanh(z_BHCS / ATTENTION_CAP)
         return torch.softmax(z_BHCS.masked_fill(future_CS, -torch.inf), dim=-1)
 
     return _by_chunks(capped, q_BHTK, k_BHTK, v_BHTK)
+
+
+def flex_cap(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """``cap`` by FlexAttention: one kernel without logits in memory, where it is inside of ``torch.compile``."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # imports the compiler: seconds
+
+    T = q_BHTK.shape[2]
+
+    def capped(z: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return ATTENTION_CAP * torch.tanh(z / ATTENTION_CAP)
+
+    def past(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return query >= key
+
+    mask = create_block_mask(past, None, None, T, T, device=q_BHTK.device)
+    return flex_attention(q_BHTK, k_BHTK, v_BHTK, score_mod=capped, block_mask=mask)
 
 
 def clip(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
@@ -68,7 +88,7 @@ def clip(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
 def _by_chunks(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
     """Attention with ``weights`` of the logits ``(B, H, C, S)`` and the mask of future keys ``(C, S)``.
 
-    Written out, because scaled_dot_product_attention has neither map and FlexAttention, which has the first, has no
+    Written out, because scaled_dot_product_attention has neither map, and FlexAttention has the first one only, and no
     backward pass on processors. Autocast is off for the logits: its bfloat16 would round them, which the fused kernels
     do not.
     """

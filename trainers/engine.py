@@ -81,6 +81,7 @@ def shape_key(cell: Cell) -> tuple[object, ...]:
         spec.sequence_length,
         spec.precision,
         spec.logits_dtype,
+        spec.deterministic,
     )
 
 

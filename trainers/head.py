@@ -371,7 +371,7 @@ def even(N: int, most: int) -> int:
 class Objective(nn.Module):
     """Model and head as the one module that DDP wraps: ``(B, T + 1)`` tokens to ``Losses``."""
 
-    def __init__(self, model: GPT, precision: Precision, logits_dtype: Precision) -> None:
+    def __init__(self, model: GPT, precision: Literal["float32", "tf32", "bfloat16"], logits_dtype: Precision) -> None:
         super().__init__()
         self.model = model
         self.precision, self.logits_dtype = precision, logits_dtype

@@ -17,6 +17,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from trainers import checkpoint, diagnostics, micro_batch, weights
 from trainers.allocator import keep_freed_memory, keep_to_share
+from trainers.arithmetic import arithmetic_of
 from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Shards, Tokens, batch_windows
 from trainers.denormals import denormals_as_zeros
@@ -67,16 +68,23 @@ class Trainer:
     """One per process. Cells of one shape reuse the model, its DDP wrapper, the compiled step and the optimizer."""
 
     def __init__(
-        self, world: World, tokens: Tokens, *, compile: bool = False, micro_batch_memo: Path | None = None
+        self,
+        world: World,
+        tokens: Tokens,
+        *,
+        compile: bool | Literal["auto"] = "auto",
+        micro_batch_memo: Path | None = None,
     ) -> None:
         """Sets this process's allocators to keep freed memory, and to keep to the world's share of the device.
 
         Args:
+            compile: whether steps are compiled; auto is on accelerators.
             micro_batch_memo: a JSON file that remembers the micro batch of each shape; shared by all trainers.
         """
         keep_freed_memory()
         keep_to_share(world)
-        self.world, self.tokens, self.compile, self.memo = world, tokens, compile, micro_batch_memo
+        self.world, self.tokens, self.memo = world, tokens, micro_batch_memo
+        self.compile = world.device.type == "cuda" if compile == "auto" else compile
         self._engine: Engine | None = None
         self._validation: Tensor | None = None
 
@@ -111,10 +119,11 @@ class Trainer:
             OSError: on every rank: the storage does not take what is written.
         """
         self._check(cell)
-        engine = self._engine_for(cell)
-        run = _Run(self.world, engine, self._validation_for(cell), folder, mirror, on_row)
-        run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
-        return run.train(self.tokens, evaluate_every, checkpoint_every, keep_weights, should_stop)
+        with arithmetic_of(cell.training, self.world.device):
+            engine = self._engine_for(cell)
+            run = _Run(self.world, engine, self._validation_for(cell), folder, mirror, on_row)
+            run.start(lambda: micro_batch.choose(engine, cell.training.batch_size // self.world.size, self.memo))
+            return run.train(self.tokens, evaluate_every, checkpoint_every, keep_weights, should_stop)
 
     def _check(self, cell: Cell) -> None:
         if cell.V != self.tokens.V:

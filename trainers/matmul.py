@@ -102,10 +102,13 @@ def linear(x: Tensor, W_OI: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without a bias."""
+    """A linear layer without a bias. Its constructor draws no values, which the model does."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Of torch's constructor."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight)

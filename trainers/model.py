@@ -158,11 +158,11 @@ class GPT(nn.Module):
     def __init__(self, scale: Scale, spec: ModelSpec, V: int, T: int, attention_norm: str = DEFAULT) -> None:
         super().__init__()
         self.scale, self.spec = scale, spec
-        self.embedding = nn.Embedding(V, scale.D)
+        self.embedding = nn.Embedding(V, scale.D, _weight=torch.empty(V, scale.D))
         norm = ATTENTION_NORMS[attention_norm]
         self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm.of_block(i)) for i in range(scale.L))
         self.norm = nn.LayerNorm(scale.D, bias=False)
-        self.lm_head = None if spec.tied else nn.Linear(scale.D, V, bias=False)
+        self.lm_head = None if spec.tied else Linear(scale.D, V)
         self._reparametrized = [module for module in self.modules() if isinstance(module, SigmaLinear)]
 
     @property

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import ray
 import ray.train
@@ -37,7 +37,7 @@ class WorkerConfig(TypedDict):
 
     mailbox: Any
     tokens: TokenFiles
-    compile: bool
+    compile: bool | Literal["auto"]
     micro_batch_memo: Path
     threads: int
     share: float

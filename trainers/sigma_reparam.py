@@ -28,6 +28,9 @@ class SigmaLinear(nn.Linear):
         self.gamma = nn.Parameter(torch.ones(P))
         self.register_buffer("v_PI", torch.zeros(P, inputs))
 
+    def reset_parameters(self) -> None:
+        """Of torch's constructor: the model draws the values."""
+
     @property
     def weight_POI(self) -> Tensor:
         return self.weight.view(len(self.gamma), -1, self.in_features)
@@ -41,8 +44,8 @@ class SigmaLinear(nn.Linear):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Exact singular vectors of new weights, computed on the processor as the weights were drawn."""
-        rows_PII = torch.linalg.svd(self.weight_POI.cpu(), full_matrices=False).Vh
+        """Exact singular vectors of new weights."""
+        rows_PII = torch.linalg.svd(self.weight_POI, full_matrices=False).Vh
         self.v_PI.copy_(rows_PII[:, 0])
 
     @torch.no_grad()

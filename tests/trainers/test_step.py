@@ -1,0 +1,170 @@
+"""A step never waits for its device, and can be recorded once and replayed for any cell of its kind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tape import HostRead, Tape
+from tiny import cell
+from torch import Tensor
+
+from search_spaces.attention_norms import ATTENTION_NORMS
+from search_spaces.cell import Cell
+from search_spaces.methods import METHODS
+from trainers import head
+from trainers.engine import Engine
+from trainers.world import World
+
+DECAYS = [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}]
+
+
+def of(method: str, factor: float = 1.0, attention_norm: str = "qk-norm", **fields: object) -> Cell:
+    strength = METHODS[method].strength
+    this = cell(method, strength and factor * strength.default, **fields)
+    return this.model_copy(update={"attention_norm": attention_norm})
+
+
+def batches(this: Cell, steps: int) -> list[NDArray[np.uint16]]:
+    shape = (steps, this.training.batch_size, this.training.sequence_length + 1)
+    return list(np.random.default_rng(0).integers(0, this.V, shape, dtype=np.uint16))
+
+
+def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
+    """A halted step on tape, its tokens and its figures."""
+    spec = engine.cell.training
+    tokens_BU = torch.zeros(spec.batch_size, spec.sequence_length + 1, dtype=torch.int64)
+    engine.optimizer.halted.fill_(1.0)
+    engine._step(tokens_BU, micro_batch)
+    with Tape() as tape:
+        figures_3 = engine._step(tokens_BU, micro_batch)
+    return tape, tokens_BU, figures_3
+
+
+@pytest.mark.parametrize("fields", DECAYS, ids=["no decay", "independent", "coupled"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
+    """Two cells of other seeds, learning rates and strengths, bit for bit, from one recording."""
+    engine, eager = (Engine(of(method, **fields), World.single(), compile=False) for _ in range(2))
+    tape, tokens_BU, figures_3 = recorded(engine, micro_batch=2)
+    for factor, seed in ((3.0, 5), (0.5, 6)):
+        this = of(method, factor, **fields).model_copy(update={"seed": seed})
+        assert engine._kind(2) == eager._kind(2)
+        engine.reset(this)
+        eager.reset(this)
+        for i, batch_BU in enumerate(batches(this, 4)):
+            lr = 1e-2 / (i + 1)
+            engine._control(lr, stop=False)
+            tokens_BU.copy_(engine.to_device(batch_BU))
+            tape.replay()
+            assert tuple(eager.step(batch_BU, step=i, lr=lr, micro_batch=2)) == pytest.approx(
+                (figures_3[0], figures_3[2], 0), rel=0, abs=0
+            )
+        assert torch.equal(engine.optimizer.values, eager.optimizer.values)
+        assert torch.equal(engine.optimizer.exp_avg_sq, eager.optimizer.exp_avg_sq)
+
+
+@pytest.mark.parametrize("attention_norm", ATTENTION_NORMS)
+def test_a_recorded_step_of_every_attention_norm(attention_norm):
+    this = of("baseline", attention_norm=attention_norm)
+    engine, eager = (Engine(this, World.single(), compile=False) for _ in range(2))
+    tape, tokens_BU, _ = recorded(engine, micro_batch=4)
+    engine.reset(this)
+    for i, batch_BU in enumerate(batches(this, 3)):
+        engine._control(1e-2, stop=False)
+        tokens_BU.copy_(engine.to_device(batch_BU))
+        tape.replay()
+        eager.step(batch_BU, step=i, lr=1e-2, micro_batch=4)
+    assert all(torch.equal(a, b) for a, b in zip(engine.state().values(), eager.state().values(), strict=True))
+
+
+def test_the_tape_sees_a_read():
+    with Tape(), pytest.raises(HostRead):
+        float(torch.ones(()) + 1)
+
+
+@pytest.mark.parametrize("fault", ["stop", "loss", "norm"])
+@pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
+def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm):
+    """As the figures of a step are read when the next one is on its way."""
+    this = of("mu-centering", attention_norm=attention_norm, weight_decay=1e-2)
+    engine = Engine(this, World.single(), compile=False)
+    batch_BU, *more = batches(this, 4)
+    launch = partial(engine.launch, lr=1e-2, micro_batch=4)
+    assert launch(batch_BU, step=0).read().finite
+    before = {name: tensor.clone() for name, tensor in engine.state().items()}
+    norm = engine.objective.model.norm.weight
+    if fault == "loss":
+        norm.data[0] = torch.nan
+    if fault == "norm":
+        norm.register_hook(lambda gradient: gradient * torch.inf)
+    refused = launch(more[0], step=1, stop=fault == "stop")
+    if fault == "loss":
+        norm.data.copy_(before["model.norm.weight"])
+    later = [launch(batch, step=2 + i) for i, batch in enumerate(more[1:])]
+    step = refused.read()
+    assert step.stop == (fault == "stop")
+    assert step.finite == (fault == "stop")
+    assert all(launched.read() for launched in later)
+    for name, tensor in engine.state().items():
+        assert torch.equal(tensor, before[name]), name
+    engine.reset(this)
+    assert launch(batch_BU, step=0).read().finite
+    assert not torch.equal(engine.optimizer.exp_avg, before["adam.0.exp_avg"].new_zeros(()))
+
+
+def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
+    """What several ranks of accelerators replay around the sum of their gradients."""
+    this = of("z-loss", weight_decay=1e-2)
+    whole, halves = (Engine(this, World.single(), compile=False) for _ in range(2))
+    for i, batch_BU in enumerate(batches(this, 3)):
+        step = whole.step(batch_BU, step=i, lr=1e-2, micro_batch=2)
+        halves._control(1e-2, stop=False)
+        flags_2 = halves._own_backward(halves.to_device(batch_BU), 2)
+        loss, stops, norm = halves._update(flags_2).tolist()
+        assert (loss, norm, stops) == (step.loss, step.grad_norm, 0)
+    assert torch.equal(whole.optimizer.values, halves.optimizer.values)
+
+
+@pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_head_of_accelerators_is_that_of_processors(method, precision, logits_dtype, monkeypatch):
+    """``head.chunk`` against the head in blocks, gradients and losses, over several chunks of unequal size."""
+    monkeypatch.setattr(head, "ACCELERATOR_CHUNK", 50)
+    this = of(method, precision=precision, logits_dtype=logits_dtype)
+    found = []
+    for chunk in (None, head.chunk):
+        engine = Engine(this, World.single(), compile=False)
+        engine.objective.chunk = chunk
+        tokens_BU = engine.to_device(batches(this, 1)[0])
+        losses = engine.objective(tokens_BU, this.method, engine.strength)
+        losses.objective.backward()
+        found.append((losses, engine.optimizer.gradient))
+    (blocks, expected), (chunks, gradient) = found
+    rounds = "bfloat16" in (precision, logits_dtype)
+    assert [float(x) for x in chunks] == pytest.approx([float(x) for x in blocks], rel=1e-6)
+    assert float((gradient - expected).norm() / expected.norm()) < (2**-8 if rounds else 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_compiled_head_is_the_eager_one(method, logits_dtype):
+    this = of(method, logits_dtype=logits_dtype)
+    engine = Engine(this, World.single(), compile=False)
+    tokens_BU = engine.to_device(batches(this, 1)[0])
+    found = []
+    for chunk in (head.chunk, torch.compile(head.chunk, dynamic=False, fullgraph=True, options=head.OPTIONS)):
+        engine.objective.chunk = chunk
+        engine.optimizer.zero_grad()
+        losses = engine.objective(tokens_BU, this.method, engine.strength)
+        losses.objective.backward()
+        found.append((losses, engine.optimizer.gradient.clone()))
+    (eager, expected), (compiled, gradient) = found
+    assert [float(x) for x in compiled] == pytest.approx([float(x) for x in eager], rel=1e-6)
+    bound = 1e-6 if logits_dtype == "float32" else 2**-8
+    assert float((gradient - expected).norm() / expected.norm()) < bound
