@@ -28,7 +28,7 @@ FINAL = CELL.model_copy(update={"training": CELL.training.model_copy(update={"fi
 
 
 def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -> dict[str, Any]:
-    """What becomes of a group whose rank 1 runs out of memory in the middle of a backward pass, as on an accelerator."""
+    """What becomes of a group whose rank 1 runs out of memory in the middle of a backward pass."""
     micro_batch._estimated = micro_batch._tried
     fits, tried, try_out = 1, 0, engine.try_out
 
