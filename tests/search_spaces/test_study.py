@@ -157,8 +157,8 @@ def test_schema_of_a_study_file() -> None:
             "autoscale", "compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers",
         ],
         "TrainingSpec": [
-            "batch_size", "betas", "decay_share", "deterministic", "eps", "eval_sequences", "final_eval_sequences", "grad_clip",
-            "logits_dtype", "min_lr", "precision", "schedule", "sequence_length", "steps", "warmup_steps",
+            "batch_size", "betas", "decay_share", "deterministic", "eps", "eval_sequences", "final_eval_sequences",
+            "grad_clip", "logits_dtype", "min_lr", "precision", "schedule", "sequence_length", "steps", "warmup_steps",
             "weight_decay", "weight_decay_mode",
         ],
     }  # fmt: skip
