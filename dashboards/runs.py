@@ -53,11 +53,13 @@ RUN_COLUMNS = (
     "attention_logit_max",
     "loss_spikes",
     "spike_score",
+    "torch",
     "reason",
 )
 """Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength,
 ``attention_norm`` never: a run that names none, as the published ones do, has the default. ``origin`` is ``grid``,
-``refine`` (Optuna proposed it) or ``edge`` (it was run in search of the edge of a curve)."""
+``refine`` (Optuna proposed it) or ``edge`` (it was run in search of the edge of a curve). ``torch`` is the version of
+PyTorch that the run was trained with."""
 
 OFF_CURVE = ("refine", "edge")
 """Origins of the runs that belong to no curve: where they lie depends on what came out before."""
@@ -67,7 +69,7 @@ CONSTANT = "="
 
 STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
 
-_TEXT = ("study", "cell", "scale", "attention_norm", "method", "state", "origin", "reason")
+_TEXT = ("study", "cell", "scale", "attention_norm", "method", "state", "origin", "torch", "reason")
 _INTEGERS = ("seed", "steps", "tokens")
 _REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
 _PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
@@ -220,6 +222,7 @@ def _mlflow_record(run: Run) -> dict[str, Any]:
         "cell": tags["oec.cell"],
         "state": tags.get("oec.state"),
         "origin": tags.get("oec.origin"),
+        "torch": tags.get("oec.torch"),
         "reason": tags.get("oec.reason"),
     }
 

@@ -93,6 +93,12 @@ class CurveFacts:
         return sum(point.diverged for point in self.points)
 
     @property
+    def torch_versions(self) -> list[str]:
+        """Versions of PyTorch that the cells were trained with, where they were recorded."""
+        versions = {point.run.get("torch") for point in self.points}
+        return sorted(version for version in versions if isinstance(version, str))
+
+    @property
     def best_loss(self) -> float | None:
         """Smallest mean loss on the grid; None if any cell is missing, as the best may be the missing one."""
         return None if self.missing else min(self.mean)
@@ -120,6 +126,11 @@ class CurveFacts:
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before using the numbers, in full sentences but for the full stop."""
         found = []
+        if len(self.torch_versions) > 1:
+            versions = " and ".join(self.torch_versions)
+            found.append(
+                f"its cells were trained with PyTorch {versions}; a part of their differences may be due to that"
+            )
         if self.missing:
             found.append(f"no LRS, without a result: {', '.join(self.missing)}")
         elif len(self.lr) == 1:

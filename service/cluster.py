@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from search_spaces.errors import InvalidInput
+from service import ray_start
 from service.placement import Node, declared, joined
 
 ENVIRONMENT = {
@@ -56,11 +57,19 @@ def configure() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect(given: str | None) -> None:
+def connect(
+    given: str | None,
+    report: Callable[[str], None] = logger.info,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
     """Join the cluster, or start an embedded one on all cores of this machine.
 
+    Args:
+        report: see ``start``.
+        interrupted: see ``start``.
+
     Raises:
-        InvalidInput: there is no cluster at the address.
+        InvalidInput: there is no cluster at the address, or none starts here.
     """
     configure()
     import ray
@@ -70,7 +79,7 @@ def connect(given: str | None) -> None:
         remedy = "give the cluster's own address (host:6379) from a machine of its network, or submit a Ray job"
         raise InvalidInput("--address", joined, "is a Ray Client address, which a sweep can not use", remedy)
     if not joined:
-        start()
+        start(report, interrupted)
         return
     try:
         reach(joined)
@@ -90,55 +99,80 @@ def private_token() -> None:
     """Make Ray's token, in ``~/.ray``, where no other user of the machine can read it; Ray itself makes it readable.
 
     One that was given by the environment is left alone.
+
+    Raises:
+        InvalidInput: the folder cannot be written.
     """
     if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
     path = Path.home() / ".ray" / "auth_token"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         path.chmod(0o600)
         return
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror}), and Ray's token belongs there"
+        remedy = "set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a secret of your own"
+        raise InvalidInput("HOME", str(path.parent), problem, remedy) from error
     with os.fdopen(file, "w") as out:
         out.write(secrets.token_hex(32))
 
 
-def start() -> None:
+def start(report: Callable[[str], None], interrupted: Callable[[], bool]) -> None:
     """An embedded cluster on all cores of this machine.
 
+    Args:
+        report: gets a line for every try, and for why it failed.
+        interrupted: whether to leave it at the tries so far, without a cluster.
+
     Raises:
-        InvalidInput: its processes did not come up, ``STARTS`` times.
+        InvalidInput: its processes did not come up, ``STARTS`` times, or for a reason that no other try can mend.
     """
     import ray
 
+    name, folder = ray_start.temporary_folder()
+    ray_start.check_folder(name, folder)
     private_token()
-    for left in reversed(range(STARTS)):
+    cores = local_cores()
+    for number in range(1, STARTS + 1):
+        report(f"starting Ray on {cores} cores of this machine" + (f", try {number} of {STARTS}" if number > 1 else ""))
         port = free_port()
         inherited = {"RAY_GCS_SERVER_PORT": str(port), **whereabouts(f"{LOOPBACK}:{port}")}
         before = {name: os.environ.get(name) for name in inherited}
         os.environ.update(inherited)
+        watch = ray_start.StartWatch(folder, report)
         try:
-            ray.init(
-                address="local",
-                num_cpus=local_cores(),
-                include_dashboard=True,  # on loopback; a dead trial's cores are freed through its State API
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with watch:
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=True,  # on loopback; a dead trial's cores are freed through its State API
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,  # its errors are told as the reason of the failed try
+                )
+            logging.getLogger("ray").setLevel(logging.ERROR)  # from here on nobody else tells them
             return
         except Exception as error:  # Ray raises what its processes died of, or plain Exception for a time-out
-            ray.shutdown()  # what came up already
-            reason = str(error).splitlines()[0]
-            if not left:
+            ray.shutdown()
+            watch.end()
+            said = str(error).strip() or type(error).__name__
+            reason = ray_start.cause(said, watch.logs()) or said.splitlines()[0]
+            if refusal := ray_start.permanent(reason, name, folder):
+                raise refusal from error
+            if number == STARTS:
                 remedy = "see that the machine has memory and processor time to spare; the same command goes on"
-                raise InvalidInput("--address", None, f"no Ray cluster started here ({reason})", remedy) from error
-            logger.warning("Ray did not start (%s), once more", reason)
+                problem = f"no Ray cluster started here ({ray_start.line(reason)})"
+                raise InvalidInput("--address", None, problem, remedy) from error
+            report(f"Ray did not start: {ray_start.line(reason)}")
+            if interrupted():
+                return
         finally:
-            for name, value in before.items():
-                os.environ.pop(name)
+            for variable, value in before.items():
+                os.environ.pop(variable)
                 if value is not None:
-                    os.environ[name] = value
+                    os.environ[variable] = value
 
 
 def whereabouts(address: str) -> dict[str, str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -13,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
-from service import cluster
+from service import cluster, ray_start
 from service.cluster import LOOPBACK, free_port
 from service.home import Home
 from trainers.files import write_atomically
@@ -29,6 +31,8 @@ UP_S = 180.0
 DOWN_S = 30.0
 LOOK_S = 0.2
 LOG = "start.log"
+
+logger = logging.getLogger(__name__)
 
 
 class Head(Frozen):
@@ -46,8 +50,11 @@ class Head(Frozen):
         return began(self.pid) == self.began
 
 
-def find_or_start(home: Home) -> Head:
+def find_or_start(home: Home, report: Callable[[str], None] = logger.info) -> Head:
     """The head of this home, once it answers.
+
+    Args:
+        report: gets a line when one is started, and while it is starting.
 
     Raises:
         InvalidInput: Ray did not start; its last words.
@@ -59,7 +66,8 @@ def find_or_start(home: Home) -> Head:
         if head is None or not head.alive:
             head = start(home)
             write_atomically(note, head.model_dump_json(indent=2))  # before it is up: nobody may lose it
-        wait_for(head)
+            report(f"starting Ray on {cluster.local_cores()} cores of this machine; its log: {head.folder / LOG}")
+        wait_for(head, report)
     return head
 
 
@@ -96,14 +104,20 @@ def end(head: Head) -> None:
 
 
 def start(home: Home) -> Head:
-    """``ray start --head`` in a session of its own, on loopback, with ports that are free and Ray's token."""
+    """``ray start --head`` in a session of its own, on loopback, with ports that are free and Ray's token.
+
+    Raises:
+        InvalidInput: Ray cannot keep its files, see ``ray_start.check_folder``.
+    """
     cluster.configure()
+    name, place = ray_start.temporary_folder()
+    ray_start.check_folder(name, place)
     cluster.private_token()
-    folder = Path(tempfile.mkdtemp(prefix="oec-ray-"))
+    folder = Path(tempfile.mkdtemp(prefix="oec-ray-", dir=place))
     dashboard = free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address", LOOPBACK, "--port", str(free_port()), "--temp-dir", str(folder)]
-    command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard)]
+    command += ["--include-dashboard", "true", "--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard)]
     command += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(cluster.local_cores())]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where jobs find `oec`
@@ -123,22 +137,31 @@ def start(home: Home) -> Head:
     return Head(pid=process.pid, began=began(process.pid) or 0, dashboard=at, folder=folder)
 
 
-def wait_for(head: Head) -> None:
+def wait_for(head: Head, report: Callable[[str], None]) -> None:
     """Until it answers.
 
     Raises:
-        InvalidInput: it has ended, or does not within ``UP_S``, and then is ended.
+        InvalidInput: it has ended, or its dashboard failed, or it does not answer within ``UP_S``; it is then ended.
     """
-    deadline = time.monotonic() + UP_S
+    started = told = time.monotonic()
+    logs = head.folder / "session_latest" / "logs"
     while not answers(head.dashboard):
-        if not head.alive or time.monotonic() > deadline:
+        now = time.monotonic()
+        failed = ray_start.dashboard_error(logs)
+        if failed or not head.alive or now - started > UP_S:
             if head.alive:
                 end(head)
             log = head.folder / LOG
-            said = log.read_text(errors="replace").split("\n") if log.is_file() else []
-            last = next((line for line in reversed(said) if line.strip()), "it said nothing").strip()
+            said = log.read_text(errors="replace").strip() if log.is_file() else ""
+            words = failed or ray_start.cause(said, [logs]) or said.rpartition("\n")[2] or "it said nothing"
+            name, place = ray_start.temporary_folder()
+            if refusal := ray_start.permanent(words, name, place):
+                raise refusal
             remedy = "see that the machine has memory and processor time to spare, or give --cluster"
-            raise InvalidInput("--cluster", None, f"no Ray started here ({last})", remedy)
+            raise InvalidInput("--cluster", None, f"no Ray started here ({ray_start.line(words)})", remedy)
+        if now - told >= ray_start.STILL_S:
+            told = now
+            report(f"Ray is still starting after {now - started:.0f} s; its logs: {logs}")
         time.sleep(LOOK_S)
 
 

@@ -226,6 +226,8 @@ class Store:
             client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED", at_end(rows)[0] or None)
         reason = str(record.get("reason") or "")[:REASON_CHARACTERS]
         tags = {"oec.reason": reason, "oec.origin": record.get("origin", "grid"), "oec.state": state}
+        if record.get("torch"):
+            tags["oec.torch"] = record["torch"]
         client.log_batch(
             run_id,
             metrics=metrics[later:],

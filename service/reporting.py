@@ -111,11 +111,12 @@ def _from_home(name: str, home: Home) -> Source:
     study = Study.load(str(home.study(name) / "study.yaml"))
     ledger = Ledger(home.ledger(name), name)
     known, notes = _known(home, study, ledger.entries)
+    runs = from_records(ledger.records())
     return Source(
         title=name,
-        runs=from_records(ledger.records()),
+        runs=runs,
         grid=study.lrs,
-        provenance=provenance(study),
+        provenance=provenance(study) | trained_with(runs),
         notes=(*([study.description] if study.description else []), *notes),
         folder=home.study(name) / "report",
         known=known,
@@ -255,6 +256,12 @@ def provenance(study: Study) -> dict[str, str]:
         **_reported(),
         "study file": study.to_yaml(),
     }
+
+
+def trained_with(runs: pd.DataFrame) -> dict[str, str]:
+    """The versions of PyTorch that the runs were trained with, where they are recorded; it may not be ours."""
+    versions = sorted(set(runs["torch"].dropna()))
+    return {"trained with": f"torch {listed(versions)}"} if versions else {}
 
 
 def _reported() -> dict[str, str]:

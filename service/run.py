@@ -111,7 +111,7 @@ def train(
     flush = FLUSH_INTERRUPTED_S
     with ExitStack() as held:
         held.callback(ray.shutdown)
-        join(address)
+        join(address, console)
         if cluster.address(address):
             storage.check(home)
         at_once = placement.at_once(plan.study.resources, placement.joined())
@@ -174,8 +174,8 @@ def reuse(ledger: Ledger, home: Home, study: Study, *, retry_crashed: bool) -> N
             missing.discard(entry.cell.id)
 
 
-def join(address: str | None) -> None:
-    """Connect to Ray; a SIGTERM or SIGINT meanwhile counts afterwards.
+def join(address: str | None, console: Console) -> None:
+    """Connect to Ray; a SIGTERM or SIGINT meanwhile counts afterwards, or after the first failed try.
 
     A SIGINT would leave Ray half started. For SIGTERM it sets handlers of its own, first one that aborts and then one
     that exits. Processes that it starts are not to inherit that the signal is held back, and a thread that began
@@ -191,7 +191,7 @@ def join(address: str | None) -> None:
     if on_interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda signum, frame: terminated.set())
     try:
-        cluster.connect(address)
+        cluster.connect(address, partial(console.print, soft_wrap=True), terminated.is_set)
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:

@@ -25,10 +25,6 @@ def amd() -> bool:
     return description.is_file() and "AuthenticAMD" in description.read_text()
 
 
-FASTER = amd() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-"""Whether oneDNN is. By the processor's name and not by a trial, so that a machine's losses repeat bit for bit."""
-
-
 WORTHWHILE_FLOPS = 20e6
 """Below, what oneDNN takes to start a product costs more than its kernels gain: with 128 tokens, in all of tiny's;
 with 512, in all but the two largest."""
@@ -52,9 +48,23 @@ def product(a_NI: Tensor, b_OI: Tensor) -> Tensor:
 
 
 def onednn(a_NI: Tensor, b_OI: Tensor) -> Tensor:
-    # The operator that compiled inference uses. It has no public name; torch is pinned, and a test compares it.
+    # The operator that compiled inference uses. It has no public name: ``supported`` tries it, and a test compares it.
     found: Tensor = torch.ops.mkldnn._linear_pointwise(a_NI, b_OI, None, "none", [], "")
     return found
+
+
+def supported() -> bool:
+    """Whether this build of PyTorch has the operator that ``onednn`` calls, with the arguments that it gives."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        return torch.equal(onednn(torch.ones(2, 3), torch.full((4, 3), 2.0)), torch.full((2, 4), 6.0))
+    except (AttributeError, RuntimeError, TypeError):  # no such operator; one with other arguments or results
+        return False
+
+
+FASTER = amd() and supported()
+"""Whether oneDNN is. By the processor's name and not by timing it, so that a machine's losses repeat bit for bit."""
 
 
 @torch.library.custom_op("oec::product", mutates_args=())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from search_spaces.cell import Cell
 
 RECORDED = (
@@ -50,6 +52,8 @@ class Result:
     """Why it diverged or stopped; empty for a finished run."""
     diagnostics: dict[str, float] = field(default_factory=dict)
     """The last row, without its step and time."""
+    torch: str = field(default_factory=lambda: str(torch.__version__))
+    """The version of PyTorch, with its build (``2.13.0+cpu``): losses of two differ in their last digits at least."""
 
     def record(self) -> dict[str, float | str | None]:
         """One line of the table of cells; None where there is no such value."""
@@ -70,5 +74,6 @@ class Result:
             "train_seconds": self.train_seconds,
             "tokens_per_second": self.tokens_per_second,
             **{name: self.diagnostics.get(name) for name in RECORDED},
+            "torch": self.torch,
             "reason": self.reason,
         }

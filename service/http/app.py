@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from service.http.settings import Settings
 from service.http.studies import Studies
 from service.tokens import TokenFile
 
+logger = logging.getLogger(__name__)
 FILES = Path(__file__).parent / "page"
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -43,13 +45,16 @@ VIEW_POLICY = f"{REPORT_POLICY}; script-src-elem 'self' 'unsafe-inline'"
 """Of the empty page that a report is written into."""
 
 
-def create(home: Home, settings: Settings, *, connect: bool = True) -> FastAPI:
+def create(
+    home: Home, settings: Settings, *, connect: bool = True, report: Callable[[str], None] = logger.info
+) -> FastAPI:
     """The application of a home. It holds nothing that would be missed.
 
     Args:
         connect: to the cluster, once it serves; else when that is first needed.
+        report: gets a line when a Ray of this machine starts.
     """
-    backend, feeds, measured = Backend(home, settings.cluster), Feeds(home), Metrics()
+    backend, feeds, measured = Backend(home, settings.cluster, report), Feeds(home), Metrics()
     audit, tokens = Audit(home.service), TokenFile(home)
     parts = Parts(
         home=home,

@@ -41,8 +41,12 @@ class Kept(Generic[T]):
 class Backend:
     """The cluster at ``address``, or the head of the home, which is started when it is first needed."""
 
-    def __init__(self, home: Home, address: str | None) -> None:
-        self._home, self._address = home, address
+    def __init__(self, home: Home, address: str | None, report: Callable[[str], None] = logger.info) -> None:
+        """
+        Args:
+            report: gets a line when the head starts.
+        """
+        self._home, self._address, self._report = home, address, report
         self._lock = threading.Lock()
         self._client: Jobs | None = None
         self._nodes = Kept(self._ask_nodes, NODES_S)
@@ -56,7 +60,7 @@ class Backend:
         with self._lock:
             if self._client is None:
                 try:
-                    self._client = Jobs(self._address or head.find_or_start(self._home).dashboard)
+                    self._client = Jobs(self._address or head.find_or_start(self._home, self._report).dashboard)
                 except InvalidInput as error:
                     raise unreachable(error) from error
             return self._client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import partial
 
 import uvicorn
 from rich.console import Console
@@ -11,6 +12,7 @@ from search_spaces.errors import InvalidInput
 from service.home import Home
 from service.http.app import create
 from service.http.settings import Settings
+from service.ray_start import check_folder, temporary_folder
 from service.tokens import TokenFile
 
 LEAVE_S = 3
@@ -21,14 +23,17 @@ def serve(home: Home, host: str, port: int, settings: Settings, console: Console
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        InvalidInput: the address can not be listened on, or a file of the service is damaged.
+        InvalidInput: the address can not be listened on, a file of the service is damaged, or Ray has nowhere to keep
+            its files.
     """
+    if settings.cluster is None:
+        check_folder(*temporary_folder())
     if not TokenFile(home).all():
         console.print("nobody has a token yet: `oec token add NAME --role run` makes one")
     if not loopback(host):
         console.print(f"listening on {host}: tokens travel in clear, so put TLS before it (docs/service.md)")
     config = uvicorn.Config(
-        create(home, settings),
+        create(home, settings, report=partial(console.print, soft_wrap=True)),
         host=host,
         port=port,
         log_level="warning",

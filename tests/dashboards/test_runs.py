@@ -41,6 +41,7 @@ def test_columns_are_frozen() -> None:
             "attention_logit_max",
             "loss_spikes",
             "spike_score",
+            "torch",
             "reason",
         ),
     ) == RUN_COLUMNS, "runs.csv is a public format: a changed column breaks every file written so far"

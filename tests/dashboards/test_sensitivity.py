@@ -142,6 +142,22 @@ def test_a_missing_cell_is_named_and_not_averaged_around(state: str) -> None:
     assert len(found.points) == 3, "the cells that have a result are still drawn"
 
 
+@pytest.mark.parametrize(
+    ("versions", "warned"),
+    [
+        ((None, None, None, None), False),
+        (("2.13.0+cpu", "2.13.0+cpu", None, "2.13.0+cpu"), False),
+        (("2.13.0+cpu", "2.13.0+cpu", "2.11.0+cu130", "2.13.0+cpu"), True),
+    ],
+)
+def test_a_curve_of_two_versions_of_pytorch_says_so(versions: tuple[str | None, ...], warned: bool) -> None:
+    cells = [cell | {"torch": version} for cell, version in zip(curve([3.0, 2.5, 2.0, 2.5]), versions, strict=True)]
+    (found,) = curves(study(cells))
+    sentence = "its cells were trained with PyTorch 2.11.0+cu130 and 2.13.0+cpu; a part of their differences may be due"
+    assert any(sentence in warning for warning in found.warnings) == warned
+    assert warned or not any("PyTorch" in warning for warning in found.warnings)
+
+
 def test_a_cell_that_no_record_names_is_missing() -> None:
     (found,) = curves(from_records(curve([3.5, 3.0, 3.2, 3.4])[:3]), GRID)
     assert found.missing == ("lr=1 seed=1 (not planned)",)

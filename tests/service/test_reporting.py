@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -19,16 +20,22 @@ from tests import loss_overview
 from tests.service.oec import invoked
 
 
-def train(home: Path, shift: float) -> None:
-    """The study smoke as a home would hold it after a run whose losses are ``shift`` off."""
+def train(home: Path, shift: float, *torch: str) -> None:
+    """The study smoke as a home would hold it after a run whose losses are ``shift`` off.
+
+    Args:
+        torch: versions of PyTorch, which the learning rates take turns in.
+    """
     study = Study.load("smoke")
+    versions = dict(zip(study.lrs, cycle(torch or ("2.13.0",)), strict=False))
     place = Home.open(home)
     place.claim(study)
     with Ledger(place.ledger("smoke"), "smoke", write=True) as ledger:
         cells = Plan(study, "data").cells
         ledger.plan(cells)
         for cell in cells:
-            ledger.end(cell.id, "finished", {"val_loss": 3 + shift * cell.lr, "l_init": 9.0, "train_seconds": 1.0})
+            result = {"val_loss": 3 + shift * cell.lr, "l_init": 9.0, "train_seconds": 1.0, "torch": versions[cell.lr]}
+            ledger.end(cell.id, "finished", result)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,23 @@ def test_two_homes_in_one_report(homes: tuple[Path, Path], tmp_path: Path) -> No
     )
     assert again.returncode == 0, again
     assert len(pd.read_csv(tmp_path / "b" / "tables" / "sensitivity.csv")) == len(table)
+
+
+def test_two_versions_of_pytorch_in_a_curve_are_a_warning(tmp_path: Path) -> None:
+    """In the terminal, on the page, in the table of curves, and again from ``runs.csv``."""
+    train(tmp_path / "home", 1.0, "2.11.0+cu130", "2.13.0+cpu")
+    sentence = (
+        "every curve: its cells were trained with PyTorch 2.11.0+cu130 and 2.13.0+cpu; a part of their differences"
+    )
+    for source in ("smoke", tmp_path / "smoke" / "runs.csv"):
+        out = tmp_path / Path(source).stem
+        result = invoked("report", source, "--out", out, "--format", "html", "--format", "csv", home=tmp_path / "home")
+        assert result.returncode == 0, result
+        assert sentence in " ".join(result.stdout.split())
+        assert sentence in (out / "report.html").read_text()
+        assert pd.read_csv(out / "tables" / "sensitivity.csv")["note"].str.contains("PyTorch 2.11.0").all()
+        assert set(pd.read_csv(out / "runs.csv")["torch"]) == {"2.11.0+cu130", "2.13.0+cpu"}
+    assert "torch 2.11.0+cu130 and 2.13.0+cpu" in (tmp_path / "smoke" / "report.html").read_text(), "how it was made"
 
 
 def test_a_study_beside_a_foreign_csv(homes: tuple[Path, Path], tmp_path: Path) -> None:

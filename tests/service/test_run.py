@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from dashboards.edges import edge_of
@@ -36,6 +37,7 @@ def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:
     for entry in ledger.entries.values():
         assert set(entry.result) <= set(RUN_COLUMNS), "a result has a column that no table knows"
         assert entry.result["val_loss"] is not None
+        assert entry.result["torch"] == torch.__version__
         rows = [json.loads(line) for line in (cells / entry.cell.id / "metrics.jsonl").read_text().splitlines()]
         assert next(row["step"] for row in rows) == 0
         if entry.state == "finished":
@@ -66,6 +68,7 @@ def test_mlflow_and_ledger_give_the_same_table(trained: Path) -> None:
         assert row["state"] == record["state"]
         assert row["lr"] == record["lr"]
         assert row["val_loss"] == pytest.approx(record["val_loss"], rel=1e-6)
+        assert row["torch"] == record["torch"]
 
 
 def test_refinement_proposed_one_cell_a_method_within_the_grid(trained: Path) -> None:

@@ -102,7 +102,7 @@ def test_record_has_the_columns_of_the_table(tokens, folder):
         "cell scale attention_norm method gamma lr seed state val_loss train_loss l_init steps tokens train_seconds "
         "tokens_per_second output_mu_norm logits_mean logits_std logits_absmean logits_absmax "
         "logits_mean_token_std logits_std_token_std logits_absmax_token_max log_z_squared output_mu_h_cosine "
-        "output_mu_h_dot output_b_ratio attention_logit_max loss_spikes spike_score reason"
+        "output_mu_h_dot output_b_ratio attention_logit_max loss_spikes spike_score torch reason"
     )
     assert " ".join(record) == columns
     assert None not in record.values()

@@ -71,6 +71,30 @@ def test_another_processor_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(product(x, W_OI), x @ W_OI.T)
 
 
+LINEAR_POINTWISE = "Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm"
+
+
+@pytest.mark.parametrize(
+    ("version", "schema"),
+    [
+        ("missing", None),
+        ("other_arguments", "(Tensor X, Tensor W) -> Tensor"),
+        ("other_results", f"({LINEAR_POINTWISE}) -> Tensor[]"),
+    ],
+)
+def test_an_operator_of_another_version_is_not_used(
+    version: str, schema: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of oneDNN's operators stand those of a namespace of its own: none, or one with another schema."""
+    assert matmul.supported(), "this PyTorch lacks it: products on AMD processors are those of MKL"
+    library = torch.library.Library(f"oec_{version}", "DEF")
+    if schema:
+        library.define(f"_linear_pointwise{schema}")
+        library.impl("_linear_pointwise", lambda *arguments: [arguments[0]], "CPU")
+    monkeypatch.setattr(torch.ops, "mkldnn", getattr(torch.ops, f"oec_{version}"))
+    assert not matmul.supported()
+
+
 def test_autocast_is_left_to_pytorch() -> None:
     x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
     with torch.autocast("cpu", torch.bfloat16):

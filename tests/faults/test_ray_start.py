@@ -1,0 +1,83 @@
+"""Starts of Ray that fail, by real causes: what is said, what stops at once, what is tried again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.invariants import nothing_left_over
+from tests.service.oec import environment, oec
+from tests.timing import within
+
+pytestmark = pytest.mark.slow
+
+TAKEN = """
+from service import cluster, ray_start
+
+given, cluster.free_port = [{port}], lambda take=cluster.free_port: given.pop() if given else take()
+cluster.connect(None, print)
+commands = [open(f"/proc/{{pid}}/cmdline").read() for pid in ray_start.children()]
+print("coordinators:", sum("gcs_server" in command.split("\\0")[0] for command in commands))
+"""
+"""A program that starts Ray, at first on a port that somebody took after it was found free."""
+
+
+def without_the_dashboards_page(folder: Path) -> Path:
+    """A folder for PYTHONPATH with the Ray of this environment, by links, but for the files of its dashboard's page."""
+    spec = importlib.util.find_spec("ray")
+    assert spec
+    assert spec.origin
+    installed, copy = Path(spec.origin).parent, folder / "ray"
+    (copy / "dashboard").mkdir(parents=True)
+    for path in (*installed.iterdir(), *(installed / "dashboard").iterdir()):
+        if path.name not in ("dashboard", "client"):
+            (copy / path.relative_to(installed)).symlink_to(path)
+    return folder
+
+
+@pytest.mark.fault("files of Ray's dashboard missing")
+def test_a_missing_file_of_the_dashboard_is_named_at_the_first_try(tmp_path: Path) -> None:
+    """Its process hangs then, and Ray itself would wait three minutes for it."""
+    home, began = tmp_path / "home", time.monotonic()
+    done = oec("run", "smoke", home=home, PYTHONPATH=f"{without_the_dashboards_page(tmp_path)}:{Path.cwd()}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    (message,) = done.stderr.splitlines()
+    missing = tmp_path / "ray" / "dashboard" / "client" / "build"
+    assert message.startswith(f"oec: ray: '{missing}' cannot be read by Ray (Dashboard build directory not found); ")
+    assert done.stdout.count("starting Ray on ") == 1
+    assert time.monotonic() - began < within(60)
+    nothing_left_over(home)
+
+
+@pytest.mark.fault("no memory for Ray's object store")
+def test_too_little_memory_is_said_at_the_first_try(tmp_path: Path) -> None:
+    little = json.dumps({"object_store_memory": 1})
+    done = oec("run", "smoke", home=tmp_path / "home", RAY_OVERRIDE_RESOURCES=little)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (message,) = done.stderr.splitlines()
+    assert "object store memory usage at 1 bytes" in message
+    assert "means that there is not enough memory for Ray; free memory" in message
+    assert done.stdout.count("starting Ray on ") == 1
+
+
+@pytest.mark.fault("the port of Ray's head taken")
+def test_a_port_that_was_taken_is_told_and_tried_again(tmp_path: Path) -> None:
+    """What the first try started has ended before the second."""
+    with socket.create_server(("", 0)) as taken:
+        program = TAKEN.format(port=taken.getsockname()[1])
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *still, failed, second, left = done.stdout.splitlines()
+    assert first.startswith("starting Ray on ")
+    assert all(line.startswith("Ray is still starting after ") for line in still)
+    assert failed.startswith("Ray did not start: server_ Failed to start the grpc server. The specified port is ")
+    assert second == f"{first}, try 2 of 5"
+    assert left == "coordinators: 1"
