@@ -5,8 +5,8 @@
 
 First the head alone, one forward and backward pass in float32 at the scale's width:
   eager     ``F.cross_entropy(F.linear(h, E), targets)``
-  torch     ``F.linear_cross_entropy``, as it is by default: the same two calls
-  chunked   ``F.linear_cross_entropy`` with ``LinearCrossEntropyOptions()``, new in PyTorch 2.13
+  torch     ``F.linear_cross_entropy``, as it is by default: the same two calls; new in PyTorch 2.13
+  chunked   ``F.linear_cross_entropy`` with ``LinearCrossEntropyOptions()``, likewise
   ours      ``trainers.head.losses``, the baseline
 Then whole training steps on one engine, each method's beside one of the baseline, which comes first in every other
 round. The baseline against itself tells how far the ratios can be trusted.
@@ -45,7 +45,6 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import quantile_test
 from torch import Tensor
-from torch.nn import LinearCrossEntropyOptions
 
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
@@ -75,13 +74,12 @@ def eager(h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def chunked(h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> Tensor:
-    return F.linear_cross_entropy(h_ND, E_VD, targets_N, options=LinearCrossEntropyOptions())
+    return F.linear_cross_entropy(h_ND, E_VD, targets_N, options=torch.nn.LinearCrossEntropyOptions())
 
 
 HEADS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "eager": eager,
-    "torch": F.linear_cross_entropy,
-    "chunked": chunked,
+    **({"torch": F.linear_cross_entropy, "chunked": chunked} if hasattr(F, "linear_cross_entropy") else {}),
     "ours": ours,
 }
 
