@@ -187,7 +187,7 @@ def chunk(
     if slopes.max_logit_C is not None:
         largest_C1 = logits_CV.argmax(dim=-1, keepdim=True)
         grad_CV = grad_CV + torch.where(column_V == largest_C1, slopes.max_logit_C[:, None], 0.0)
-    grad_CV = rounded(vjp(grad_CV) if vjp else grad_CV).type_as(E_VD)
+    grad_CV = rounded(grad_CV if vjp is None else vjp(grad_CV)).type_as(E_VD)
     grad_h_CD, grad_E_VD = product(grad_CV, E_VD.T), accumulable(grad_CV, h_CD)
     return Chunk(ce_C.sum(), penalty_C.sum(), grad_h_CD, grad_E_VD, slopes.mu_D)
 
