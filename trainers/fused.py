@@ -33,11 +33,17 @@ OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 _kinds = itertools.count()
 
 
+KEEPS_ROUNDING = (2, 13)
+"""The first version of PyTorch whose kernels for processors heed ``emulate_precision_casts``, of those that were tried;
+2.11 does not."""
+
+
 def supported() -> bool:
-    """Whether this version of PyTorch compiles a call of ``torch.autograd.grad``."""
+    """Whether this version of PyTorch compiles a call of ``torch.autograd.grad`` and keeps the rounding of the logits."""
     import torch._dynamo.config as dynamo
 
-    return hasattr(dynamo, "trace_autograd_ops")
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return hasattr(dynamo, "trace_autograd_ops") and version >= KEEPS_ROUNDING
 
 
 def of_head(method: str) -> str:
