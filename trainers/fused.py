@@ -39,7 +39,7 @@ KEEPS_ROUNDING = (2, 13)
 
 
 def supported() -> bool:
-    """Whether this version of PyTorch compiles a call of ``torch.autograd.grad`` and keeps the rounding of the logits."""
+    """Whether this PyTorch compiles a call of ``torch.autograd.grad`` and keeps the rounding of the logits."""
     import torch._dynamo.config as dynamo
 
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
