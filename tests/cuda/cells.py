@@ -55,7 +55,7 @@ class Replayed:
 
     def __call__(self) -> Tensor:
         self._tape.replay()
-        return self.result
+        return self.result.clone()  # which ``Launched`` copies on a device, and keeps on a processor
 
 
 class Recordings:
