@@ -294,14 +294,13 @@ class Study(Frozen):
     def _consistent(self) -> Self:
         batch, workers = self.training.batch_size, self.resources.workers
         if not self.resources.gpus_per_worker:
-            for field, given in (
-                ("precision", self.training.precision == "tf32"),
+            for field, value in (
+                ("precision", self.training.precision),
                 ("deterministic", self.training.deterministic),
             ):
-                if given:
+                if value in ("tf32", True):
                     raise bad(
-                        f"training.{field} {getattr(self.training, field)} is of accelerators, and "
-                        "resources.gpus_per_worker is 0",
+                        f"training.{field} {value} needs an accelerator, and resources.gpus_per_worker is 0",
                         f"remove training.{field}, or set resources.gpus_per_worker",
                     )
         if batch % workers:

@@ -28,7 +28,9 @@ from trainers.model import Block
 from trainers.world import World
 
 TOKENS = 512
-"""Tokens of one forward pass, and of a row along a run; one sequence where a sequence is longer."""
+"""Tokens of a row along a run, and on a processor of one forward pass; one sequence where a sequence is longer."""
+ACCELERATOR_FACTOR = 16
+"""An accelerator looks at so many times the tokens at once, as it takes as long for fewer."""
 FINAL_TOKENS = 131_072
 """Tokens of the last row of a long run, as many as the published analysis takes: 4 batches of 16 x 2,048."""
 FINAL_SHARE = 400
@@ -112,12 +114,13 @@ def measure(
     """All but ``TRAINING`` of ``keys``, the finite ones, the same on every rank.
 
     Args:
-        tokens_NU: ``(N, T + 1)``; forward passes of about ``TOKENS`` of them are dealt out to the ranks.
+        tokens_NU: ``(N, T + 1)``; forward passes of some of them are dealt out to the ranks.
     """
     model = objective.model
     world = world or World.single(tokens_NU.device)
     N, T = tokens_NU.shape[0], tokens_NU.shape[1] - 1
-    passes = torch.split(tokens_NU[:, :-1], max(1, TOKENS // T))
+    factor = 1 if tokens_NU.device.type == "cpu" else ACCELERATOR_FACTOR
+    passes = torch.split(tokens_NU[:, :-1], max(1, factor * TOKENS // T))
     sums = _Sums(model.E_VD, len(model.blocks), world)
     with ExitStack() as stack:
         for i, module in enumerate(model.blocks):
@@ -131,7 +134,7 @@ def measure(
             for tokens_BT in passes[world.rank :: world.size]:
                 h_BTD = model(tokens_BT)
                 sums.add_hidden(h_BTD)
-                for h_1CD in torch.split(h_BTD.flatten(0, 1)[None], TOKENS_AT_ONCE, dim=1):
+                for h_1CD in torch.split(h_BTD.flatten(0, 1)[None], factor * TOKENS_AT_ONCE, dim=1):
                     logits_1CV = logits(h_1CD, model.E_VD, method, strength, objective.logits_dtype)
                     sums.add_logits(logits_1CV[0])
     sums.over_ranks()

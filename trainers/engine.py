@@ -354,7 +354,8 @@ class Recorded:
                 work()
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Of this thread: those of NCCL go on asking for their events meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self.result = work()
 
     def __call__(self) -> Tensor:

@@ -59,6 +59,12 @@ def test_an_id_is_the_content_and_nothing_else() -> None:
         assert cell.model_copy(update=change).id != cell.id, change
 
 
+def test_a_field_that_came_later_changes_the_id_only_where_it_is_used() -> None:
+    cell = Plan(Study.load("smoke"), "data").cells[0]
+    training = cell.training.model_copy(update={"deterministic": True})
+    assert cell.model_copy(update={"training": training}).id != cell.id == GOLDEN_ID
+
+
 GOLDEN_ID = "0e6bce28ee9e"
 
 

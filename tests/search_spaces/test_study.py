@@ -157,8 +157,8 @@ def test_schema_of_a_study_file() -> None:
             "autoscale", "compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers",
         ],
         "TrainingSpec": [
-            "batch_size", "betas", "decay_share", "eps", "eval_sequences", "final_eval_sequences", "grad_clip",
-            "logits_dtype", "min_lr", "precision", "schedule", "sequence_length", "steps", "warmup_steps",
+            "batch_size", "betas", "decay_share", "deterministic", "eps", "eval_sequences", "final_eval_sequences",
+            "grad_clip", "logits_dtype", "min_lr", "precision", "schedule", "sequence_length", "steps", "warmup_steps",
             "weight_decay", "weight_decay_mode",
         ],
     }  # fmt: skip
@@ -200,6 +200,11 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
         ({"weight_decay_mode": "coupled"}, "training.weight_decay_mode: 'coupled' is given without a weight decay"),
         ({"weight_decay_mode": "coupled", "weight_decay": 0.1}, "times the largest learning rate 10 takes off all"),
         ({"schedule": "cosine", "min_lr": 1.0}, "training.min_lr 1 exceeds the smallest learning rate"),
+        (
+            {"precision": "tf32"},
+            "training.precision tf32 needs an accelerator, and resources.gpus_per_worker is 0; remove",
+        ),
+        ({"deterministic": True}, "training.deterministic True needs an accelerator"),
         ({"schedule": "step"}, "training.schedule: 'step' is not allowed"),
     ],
 )

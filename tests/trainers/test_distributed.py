@@ -7,21 +7,53 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import torch.multiprocessing as mp
+from numpy.typing import NDArray
 from pair import joined
 from tiny import cell
 
 from search_spaces.errors import InvalidInput
-from trainers import diagnostics, usage
+from trainers import diagnostics, micro_batch, usage
+from trainers.engine import Engine
 from trainers.loop import Trainer
 from trainers.world import World
 
 TIMES = {"step_seconds", "tokens_per_second", *usage.KEYS}
 CELL = cell("z-loss", 1e-4, steps=20, batch_size=8, lr=1e-2, logits_dtype="float32")
 FINAL = CELL.model_copy(update={"training": CELL.training.model_copy(update={"final_eval_sequences": 31})})
+
+
+def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -> dict[str, Any]:
+    """What becomes of a group whose rank 1 runs out of memory in the middle of a backward pass."""
+    micro_batch._estimated = micro_batch._tried
+    fits, tried, try_out = 1, 0, engine.try_out
+
+    def noted(sequences: int) -> None:
+        nonlocal tried
+        tried = sequences
+        try_out(sequences)
+
+    def run_out(gradient: torch.Tensor) -> None:
+        if rank == 1 and tried > fits:
+            raise torch.OutOfMemoryError("as a device says it")
+
+    engine.try_out = noted  # type: ignore[method-assign]
+    hook = engine.objective.model.blocks[0].norm1.weight.register_hook(run_out)
+    engine.reset(CELL)
+    found: dict[str, Any] = {"halved": micro_batch.choose(engine, 4, None)}
+    tried = 0
+    found["after running out"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=1)[:2])
+    fits = 0
+    try:
+        micro_batch.choose(engine, 4, None)
+    except torch.OutOfMemoryError as error:
+        found["none fits"] = str(error)
+    hook.remove()
+    return found
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -46,17 +78,17 @@ def worker(rank: int, folder: Path) -> None:
 
         record("first")
 
-        engine_step = trainer._engine.step
+        launch = trainer._engine.launch
 
         def poisoned(batch_BU, **arguments):
             if arguments["step"] == 3 and rank == 1:
                 with torch.no_grad():
                     trainer._engine.objective.model.blocks[0].norm1.weight.fill_(math.nan)
-            return engine_step(batch_BU, **arguments)
+            return launch(batch_BU, **arguments)
 
-        trainer._engine.step = poisoned
+        trainer._engine.launch = poisoned
         record("nan on one rank")
-        trainer._engine.step = engine_step
+        trainer._engine.launch = launch
 
         asked = iter(range(1000))
         record("stopped by one rank", folder="resumed", should_stop=lambda: rank == 1 and next(asked) == 7)
@@ -71,6 +103,8 @@ def worker(rank: int, folder: Path) -> None:
         found["micro batches"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=1)[:2])
         engine.reset(CELL)
         found["one batch"] = list(engine.step(batch_BU, step=0, lr=0.1, micro_batch=4)[:2])
+
+        found |= after_running_out(engine, rank, batch_BU)
 
         diagnostics.TOKENS = 2 * tiny.T
         sequences_NU = torch.from_numpy(trainer.tokens.validation.read(range(5), tiny.T)).long()
@@ -115,6 +149,13 @@ def test_two_workers_share_the_final_validation(found, tmp_path):
     assert pair["final validation"][:2] == ["finished", 20]
     assert pair["final validation"][2] == pytest.approx(alone.val_loss, rel=1e-5)
     assert pair["final validation"][2] != pair["first"][2]
+
+
+def test_a_rank_that_runs_out_of_memory_leaves_the_group_in_step_with_less(found):
+    for of_rank in found[:2]:
+        assert of_rank["halved"] == 1
+        assert of_rank["after running out"] == pytest.approx(of_rank["micro batches"], rel=1e-6)
+        assert "not even one sequence" in of_rank["none fits"]
 
 
 def test_both_ranks_return_the_same(found):

@@ -303,7 +303,7 @@ def test_a_crash_in_the_final_validation_takes_no_step_again(tokens, tmp_path, m
     with pytest.raises(Crash):
         run(Trainer(WORLD, tokens), this, tmp_path / "b")
     monkeypatch.setattr(Engine, "mean_loss", mean_loss)
-    monkeypatch.setattr(Engine, "step", lambda *args, **more: pytest.fail("took a step"))
+    monkeypatch.setattr(Engine, "launch", lambda *args, **more: pytest.fail("took a step"))
     assert facts(run(Trainer(WORLD, tokens), this, tmp_path / "b"), tmp_path / "b") == uninterrupted
 
 

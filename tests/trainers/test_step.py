@@ -60,9 +60,8 @@ def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
             engine._control(lr, stop=False)
             tokens_BU.copy_(engine.to_device(batch_BU))
             tape.replay()
-            assert tuple(eager.step(batch_BU, step=i, lr=lr, micro_batch=2)) == pytest.approx(
-                (figures_3[0], figures_3[2], 0), rel=0, abs=0
-            )
+            loss, stops, norm = figures_3.tolist()
+            assert eager.step(batch_BU, step=i, lr=lr, micro_batch=2) == (loss, norm, stops > 0)
         assert torch.equal(engine.optimizer.values, eager.optimizer.values)
         assert torch.equal(engine.optimizer.exp_avg_sq, eager.optimizer.exp_avg_sq)
 
@@ -99,9 +98,9 @@ def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm
     norm = engine.objective.model.norm.weight
     if fault == "loss":
         norm.data[0] = torch.nan
-    if fault == "norm":
-        norm.register_hook(lambda gradient: gradient * torch.inf)
+    overflows = norm.register_hook(lambda gradient: gradient * (torch.inf if fault == "norm" else 1.0))
     refused = launch(more[0], step=1, stop=fault == "stop")
+    overflows.remove()
     if fault == "loss":
         norm.data.copy_(before["model.norm.weight"])
     later = [launch(batch, step=2 + i) for i, batch in enumerate(more[1:])]
@@ -113,7 +112,7 @@ def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm
         assert torch.equal(tensor, before[name]), name
     engine.reset(this)
     assert launch(batch_BU, step=0).read().finite
-    assert not torch.equal(engine.optimizer.exp_avg, before["adam.0.exp_avg"].new_zeros(()))
+    assert float(engine.optimizer.steps) == 1
 
 
 def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
@@ -151,9 +150,11 @@ def test_the_head_of_accelerators_is_that_of_processors(method, precision, logit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "logits_dtype"), [*((method, "bfloat16") for method in METHODS), ("z-loss", "float32")]
+)
 def test_the_compiled_head_is_the_eager_one(method, logits_dtype):
+    torch._dynamo.reset()
     this = of(method, logits_dtype=logits_dtype)
     engine = Engine(this, World.single(), compile=False)
     tokens_BU = engine.to_device(batches(this, 1)[0])
