@@ -48,7 +48,7 @@ def batches(this: Cell, steps: int) -> list[NDArray[np.uint16]]:
 class Replayed:
     """``trainers.engine.Recorded`` of a processor: the calls on a tape."""
 
-    def __init__(self, work: Callable[[], Tensor]) -> None:
+    def __init__(self, work: Callable[[], Tensor], pool: object) -> None:
         work()
         with Tape() as self._tape:
             self.result = work()
@@ -65,9 +65,9 @@ class Recordings:
         self.made = 0
         kind: Any = Replayed if DRY else engines.Recorded
 
-        def recorded(work: Callable[[], Tensor]) -> Any:
+        def recorded(work: Callable[[], Tensor], pool: object) -> Any:
             self.made += 1
-            return kind(work)
+            return kind(work, pool)
 
         monkeypatch.setattr(engines, "Recorded", recorded)
 

@@ -72,8 +72,8 @@ def test_graphs_around_a_sum_are_the_step(recordings: Recordings) -> None:
     losses = []
     halves = settled(this, micro_batch=2)
     halves.optimizer.halted.fill_(1.0)
-    backward = engines.Recorded(lambda: halves._own_backward(tokens_BU, 2))
-    update = engines.Recorded(lambda: halves._update(backward.result))
+    backward = engines.Recorded(lambda: halves._own_backward(tokens_BU, 2), halves.pool)
+    update = engines.Recorded(lambda: halves._update(backward.result), halves.pool)
     halves.reset(this)
     whole.reset(this)
     for i, batch_BU in enumerate(batches(this, 4)):

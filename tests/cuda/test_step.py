@@ -99,6 +99,20 @@ def graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if COMPILES else 0
 
 
+@pytest.mark.device
+def test_all_recorded_steps_share_their_memory() -> None:
+    """Of a warm process that goes from method to method; else each new one would find less."""
+    sizes = {"scale": "16M", "batch_size": 16, "sequence_length": 512, "precision": "bfloat16"}
+    engine = settled(of("baseline", **sizes), micro_batch=16)
+    held = []
+    for method in ("baseline", "mu-centering", "z-loss"):
+        settled(of(method, **sizes), micro_batch=16, engine=engine)
+        trained_by(engine, 1, micro_batch=16)
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert max(held) < 1.1 * held[0], [f"{one / 2**20:.0f} MiB" for one in held]
+
+
 @pytest.mark.parametrize("fault", ["stop", "norm"])
 def test_replays_after_a_refused_step_leave_no_trace(fault: str) -> None:
     this = of("mu-centering", attention_norm="sigma-reparam", weight_decay=1e-2, **FLOAT32)

@@ -43,7 +43,7 @@ class Event:
 class Recorded:
     """A recording is made by calls, and its replay gives what they gave."""
 
-    def __init__(self, work: object) -> None:
+    def __init__(self, work: object, pool: tuple[int, int]) -> None:
         self.result = work()  # type: ignore[operator]
 
     def __call__(self) -> Tensor:
@@ -105,6 +105,7 @@ def graphs() -> int:
 
 
 def main() -> None:
+    torch.cuda.graph_pool_handle = lambda: (0, 1)
     torch.cuda.Event = Event  # type: ignore[misc,assignment]
     torch.Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign,assignment]  # fake ones have none
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # type: ignore[attr-defined]
