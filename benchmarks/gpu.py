@@ -116,7 +116,7 @@ def big(bench: Bench, product: float) -> Iterator[Row]:
 
 def heads(bench: Bench, product: float) -> Iterator[Row]:
     N, widths = (256, (16, 24)) if bench.tiny else (32_768, (224, 832))
-    chunk = bench.compile(head.chunk, fullgraph=True, options=head.OPTIONS) if bench.cuda else head.chunk
+    chunk = bench.compile(head.chunk, fullgraph=True, options=head.OPTIONS)
     torchs = bench.compile(lambda h_ND, E_VD, targets_N: F.cross_entropy(F.linear(h_ND, E_VD), targets_N))
     for D in widths:
         bench.forget()

@@ -133,7 +133,7 @@ class Plain:
         torch.manual_seed(0)
         self.model = PlainGPT(cell.shape, cell.V, spec.sequence_length).to(bench.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=spec.betas, eps=spec.eps, fused=True)
-        self.loss = bench.compile(partial(loss_of, self.model))
+        self.loss = bench.compile(lambda tokens_BU: loss_of(self.model, tokens_BU))
         self.at_once = min(PLAIN_MICRO_BATCH, spec.batch_size)
         self(1)
         bench.synchronize()

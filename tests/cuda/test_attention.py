@@ -12,7 +12,7 @@ from trainers.attention import ATTENTIONS
 
 WIDTHS = (24, 56, 64, 256, 376)
 """Of a head: 5M, 16M, more than FlexAttention's blocks, its most, and 902M."""
-BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
 def formula(softmax: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from trainers.engine import Engine
 from trainers.sigma_reparam import SigmaLinear
 
 STEPS = 4
+VALUES = 2e-3
+"""Float32 after these steps, relative: Adam divides by gradients, small ones too, of which rounding leaves little."""
 COMPILED_NORMS = ("qk-norm-cap", "sigma-reparam", "soft-clip")
 """Whose blocks are compiled: a cap by FlexAttention, buffers that move between the steps, a softmax written out."""
 
@@ -29,9 +31,9 @@ def test_a_replayed_step_is_the_eager_one_and_that_of_the_processor(method: str,
     assert recordings.made == 1
     for other in engines:
         assert [x for step in found for x in step] == pytest.approx(
-            [x for step in trained_by(other, STEPS, micro_batch=2) for x in step], rel=2e-4
+            [x for step in trained_by(other, STEPS, micro_batch=2) for x in step], rel=VALUES
         )
-        assert apart(ours.optimizer.values, other.optimizer.values) < 1e-4
+        assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
 
 
 @pytest.mark.parametrize("attention_norm", COMPILED_NORMS if COMPILES else ATTENTION_NORMS)
@@ -39,8 +41,8 @@ def test_a_replayed_step_of_an_attention_norm(attention_norm: str, recordings: R
     this = of(attention_norm=attention_norm, **FLOAT32)
     ours, other = settled(this, micro_batch=4), Engine(this, world(CPU), compile=False)
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
-    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=2e-4)
-    assert apart(ours.optimizer.values, other.optimizer.values) < 1e-3
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
+    assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
 
 
 @pytest.mark.device
@@ -49,8 +51,8 @@ def test_an_eager_step_of_every_other_attention_norm(attention_norm: str) -> Non
     this = of(attention_norm=attention_norm, **FLOAT32)
     ours, other = (Engine(this, world(device), compile=False) for device in (DEVICE, CPU))
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
-    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=2e-4)
-    assert apart(ours.optimizer.values, other.optimizer.values) < 1e-3
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
+    assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,8 +163,8 @@ def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
             engine.step(batches(this, 1)[0], step=0, lr=1e-3, micro_batch=8)
         gradients[precision, device.type] = engine.optimizer.gradient
     exact = gradients["float32", "cpu"]
-    assert apart(gradients["float32", "cuda"], exact) < 1e-5
-    assert 2e-5 < apart(gradients["tf32", "cuda"], exact) < 5e-3
+    assert apart(gradients["float32", "cuda"], exact) < 2e-5
+    assert 5e-5 < apart(gradients["tf32", "cuda"], exact) < 1e-2
 
 
 def test_sigma_reparam_starts_with_the_singular_vectors_of_the_processor() -> None:
