@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 # A module is compiled once, as it is first imported, even where the shell says otherwise: a study is many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow test-long lint types lock audit clean
+.PHONY: demo test test-slow test-long test-gpu test-gpu-ray lint types lock audit clean
 
 demo: .venv/installed
 	$(BIN)/oec run demo
@@ -26,6 +26,15 @@ test-slow: .venv/installed
 # and more, best on a machine without other Ray clusters.
 test-long: .venv/installed
 	$(BIN)/python -m pytest -m long
+
+# By the Python that is named, or .venv's: a machine with a GPU brings its own PyTorch, and may reach no package index.
+DEVICE_PYTHON := $(if $(filter environment command,$(firstword $(origin PYTHON))),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON)))
+
+test-gpu:
+	$(DEVICE_PYTHON) -m tests.cuda
+
+test-gpu-ray:
+	$(DEVICE_PYTHON) -m tests.cuda ray
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-import vl_convert
 
 from dashboards.charts import LEGEND, VEGA_LITE, Figure
 from dashboards.tables import RENDERERS, Sheet
@@ -18,6 +17,7 @@ from search_spaces.errors import InvalidInput
 FIGURE_FORMATS = ("png", "svg", "pdf")
 DATA_FORMATS = ("csv", "parquet")
 """Of the runs, which are too many to read."""
+NOT_DRAWN = "No figures were drawn: vl-convert-python is not installed here (pip install vl-convert-python)."
 FORMATS = ("html", *FIGURE_FORMATS, *RENDERERS)
 
 POINT = 0.65
@@ -33,6 +33,11 @@ CHARACTER, SYMBOL = 6, 32
 SIZE = re.compile(r'\b(width|height)="([\d.]+)"')
 """The first two of an SVG are those of the whole."""
 AXIS = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400}
+
+
+def can_draw() -> bool:
+    """Whether the package that draws figures is installed. It is large, and a machine for training may lack it."""
+    return find_spec("vl_convert") is not None
 
 
 def chosen(names: Mapping[str, Collection[str]], formats: Collection[str], only: Sequence[str]) -> dict[str, list[str]]:
@@ -60,7 +65,12 @@ def stem(figure: Figure) -> str:
 
 
 def save(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) -> list[Path]:
-    """Write a file of each width and format, without the title, which a caption says; their paths."""
+    """Write a file of each width and format, without the title, which a caption says; their paths.
+
+    None where nothing ``can_draw``.
+    """
+    if not can_draw():
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending in WIDTHS:
@@ -90,6 +100,8 @@ def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:
 
 def _svg(figure: Figure, ending: str) -> str:
     """As wide as its place on paper and as high as its legend needs, in points."""
+    import vl_convert
+
     size: dict[str, Any] = {
         "width": WIDTHS[ending] * 72 / POINT,
         "height": HEIGHT[ending],
@@ -112,6 +124,8 @@ def _longest(figure: Figure) -> int:
 
 
 def _converted(svg: str, form: str) -> bytes:
+    import vl_convert
+
     if form == "png":
         return vl_convert.svg_to_png(svg, scale=1, ppi=PPI)
     if form == "pdf":  # takes a number for points, as SVG does for pixels of 1/96 inch

@@ -20,7 +20,18 @@ from dashboards.analysis import labels as cell_labels
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, rows
 from dashboards.figures import figures, forecast_figure
-from dashboards.files import DATA_FORMATS, FIGURE_FORMATS, FORMATS, chosen, save, save_sheet, stem, write_at_once
+from dashboards.files import (
+    DATA_FORMATS,
+    FIGURE_FORMATS,
+    FORMATS,
+    NOT_DRAWN,
+    can_draw,
+    chosen,
+    save,
+    save_sheet,
+    stem,
+    write_at_once,
+)
 from dashboards.forecast import Forecast
 from dashboards.importance import importance, importance_figures, parallel
 from dashboards.packing import Columns as Packed
@@ -45,6 +56,7 @@ from dashboards.tables import (
 )
 from dashboards.vega import Script
 from dashboards.views import Line, View, lines, strengths, views
+from search_spaces.errors import InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +96,8 @@ def write_report(
     """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``; the path of the page, or of the
     folder where no page is asked for.
 
-    The page is one file that works from disk without a network. Files of an earlier report are overwritten.
+    The page is one file that works from disk without a network. Files of an earlier report are overwritten. Where the
+    package that draws is not installed, there are tables and a page of tables that says so.
 
     Args:
         runs: columns ``RUN_COLUMNS``.
@@ -98,10 +111,16 @@ def write_report(
         found: the curves of ``with_measured`` runs, if they are there already.
 
     Raises:
-        InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.chosen``.
+        InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.chosen``; only figures are wanted,
+            and the package that draws them is not installed.
         OSError: the folder can not be written.
     """
     folder, known = Path(folder), known or Known()
+    if not can_draw():
+        if formats and set(formats) <= set(FIGURE_FORMATS):
+            reason, remedy = "needs vl-convert-python, which is not installed", "pip install vl-convert-python"
+            raise InvalidInput("--format", ", ".join(formats), reason, remedy)
+        notes = [*notes, NOT_DRAWN]
     with Script() if "html" in formats else nullcontext() as vega:
         found = curves(with_measured(runs, known), grid) if found is None else found
         return _write(runs, found, folder, title, provenance or {}, notes, formats, only, known, vega)

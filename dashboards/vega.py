@@ -7,12 +7,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 from markupsafe import Markup
 from platformdirs import user_cache_path
 
 from dashboards.charts import VEGA_LITE
-from dashboards.files import write_at_once
+from dashboards.files import can_draw, write_at_once
 
 CODE = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle(sys.argv[1], sys.argv[2]))"
 
@@ -20,12 +21,16 @@ CODE = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle(sy
 class Script:
     """The script that an earlier report left in the user's cache, or else being bundled, from now on, in a process
     beside this one: it takes a second, and in a thread of this one it would hold the interpreter's lock for all of it.
+    Empty where nothing ``can_draw``.
     """
 
     def __init__(self) -> None:
+        self._kept: Path | None = None
+        self._bundling: subprocess.Popen[str] | None = None
+        if not can_draw():
+            return
         bundler = f"vl-convert-{version('vl-convert-python')}"
         self._kept = user_cache_path("oec") / f"vega-{VEGA_LITE}-by-{bundler}.js"
-        self._bundling: subprocess.Popen[str] | None = None
         if not os.access(self._kept, os.R_OK):
             command = [sys.executable, "-c", CODE, "window.vegaEmbed = vegaEmbed;", VEGA_LITE]
             self._bundling = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
@@ -49,6 +54,8 @@ class Script:
         return Markup(self._made().replace("</script", "<\\/script"))
 
     def _made(self) -> str:
+        if self._kept is None:
+            return ""
         if self._bundling is None:
             return self._kept.read_text(encoding="utf-8")
         made, _ = self._bundling.communicate()

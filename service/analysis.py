@@ -18,7 +18,7 @@ from dashboards import analysis
 from dashboards.analysis import Analysis, labels
 from dashboards.charts import Figure
 from dashboards.embeddings import Embedding, measured
-from dashboards.files import FIGURE_FORMATS, save, save_sheet
+from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, can_draw, save, save_sheet
 from dashboards.runs import records
 from dashboards.tables import HEADINGS, RENDERERS, shown
 from search_spaces.cell import Cell
@@ -117,6 +117,8 @@ def analyze_files(files: Sequence[Path], embedding: str | None, out: Path | None
             save(figure, out / "figures", FIGURE_FORMATS)
     except OSError as error:
         raise InvalidInput("--out", str(out), f"cannot be written ({error.strerror})", "choose a folder") from error
+    if not can_draw():
+        console.print(NOT_DRAWN, soft_wrap=True, highlight=False)
     console.print(f"tables and figures: {out.resolve()}", soft_wrap=True, highlight=False)
 
 

@@ -23,7 +23,7 @@ from dashboards.analysis import Analysis
 from dashboards.comparison import compare
 from dashboards.comparison import tables as comparison_tables
 from dashboards.elsewhere import read_experiment
-from dashboards.files import FORMATS
+from dashboards.files import FORMATS, NOT_DRAWN, can_draw
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
 from dashboards.report import Known, with_measured, write_report
@@ -322,6 +322,8 @@ def report(
         )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"can not be written ({error.strerror})", "choose a folder") from error
+    if not can_draw():
+        console.print(NOT_DRAWN, soft_wrap=True, highlight=False)
     console.print(f"report: {page.resolve()}", soft_wrap=True, highlight=False)
     return page
 

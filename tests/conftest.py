@@ -1,37 +1,47 @@
 """Before any test module imports Ray: the environment in which the engine runs it. A study that was run to its end, for
 all that look at what it left. After all tests: the account of the faults that were put in."""
 
+from __future__ import annotations
+
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 from _pytest.terminal import TerminalReporter
-from hypothesis import settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
-from search_spaces.study import Study
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
 from service import cluster
-from tests import gpt2
-from tests.service.oec import oec
 
 cluster.configure()
 # What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("oec", deadline=None)  # how long an example takes says how busy the machine is
-settings.load_profile("oec")
+with suppress(ModuleNotFoundError):  # tests/cuda runs on machines without most of what other tests need
+    from hypothesis import settings
+
+    settings.register_profile("oec", deadline=None)  # how long an example takes says how busy the machine is
+    settings.load_profile("oec")
 
 
 @pytest.fixture(scope="session")
 def gpt2_cache(request: pytest.FixtureRequest) -> Path:
     """A TIKTOKEN_CACHE_DIR with GPT-2's ranks, kept with pytest's own cache from one session to the next."""
+    from tests import gpt2
+
     return gpt2.fill(Path(request.config.cache.mkdir("gpt2")))
 
 
 def write(folder: Path, name: str, **changes: object) -> Path:
     """A study like ``smoke``: three curves of two learning rates, 2-worker DDP; one cell diverges."""
+    import yaml
+
+    from search_spaces.study import Study
+
     content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": name, "lrs": [1e-3, 30.0]} | changes
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -47,6 +57,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(first: Path) -> Path:
     """A home in which study ``first`` has run to its end."""
+    from tests.service.oec import oec
+
     home = first.with_name("home")
     done = oec("run", first, home=home)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,15 +74,17 @@ SHARED = {
 """By how their tests begin: modules of which one process has all, and what it starts for them."""
 
 
-class Modules(LoadFileScheduling):
-    """Where two processes run the tests, one has all of a module, or of those that share what they start."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    from xdist.scheduler import LoadFileScheduling
 
-    def _split_scope(self, nodeid: str) -> str:
-        shares = (what for part, what in SHARED.items() if nodeid.startswith(part))
-        return next(shares, super()._split_scope(nodeid))
+    class Modules(LoadFileScheduling):
+        """Where two processes run the tests, one has all of a module, or of those that share what they start."""
 
+        def _split_scope(self, nodeid: str) -> str:
+            shares = (what for part, what in SHARED.items() if nodeid.startswith(part))
+            return next(shares, super()._split_scope(nodeid))
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Modules:
     return Modules(config, log)
 
 

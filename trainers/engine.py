@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,6 +103,8 @@ class Engine:
             # The buffers are functions of weights that are equal on all ranks.
             self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
         self.programs: dict[tuple[object, ...], Program] = {}
+        self.pool: Any = torch.cuda.graph_pool_handle() if world.device.type == "cuda" else None
+        """Memory of all recorded steps: no two are replayed at once, and none leaves anything there for another."""
         self.reset(cell)
 
     def reset(self, cell: Cell) -> None:
@@ -293,15 +295,15 @@ class Engine:
         shape = (spec.batch_size // world.size, spec.sequence_length + 1)
         tokens_BU = torch.zeros(shape, dtype=torch.int64, device=world.device)
         if world.size == 1:
-            step = Recorded(partial(self._step, tokens_BU, micro_batch))
+            step = Recorded(partial(self._step, tokens_BU, micro_batch), self.pool)
 
             def replay(batch_BU: Tensor) -> Tensor:
                 tokens_BU.copy_(batch_BU)
                 return step()
 
             return replay
-        backward = Recorded(partial(self._own_backward, tokens_BU, micro_batch))
-        update = Recorded(partial(self._update, backward.result))
+        backward = Recorded(partial(self._own_backward, tokens_BU, micro_batch), self.pool)
+        update = Recorded(partial(self._update, backward.result), self.pool)
 
         def replay_between(batch_BU: Tensor) -> Tensor:
             tokens_BU.copy_(batch_BU)
@@ -345,8 +347,12 @@ class Recorded:
     What they read and write must stay where it is, and nothing may come back to the host in between.
     """
 
-    def __init__(self, work: Callable[[], Tensor]) -> None:
-        """Calls ``work`` twice, so that what happens once only, as compilation, comes before the recording."""
+    def __init__(self, work: Callable[[], Tensor], pool: Any) -> None:
+        """Calls ``work`` twice, so that what happens once only, as compilation, comes before the recording.
+
+        Args:
+            pool: handle of the memory that it shares with other recordings.
+        """
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -355,7 +361,7 @@ class Recorded:
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
         # Of this thread: those of NCCL go on asking for their events meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self.result = work()
 
     def __call__(self) -> Tensor:

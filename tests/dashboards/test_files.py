@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,9 +16,10 @@ from made_up import GRID, curve, study
 
 from dashboards.charts import Figure
 from dashboards.figures import figures
-from dashboards.files import FIGURE_FORMATS, FORMATS, chosen, save
+from dashboards.files import FIGURE_FORMATS, FORMATS, NOT_DRAWN, chosen, save
 from dashboards.report import write_report
 from dashboards.sensitivity import curves
+from dashboards.vega import Script
 from dashboards.views import lines
 from search_spaces.errors import InvalidInput
 
@@ -126,3 +128,17 @@ def test_a_report_of_a_choice_writes_nothing_else(tmp_path: Path) -> None:
         f"figures/lrs-tiny{ending}.svg" for ending in ("", "-column")
     }
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "runs.parquet"), runs, check_dtype=False)
+
+
+def test_without_the_package_that_draws_a_report_is_tables_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]))
+    page = write_report(runs, tmp_path, title="some", grid=GRID)
+    assert NOT_DRAWN in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "runs.csv", "runs.parquet", "tables"]
+    with Script() as script:
+        assert script.text() == ""
+    with pytest.raises(InvalidInput, match="vl-convert-python"):
+        write_report(runs, tmp_path, title="some", grid=GRID, formats=("png",))

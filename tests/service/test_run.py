@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from dashboards.edges import edge_of
+from dashboards.files import NOT_DRAWN
 from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
@@ -134,6 +136,39 @@ def test_one_cell_without_ray_gives_the_same_loss(trained: Path, first: Path, tm
     printed = {name: value for name, *rest in lines for value in rest}
     (entry,) = [entry for cell, entry in ledger_of(trained, "first").entries.items() if cell == printed["cell"]]
     assert float(printed["val_loss"]) == pytest.approx(entry.result["val_loss"], rel=1e-5), "one process and two"
+
+
+HIDDEN = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "vl_convert":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.modules["vl_convert"] = None
+sys.meta_path.insert(0, Hidden())
+"""
+"""A ``sitecustomize``: no process that has it finds the package that draws."""
+
+
+def test_without_the_package_that_draws_a_study_ends_with_page_and_tables(
+    trained: Path, first: Path, tmp_path: Path
+) -> None:
+    home, path = tmp_path / "home", tmp_path / "path"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(HIDDEN)
+    shutil.copytree(trained, home)
+    report = home / "studies" / "first" / "report"
+    shutil.rmtree(report)
+    done = oec("run", first, home=home, PYTHONPATH=f"{path}:{Path(__file__).parents[2]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(NOT_DRAWN) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert {"report.html", "tables", "runs.csv", "runs.parquet"} == {found.name for found in report.iterdir()}
+    page = (report / "report.html").read_text()
+    assert NOT_DRAWN in page
+    assert "vegaEmbed = vegaEmbed" not in page
 
 
 def test_a_half_written_file_of_a_killed_run_goes_with_the_next_one(tmp_path: Path) -> None:

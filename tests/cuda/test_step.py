@@ -1,0 +1,198 @@
+"""Whole steps as CUDA graphs: what they compute, when they are recorded, and that the host never waits for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from search_spaces.attention_norms import ATTENTION_NORMS
+from search_spaces.methods import METHODS
+from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, Recordings, apart, batches, bits, equal, of, settled, world
+from tests.cuda.cells import trained as trained_by
+from trainers.arithmetic import arithmetic_of
+from trainers.engine import Engine
+from trainers.sigma_reparam import SigmaLinear
+
+STEPS = 4
+VALUES = 2e-3
+"""Float32 after these steps, relative: Adam divides by gradients, small ones too, of which rounding leaves little."""
+COMPILED_NORMS = ("qk-norm-cap", "sigma-reparam", "soft-clip")
+"""Whose blocks are compiled: a cap by FlexAttention, buffers that move between the steps, a softmax written out."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replayed_step_is_the_eager_one_and_that_of_the_processor(method: str, recordings: Recordings) -> None:
+    this = of(method, weight_decay=1e-2, **FLOAT32)
+    ours = settled(this, micro_batch=2)
+    engines = [Engine(this, world(device), compile=False) for device in (DEVICE, CPU)]
+    found = trained_by(ours, STEPS, micro_batch=2)
+    assert recordings.made == 1
+    for other in engines:
+        assert [x for step in found for x in step] == pytest.approx(
+            [x for step in trained_by(other, STEPS, micro_batch=2) for x in step], rel=VALUES
+        )
+        assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
+
+
+@pytest.mark.parametrize("attention_norm", COMPILED_NORMS if COMPILES else ATTENTION_NORMS)
+def test_a_replayed_step_of_an_attention_norm(attention_norm: str, recordings: Recordings) -> None:
+    this = of(attention_norm=attention_norm, **FLOAT32)
+    ours, other = settled(this, micro_batch=4), Engine(this, world(CPU), compile=False)
+    found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
+    assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("attention_norm", [name for name in ATTENTION_NORMS if name not in COMPILED_NORMS])
+def test_an_eager_step_of_every_other_attention_norm(attention_norm: str) -> None:
+    this = of(attention_norm=attention_norm, **FLOAT32)
+    ours, other = (Engine(this, world(device), compile=False) for device in (DEVICE, CPU))
+    found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
+    assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bfloat16_step_is_the_processors_to_its_spacing(method: str, recordings: Recordings) -> None:
+    this = of(method, precision="bfloat16", logits_dtype="bfloat16")
+    ours, other = settled(this, micro_batch=4), Engine(this, world(CPU), compile=False)
+    found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=1e-2)
+    assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=5e-2)
+
+
+def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
+    """Compiled as they are, and in the same order, if the kernels are those that repeat."""
+    this = of("z-loss", deterministic=True, precision="bfloat16")
+    with arithmetic_of(this.training, DEVICE):
+        ours = settled(this, micro_batch=2)
+        trained_by(ours, STEPS, micro_batch=2)
+        replayed = bits(ours.state().values())
+        ours.reset(this)
+        for i, batch_BU in enumerate(batches(this, STEPS)):
+            ours._control(1e-2 / (i + 1), stop=False)
+            ours._step(ours.to_device(batch_BU), micro_batch=2)
+        assert equal(replayed, bits(ours.state().values()))
+
+
+def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
+    """Never a new learning rate, strength or seed, which the recorded steps take all the same."""
+    engine = settled(of("z-loss"), micro_batch=4)
+    compiled = graphs()
+    losses = []
+    for factor, seed, lr in ((1.0, 1, 1e-2), (1e4, 1, 1e-2), (1e4, 2, 1e-2), (1e4, 2, 1e-1)):
+        this = of("z-loss", factor).model_copy(update={"seed": seed})
+        settled(this, micro_batch=4, engine=engine)
+        losses.append(trained_by(engine, STEPS, micro_batch=4, lr=lr)[-1])
+    assert recordings.made == 1
+    assert graphs() == compiled
+    assert len(set(losses)) == 4, "each of them makes a difference"
+    settled(of("mu-centering"), micro_batch=4, engine=engine)
+    assert recordings.made == 2
+    settled(of("z-loss"), micro_batch=2, engine=engine)
+    assert recordings.made == 3
+
+
+def graphs() -> int:
+    """What the compiler has made in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if COMPILES else 0
+
+
+@pytest.mark.device
+def test_all_recorded_steps_share_their_memory() -> None:
+    """Of a warm process that goes from method to method; else each new one would find less."""
+    sizes = {"scale": "16M", "batch_size": 16, "sequence_length": 512, "precision": "bfloat16"}
+    engine = settled(of("baseline", **sizes), micro_batch=16)
+    held = []
+    for method in ("baseline", "mu-centering", "z-loss"):
+        settled(of(method, **sizes), micro_batch=16, engine=engine)
+        trained_by(engine, 1, micro_batch=16)
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert max(held) < 1.1 * held[0], [f"{one / 2**20:.0f} MiB" for one in held]
+
+
+@pytest.mark.parametrize("fault", ["stop", "norm"])
+def test_replays_after_a_refused_step_leave_no_trace(fault: str) -> None:
+    this = of("mu-centering", attention_norm="sigma-reparam", weight_decay=1e-2, **FLOAT32)
+    engine = settled(this, micro_batch=4)
+    first, *more = batches(this, 4)
+    assert engine.step(first, step=0, lr=1e-2, micro_batch=4).finite
+    before = bits(engine.state().values())
+    scale = engine.objective.model.norm.weight
+    if fault == "norm":
+        scale.data[0] = torch.nan
+    refused = engine.launch(more[0], step=1, lr=1e-2, micro_batch=4, stop=fault == "stop")
+    later = [engine.launch(batch_BU, step=2 + i, lr=1e-2, micro_batch=4) for i, batch_BU in enumerate(more[1:])]
+    step = refused.read()
+    assert step.stop == (fault == "stop")
+    assert step.finite == (fault == "stop")
+    assert all(launched.read() for launched in later)
+    if fault == "norm":
+        scale.data[0] = before[list(engine.state()).index("model.norm.weight")][0]
+    assert equal(before, bits(engine.state().values()))
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, compiles: bool) -> None:
+    """PyTorch raises where a call would."""
+    this = of(method, weight_decay=1e-2, precision="bfloat16")
+    engine = settled(this, micro_batch=4) if compiles else Engine(this, world(), compile=False)
+    (batch_BU,) = batches(this, 1)
+    engine.step(batch_BU, step=0, lr=1e-2, micro_batch=4)
+    torch.cuda.set_sync_debug_mode("error")
+    launched = [engine.launch(batch_BU, step=i, lr=1e-2, micro_batch=4) for i in (1, 2)]
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(one.read().finite for one in launched)
+
+
+@pytest.mark.device
+def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
+    """Of a gradient: each product of float32 operands is rounded to 2 ** -11 of itself, or not at all."""
+    sizes: dict[str, Any] = {"batch_size": 8, "sequence_length": 128, "logits_dtype": "float32"}
+    gradients = {}
+    for precision, device in (("float32", CPU), ("float32", DEVICE), ("tf32", DEVICE)):
+        this = of(precision=precision, **sizes)
+        with arithmetic_of(this.training, device):
+            engine = Engine(this, world(device), compile=False)
+            engine.step(batches(this, 1)[0], step=0, lr=1e-3, micro_batch=8)
+        gradients[precision, device.type] = engine.optimizer.gradient
+    exact = gradients["float32", "cpu"]
+    assert apart(gradients["float32", "cuda"], exact) < 2e-5
+    assert 5e-5 < apart(gradients["tf32", "cuda"], exact) < 1e-2
+
+
+def test_sigma_reparam_starts_with_the_singular_vectors_of_the_processor() -> None:
+    this = of(attention_norm="sigma-reparam", scale="16M")
+    ours, theirs = (Engine(this, world(device), compile=False).objective.model for device in (DEVICE, CPU))
+    pairs = [pair for pair in zip(ours.modules(), theirs.modules(), strict=True) if isinstance(pair[0], SigmaLinear)]
+    assert len(pairs) == 4 * this.shape.L
+    for a, b in pairs:
+        assert isinstance(a, SigmaLinear)
+        assert isinstance(b, SigmaLinear)
+        sigmas = [torch.linalg.vector_norm(x.weight_POI.cpu() @ x.v_PI.cpu()[:, :, None], dim=(1, 2)) for x in (a, b)]
+        exact = torch.linalg.matrix_norm(b.weight_POI, ord=2)
+        assert torch.allclose(sigmas[0], exact, rtol=1e-5)
+        assert torch.allclose(sigmas[1], exact, rtol=1e-5)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize(
+    ("method", "attention_norm"), [(m, "qk-norm") for m in METHODS] + [("baseline", norm) for norm in ATTENTION_NORMS]
+)
+def test_every_kind_of_step_has_kernels_that_repeat(method: str, attention_norm: str) -> None:
+    """Eager: what is not compiled, and what evaluates, may use no operator that PyTorch knows to be otherwise."""
+    this = of(method, attention_norm=attention_norm, deterministic=True, precision="bfloat16")
+    with arithmetic_of(this.training, DEVICE):
+        engine = Engine(this, world(), compile=False)
+        found = []
+        for _ in range(2):
+            engine.reset(this)
+            trained_by(engine, STEPS, micro_batch=2)
+            found.append(bits(engine.state().values()))
+    assert equal(*found)
