@@ -164,6 +164,8 @@ class Engine:
             self.objective.body = partial(model.forward, call=block)
             if self.world.device.type != "cpu":
                 self.objective.chunk = torch.compile(head.chunk, dynamic=False, fullgraph=True, options=head.OPTIONS)
+                total = torch.cuda.get_device_properties(self.world.device).total_memory
+                self.objective.at_once = head.fitting(self.cell.V, self.world.share * total)
 
     def _prepared(self, micro_batch: int) -> Program:
         """How steps of this kind are taken; tried out on zeros, by steps that may not be taken."""

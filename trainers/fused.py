@@ -58,13 +58,14 @@ def compiled(objective: Objective, optimizer: Optimizer, spec: TrainingSpec, met
     dynamo.trace_autograd_ops = True
     model, max_norm = objective.model, spec.grad_clip
     E_VD, E_index = model.E_VD, next(i for i, p in enumerate(optimizer.parameters) if p is model.E_VD)
-    rounds = objective.logits_dtype == "bfloat16"
+    fixed: dict[str, Any] = {"method": method, "inputs": head.inputs_of(method)}
+    fixed["rounds"] = objective.logits_dtype == "bfloat16"
 
     def part(tokens_BU: Tensor, strength: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Mean cross-entropy and the gradients."""
         h_ND, targets_N = model(tokens_BU[:, :-1]).flatten(0, 1), tokens_BU[:, 1:].flatten()
         h, E, mu_D, N = h_ND.detach(), E_VD.detach(), E_VD.detach().mean(dim=0), len(h_ND)
-        found = head.chunk(h, E, targets_N, mu_D, strength, method=method, N=N, rounds=rounds)
+        found = head.chunk(h, E, targets_N, mu_D, strength, N=N, **fixed)
         grad_E_VD = found.grad_E_VD
         if found.grad_mu_D is not None:
             grad_E_VD = grad_E_VD + found.grad_mu_D / len(E_VD)

@@ -18,6 +18,7 @@ Legend: B sequences, T tokens a sequence, N all tokens, C tokens of a chunk, R o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_
 ACCELERATOR_CHUNK = 8192
 """Tokens of a chunk on an accelerator, at most. An H200 takes a seventh longer by 2,048, and a twentieth less by
 32,768, which need four times the memory."""
+CHUNK_SHARE = 0.05
+"""Of an accelerator's memory, for the logits of a chunk and their gradients, both in 16 bits."""
 BLOCK_BYTES = 4 * 2**20
 """Of a chunk's logits that a processor maps and differentiates at once: its caches keep them from pass to pass."""
 
@@ -152,13 +155,23 @@ class Chunk(NamedTuple):
 
 
 def chunk(
-    h_CD: Tensor, E_VD: Tensor, targets_C: Tensor, mu_D: Tensor, strength: Tensor, *, method: str, N: int, rounds: bool
+    h_CD: Tensor,
+    E_VD: Tensor,
+    targets_C: Tensor,
+    mu_D: Tensor,
+    strength: Tensor,
+    *,
+    method: str,
+    inputs: tuple[bool, bool, bool],
+    N: int,
+    rounds: bool,
 ) -> Chunk:
     """Of ``C`` tokens out of ``N`` over which the objective is a mean.
 
     Args:
         E_VD: of the type in which the products are computed.
         mu_D: the mean row of E.
+        inputs: those of the method's penalty, by ``inputs_of``.
         rounds: whether the logits and their gradients are rounded to bfloat16.
     """
 
@@ -179,7 +192,9 @@ def chunk(
     if penalty := methods.PENALTIES.get(method):
         values_C, by_inputs = torch.func.vjp(penalty, strength, log_z_C, max_logit_C, mu_D)[:2]
         penalty_C = values_C.expand_as(log_z_C)
-        slopes = Slopes(*by_inputs(torch.full_like(values_C, len(penalty_C) / (N * values_C.numel())))[1:])
+        by_input = by_inputs(torch.full_like(values_C, len(penalty_C) / (N * values_C.numel())))[1:]
+        # Zeros of what it does not depend on; the largest logits would be looked for, for nothing.
+        slopes = Slopes(*(slope if used else None for slope, used in zip(by_input, inputs, strict=True)))
     # As ``by_logits``, by comparison instead of by scattering, which a compiler does in the same pass.
     column_V = torch.arange(len(E_VD), device=E_VD.device)
     weight_C = 1 / N if slopes.log_z_C is None else 1 / N + slopes.log_z_C
@@ -190,6 +205,21 @@ def chunk(
     grad_CV = rounded(grad_CV if vjp is None else vjp(grad_CV)).type_as(E_VD)
     grad_h_CD, grad_E_VD = product(grad_CV, E_VD.T), accumulable(grad_CV, h_CD)
     return Chunk(ce_C.sum(), penalty_C.sum(), grad_h_CD, grad_E_VD, slopes.mu_D)
+
+
+def inputs_of(method: str) -> tuple[bool, bool, bool]:
+    """Whether the penalty of a method depends on log Z, on the largest logit, and on mu; False where it has none."""
+    penalty = methods.PENALTIES.get(method)
+    return _inputs_of(penalty) if penalty else (False, False, False)
+
+
+@cache
+def _inputs_of(penalty: methods.Penalty) -> tuple[bool, bool, bool]:
+    gamma, *inputs = (torch.ones(size, requires_grad=True) for size in ((), (1,), (1,), (1,)))
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(penalty(gamma, *inputs).sum(), inputs, allow_unused=True)
+    log_z, max_logit, mu = (slope is not None for slope in slopes)
+    return log_z, max_logit, mu
 
 
 def accumulable(grad_CV: Tensor, h_CD: Tensor) -> Tensor:
@@ -280,21 +310,27 @@ def in_chunks(
     strength: Tensor,
     logits_dtype: Precision,
     narrow: bool,
+    at_once: int,
 ) -> Formed:
-    """One call of ``chunk`` for each ``ACCELERATOR_CHUNK`` tokens.
+    """One call of ``chunk`` for each ``at_once`` tokens.
 
     Args:
         narrow: whether the products have bfloat16 operands.
     """
     N, mu_D = len(h_ND), E_VD.mean(dim=0)
-    C = even(N, ACCELERATOR_CHUNK)
+    C = even(N, at_once)
     projected_VD = E_VD.to(torch.bfloat16) if narrow else E_VD
     grad_h_ND, grad_E_VD = torch.empty_like(h_ND), torch.zeros_like(E_VD)
     cross_entropy, penalty, grad_mu_D = E_VD.new_zeros(()), E_VD.new_zeros(()), torch.zeros_like(mu_D)
-    rounds = logits_dtype == "bfloat16"
+    fixed: dict[str, Any] = {
+        "method": method,
+        "inputs": inputs_of(method),
+        "N": N,
+        "rounds": logits_dtype == "bfloat16",
+    }
     for start in range(0, N, C):
         part = slice(start, start + C)
-        found = chunk(h_ND[part], projected_VD, targets_N[part], mu_D, strength, method=method, N=N, rounds=rounds)
+        found = chunk(h_ND[part], projected_VD, targets_N[part], mu_D, strength, **fixed)
         cross_entropy += found.cross_entropy
         penalty += found.penalty
         grad_h_ND[part] = found.grad_h_CD
@@ -340,20 +376,23 @@ def losses(
     strength: Tensor,
     logits_dtype: Precision,
     chunk: ChunkFunction | None = None,
+    at_once: int | None = None,
 ) -> Losses:
     """The losses of one (micro) batch, each a scalar mean over its tokens.
 
     Args:
         strength: scalar tensor; the method's gamma or c, ignored by a method without one. A penalty at strength 0
             leaves the baseline's values and gradients bit for bit.
-        chunk: forms losses and gradients; by default they are formed in blocks, as a processor likes it.
+        chunk: forms losses and gradients of ``at_once`` tokens; by default they are formed in blocks, as a processor
+            likes it.
     """
     h_ND, targets_N = h_BTD.flatten(0, 1), targets_BT.flatten()
     form_gradients = torch.is_grad_enabled() and (h_BTD.requires_grad or E_VD.requires_grad)
     narrow = logits_dtype == "bfloat16" and torch.is_autocast_enabled(E_VD.device.type)
     with torch.autocast(h_BTD.device.type, enabled=False):
         if chunk and form_gradients:
-            formed = in_chunks(h_ND, E_VD, targets_N, chunk, method, strength, logits_dtype, narrow)
+            at_once = at_once or ACCELERATOR_CHUNK
+            formed = in_chunks(h_ND, E_VD, targets_N, chunk, method, strength, logits_dtype, narrow, at_once)
         else:
             C = even(len(h_ND), CHUNK_BYTES // (4 * len(E_VD)))
             projection = Projection(E_VD, logits_dtype, narrow, C)
@@ -361,6 +400,11 @@ def losses(
         if not form_gradients:
             return Losses(formed.objective, formed.cross_entropy)
         return Losses(*WithGradients.apply(h_ND, E_VD, formed))  # type: ignore[no-untyped-call]
+
+
+def fitting(V: int, room_bytes: float) -> int:
+    """Tokens of a chunk on an accelerator of so much memory."""
+    return max(1, min(ACCELERATOR_CHUNK, int(CHUNK_SHARE * room_bytes) // (4 * V)))
 
 
 def even(N: int, most: int) -> int:
@@ -379,6 +423,8 @@ class Objective(nn.Module):
         """The model's forward pass in training, or its compiled form."""
         self.chunk: ChunkFunction | None = None
         """``head.chunk`` compiled, where that is faster than the eager head."""
+        self.at_once = ACCELERATOR_CHUNK
+        """Tokens that it is given."""
 
     def forward(self, tokens_BU: Tensor, method: str, strength: Tensor) -> Losses:
         return self._losses(self.body, self.chunk, tokens_BU, method, strength)
@@ -396,4 +442,5 @@ class Objective(nn.Module):
     ) -> Losses:
         inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
         with torch.autocast(tokens_BU.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return losses(body(inputs_BT), self.model.E_VD, targets_BT, method, strength, self.logits_dtype, chunk)
+            h_BTD, E_VD = body(inputs_BT), self.model.E_VD
+            return losses(h_BTD, E_VD, targets_BT, method, strength, self.logits_dtype, chunk, self.at_once)

@@ -56,6 +56,7 @@ def _kind(world: World) -> str:
 
 def _tried(engine: Engine, divisors: list[int]) -> int:
     """The first that fits; 0 if none does."""
+    engine.programs.clear()  # recorded steps of other kinds hold memory; they are recorded anew when they come again
     with sparing(engine.world, SPARE):
         for n in divisors:
             try:

@@ -88,6 +88,28 @@ def chunks(request, monkeypatch) -> int:
     return request.param
 
 
+@pytest.mark.parametrize(
+    ("method", "inputs"),
+    [
+        ("baseline", (False, False, False)),
+        ("z-loss", (True, False, False)),
+        ("max-z", (False, True, False)),
+        ("mu-loss", (False, False, True)),
+        ("soft-cap", (False, False, False)),
+    ],
+)
+def test_what_a_penalty_depends_on_is_found(method, inputs):
+    assert head.inputs_of(method) == inputs
+
+
+def test_a_chunk_leaves_a_small_device_its_memory():
+    V, gigabyte = 50_304, 2**30
+    assert head.fitting(V, 141 * gigabyte) == head.fitting(V, 35 * gigabyte) == head.ACCELERATOR_CHUNK
+    for room in (24 * gigabyte, 6 * gigabyte):
+        assert 0.9 * head.CHUNK_SHARE * room < 2 * head.fitting(V, room) * V * 2 <= head.CHUNK_SHARE * room
+    assert head.fitting(V, 1.0) == 1
+
+
 def gradients(objective: torch.Tensor, drawing: Drawing) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(objective, drawing[:2])
 

@@ -96,7 +96,9 @@ def graphs() -> int:
     targets_C = torch.empty(64, dtype=torch.int64, device="cuda")
     traced = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
     for method in METHODS:
-        found = traced(head.chunk)(h_CD, E_VD, targets_C, mu_D, mu_D[0], method=method, N=128, rounds=True)
+        found = traced(head.chunk)(
+            h_CD, E_VD, targets_C, mu_D, mu_D[0], method=method, inputs=head.inputs_of(method), N=128, rounds=True
+        )
         assert (found.grad_E_VD.shape, found.grad_E_VD.dtype) == (E_VD.shape, torch.float32)
     x_BHTK = torch.empty(2, 4, 128, 24, device="cuda")
     for attend in ATTENTIONS.values():
