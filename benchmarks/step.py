@@ -382,9 +382,10 @@ def main() -> None:
         loops.append(OTHER + str(Path(args.against).resolve()))
     compare(cell, args.device, args.seconds, loops)
     torch.set_num_threads(1)
+    eager = engine_of(cell, torch.device(args.device), False)
+    shares(eager)
+    floor(eager)
     engine = engine_of(cell, torch.device(args.device), compile)
-    shares(engine)
-    floor(engine)
     batches = cycle(tokens_of(cell, 3))
     table(lambda: engine.step(next(batches), step=0, lr=args.lr, micro_batch=args.batch))
 
