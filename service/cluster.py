@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from types import TracebackType
 
@@ -40,6 +41,10 @@ LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 5.0
 LOOK_S, LOST_S = 2.0, 20.0
 """How often the head is looked for, and how long it may be away."""
+PACKAGES = Path(__file__).resolve().parents[1]
+"""Where the packages of this project are. Ray puts the driver's working directory in front of its workers' import path,
+so a driver connects from here: a package of the same name in the folder where someone stands, ``trainers`` say, would
+be imported in the place of ours."""
 STARTS = 5
 """How often an embedded cluster is tried: Ray gives its processes 30 s, in which two agents import Python packages."""
 
@@ -83,12 +88,13 @@ def connect(
         return
     try:
         reach(joined)
-        ray.init(
-            address=joined,
-            runtime_env={"env_vars": whereabouts(seen_from_elsewhere(joined))},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with chdir(PACKAGES):
+            ray.init(
+                address=joined,
+                runtime_env={"env_vars": whereabouts(seen_from_elsewhere(joined))},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
         remedy = "start it, or leave the address out for a cluster of this machine's own"
@@ -144,7 +150,7 @@ def start(report: Callable[[str], None], interrupted: Callable[[], bool]) -> Non
         os.environ.update(inherited)
         watch = ray_start.StartWatch(folder, report)
         try:
-            with watch:
+            with watch, chdir(PACKAGES):
                 ray.init(
                     address="local",
                     num_cpus=cores,

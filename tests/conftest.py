@@ -56,11 +56,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(first: Path) -> Path:
-    """A home in which study ``first`` has run to its end."""
+    """A home in which study ``first`` has run to its end, started where packages of the names of ours lie."""
     from tests.service.oec import oec
 
-    home = first.with_name("home")
-    done = oec("run", first, home=home)
+    home, stands = first.with_name("home"), first.with_name("project")
+    for name in ("service", "trainers", "search_spaces", "dashboards"):
+        (stands / name).mkdir(parents=True)
+        (stands / name / "__init__.py").write_text("raise RuntimeError('not the package that was meant')\n")
+    done = oec("run", first, home=home, cwd=stands)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
     return home

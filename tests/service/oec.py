@@ -20,12 +20,15 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "OEC_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
 
-def oec(*arguments: object, home: Path, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
+def oec(
+    *arguments: object, home: Path, timeout: float = 600, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(OEC), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=cwd,
         env=environment(home, **more),
         check=False,
     )
