@@ -136,7 +136,7 @@ class Optimizer:
         before = [tensor.clone() for tensor in tensors]
         change()
         for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(torch.where(self.halted > 0, old, tensor))
+            torch.where(self.halted > 0, old, tensor, out=tensor)
 
     def state(self) -> dict[str, Tensor]:
         """Adam's state as ``step`` and ``{index}.{exp_avg, exp_avg_sq}``: the tensors themselves, not copies."""
