@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,14 +98,22 @@ class Engine:
         self.strength = torch.zeros((), device=world.device)
         self.controls = torch.zeros(2, device=world.device)
         """Learning rate of a step, and whether this rank asks to stop: all that the host tells it beside the tokens."""
-        self.wrapped: Objective | DistributedDataParallel = self.objective
-        if world.size > 1:
-            # The buffers are functions of weights that are equal on all ranks.
-            self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
         self.programs: dict[tuple[object, ...], Program] = {}
         self.pool: Any = torch.cuda.graph_pool_handle() if world.device.type == "cuda" else None
         """Memory of all recorded steps: no two are replayed at once, and none leaves anything there for another."""
         self.reset(cell)
+
+    @cached_property
+    def wrapped(self) -> Objective | DistributedDataParallel:
+        """In DDP where there are several ranks; made when first asked for, by all ranks at once.
+
+        Recorded steps do without it, and it would break the recording: it holds nodes of autograd, which belong to the
+        stream that they were made on.
+        """
+        if self.world.size == 1:
+            return self.objective
+        # The buffers are functions of weights that are equal on all ranks.
+        return DistributedDataParallel(self.objective, broadcast_buffers=False)
 
     def reset(self, cell: Cell) -> None:
         """Initial weights, an empty optimizer, and the cell's hyperparameters, all in place."""
