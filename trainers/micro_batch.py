@@ -57,13 +57,17 @@ def _kind(world: World) -> str:
 def _tried(engine: Engine, divisors: list[int]) -> int:
     """The first that fits; 0 if none does."""
     engine.programs.clear()  # recorded steps of other kinds hold memory; they are recorded anew when they come again
+    alone = engine.world.size == 1  # to settle, several ranks wait for each other
     with sparing(engine.world, SPARE):
         for n in divisors:
             try:
                 engine.try_out(n)
+                if alone:
+                    engine.settle(n)
                 return n
             except torch.OutOfMemoryError:
                 engine.optimizer.zero_grad()
+                engine.optimizer.halted.zero_()
             torch.cuda.empty_cache()
     return 0
 

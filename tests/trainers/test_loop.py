@@ -201,6 +201,24 @@ def test_micro_batch_is_the_largest_divisor_that_fits_and_is_remembered(tokens, 
     assert micro_batch.choose(engine, 3, memo) == 1
 
 
+@pytest.mark.parametrize("room", [{"try_out": 2, "settle": 4}, {"try_out": 4, "settle": 2}])
+def test_a_micro_batch_fits_as_it_is_tried_and_as_it_is_compiled(room, monkeypatch):
+    """As on an accelerator, where a compiled step may hold what an eager one does not."""
+    engine = Engine(cell(batch_size=4), WORLD, compile=False)
+    for name, fits in room.items():
+        act = getattr(engine, name)
+
+        def within(sequences: int, act=act, fits=fits) -> None:
+            act(sequences)
+            if sequences > fits:
+                engine.optimizer.halted.fill_(1.0)  # as a step leaves it that is tried
+                raise torch.OutOfMemoryError("as a device says it")
+
+        monkeypatch.setattr(engine, name, within)
+    assert micro_batch._tried(engine, [4, 2, 1]) == 2
+    assert float(engine.optimizer.halted) == 0
+
+
 def test_saved_bytes_grow_with_the_sequence():
     short, long = (micro_batch.saved_bytes(Engine(cell(sequence_length=T), WORLD, compile=False)) for T in (32, 64))
     assert short > 32 * 64 * 4 * 10  # ten tensors of hidden states, at least
