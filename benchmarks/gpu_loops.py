@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.plain import PlainGPT
+from benchmarks.step import tokens_of
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from trainers import micro_batch
@@ -50,11 +51,10 @@ class Bench:
     def cell(self, scale: str, B: int, T: int, method: str = "baseline", **training: Any) -> Cell:
         if self.tiny:
             scale, B, T = "tiny", 4, 32
-        strength = METHODS[method].strength
         return Cell(
             scale=scale,
             method=method,
-            gamma=strength.default if strength else None,
+            gamma=METHODS[method].default,
             lr=1e-3,
             seed=0,
             data="random",
@@ -98,7 +98,7 @@ class Ours:
             self.engine.settle(self.micro_batch)
             if bench.cuda and not self.engine.compile:
                 raise RuntimeError("torch.compile failed: see the warning above")
-            self.batch_BU = tokens_of(cell)
+            (self.batch_BU,) = tokens_of(cell, 1)
             self(1)
         self.start_s = time.perf_counter() - started
         bench.forget()
@@ -129,7 +129,7 @@ class Plain:
     def __init__(self, bench: Bench, cell: Cell) -> None:
         before = bench.forget()
         started, spec = time.perf_counter(), cell.training
-        self.bench, self.batch_BU = bench, tokens_of(cell)
+        self.bench, (self.batch_BU,) = bench, tokens_of(cell, 1)
         torch.manual_seed(0)
         self.model = PlainGPT(cell.shape, cell.V, spec.sequence_length).to(bench.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=spec.betas, eps=spec.eps, fused=True)
@@ -162,12 +162,6 @@ class Plain:
 def loss_of(model: PlainGPT, tokens_BU: Tensor) -> Tensor:
     logits_BTV = model(tokens_BU[:, :-1])
     return F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BU[:, 1:].reshape(-1))
-
-
-def tokens_of(cell: Cell) -> np.ndarray:
-    spec = cell.training
-    shape = (spec.batch_size, spec.sequence_length + 1)
-    return np.random.default_rng(0).integers(0, cell.V, shape, dtype=np.uint16)
 
 
 def seconds(bench: Bench, call: Callable[[], object]) -> float:

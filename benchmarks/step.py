@@ -365,11 +365,10 @@ def main() -> None:
         logits_dtype=args.logits_dtype,
         weight_decay=0.0,  # said, as other versions had another default
     )
-    strength = METHODS[args.method].strength
     cell = Cell(
         scale=args.scale,
         method=args.method,
-        gamma=strength.default if strength else None,
+        gamma=METHODS[args.method].default,
         lr=args.lr,
         seed=0,
         data="random",

@@ -39,6 +39,11 @@ class Method:
     summary: str
     source: str
 
+    @property
+    def default(self) -> float | None:
+        """The default strength; None for a method without one."""
+        return self.strength.default if self.strength else None
+
 
 METHODS: dict[str, Method] = {
     method.name: method

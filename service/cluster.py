@@ -7,15 +7,14 @@ import os
 import random
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
-from types import TracebackType
 
 from search_spaces.errors import InvalidInput
 from service import ray_start
+from service.beside import Beside
 from service.placement import Node, declared, joined
 
 ENVIRONMENT = {
@@ -220,24 +219,15 @@ def reach(joined: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
-class HeadWatch:
+class HeadWatch(Beside):
     """Calls ``lost`` once the cluster's head has not been reachable for ``LOST_S``.
 
     Ray itself looks for it for a minute and then ends the process, whatever it is doing, with exit code 1.
     """
 
     def __init__(self, head: str, lost: Callable[[], None]) -> None:
+        super().__init__("head-watch")
         self._head, self._lost = head, lost
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="head-watch", daemon=True)
-
-    def __enter__(self) -> HeadWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
 
     def _look(self) -> None:
         reached = time.monotonic()

@@ -8,13 +8,12 @@ import shutil
 import signal
 import tempfile
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 
 from search_spaces.errors import InvalidInput
+from service.beside import Beside
 
 ROOM = 64 * 2**20
 """Free bytes that Ray's temporary folder must have: with less, its processes die as they write their first logs, and
@@ -135,7 +134,7 @@ def dashboard_error(logs: Path) -> str | None:
     return _fatal(text) if DASHBOARD_FAILED in text else None
 
 
-class StartWatch:
+class StartWatch(Beside):
     """Runs beside ``ray.init``: says that it is still starting, and ends a dashboard that has failed but hangs, at
     which ``ray.init`` raises. ``end`` ends what a failed start leaves, which ``ray.shutdown`` does not know of."""
 
@@ -145,18 +144,9 @@ class StartWatch:
             folder: Ray's temporary folder.
             report: gets a line for a person.
         """
+        super().__init__("ray-start-watch")
         self._folder, self._report = folder / "ray", report
         self._others, self._before = children(), set(self._sessions())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="ray-start-watch", daemon=True)
-
-    def __enter__(self) -> StartWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
 
     def logs(self) -> list[Path]:
         """Folders with the logs of the processes that were started since."""

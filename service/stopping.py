@@ -15,12 +15,12 @@ import fcntl
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
+from typing import Self
 
 from search_spaces.errors import InvalidInput
+from service.beside import Beside
 from service.home import Home
 from service.ledger import TERMINAL, Ledger
 from service.texts import Texts
@@ -82,25 +82,19 @@ def being_run(home: Home, study: str) -> bool:
     return False
 
 
-class Watch:
+class Watch(Beside):
     """Ends this process as SIGTERM does, once the study is asked to end.
 
     Not by SIGINT, which what a script starts in the background ignores.
     """
 
     def __init__(self, stops: Texts, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        super().__init__("stop-requests")
         self._stops, self._interrupt = stops, interrupt
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="stop-requests", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._stops.clear()
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
+        return super().__enter__()
 
     def _look(self) -> None:
         while not self._over.wait(self._stops.every_s):

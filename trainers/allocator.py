@@ -35,8 +35,7 @@ def keep_to_share(world: World) -> None:
     """Makes a process that has a share of an accelerator run out of memory at that share, and not at the expense of the
     other processes there. What CUDA itself takes, for each process, comes out of the share."""
     if world.device.type == "cuda" and world.share < 1:
-        total = torch.cuda.get_device_properties(world.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(fraction_of(world.share, total), world.device)
+        _limit(world)
 
 
 @contextmanager
@@ -45,13 +44,18 @@ def sparing(world: World, share: float) -> Iterator[None]:
     if world.device.type != "cuda":
         yield
         return
-    total = torch.cuda.get_device_properties(world.device).total_memory
-    mine = fraction_of(world.share, total) if world.share < 1 else 1.0
-    torch.cuda.set_per_process_memory_fraction(mine * (1 - share), world.device)
+    _limit(world, 1 - share)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(mine, world.device)
+        _limit(world)
+
+
+def _limit(world: World, part: float = 1.0) -> None:
+    """Leaves a process ``part`` of what it may take of its device."""
+    total = torch.cuda.get_device_properties(world.device).total_memory
+    mine = fraction_of(world.share, total) if world.share < 1 else 1.0
+    torch.cuda.set_per_process_memory_fraction(mine * part, world.device)
 
 
 def fraction_of(share: float, total_bytes: int) -> float:

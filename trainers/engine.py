@@ -20,7 +20,7 @@ from search_spaces.cell import Cell
 from trainers import fused, head, methods
 from trainers.head import Losses, Objective
 from trainers.model import GPT, Block
-from trainers.optimizer import Optimizer
+from trainers.optimizer import Optimizer, refused
 from trainers.world import World
 
 Program = Callable[[Tensor], Tensor]
@@ -252,7 +252,7 @@ class Engine:
         optimizer = self.optimizer
         optimizer.lr.copy_(self.controls[0])
         figures_3 = torch.cat((flags_2, optimizer.clip(self.cell.training.grad_clip)[None]))
-        optimizer.halt(fused.refused(figures_3))
+        optimizer.halt(refused(figures_3))
         optimizer.step()
         self._after_step()
         return figures_3
@@ -265,38 +265,35 @@ class Engine:
         if model.moving:
             self.optimizer.unless_halted(model.after_step, model.moving)
 
-    def _backward(self, micro_batches: Sequence[Tensor]) -> Tensor:
+    def _backward(self, micro_batches: Sequence[Tensor], *, alone: bool = False) -> Tensor:
         """Adds the gradient of this rank's part of the batch, or under DDP of the whole batch, to the optimizer's.
+
+        Args:
+            alone: without DDP and without a message; a sum over ranks of the gradient and of what is returned follows.
 
         Returns:
             Mean cross-entropy of the global batch, and how many ranks stop: one small message between them, which
             travels during the last backward pass.
         """
+        module, ranks = (self.objective, self.world.size) if alone else (self.wrapped, 1)
         share, last = 1.0 / len(micro_batches), len(micro_batches) - 1
         flags_2 = torch.stack((torch.zeros_like(self.controls[0]), self.controls[1]))
         wait: Callable[[], object] = _nothing
         for i, tokens_BU in enumerate(micro_batches):
-            quiet = isinstance(self.wrapped, DistributedDataParallel) and i < last
-            with self.wrapped.no_sync() if quiet else nullcontext():  # type: ignore[operator]
-                losses: Losses = self.wrapped(tokens_BU, self.cell.method, self.strength)
+            quiet = isinstance(module, DistributedDataParallel) and i < last
+            with module.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+                losses: Losses = module(tokens_BU, self.cell.method, self.strength)
                 flags_2[0] += losses.cross_entropy * (share / self.world.size)
-                if i == last:
+                if i == last and not alone:
                     wait = self.world.sum_async(flags_2)
-                torch.autograd.backward(losses.objective * share)
+                torch.autograd.backward(losses.objective * (share / ranks))
         wait()
         return flags_2
 
     def _own_backward(self, tokens_BU: Tensor, micro_batch: int) -> Tensor:
-        """``zero_grad`` and ``_backward`` of this rank alone, without DDP, for a sum over ranks that follows."""
+        """A step up to the sum over ranks."""
         self.optimizer.zero_grad()
-        flags_2 = torch.stack((torch.zeros_like(self.controls[0]), self.controls[1]))
-        micro_batches = torch.split(tokens_BU, micro_batch)
-        share = 1.0 / (len(micro_batches) * self.world.size)
-        for part_BU in micro_batches:
-            losses = self.objective(part_BU, self.cell.method, self.strength)
-            flags_2[0] += losses.cross_entropy * share
-            torch.autograd.backward(losses.objective * share)
-        return flags_2
+        return self._backward(torch.split(tokens_BU, micro_batch), alone=True)
 
     def _captured(self, micro_batch: int) -> Program:
         """Steps as CUDA graphs, a launch each: the whole step, or with several ranks what comes before and after the

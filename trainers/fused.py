@@ -17,7 +17,7 @@ from torch import Tensor
 from search_spaces.cell import TrainingSpec
 from trainers import head, methods
 from trainers.head import Objective
-from trainers.optimizer import Optimizer
+from trainers.optimizer import Optimizer, refused
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(tokens_BU, controls, strength) -> figures``, as ``Engine`` has them; takes the step where it may be taken."""
@@ -58,14 +58,13 @@ def compiled(objective: Objective, optimizer: Optimizer, spec: TrainingSpec, met
     dynamo.trace_autograd_ops = True
     model, max_norm = objective.model, spec.grad_clip
     E_VD, E_index = model.E_VD, next(i for i, p in enumerate(optimizer.parameters) if p is model.E_VD)
-    fixed: dict[str, Any] = {"method": method, "inputs": head.inputs_of(method)}
-    fixed["rounds"] = objective.logits_dtype == "bfloat16"
+    kind_of_chunk = head.kind_of_chunk(method, objective.logits_dtype)
 
     def part(tokens_BU: Tensor, strength: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Mean cross-entropy and the gradients."""
         h_ND, targets_N = model(tokens_BU[:, :-1]).flatten(0, 1), tokens_BU[:, 1:].flatten()
         h, E, mu_D, N = h_ND.detach(), E_VD.detach(), E_VD.detach().mean(dim=0), len(h_ND)
-        found = head.chunk(h, E, targets_N, mu_D, strength, N=N, **fixed)
+        found = head.chunk(h, E, targets_N, mu_D, strength, N=N, **kind_of_chunk)
         grad_E_VD = found.grad_E_VD
         if found.grad_mu_D is not None:
             grad_E_VD = grad_E_VD + found.grad_mu_D / len(E_VD)
@@ -94,12 +93,6 @@ def compiled(objective: Objective, optimizer: Optimizer, spec: TrainingSpec, met
     only_kind = {"guard_filter_fn": lambda guards: [guard.name == "kind" for guard in guards]}
     call = torch.compile(step, dynamic=False, fullgraph=True, options={**OPTIONS, **only_kind})
     return lambda tokens_BU, controls, strength: call(tokens_BU, controls, strength, mine)
-
-
-def refused(figures_3: Tensor) -> Tensor:
-    """Whether a step of these figures may not be taken: loss or norm is not finite, or a rank asked to stop."""
-    loss, stops, norm = figures_3.unbind()
-    return ~(torch.isfinite(loss) & torch.isfinite(norm)) | (stops > 0)
 
 
 def adam(optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:

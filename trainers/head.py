@@ -5,7 +5,7 @@ other goes through logits and softmax and, since these are there anyway, on to t
 pass only scales what the forward pass formed.
 
 A chunk is written twice. ``chunk`` is one function from hidden states to losses and both gradients, without buffers,
-for ``torch.compile``: accelerators, and small steps of processors (``trainers.fused``). ``ChunkedLosses`` is eager and
+for ``torch.compile``: accelerators, and small steps of processors (``trainers.fused``). ``in_blocks`` is eager and
 works in place, block by block, which is faster on a processor. Tests compare the two.
 
 bfloat16 logits are what makes the baseline break at high learning rates, so that their precision is explicit here
@@ -207,6 +207,11 @@ def chunk(
     return Chunk(ce_C.sum(), penalty_C.sum(), grad_h_CD, grad_E_VD, slopes.mu_D)
 
 
+def kind_of_chunk(method: str, logits_dtype: Precision) -> dict[str, Any]:
+    """The arguments of ``chunk`` that are the same for every step of a kind, but for ``N``."""
+    return {"method": method, "inputs": inputs_of(method), "rounds": logits_dtype == "bfloat16"}
+
+
 def inputs_of(method: str) -> tuple[bool, bool, bool]:
     """Whether the penalty of a method depends on log Z, on the largest logit, and on mu; False where it has none."""
     penalty = methods.PENALTIES.get(method)
@@ -322,22 +327,18 @@ def in_chunks(
     projected_VD = E_VD.to(torch.bfloat16) if narrow else E_VD
     grad_h_ND, grad_E_VD = torch.empty_like(h_ND), torch.zeros_like(E_VD)
     cross_entropy, penalty, grad_mu_D = E_VD.new_zeros(()), E_VD.new_zeros(()), torch.zeros_like(mu_D)
-    fixed: dict[str, Any] = {
-        "method": method,
-        "inputs": inputs_of(method),
-        "N": N,
-        "rounds": logits_dtype == "bfloat16",
-    }
+    kind = kind_of_chunk(method, logits_dtype)
     for start in range(0, N, C):
         part = slice(start, start + C)
-        found = chunk(h_ND[part], projected_VD, targets_N[part], mu_D, strength, **fixed)
+        found = chunk(h_ND[part], projected_VD, targets_N[part], mu_D, strength, N=N, **kind)
         cross_entropy += found.cross_entropy
         penalty += found.penalty
         grad_h_ND[part] = found.grad_h_CD
         grad_E_VD += found.grad_E_VD
         if found.grad_mu_D is not None:
             grad_mu_D += found.grad_mu_D
-    grad_E_VD += grad_mu_D / len(E_VD)
+    if found.grad_mu_D is not None:
+        grad_E_VD += grad_mu_D / len(E_VD)
     return Formed((cross_entropy + penalty) / N, cross_entropy / N, grad_h_ND, grad_E_VD)
 
 
@@ -361,7 +362,7 @@ class WithGradients(torch.autograd.Function):
 def logits(h_BTD: Tensor, E_VD: Tensor, method: str, strength: Tensor, logits_dtype: Precision) -> Tensor:
     """The logits that the loss sees, ``(B, T, V)`` in float32, all at once and without a gradient: for a look."""
     B, T = h_BTD.shape[:2]
-    narrow = logits_dtype == "bfloat16" and torch.is_autocast_enabled(E_VD.device.type)
+    narrow = narrows(E_VD, logits_dtype)
     logits_NV = Projection(E_VD, logits_dtype, narrow, B * T).logits(h_BTD.flatten(0, 1))
     if cap := methods.LOGITS_MAPS.get(method):
         logits_NV, _ = cap(strength, logits_NV)
@@ -388,7 +389,7 @@ def losses(
     """
     h_ND, targets_N = h_BTD.flatten(0, 1), targets_BT.flatten()
     form_gradients = torch.is_grad_enabled() and (h_BTD.requires_grad or E_VD.requires_grad)
-    narrow = logits_dtype == "bfloat16" and torch.is_autocast_enabled(E_VD.device.type)
+    narrow = narrows(E_VD, logits_dtype)
     with torch.autocast(h_BTD.device.type, enabled=False):
         if chunk and form_gradients:
             at_once = at_once or ACCELERATOR_CHUNK
@@ -400,6 +401,11 @@ def losses(
         if not form_gradients:
             return Losses(formed.objective, formed.cross_entropy)
         return Losses(*WithGradients.apply(h_ND, E_VD, formed))  # type: ignore[no-untyped-call]
+
+
+def narrows(E_VD: Tensor, logits_dtype: Precision) -> bool:
+    """Whether the products of the head have bfloat16 operands: those of bfloat16 logits under autocast."""
+    return logits_dtype == "bfloat16" and torch.is_autocast_enabled(E_VD.device.type)
 
 
 def fitting(V: int, room_bytes: float) -> int:

@@ -36,6 +36,12 @@ def lr_at(step: int, spec: TrainingSpec, lr: float) -> float:
     return lr * left + spec.min_lr * (1.0 - left)
 
 
+def refused(figures_3: Tensor) -> Tensor:
+    """Whether a step of these figures may not be taken: loss or norm is not finite, or a rank asked to stop."""
+    loss, stops, norm = figures_3.unbind()
+    return ~(torch.isfinite(loss) & torch.isfinite(norm)) | (stops > 0)
+
+
 class Optimizer:
     """torch's fused Adam over one flat vector, with weight decay apart from it.
 

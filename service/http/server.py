@@ -23,7 +23,7 @@ def serve(home: Home, host: str, port: int, settings: Settings, console: Console
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        InvalidInput: the address can not be listened on, a file of the service is damaged, or Ray has nowhere to keep
+        InvalidInput: the address cannot be listened on, a file of the service is damaged, or Ray has nowhere to keep
             its files.
     """
     if settings.cluster is None:

@@ -6,16 +6,13 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.cell import Cell
-from search_spaces.methods import METHODS
 from tests.trainers.tape import Tape
-from tests.trainers.tiny import cell
+from tests.trainers.tiny import batches
 from trainers import engine as engines
 from trainers import head
 from trainers.engine import Engine
@@ -31,18 +28,6 @@ FLOAT32: dict[str, Any] = {"precision": "float32", "logits_dtype": "float32"}
 
 def world(device: torch.device = DEVICE) -> World:
     return World.single(device)
-
-
-def of(method: str = "baseline", factor: float = 1.0, attention_norm: str = "qk-norm", **fields: Any) -> Cell:
-    """A tiny cell with its method's default strength, or ``factor`` times that."""
-    strength = METHODS[method].strength
-    this = cell(method, strength and factor * strength.default, **fields)
-    return this.model_copy(update={"attention_norm": attention_norm})
-
-
-def batches(this: Cell, steps: int) -> list[NDArray[np.uint16]]:
-    shape = (steps, this.training.batch_size, this.training.sequence_length + 1)
-    return list(np.random.default_rng(0).integers(0, this.V, shape, dtype=np.uint16))
 
 
 class Replayed:

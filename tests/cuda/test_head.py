@@ -33,8 +33,7 @@ def drawn(N: int, V: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def strength_of(method: str) -> float:
-    strength = METHODS[method].strength
-    return strength.default if strength else 0.0
+    return METHODS[method].default or 0.0
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cuda.cells import CPU, DEVICE, apart, of
+from tests.cuda.cells import CPU, DEVICE, apart
+from tests.trainers.tiny import of
 from trainers.optimizer import Optimizer
 
 

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.cuda.cells import COMPILES, DEVICE, DRY, FLOAT32, Recordings, batches, of, settled, world
+from tests.cuda.cells import COMPILES, DEVICE, DRY, FLOAT32, Recordings, settled, world
 from tests.trainers import tiny
+from tests.trainers.pair import joined
+from tests.trainers.tiny import batches, of
 from trainers import engine as engines
 from trainers.loop import Trainer
-from trainers.world import World
 
 CELL = of("z-loss", steps=8, batch_size=8, **FLOAT32)
 
 
 def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    both = World(rank, 2, DEVICE, share=0.5)
-    trainer = Trainer(both, tiny.opened(folder), compile=COMPILES, micro_batch_memo=folder / "memo.json")
-    result = trainer.run(CELL, folder / "run", evaluate_every=4, checkpoint_every=4)
-    assert trainer._engine is not None
-    kinds = [type(program).__name__ for program in trainer._engine.programs.values()]
-    asked = iter(range(100))
-    other = CELL.model_copy(update={"seed": 2})
-    stopped = trainer.run(
-        other,
-        folder / "stopped",
-        evaluate_every=4,
-        checkpoint_every=4,
-        should_stop=lambda: rank == 1 and next(asked) == 3,
-    )
-    found = [result.state, result.step, result.val_loss, result.train_loss]
-    content = {"found": found, "stopped": [stopped.state, stopped.step], "programs": kinds}
-    (folder / f"found-{rank}.json").write_text(json.dumps(content))
-    dist.destroy_process_group()
+    with joined(rank, folder, DEVICE, share=0.5, timeout_s=120) as both:
+        trainer = Trainer(both, tiny.opened(folder), compile=COMPILES, micro_batch_memo=folder / "memo.json")
+        result = trainer.run(CELL, folder / "run", evaluate_every=4, checkpoint_every=4)
+        assert trainer._engine is not None
+        kinds = [type(program).__name__ for program in trainer._engine.programs.values()]
+        asked = iter(range(100))
+        other = CELL.model_copy(update={"seed": 2})
+        stopped = trainer.run(
+            other,
+            folder / "stopped",
+            evaluate_every=4,
+            checkpoint_every=4,
+            should_stop=lambda: rank == 1 and next(asked) == 3,
+        )
+        found = [result.state, result.step, result.val_loss, result.train_loss]
+        content = {"found": found, "stopped": [stopped.state, stopped.step], "programs": kinds}
+        (folder / f"found-{rank}.json").write_text(json.dumps(content))
 
 
 def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) -> None:

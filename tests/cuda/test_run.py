@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from search_spaces.cell import Cell
-from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, bits, equal, of, world
+from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, bits, equal, world
 from tests.trainers import tiny
+from tests.trainers.tiny import of
 from trainers import micro_batch
 from trainers.allocator import CUDA_CONTEXT
 from trainers.data import Shards, Tokens, write_shard

@@ -9,8 +9,9 @@ import torch
 
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
-from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, Recordings, apart, batches, bits, equal, of, settled, world
+from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, Recordings, apart, bits, equal, settled, world
 from tests.cuda.cells import trained as trained_by
+from tests.trainers.tiny import batches, of
 from trainers.arithmetic import arithmetic_of
 from trainers.engine import Engine
 from trainers.sigma_reparam import SigmaLinear

@@ -54,7 +54,7 @@ def test_tables_and_back(tmp_path: Path) -> None:
     assert again is not None
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_dtype=False)
-    assert again.embeddings["cell"].tolist() == ["a", "a", "b", "b", "12e5", "12e5"], "an id is no number"
+    assert again.embeddings["cell"].tolist() == ["a", "a", "b", "b", "12e5", "12e5"], "an id is not a number"
 
 
 def test_nothing_was_analyzed(tmp_path: Path) -> None:

@@ -12,9 +12,13 @@ import torch.distributed as dist
 
 from trainers.world import World
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
-def joined(rank: int, folder: Path) -> Iterator[World]:
+def joined(
+    rank: int, folder: Path, device: torch.device = CPU, share: float = 1.0, timeout_s: int = 60
+) -> Iterator[World]:
     """The world of process ``rank``; the two meet at a file of ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -22,7 +26,7 @@ def joined(rank: int, folder: Path) -> Iterator[World]:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=timeout_s),
     )
-    yield World(rank, 2, torch.device("cpu"))
+    yield World(rank, 2, device, share)
     dist.destroy_process_group()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from tiny import cell
+from tiny import batches, of
 from torch import Tensor
 
 from search_spaces.cell import ModelSpec
@@ -42,17 +40,9 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_of(method: str, *, compile: bool, **fields: object) -> Engine:
-    strength = METHODS[method].strength
-    this = cell(method, strength and 10 * strength.default, **fields)
-    engine = Engine(this, World.single(), compile=False)
+    engine = Engine(of(method, 10, **fields), World.single(), compile=False)
     engine.compile = compile
     return engine
-
-
-def batches_of(engine: Engine, steps: int = 3) -> list[NDArray[np.uint16]]:
-    spec = engine.cell.training
-    shape = (steps, spec.batch_size, spec.sequence_length + 1)
-    return list(np.random.default_rng(0).integers(0, engine.cell.V, shape, dtype=np.uint16))
 
 
 def program_of(engine: Engine, micro_batch: int) -> fused.Step:
@@ -74,7 +64,7 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     eager, engine = (engine_of(method, compile=compile, **fields) for compile in (False, True))
     program = program_of(engine, HALF)
     engine.programs[engine._kind(HALF)] = partial(engine._fused, program)
-    for i, batch_BU in enumerate(batches_of(engine)):
+    for i, batch_BU in enumerate(batches(engine.cell, 3)):
         expected, found = (e.step(batch_BU, step=i, lr=LR / (i + 1), micro_batch=HALF) for e in (eager, engine))
         assert found == pytest.approx(expected, rel=bound)
     assert relative(engine.optimizer.values, eager.optimizer.values) < bound
@@ -88,7 +78,7 @@ def test_programs_of_two_kinds_do_not_take_each_others_steps(without_kernels):
     plain = program_of(engine, 4)
     engine.reset(engine.cell.model_copy(update={"method": "z-loss", "gamma": 1.0}))
     penalized = program_of(engine, 4)
-    tokens_BU = engine.to_device(batches_of(engine)[0])
+    tokens_BU = engine.to_device(batches(engine.cell, 3)[0])
     engine._control(LR, stop=False)
     norms = []
     for program in (plain, penalized, plain):
@@ -100,7 +90,7 @@ def test_programs_of_two_kinds_do_not_take_each_others_steps(without_kernels):
 def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_kernels):
     engine = engine_of("z-loss", compile=True)
     program = program_of(engine, 4)
-    tokens_BU = engine.to_device(batches_of(engine)[0])
+    tokens_BU = engine.to_device(batches(engine.cell, 3)[0])
     for strength, stop in ((math.inf, False), (1.0, True)):
         engine.reset(engine.cell)
         before = engine.optimizer.values.clone()
@@ -139,7 +129,7 @@ def test_the_compiler_keeps_the_rounding_of_the_logits():
     found, differences = {}, {}
     for logits_dtype in ("float32", "bfloat16"):
         eager, engine = (engine_of("baseline", compile=compile, logits_dtype=logits_dtype) for compile in (False, True))
-        (batch_BU,) = batches_of(engine, 1)
+        (batch_BU,) = batches(engine.cell, 1)
         engine.programs[engine._kind(4)] = partial(engine._fused, program_of(engine, 4))
         for e in (eager, engine):
             e.shift_logits(e.to_device(batch_BU), 100.0)

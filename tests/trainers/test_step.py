@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from tape import HostRead, Tape
-from tiny import cell
+from tiny import batches, of
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
 from trainers import head
 from trainers.engine import Engine
 from trainers.world import World
 
 DECAYS = [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}]
-
-
-def of(method: str, factor: float = 1.0, attention_norm: str = "qk-norm", **fields: object) -> Cell:
-    strength = METHODS[method].strength
-    this = cell(method, strength and factor * strength.default, **fields)
-    return this.model_copy(update={"attention_norm": attention_norm})
-
-
-def batches(this: Cell, steps: int) -> list[NDArray[np.uint16]]:
-    shape = (steps, this.training.batch_size, this.training.sequence_length + 1)
-    return list(np.random.default_rng(0).integers(0, this.V, shape, dtype=np.uint16))
 
 
 def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.methods import METHODS
 from trainers.data import Shards, Tokens, write_shard
 
 V = 256
@@ -57,3 +59,16 @@ def cell(
         model=model or ModelSpec(),
         training=TrainingSpec(**(defaults | training)),
     )
+
+
+def of(method: str = "baseline", factor: float = 1.0, attention_norm: str = "qk-norm", **fields: Any) -> Cell:
+    """A tiny cell with its method's default strength, or ``factor`` times that."""
+    default = METHODS[method].default
+    this = cell(method, default and factor * default, **fields)
+    return this.model_copy(update={"attention_norm": attention_norm})
+
+
+def batches(this: Cell, steps: int) -> list[NDArray[np.uint16]]:
+    """Random tokens for some steps of a cell, each ``(B, T + 1)``."""
+    shape = (steps, this.training.batch_size, this.training.sequence_length + 1)
+    return list(np.random.default_rng(0).integers(0, this.V, shape, dtype=np.uint16))
