@@ -28,9 +28,9 @@ from rich.console import Console
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Intervals, Study
-from service.cluster import ENVIRONMENT
-from service.home import Home
-from service.run import run, tokens_of
+from service.cluster.connection import ENVIRONMENT
+from service.home.layout import Home
+from service.sweep.run import run, tokens_of
 
 
 def study(cells: int, workers: int) -> Study:

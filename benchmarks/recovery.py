@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from search_spaces.methods import label
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from trainers.rows import read
 
 BACK = 32.0

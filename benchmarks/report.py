@@ -31,8 +31,8 @@ from rich.table import Table
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from trainers.diagnostics import keys
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _processor_seconds() -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Of this process: from the ledger to a written page."""
     began = time.perf_counter()
-    from service.reporting import load, report
+    from service.report.report import load, report
 
     imported, before = time.perf_counter(), _processor_seconds()
     page = report(load("many", Home(folder)), folder / "out", Console(quiet=True), ("html",))

@@ -35,11 +35,12 @@ from benchmarks.replay import Replay, published
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster, placement
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_sink import MlflowSink, Store
-from service.progress import Progress
+from service.cluster import connection as cluster
+from service.cluster import placement
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.mlflow.sink import MlflowSink, Store
+from service.sweep.progress import Progress
 from trainers.job import Event
 
 DATA = "published"
@@ -120,8 +121,8 @@ class Simulated:
 
 
 def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:
-    """The sweep of ``service.run.train`` on the cluster that this process has joined."""
-    from service.sweep import sweep
+    """The sweep of ``service.sweep.run.train`` on the cluster that this process has joined."""
+    from service.sweep.sweep import sweep
 
     plan = Plan(spec, DATA)
     home.claim(spec)
@@ -149,8 +150,8 @@ def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: fl
 
 def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
     """Seconds of what the same command does on a study that has ended, and of what it would do with a cell left."""
-    from service.refinement import Refinement
-    from service.search import CellSearch, open_storage
+    from service.sweep.refinement import Refinement
+    from service.sweep.search import CellSearch, open_storage
 
     began = time.perf_counter()
 

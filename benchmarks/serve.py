@@ -27,12 +27,12 @@ import httpx2
 import yaml
 
 from search_spaces.study import Study
-from service.cluster import free_port
-from service.head import stop
-from service.home import Home
-from service.jobs import Jobs
-from service.ledger import TERMINAL, Ledger
-from service.tokens import TokenFile
+from service.cluster.connection import free_port
+from service.cluster.jobs import Jobs
+from service.cluster.local_head import stop
+from service.home.layout import Home
+from service.home.ledger import TERMINAL, Ledger
+from service.http.tokens import TokenFile
 
 LOST = (httpx2.TransportError,)
 """A connection that broke: the service died, and the client comes again."""

@@ -12,8 +12,8 @@ import yaml
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from tests.service.oec import invoked, oec
 
 OUTSIDE = (
@@ -81,7 +81,7 @@ def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
 
 def test_mlflow_tells_its_makers_nothing() -> None:
     program = """
-from service.cli import main
+from service.cli.commands import main
 main(["methods"], standalone_mode=False)
 from mlflow.telemetry.utils import is_telemetry_disabled
 print(is_telemetry_disabled())

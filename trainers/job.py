@@ -8,7 +8,7 @@ from typing import Any
 
 from search_spaces.cell import Cell
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
-from trainers.buckets import Mirror
+from trainers.storage.bucket import Mirror
 
 Event = dict[str, Any]
 """``{"kind": "row", ...metrics}`` or ``{"kind": "done", "state": ..., ...columns}``."""

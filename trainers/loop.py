@@ -18,7 +18,6 @@ from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from trainers import checkpoint, diagnostics, micro_batch, weights
 from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.arithmetic import arithmetic_of
-from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Shards, Tokens, batch_windows
 from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine, Launched, Step, shape_key
@@ -26,6 +25,7 @@ from trainers.optimizer import lr_at
 from trainers.result import Result
 from trainers.rows import Rows
 from trainers.spikes import Spikes
+from trainers.storage.bucket import Mirror
 from trainers.usage import Usage
 from trainers.world import World
 

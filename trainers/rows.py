@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import overload
 
 from search_spaces.errors import InvalidInput
-from trainers.files import write_atomically
+from trainers.storage.files import write_atomically
 
 NUMBERS = frozenset((int, float))
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from fastapi.sse import format_sse_event
 
-from service.home import Home
-from service.ledger import TERMINAL, Entry, Ledger
-from service.show import speeds
-from service.watching import Running
+from service.cli.overview import speeds
+from service.cli.watch import Running
+from service.home.layout import Home
+from service.home.ledger import TERMINAL, Entry, Ledger
 
 T = TypeVar("T")
 TOLD = ("gamma", "attention_norm", "scale", "method", "lr", "seed")

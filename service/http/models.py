@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from search_spaces.cell import Frozen
-from service.jobs import Status
-from service.ledger import Origin, State
+from service.cluster.jobs import Status
+from service.home.ledger import Origin, State
 
 StudyState = Literal["claimed", "starting", "running", "interrupted", "failed", "ended", "damaged"]
 """claimed: submitted, and nothing more is known. starting: its job is there and its ledger is not. running: a driver is

@@ -9,9 +9,9 @@ from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
+from service.cluster.placement import Node, of_a_plan
 from service.http.models import PlannedCurve, Priced
 from service.http.settings import Settings
-from service.placement import Node, of_a_plan
 
 
 def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_second: Mapping[str, float]) -> Priced:

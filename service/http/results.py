@@ -10,9 +10,9 @@ from dashboards.sensitivity import CurveFacts, curves
 from dashboards.tables import sensitivity_table
 from dashboards.views import Line, lines, views
 from search_spaces.study import Study
+from service.home.ledger import Entry
 from service.http.feed import Snapshot
 from service.http.models import CellOut, ChartOut, CurveOut, Curves, PointOut, Table
-from service.ledger import Entry
 
 
 def facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:

@@ -14,7 +14,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 
 from search_spaces.study import Study, json_schema
-from service.home import Home
+from service.home.layout import Home
+from service.home.ledger import State
 from service.http.audit import Audit
 from service.http.backend import Backend
 from service.http.errors import RESPONSES, Refused
@@ -40,9 +41,8 @@ from service.http.pages import Pages
 from service.http.results import cells_of, curves_of, table_of
 from service.http.settings import Settings
 from service.http.studies import Studies
+from service.http.tokens import Token, TokenFile
 from service.http.untrusted import study_of
-from service.ledger import State
-from service.tokens import Token, TokenFile
 
 REPORT_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; style-src 'unsafe-inline'; "

@@ -10,8 +10,9 @@ from http import HTTPStatus
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import NAME, Study
-from service import stopping
-from service.home import Home
+from service.cli.options import EXIT_CRASHED, EXIT_INTERRUPTED
+from service.cluster.jobs import JobInfo
+from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend, unreachable
 from service.http.errors import Refused, no_study
@@ -20,8 +21,7 @@ from service.http.models import JobOut, Priced, Resumed, Stopping, StudyState, S
 from service.http.pricing import priced
 from service.http.queueing import Queue
 from service.http.settings import Settings
-from service.jobs import JobInfo
-from service.options import EXIT_CRASHED, EXIT_INTERRUPTED
+from service.sweep import stop as stopping
 
 PASSED_ON = ("MLFLOW_TRACKING_URI",)
 """Of the service's environment, to its jobs."""

@@ -13,11 +13,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.serve import Server
 from search_spaces.study import Study
-from service.cluster import free_port
-from service.head import stop
-from service.home import Home
-from service.ledger import Ledger
-from service.tokens import TokenFile
+from service.cluster.connection import free_port
+from service.cluster.local_head import stop
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.http.tokens import TokenFile
 from tests.browser.test_page import SIZES
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
 from tests.service.http.test_events import listening

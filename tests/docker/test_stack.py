@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from tests.docker.stack import Stack, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -42,7 +42,7 @@ def follow(copy: Path, start: str) -> str:
     """What the page's one command that begins with ``start`` prints in the copy."""
     (line,) = (line for line in COMMANDS if line.startswith(start))
     program, *arguments = line.split()
-    command = ["-c", "from service.cli import main; main()"] if program == "oec" else []
+    command = ["-c", "from service.cli.commands import main; main()"] if program == "oec" else []
     environment = {**os.environ, "PYTHONPATH": str(copy), "OEC_HOME": str(copy / "home"), "COLUMNS": "200"}
     try:
         done = subprocess.run(

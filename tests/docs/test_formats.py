@@ -19,7 +19,9 @@ from dashboards.runs import RUN_COLUMNS
 from dashboards.tables import TABLE_COLUMNS
 from search_spaces.plan import Plan
 from search_spaces.study import MethodChoice, Study
-from service import journal, ledger, mlflow_sink
+from service.home import bucket_ledger as journal
+from service.home import ledger
+from service.mlflow import sink as mlflow_sink
 from tests.docs.blocks import names, rows, section
 from trainers import checkpoint, weights
 from trainers.data import shards, sources

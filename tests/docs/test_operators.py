@@ -8,8 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from service import cli
-from service.ledger import FORMAT
+from service.cli import commands as cli
+from service.home.ledger import FORMAT
 from tests.docs.blocks import blocks, section
 from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec

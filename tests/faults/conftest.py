@@ -14,8 +14,8 @@ import yaml
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.run import tokens_of
+from service.home.layout import Home
+from service.sweep.run import tokens_of
 from tests.faults.running import NAME, STEPS
 from tests.trainers.pair import joined
 from trainers.loop import Trainer

@@ -15,9 +15,9 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from service.home import Home
-from service.ledger import TERMINAL, Ledger
-from service.mlflow_sink import EXPERIMENT, REASON_CHARACTERS
+from service.home.layout import Home
+from service.home.ledger import TERMINAL, Ledger
+from service.mlflow.sink import EXPERIMENT, REASON_CHARACTERS
 from trainers.rows import read
 
 GONE_S = 60.0

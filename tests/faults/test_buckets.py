@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.nodes import kill
-from service.home import Home
+from service.home.layout import Home
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import Losses, cells, without_ray
 from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
 from tests.faults.running import DEADLINE_S, NAME, STEPS, until
 from tests.service.oec import oec, start
 from tests.stores import Store, store
-from trainers.buckets import Bucket
+from trainers.storage.bucket import Bucket
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from benchmarks.nodes import kill
-from service.home import Home
-from service.stopping import being_run
+from service.home.layout import Home
+from service.sweep.stop import being_run
 from tests.faults.cluster import JOB_S, Cluster, run_on
 from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
 from tests.faults.running import NAME, newest_step

@@ -16,9 +16,9 @@ import pytest
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger, LedgerLocked
-from service.mlflow_sink import MlflowSink, sync
+from service.home.layout import Home
+from service.home.ledger import Ledger, LedgerLocked
+from service.mlflow.sink import MlflowSink, sync
 from tests.faults.invariants import agree
 
 CELLS = Plan(Study.load("short"), "data").cells

@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import mlflow_sink
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_database import prepare
-from service.mlflow_sink import MlflowSink, check, sync
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.mlflow import sink as mlflow_sink
+from service.mlflow.database import prepare
+from service.mlflow.sink import MlflowSink, check, sync
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")

@@ -23,12 +23,12 @@ from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import SHIPPED, Study
-from service.forecasting import beginnings
-from service.home import Home
-from service.ledger import Ledger
-from service.refinement import Refinement
-from service.reporting import load
-from service.show import status_tables
+from service.cli.overview import status_tables
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.report.forecast import beginnings
+from service.report.report import load
+from service.sweep.refinement import Refinement
 from tests import loss_overview
 from trainers import checkpoint as checkpoints
 from trainers.data import prepare

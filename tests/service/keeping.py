@@ -9,8 +9,8 @@ import numpy as np
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import IDENTITY, Ledger
+from service.home.layout import Home
+from service.home.ledger import IDENTITY, Ledger
 from trainers import weights
 from trainers.data import Shards, Tokens, write_shard
 from trainers.loop import Trainer

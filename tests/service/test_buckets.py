@@ -23,18 +23,20 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import journal as journals
-from service import run, storage
-from service.home import Home
-from service.jobs import portable
-from service.journal import Journal, Writer
-from service.ledger import Ledger, LedgerLocked
-from service.stopping import being_run
-from service.texts import InBucket
+from service.cluster.jobs import portable
+from service.home import bucket_ledger as journals
+from service.home import shared_storage as storage
+from service.home.bucket_ledger import Journal, Writer
+from service.home.layout import Home
+from service.home.ledger import Ledger, LedgerLocked
+from service.home.signals import InBucket
+from service.sweep import run
+from service.sweep.stop import being_run
 from tests.stores import Store, store
-from trainers import buckets, checkpoint, weights
-from trainers.buckets import Bucket, Mirror
+from trainers import checkpoint, weights
 from trainers.data import Shards, TokenFiles, Tokens, write_shard
+from trainers.storage import bucket as buckets
+from trainers.storage.bucket import Bucket, Mirror
 
 ALONE: dict[str, Any] = {"address": None, "retry_crashed": False, "console": Console()}
 CELLS = Plan(Study.load("short"), "data").cells
@@ -380,7 +382,7 @@ def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
 def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path: Path) -> None:
     url = s3.home()
     program = (
-        "import os, signal; from service.journal import Journal; from trainers.buckets import Bucket;"
+        "import os, signal; from service.home.bucket_ledger import Journal; from trainers.storage.bucket import Bucket;"
         f"journal = Journal(Bucket({url!r}), 'short'); journal.take(); journal.append(1, b'1\\n');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -11,9 +11,9 @@ from dashboards.forecast import FEATURES
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.forecasting import beginnings
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.report.forecast import beginnings
 from tests.service.oec import oec
 from trainers.rows import Rows
 

@@ -13,12 +13,13 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cli, mlflow_sink
-from service.home import Home
+from service.cli import commands as cli
+from service.home.layout import Home
+from service.home.ledger import STATES
 from service.http.app import PAGE, create
 from service.http.guard import OPEN
 from service.http.settings import Settings
-from service.ledger import STATES
+from service.mlflow import sink as mlflow_sink
 from trainers.diagnostics import keys
 
 

@@ -21,8 +21,8 @@ import yaml
 
 from benchmarks.nodes import kill
 from search_spaces.study import Study
-from service.home import Home
-from service.stopping import being_run
+from service.home.layout import Home
+from service.sweep.stop import being_run
 from tests.faults.cluster import Cluster
 from tests.faults.invariants import ledger_of
 from tests.faults.running import newest_step

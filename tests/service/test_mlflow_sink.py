@@ -13,9 +13,9 @@ from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT, MlflowSink, Store, check, sync
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.mlflow.sink import EXPERIMENT, MlflowSink, Store, check, sync
 from tests.timing import within
 
 STUDY = Study.load("smoke")

@@ -13,9 +13,9 @@ import pytest
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.reporting import load
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.report.report import load
 from tests import loss_overview
 from tests.service.oec import invoked
 

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.watching import watch
+from service.cli.watch import watch
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")
@@ -110,8 +110,8 @@ def test_the_page_while_it_runs_and_after(home: Home) -> None:
 
 
 def test_the_page_is_written_until_the_study_ends(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.watching.PAGE_EVERY_S", 0)
-    monkeypatch.setattr("service.watching.PAGE_SHARE", 0)
+    monkeypatch.setattr("service.cli.watch.PAGE_EVERY_S", 0)
+    monkeypatch.setattr("service.cli.watch.PAGE_SHARE", 0)
     path = home.study("smoke") / "report" / "report.html"
     ledger = held(home)
     ends = threading.Timer(4.0, ledger.close)

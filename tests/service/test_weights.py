@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search_spaces.plan import Plan
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from tests.service.keeping import T, V, shards, study_of, train
 from tests.service.oec import invoked
 from tests.stores import Store, store

@@ -30,7 +30,7 @@ from trainers.data.shards import write_shard
 from trainers.data.sources import grouped
 from trainers.data.tokenizer import UNTRAINED, Tokenizer
 from trainers.data.verification import MANIFEST, FileName
-from trainers.files import sha256, write_atomically
+from trainers.storage.files import sha256, write_atomically
 
 CHUNK_CHARACTERS = 1 << 17
 """Text that one thread encodes at once: in cache, and worth a thread's waking."""

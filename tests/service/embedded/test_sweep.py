@@ -11,10 +11,10 @@ import ray
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.run import tokens_of
-from service.sweep import ALIKE, CrashedAlike, sweep, warm
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.sweep.run import tokens_of
+from service.sweep.sweep import ALIKE, CrashedAlike, sweep, warm
 from tests.service.embedded.conftest import ELSEWHERE
 
 CELLS = Plan(Study.load("short"), "data").cells

@@ -13,11 +13,11 @@ from fastapi.testclient import TestClient
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from service.http.app import create
 from service.http.settings import Settings
-from service.ledger import Ledger
-from service.tokens import TokenFile
+from service.http.tokens import TokenFile
 
 STUDY = Study.load("smoke")
 CELLS = list(Plan(STUDY, "data").cells)

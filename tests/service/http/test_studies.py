@@ -15,9 +15,9 @@ from dashboards.sensitivity import curves
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import label
 from search_spaces.study import Study
-from service.home import Home
+from service.home.layout import Home
+from service.home.ledger import Ledger
 from service.http.untrusted import study_of
-from service.ledger import Ledger
 from tests.service.http.conftest import CELLS, FINISHED, STUDY, Served, served
 
 FILE: dict[str, Any] = yaml.safe_load(STUDY.to_yaml())
@@ -118,7 +118,7 @@ def test_cells_pages_and_states(service: Served) -> None:
 
 
 def test_curves_and_table_are_those_of_the_report(service: Served) -> None:
-    ledger = Ledger(service.home.ledger("smoke"), "smoke")
+    ledger = Ledger(service.home.layout.ledger("smoke"), "smoke")
     facts = {curve.label: curve for curve in curves(from_records(ledger.records()), STUDY.lrs)}
     told = service.reader.get("/api/v1/studies/smoke/curves").json()
     assert told["seq"] == ledger.seq
