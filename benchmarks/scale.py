@@ -39,6 +39,9 @@ from service.cluster import connection as cluster
 from service.cluster import placement
 from service.home.layout import Home
 from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
+from service.mlflow.address import tracking_uri
 from service.mlflow.sink import MlflowSink, Store
 from service.sweep.progress import Progress
 from trainers.job import Event
@@ -125,12 +128,12 @@ def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: fl
     from service.sweep.sweep import sweep
 
     plan = Plan(spec, DATA)
-    home.claim(spec)
+    register_study(home, spec)
     fits = placement.concurrency(spec.resources, placement.joined())
     ledger = TimedLedger(home.ledger(spec.name), spec.name, write=True)
     with ledger:
         ledger.plan(plan.cells)
-        sink = MlflowSink(home.tracking_uri, home, spec)
+        sink = MlflowSink(tracking_uri(home), home, spec)
         marks = Marks(plan.cell_count, sink)
         with Progress(plan, ledger, Console(stderr=True)) as progress:
             sweep(plan, train, home, ledger, [progress, sink, marks], at_once=min(at_once, fits))
@@ -167,7 +170,7 @@ def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
         yield f"read the ledger, {missing} cells missing", passed()
         CellSearch(plan, ledger, open_storage(home.optuna(spec.name)), ledger.missing())
         yield "open Optuna's journal", passed()
-        store = Store(home.tracking_uri, home, spec)
+        store = Store(tracking_uri(home), home, spec)
         store.connect()
         yield "know what MLflow has, its import included", passed()
         for entry in ledger.ended():
@@ -231,12 +234,12 @@ def main() -> None:
     if arguments.join:
         cluster.connect(arguments.join)
         train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
-        home = Home.open(arguments.home)
+        home = open_home(arguments.home)
         found = simulate(spec, home, arguments.at_once, train, arguments.deliver)
         for line in show(found, arguments.at_once, home):
             Console().print(line, soft_wrap=True, highlight=False)
     elif arguments.resubmit:
-        for what, figure in resubmitted(Home.open(arguments.home), spec):
+        for what, figure in resubmitted(open_home(arguments.home), spec):
             print(f"{what}: {figure:.2f}")
     else:
         with tempfile.TemporaryDirectory() as folder:

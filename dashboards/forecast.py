@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from search_spaces.record import Row
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -43,15 +44,15 @@ COLUMNS = ("cell", "label", "curve", "lr", "state", "steps", "taken", "seconds",
 Booleans = npt.NDArray[np.bool_]
 
 
-def beginning(rows: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
+def beginning(rows: Sequence[Row], steps: int) -> dict[str, float]:
     """``loss`` and ``FEATURES`` of a run of ``steps`` steps from its rows up to ``SEEN``, NaN where a row lacks them.
 
     Nothing where no evaluation lies between the start and there.
     """
-    seen = bisect_right(rows, SEEN * steps, key=itemgetter("step"))
+    seen = bisect_right(rows, SEEN * steps, key=lambda row: row.step)
     if seen < 2:
         return {}
-    first, last = rows[0], rows[seen - 1]
+    first, last = rows[0].metrics, rows[seen - 1].metrics
     # A layer that starts at zero has no growth.
     norms = [name for name in last if name.startswith(LAYERS) and min(first.get(name, 0.0), last[name]) > 0]
     value, start = ({name: row.get(name, math.nan) for name in LOOKED_AT} for row in (last, first))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from search_spaces.cell import Cell, CurveKey
-from search_spaces.edge import most_cells
+from search_spaces.edge import max_cells
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
@@ -105,7 +105,7 @@ class Plan:
         for scale, *_, trials in self.refinements:
             wanted[scale] += trials
         for curve in self.curves:
-            wanted[curve.scale] += most_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0
+            wanted[curve.scale] += max_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0
         return within(wanted, refine.budget.cells or math.inf)
 
     @property

@@ -47,6 +47,11 @@ MOST_SEEDS = 10_000
 """That ``seeds: N`` may be short for."""
 
 
+def is_name(text: str) -> bool:
+    """Whether a study may have this name, which also names a folder."""
+    return NAME.fullmatch(text) is not None and ".." not in text
+
+
 def known(kind: str, name: object, names: Iterable[str]) -> str:
     """``name`` if it is one of ``names``; else an error with the nearest match."""
     names = list(names)
@@ -251,7 +256,7 @@ class Study(Frozen):
     @field_validator("name")
     @classmethod
     def _safe_name(cls, value: str) -> str:
-        if not NAME.fullmatch(value) or ".." in value:
+        if not is_name(value):
             raise bad(
                 "can not name a folder",
                 "use at most 63 lower-case letters, digits, '.', '_' and '-', starting with a letter or digit",

@@ -12,8 +12,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from search_spaces.errors import InvalidInput
+from search_spaces.record import TERMINAL
+from service.home import copies
 from service.home.layout import Home
-from service.home.ledger import TERMINAL, Ledger
+from service.home.studies import read_ledger, require_study, with_ledger, write_ledger
 
 Kind = Literal["weights", "checkpoints"]
 KINDS: dict[Kind, str] = {"weights": "kept weights", "checkpoints": "checkpoints of ended cells"}
@@ -52,16 +54,16 @@ def clean(home: Home, study: str | None, kinds: Sequence[Kind], yes: bool, conso
         options = " and ".join(f"--{kind}" for kind in KINDS)
         raise InvalidInput("--yes", True, "does not say what to remove", f"add {options}, or one of them")
     if study is not None:
-        home.require(study)
+        require_study(home, study)
     with ExitStack() as held:
-        names = [study] if study else home.known()
+        names = [study] if study else with_ledger(home)
         if yes:  # from here on nobody runs them
             for name in names:
-                held.enter_context(Ledger(home.ledger(name), name, write=True, journal=home.journal(name)))
+                held.enter_context(write_ledger(home, name))
         found = [one for one in removable(home, names, alone=study is None) if not kinds or one.kind in kinds]
         console.print(*_told(found, study, kinds, yes), sep="\n", soft_wrap=True)
         if yes:
-            home.remove(name for one in found for name in one.files)
+            copies.remove_files(home, (name for one in found for name in one.files))
 
 
 def removable(home: Home, studies: Iterable[str], *, alone: bool) -> Iterator[Removable]:
@@ -71,7 +73,7 @@ def removable(home: Home, studies: Iterable[str], *, alone: bool) -> Iterator[Re
     A crashed cell's checkpoint stays: ``oec run --retry-crashed`` resumes from it.
     """
     for name in studies:
-        entries = Ledger(home.ledger(name), name).entries
+        entries = read_ledger(home, name).entries
         open_ = {cell_id for cell_id, entry in entries.items() if entry.state not in TERMINAL - {"crashed"}}
         yield from _of_cells(home, name, open_)
     if alone:
@@ -80,7 +82,7 @@ def removable(home: Home, studies: Iterable[str], *, alone: bool) -> Iterator[Re
 
 def _of_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Removable]:
     by_kind: dict[str, Removable] = {kind: Removable(study, kind) for kind in KINDS}
-    for name, size in home.files(f"studies/{study}/cells" if study else "cells").items():
+    for name, size in copies.list_files(home, f"studies/{study}/cells" if study else "cells").items():
         cell_id, *folders, _ = name.split("/")[3 if study else 1 :]
         of_kind = by_kind.get(folders[0]) if len(folders) == 1 else None
         if of_kind and not (of_kind.kind == "checkpoints" and cell_id in open_):

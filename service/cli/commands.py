@@ -18,11 +18,9 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.study import Study, json_schema, shipped
+from service import exit_codes
 from service.cli.job_commands import jobs, logs, stop, submit
 from service.cli.options import (
-    EXIT_BAD_INPUT,
-    EXIT_CRASHED,
-    EXIT_INTERRUPTED,
     bad_input_exits,
     home_option,
     leave,
@@ -31,10 +29,11 @@ from service.cli.options import (
 )
 from service.cli.serve_commands import serve, token
 from service.cli.weight_commands import analyze, clean
+from service.home import copies
 from service.home.layout import Home
-from service.home.ledger import Ledger
-
-__all__ = ["EXIT_BAD_INPUT", "EXIT_CRASHED", "EXIT_INTERRUPTED", "main"]
+from service.home.location import open_folder, open_home
+from service.home.studies import read_ledger, require_study
+from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -56,30 +55,30 @@ def main() -> None:
 def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None:
     """Train every cell of STUDY that the home does not know, and report."""
     console = plain()
-    spec, place = Study.load(study), Home.open(home)
+    spec, place = Study.load(study), open_home(home)
     try:
         crashed = _run(spec, place, address, retry_crashed, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on with the missing cells")
-        leave(EXIT_INTERRUPTED)
+        leave(exit_codes.INTERRUPTED)
     if crashed:
         again = f"`oec run {study} --retry-crashed` tries again" if study != "-" else "--retry-crashed tries again"
         console.print(f"{crashed} cells crashed: `oec status {spec.name}` says why, {again}", soft_wrap=True)
-        sys.exit(EXIT_CRASHED)
+        sys.exit(exit_codes.CRASHED)
 
 
 def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, console: Console) -> int:
     """Train, report and deliver; returns how many cells crashed."""
-    from service.sweep.run import run as run_study
+    from service.sweep.run import run_study
 
     crashed = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
     from service.mlflow.sink import sync
     from service.report.report import load, report
 
     page = report(load(spec.name, place), None, console)
-    place.keep(page.parent)
+    copies.upload(place, page.parent)
     try:
-        sync(place.tracking_uri, place, spec, Ledger(place.ledger(spec.name), spec.name), page.parent)
+        sync(tracking_uri(place), place, spec, read_ledger(place, spec.name), page.parent)
     except InvalidInput as error:  # the results are in the home
         console.print(f"not in MLflow yet: {error}", soft_wrap=True)
     return crashed
@@ -97,18 +96,18 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
 def plan(study: str, home: str, cluster: str | None) -> None:
     """What STUDY will train: curves, cells, tokens and the estimated time; trains nothing."""
     from search_spaces.plan import Plan
-    from service.cli.overview import cluster_line, plan_tables
+    from service.cli.plan_view import cluster_line, plan_tables
     from service.cluster.connection import nodes_of
-    from service.sweep.run import tokens_of
+    from service.home.data import prepare_tokens
 
     console = plain()
-    spec, place = Study.load(study), Home.open(home)
+    spec, place = Study.load(study), open_home(home)
     nodes = nodes_of(cluster) if cluster else None
-    planned = Plan(spec, tokens_of(spec, place, console.print).digest)
+    planned = Plan(spec, prepare_tokens(spec, place, console.print).digest)
     for renderable in plan_tables(planned, place):
         console.print(renderable, soft_wrap=True)
     if nodes:
-        console.print(cluster_line(planned, place, nodes, grows="=" not in str(cluster)), soft_wrap=True)
+        console.print(cluster_line(planned, place, nodes, can_grow="=" not in str(cluster)), soft_wrap=True)
 
 
 @main.command()
@@ -118,10 +117,10 @@ def plan(study: str, home: str, cluster: str | None) -> None:
 @bad_input_exits
 def status(study: str | None, home: str, cells: bool) -> None:
     """Cells by state, of STUDY or of every study of the home, and why cells crashed."""
-    from service.cli.overview import status_tables
+    from service.cli.status import status_tables
 
     console = plain()
-    for renderable in status_tables(Home.open(home), study, cells):
+    for renderable in status_tables(open_home(home), study, cells):
         console.print(renderable, soft_wrap=True)
 
 
@@ -133,10 +132,10 @@ def status(study: str | None, home: str, cells: bool) -> None:
 @bad_input_exits
 def watch(study: str, home: str, once: bool, page: bool) -> None:
     """STUDY while it runs: curves as they grow, what trains, time left. From any machine that sees the home."""
-    from service.cli import watch as watching
+    from service.cli.watch import watch as watch_study
 
     try:
-        watching.watch(Home.open(home), study, plain(), once=once, page=page)
+        watch_study(open_home(home), study, plain(), once=once, page=page)
     except KeyboardInterrupt:
         sys.exit(0)  # that is how one leaves
 
@@ -173,7 +172,7 @@ def report(
     from service.report.report import load_all
     from service.report.report import report as write
 
-    write(load_all(sources, Home.open(home), mapping(columns)), out, plain(), formats, only)
+    write(load_all(sources, open_home(home), mapping(columns)), out, plain(), formats, only)
 
 
 @main.command()
@@ -186,7 +185,7 @@ def diff(before: str, after: str, home: str) -> None:
     from service.report.report import diff as show
     from service.report.report import load
 
-    place = Home.open(home)
+    place = open_home(home)
     show(load(before, place), load(after, place), plain())
 
 
@@ -201,7 +200,7 @@ def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
     from service.report.forecast import beginnings, tables
 
     console = plain()
-    for renderable in tables(forecast_of(beginnings(Home.open(home), studies)), cells):
+    for renderable in tables(forecast_of(beginnings(open_home(home), studies)), cells):
         console.print(renderable, soft_wrap=True)
 
 
@@ -228,7 +227,7 @@ def train(
     """Train one cell of STUDY in this process, without Ray, by the same loop."""
     from service.cli.train_one import train_one
 
-    train_one(Study.load(study), Home.folder(home), scale, attention_norm, method, gamma, lr, seed, plain())
+    train_one(Study.load(study), open_folder(home), scale, attention_norm, method, gamma, lr, seed, plain())
 
 
 @main.group()
@@ -259,10 +258,10 @@ def prepare(source: str, home: str, out: Path | None, workers: int | None, **set
 
     console = plain()
     try:
-        make(source, Home.open(home), out, workers, settings, console)
+        make(source, open_home(home), out, workers, settings, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on behind the last finished file")
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 @main.command()
@@ -292,31 +291,32 @@ def schema() -> None:
 @bad_input_exits
 def sync(study: str, home: str) -> None:
     """Deliver to MLflow what it lacks of STUDY."""
-    from service.mlflow import sink as mlflow_sink
+    from service.mlflow.sink import sync as deliver
 
-    place = Home.open(home)
-    place.require(study)
-    mlflow_sink.check(place.tracking_uri)
+    place = open_home(home)
+    require_study(place, study)
+    uri = tracking_uri(place)
+    check_store(uri)
     folder = place.study(study)
     spec = Study.load(str(folder / "study.yaml"))
-    ledger, page = Ledger(place.ledger(study), study), folder / "report"
-    cells = mlflow_sink.sync(place.tracking_uri, place, spec, ledger, page, ask=True)
+    cells = deliver(uri, place, spec, read_ledger(place, study), folder / "report", ask_store=True)
     click.echo(f"{cells} cells are in MLflow")
 
 
 @main.command()
 @home_option
-@click.option("--port", type=int, default=5000, show_default=True)
+@click.option("--port", type=int, default=UI_PORT, show_default=True)
 @bad_input_exits
 def ui(home: str, port: int) -> None:
     """The MLflow UI on the home's store, on loopback."""
-    from service.mlflow.database import prepare
-    from service.mlflow.sink import shown
+    from service.mlflow.database import create_database
 
-    uri = Home.open(home).tracking_uri
+    uri = tracking_uri(open_home(home))
     if uri.startswith("http"):
-        raise InvalidInput("MLFLOW_TRACKING_URI", shown(uri), "is a server that has its own UI", "open it in a browser")
-    prepare(uri)
+        raise InvalidInput(
+            "MLFLOW_TRACKING_URI", redact(uri), "is a server that has its own UI", "open it in a browser"
+        )
+    create_database(uri)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # less memory; we submit no jobs to it
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     os.execv(sys.executable, command)

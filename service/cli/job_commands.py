@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +13,21 @@ from tabulate import tabulate
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.cli.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED, bad_input_exits, home_option, study_argument
+from service import exit_codes
+from service.background import wait_until
+from service.cli.options import bad_input_exits, home_option, study_argument
 from service.home.layout import Home
-from service.home.shared_storage import local
+from service.home.location import local_folder, open_home
+from service.home.studies import is_running
 from trainers.storage.bucket import is_bucket
 
 if TYPE_CHECKING:
     from service.cluster.jobs import JobInfo, Jobs
 
 MAX_MEGABYTES = 50.0
-EXIT_LEFT = 130
-"""Ctrl-C while following: the job goes on."""
-STOP_S, LOOK_S = 90.0, 0.5
+EXIT_DETACHED = 130
+"""Ctrl-C while following: the job continues."""
+STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
 
 cluster_help = "Dashboard of the Ray cluster, http://HOST:8265; its token is RAY_AUTH_TOKEN or ~/.ray/auth_token."
 cluster_option = click.option(
@@ -142,11 +144,11 @@ def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
 
     From any machine that sees the home, or with --cluster from any that reaches the cluster.
     """
-    from service.sweep import stop as stopping
+    from service.sweep.stop import stop as stop_study
 
     by_default = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
     here = not cluster or (by_default and runs_in(home, study))
-    done = stopping.stop(Home.open(home), study, cell) if here else stopped(str(cluster), study, cell)
+    done = stop_study(open_home(home), study, cell) if here else stopped(str(cluster), study, cell)
     what = f"cell {cell}" if cell else study
     click.echo(f"{what} has ended" if done else f"{what} was asked to end, and has not yet")
 
@@ -158,7 +160,7 @@ def followed(there: Jobs, job: str) -> int:
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
         click.echo(f"\n{job} goes on; `oec logs {job} --follow` shows it again")
-        return EXIT_LEFT
+        return EXIT_DETACHED
     return exit_code(there.get(job))
 
 
@@ -168,7 +170,7 @@ def exit_code(ended: JobInfo) -> int:
 
     if ended.exit_code in (None, NOT_FOUND):
         click.echo(f"oec: job {ended.id} {ended.status.lower()}: {ended.message}", err=True)
-        return EXIT_BAD_INPUT if ended.exit_code else EXIT_INTERRUPTED
+        return exit_codes.BAD_INPUT if ended.exit_code else exit_codes.INTERRUPTED
     return ended.exit_code or 0
 
 
@@ -179,36 +181,29 @@ def stopped(cluster: str, study: str, cell: str | None) -> bool:
         InvalidInput: no job runs the study, or a cell is to be ended in a home that is not seen from here.
     """
     from service.cluster.jobs import Jobs
-    from service.sweep import stop as stopping
+    from service.sweep.stop import stop as stop_study
 
     there = Jobs(cluster)
     job = next((job for job in there.all() if job.study == study and job.live), None)
     if job is None:
         raise InvalidInput("STUDY", study, "is not being run by a job of this cluster", "`oec jobs` lists them")
     if job.home and runs_in(job.home, study):
-        return stopping.stop(Home.open(job.home), study, cell)
+        return stop_study(open_home(job.home), study, cell)
     if cell:
         raise InvalidInput("--cell", cell, "is in a home that this machine does not see", "ask from one that does")
     there.stop(job.id)
-    deadline = time.monotonic() + STOP_S
-    while there.get(job.id).live:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(LOOK_S)
-    return True
+    return wait_until(lambda: not there.get(job.id).live, STOP_TIMEOUT_S, POLL_S)
 
 
 def runs_in(home: str, study: str) -> bool:
     """Whether a home that this machine sees has the study, being run."""
-    from service.sweep.stop import being_run
-
     if is_bucket(home):
         try:
-            return being_run(Home.open(home), study)
+            return is_running(open_home(home), study)
         except InvalidInput:  # this machine has not its credentials, say
             return False
-    place = Home(local(home))
-    return place.ledger(study).is_file() and being_run(place, study)
+    place = Home(local_folder(home))
+    return place.ledger(study).is_file() and is_running(place, study)
 
 
 def label(text: str) -> tuple[str, str]:

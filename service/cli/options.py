@@ -13,8 +13,7 @@ import click
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
-
-EXIT_CRASHED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
+from service import exit_codes
 
 home_option = click.option(
     "--home",
@@ -36,7 +35,7 @@ def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except InvalidInput as error:
             click.echo(f"oec: {error}", err=True)
-            sys.exit(EXIT_BAD_INPUT)
+            sys.exit(exit_codes.BAD_INPUT)
 
     return wrapper
 

@@ -13,9 +13,11 @@ from rich.console import Console
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study, shipped
+from service.home.data import prepare_tokens
 from service.home.layout import Home
-from service.sweep.progress import PLAIN_EVERY_S, clock_time
-from service.sweep.run import stop_on_sigterm, tokens_of
+from service.pace import Pace, clock_time
+from service.sweep.progress import PLAIN_EVERY_S
+from service.sweep.stop import Interrupts
 from trainers.data.preparation import Manifest, Observer, Recipe, tokenize
 
 STUDY_ENDINGS = (".yaml", ".yml")
@@ -49,8 +51,7 @@ def prepare(
     recipe = Recipe(source=source, **given)
     recipe.check()
     folder = (out.expanduser() if out else home.path / "data" / recipe.documents.name).absolute()
-    stop_on_sigterm()
-    with console.status(f"opening {source}") as status:
+    with Interrupts(), console.status(f"opening {source}") as status:
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)
         manifest = tokenize(recipe, folder, workers=workers or os.cpu_count() or 1, observer=observer)
@@ -58,7 +59,7 @@ def prepare(
 
 
 def _study(study: Study, home: Home, console: Console) -> None:
-    tokens = tokens_of(study, home, console.print)
+    tokens = prepare_tokens(study, home, console.print)
     console.print(
         f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
         f"{tokens.vocab_size} ids in use, digest {tokens.digest}",
@@ -107,8 +108,9 @@ class Progress:
     def line(self, done: int, expected: float | None) -> str:
         elapsed = self._clock() - self._started
         parts = [f"{done:,} tokens", f"{clock_time(elapsed)} elapsed"]
-        if elapsed and (speed := (done - (self._before or 0)) / elapsed):
+        pace = Pace(done - (self._before or 0), elapsed)
+        if speed := pace.per_second:
             parts.insert(1, f"{speed:,.0f} tokens/s")
             if expected:
-                parts.append(f"about {clock_time(max(0.0, expected - done) / speed)} left")
+                parts.append(f"about {clock_time(pace.seconds_for(expected - done))} left")
         return " | ".join(parts)

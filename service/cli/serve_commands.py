@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from service.cli.options import bad_input_exits, home_option, plain
-from service.home.layout import Home
+from service.home.location import open_folder
 
 
 @click.command()
@@ -28,7 +28,7 @@ from service.home.layout import Home
 @bad_input_exits
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:
     """Studies over HTTP: API, page and metrics. Needs tokens, see `oec token add`."""
-    place = Home.folder(home)
+    place = open_folder(home)
     if stop_ray:
         from service.cluster.local_head import stop as stop_head
 
@@ -56,7 +56,7 @@ def add_token(name: str, home: str, role: Literal["read", "run"], days: int | No
     from service.http.audit import COMMAND_LINE, Audit
     from service.http.tokens import TokenFile
 
-    place = Home.folder(home)
+    place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token add", f"{name} ({role})"):
         click.echo(TokenFile(place).add(name, role, days))
 
@@ -70,7 +70,7 @@ def remove_token(name: str, home: str) -> None:
     from service.http.audit import COMMAND_LINE, Audit
     from service.http.tokens import TokenFile
 
-    place = Home.folder(home)
+    place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token remove", name):
         TokenFile(place).remove(name)
 
@@ -83,7 +83,7 @@ def list_tokens(home: str) -> None:
     from service.http.tokens import TokenFile
 
     table = Table("name", "role", "created", "expires")
-    for one in TokenFile(Home.folder(home)).all():
+    for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"
         table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (over)' * one.expired}")
     plain().print(table)

@@ -1,4 +1,4 @@
-"""One cell in this process: the loop that the workers run, without Ray."""
+"""``oec train``: one cell in this process, by the loop that the workers run, without Ray."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
+from search_spaces.record import Row
 from search_spaces.study import Study
+from service.home.data import prepare_tokens
 from service.home.layout import Home
-from service.sweep.run import tokens_of
 
 
 def train_one(
@@ -40,17 +41,17 @@ def train_one(
 
     torch.set_num_threads(checked.resources.cpus_per_worker)  # as a worker has, so that the last digits are a worker's
 
-    tokens = tokens_of(checked, home, console.print)
+    tokens = prepare_tokens(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
     console.print(f"cell {cell.id}: {cell.label}")
     trainer = Trainer(
         World.single(device_of(checked)), tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches
     )
 
-    def show(row: dict[str, float]) -> None:
+    def print_row(row: Row) -> None:
         shown = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second")
-        values = "  ".join(f"{name} {row[name]:.5g}" for name in shown if name in row)
-        console.print(f"step {row['step']:>6.0f}  {values}", soft_wrap=True, highlight=False)
+        values = "  ".join(f"{name} {row.metrics[name]:.5g}" for name in shown if name in row.metrics)
+        console.print(f"step {row.step:>6}  {values}", soft_wrap=True, highlight=False)
 
     result = trainer.run(
         cell,
@@ -58,9 +59,9 @@ def train_one(
         evaluate_every=checked.evaluate_every,
         checkpoint_every=checked.checkpoint_every,
         keep_weights=checked.keep_weights,
-        on_row=show,
+        on_row=print_row,
     )
-    for name, value in result.record().items():
+    for name, value in {"state": result.state, **result.record()}.items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
 
 

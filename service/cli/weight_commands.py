@@ -8,7 +8,7 @@ import click
 
 from search_spaces.errors import InvalidInput
 from service.cli.options import bad_input_exits, home_option, plain
-from service.home.layout import Home
+from service.home.location import open_home
 
 
 @click.command()
@@ -55,7 +55,7 @@ def analyze(
         raise InvalidInput("--shards", None, "is missing", "say which tokens, or leave --data and --sequences out")
     if study:
         options = {"cells": cells, "shards": shards, "data": data, "sequences": sequences}
-        analysis.analyze(Home.open(home), study, plain(), **options)  # type: ignore[arg-type]
+        analysis.analyze(open_home(home), study, plain(), **options)  # type: ignore[arg-type]
     else:
         analysis.analyze_files(files, embedding, out, plain())
 
@@ -75,4 +75,4 @@ def clean(study: str | None, home: str, weights: bool, checkpoints: bool, yes: b
     from service.cli import clean as cleaning
 
     asked: dict[cleaning.Kind, bool] = {"weights": weights, "checkpoints": checkpoints}
-    cleaning.clean(Home.open(home), study, [kind for kind in asked if asked[kind]], yes, plain())
+    cleaning.clean(open_home(home), study, [kind for kind in asked if asked[kind]], yes, plain())

@@ -13,9 +13,9 @@ from contextlib import chdir
 from pathlib import Path
 
 from search_spaces.errors import InvalidInput
-from service.background import Beside
+from service.background import BackgroundThread
 from service.cluster import ray_start
-from service.cluster.placement import Node, declared, joined
+from service.cluster.placement import Node, declared, joined_nodes
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # even on loopback: other users of the machine have no business here
@@ -219,7 +219,7 @@ def reach(joined: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
-class HeadWatch(Beside):
+class HeadWatch(BackgroundThread):
     """Calls ``lost`` once the cluster's head has not been reachable for ``LOST_S``.
 
     Ray itself looks for it for a minute and then ends the process, whatever it is doing, with exit code 1.
@@ -229,7 +229,7 @@ class HeadWatch(Beside):
         super().__init__("head-watch")
         self._head, self._lost = head, lost
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         reached = time.monotonic()
         while not self._over.wait(LOOK_S):
             try:
@@ -268,6 +268,6 @@ def nodes_of(text: str) -> list[Node]:
     import ray
 
     try:
-        return joined()
+        return joined_nodes()
     finally:
         ray.shutdown()

@@ -23,7 +23,8 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.cluster import connection as cluster
 from service.cluster.working_dir import Shipment
-from service.home import shared_storage as storage
+from service.exit_codes import INTERRUPTED
+from service.home.location import local_folder
 from trainers.storage.bucket import checked, is_bucket
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ SAVE_S = 60
 """How long a stopped driver may take to save its state; Ray's own 3 s kill it while it does."""
 LONGEST = 100_000
 """Characters of an entry point; the system takes 131,071 bytes an argument."""
-STOPPED, NOT_FOUND = 75, 127
-"""Exit codes: of a study that was interrupted, and of a shell that finds no ``oec``."""
+NOT_FOUND = 127
+"""Exit code of a shell that does not find ``oec``."""
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def portable(study: Study, home: str | None) -> str | None:
     if home and is_bucket(home):
         at: str | None = checked(home)
     else:
-        at = paths["--home"] = str(storage.local(home)) if home else None
+        at = paths["--home"] = str(local_folder(home)) if home else None
     for field, path in paths.items():
         if path and not Path(path).is_absolute():
             remedy = "give an absolute path on storage that every node of the cluster sees"
@@ -336,7 +337,7 @@ def _info(job: JobDetails) -> JobInfo:
         hash=known.get("oec.hash", ""),
         home=known.get("oec.home", ""),
         status=status,
-        exit_code=STOPPED if status == "STOPPED" and code is None else code,
+        exit_code=INTERRUPTED if status == "STOPPED" and code is None else code,
         submitted=datetime.fromtimestamp(job.start_time / 1000, UTC) if job.start_time else None,
         message=message,
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -17,10 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import ValidationError
 
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from service.background import wait_until
 from service.cluster import connection as cluster
 from service.cluster import ray_start
 from service.cluster.connection import LOOPBACK, free_port
@@ -61,8 +62,7 @@ def find_or_start(home: Home, report: Callable[[str], None] = logger.info) -> He
         InvalidInput: Ray did not start; its last words.
     """
     note = home.service / "ray.json"
-    with note.with_suffix(".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(note.with_suffix(".lock")):
         head = noted(home)
         if head is None or not head.alive:
             head = start(home)
@@ -96,12 +96,8 @@ def stop(home: Home) -> bool:
 def end(head: Head) -> None:
     """By SIGTERM, on which ``ray start --block`` ends all that it started."""
     os.kill(head.pid, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_S
-    while head.alive:
-        if time.monotonic() > deadline:
-            os.killpg(head.pid, signal.SIGKILL)
-            return
-        time.sleep(LOOK_S)
+    if not wait_until(lambda: not head.alive, DOWN_S, LOOK_S):
+        os.killpg(head.pid, signal.SIGKILL)
 
 
 def start(home: Home) -> Head:

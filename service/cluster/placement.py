@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import GPU_UNIT, ResourceSpec
@@ -40,40 +41,45 @@ def declared(text: str) -> list[Node]:
     return [found] * int(form["nodes"] or 1) if form else []
 
 
-def joined() -> list[Node]:
+def joined_nodes() -> list[Node]:
     """The nodes of the cluster that this process has joined."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def at_once(resources: ResourceSpec, nodes: Sequence[Node]) -> int:
-    """Cells that a study asks a cluster for: as many as it holds or, of one that grows, as the study may have.
+@dataclass(frozen=True)
+class Fit:
+    """How many cells run concurrently, and why not more."""
 
-    Raises:
-        InvalidInput: see ``concurrency``.
-    """
-    if resources.autoscale:
-        assert resources.concurrency is not None, "ResourceSpec sees to it"
-        return resources.concurrency
-    return concurrency(resources, nodes)
+    cells: int
+    bound_by: str
+    """The resource or setting that keeps it from being more."""
 
 
-def concurrency(resources: ResourceSpec, nodes: Sequence[Node]) -> int:
-    """How many cells run at once on these nodes.
+def fit(resources: ResourceSpec, nodes: Sequence[Node], *, cells: int | None = None, can_grow: bool = False) -> Fit:
+    """How many cells of a study run concurrently on these nodes.
+
+    Args:
+        cells: how many the study has; no limit by default.
+        can_grow: the nodes are those of a real cluster, which starts more for a study with ``autoscale``.
 
     Raises:
         InvalidInput: not even one cell fits; the message shows the arithmetic.
     """
-    return binding(resources, nodes)[0]
+    if can_grow and resources.autoscale:
+        assert resources.concurrency is not None, "ResourceSpec requires it"
+        limits = {"resources.concurrency": resources.concurrency}
+    else:
+        limits = _limits(resources, nodes)
+    if cells is not None:
+        limits = {"the number of cells": cells, **limits}
+    bound = min(limits, key=lambda name: limits[name])
+    return Fit(limits[bound], bound)
 
 
-def binding(resources: ResourceSpec, nodes: Sequence[Node]) -> tuple[int, str]:
-    """``concurrency``, and which resource or setting keeps it from being more.
-
-    Raises:
-        InvalidInput: see ``concurrency``.
-    """
+def _limits(resources: ResourceSpec, nodes: Sequence[Node]) -> dict[str, int]:
+    """Cells that each kind of resource allows."""
     workers = resources.workers
     limits = {kind: sum(places) // workers for kind, places in _places(resources, nodes)}
     limits["the nodes' mix of CPU and GPU"] = sum(places_on(resources, node) for node in nodes) // workers
@@ -83,27 +89,11 @@ def binding(resources: ResourceSpec, nodes: Sequence[Node]) -> tuple[int, str]:
         limits["memory"] = sum(int(node["memory"] // TRIAL_MEMORY) for node in nodes)
         if not limits["memory"]:
             has = f"{sum(node['memory'] for node in nodes) / 2**20:.0f} MiB of memory"
-            raise InvalidInput("--address", has, f"holds no trial, of {TRIAL_MEMORY >> 20} MiB", "use larger nodes")
+            problem = f"cannot hold one trial, which takes {TRIAL_MEMORY >> 20} MiB"
+            raise InvalidInput("--address", has, problem, "use larger nodes")
     if resources.concurrency:
         limits["resources.concurrency"] = resources.concurrency
-    bound = min(limits, key=lambda name: limits[name])
-    return limits[bound], bound
-
-
-def of_a_plan(resources: ResourceSpec, nodes: Sequence[Node], cells: int, *, grows: bool) -> tuple[int, str]:
-    """How many of a study's cells run at once, and what keeps it from being more.
-
-    Args:
-        grows: the cluster is a real one, and starts nodes where the study says so.
-
-    Raises:
-        InvalidInput: see ``concurrency``.
-    """
-    if grows and resources.autoscale:
-        limit = at_once(resources, nodes), "resources.concurrency"
-    else:
-        limit = binding(resources, nodes)
-    return min((cells, "the number of cells"), limit, key=lambda limit: limit[0])
+    return limits
 
 
 def places_on(resources: ResourceSpec, node: Node) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from search_spaces.errors import InvalidInput
-from service.background import Beside
+from service.background import BackgroundThread, wait_until
 
 ROOM = 64 * 2**20
 """Free bytes that Ray's temporary folder must have: with less, its processes die as they write their first logs, and
@@ -134,7 +134,7 @@ def dashboard_error(logs: Path) -> str | None:
     return _fatal(text) if DASHBOARD_FAILED in text else None
 
 
-class StartWatch(Beside):
+class StartWatch(BackgroundThread):
     """Runs beside ``ray.init``: says that it is still starting, and ends a dashboard that has failed but hangs, at
     which ``ray.init`` raises. ``end`` ends what a failed start leaves, which ``ray.shutdown`` does not know of."""
 
@@ -155,11 +155,9 @@ class StartWatch(Beside):
     def end(self) -> None:
         """End the processes that were started since and wait for their end."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + END_S
             for pid in self._started():
                 os.kill(pid, sign)
-            while self._started() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            wait_until(lambda: not self._started(), END_S, 0.1)
 
     def _sessions(self) -> list[Path]:
         return sorted(self._folder.glob(f"session_*_{os.getpid()}"))
@@ -167,7 +165,7 @@ class StartWatch(Beside):
     def _started(self) -> set[int]:
         return children() - self._others
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         began = time.monotonic()
         told = 0.0
         while not self._over.wait(POLL_S):

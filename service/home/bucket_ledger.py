@@ -13,25 +13,15 @@ next writer's object, which the one before looks for whenever it writes.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from bisect import bisect_right
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from search_spaces.errors import InvalidInput
-from service.home.ledger import LedgerLocked
+from service.home.writer import BEAT_S, LOST_S, LedgerLocked, Writer
 from trainers.storage.bucket import Bucket
 
-BEAT_S = 5.0
-"""How often a writer shows that it is there."""
-LOST_S = 4 * BEAT_S
-"""How long one may show nothing before another takes over; no two clocks are compared for that."""
 LOOK_S = 0.5
 BLOCK = 256
 """Objects of lines that become one: a long study's ledger is read by tens of requests, not thousands."""
@@ -41,46 +31,7 @@ TRIES = 5
 logger = logging.getLogger(__name__)
 
 
-class Writer(BaseModel):
-    """Who writes a ledger."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pid: int
-    host: str
-    machine: str
-    """This boot and these process numbers: within it, a pid says whether the process lives."""
-    since: str
-    beat: int = 0
-    at: float
-    """Of the last beat, by the writer's clock."""
-    ended: bool = False
-
-    @classmethod
-    def this(cls) -> Writer:
-        return cls(
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            machine=this_machine(),
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-            at=time.time(),
-        )
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} on {self.host} since {self.since}"
-
-    @property
-    def there(self) -> bool | None:
-        """Whether its process lives; None where that can not be seen from here."""
-        return Path(f"/proc/{self.pid}").exists() if self.machine == this_machine() else None
-
-    @property
-    def seems_there(self) -> bool:
-        """For a person to read: by the clocks of two machines, where its process can not be seen from here."""
-        return not self.ended and (time.time() - self.at < LOST_S if self.there is None else self.there)
-
-
-class Journal:
+class BucketLedger:
     """The lines of one study. ``OSError`` comes from a bucket that does not answer for long."""
 
     def __init__(self, home: Bucket, study: str) -> None:
@@ -197,7 +148,7 @@ class Journal:
 
     def _lives(self, number: int, writer: Writer) -> bool:
         """Whether a writer that has not ended shows itself, or another one does, within ``LOST_S``."""
-        if writer.there is False:
+        if writer.is_alive is False:
             return False
         deadline = time.monotonic() + LOST_S
         while time.monotonic() < deadline:
@@ -220,12 +171,6 @@ class Journal:
 
     def _locked(self) -> LedgerLocked:
         return LedgerLocked.by(self.writer() or "unknown", self._study)
-
-
-def this_machine() -> str:
-    """What tells apart machines, their boots, and containers, whose processes have numbers of their own."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _lines(first: int) -> str:

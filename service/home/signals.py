@@ -1,4 +1,4 @@
-"""Short texts by name, for whoever sees the home: as files of a folder, or as objects of a bucket."""
+"""Short texts by name that everybody who shares a home can read and write: in a folder, or in a bucket."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from service.home.layout import Home
 from trainers.storage.bucket import Bucket
 from trainers.storage.files import write_atomically
 
 
-class Texts(Protocol):
-    """Each read may be as old as ``every_s`` seconds. They pickle as the place that they name."""
+class SignalStore(Protocol):
+    """A value that is read may be up to ``max_age_s`` old. A pickled store refers to the same place."""
 
     @property
-    def every_s(self) -> float: ...
+    def max_age_s(self) -> float: ...
 
     def check(self) -> None:
-        """Raises InvalidInput, at once, where the place is not to be had from here."""
+        """Raise InvalidInput, at once, if the place cannot be reached from here."""
 
     def write(self, name: str, text: str) -> None: ...
 
     def read(self, name: str) -> str | None:
-        """None if there is none of this name."""
+        """The text of this name, or None."""
 
     def clear(self) -> None:
         """Remove them all."""
 
 
 @dataclass(frozen=True)
-class InFolder:
+class FolderSignals:
     folder: Path
-    every_s: float = 0.5
+    max_age_s: float = 0.5
 
     def check(self) -> None: ...
 
@@ -50,17 +51,17 @@ class InFolder:
     def clear(self) -> None:
         for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # it is not there, or somebody has written anew
+        with suppress(OSError):  # the folder does not exist, or somebody has written a new signal
             self.folder.rmdir()
 
 
 @dataclass(frozen=True)
-class InBucket:
+class BucketSignals:
     bucket: Bucket
-    every_s: float = 5.0
-    """A request costs a little, and there may be hundreds of readers."""
+    max_age_s: float = 5.0
+    """A request costs money, and there may be hundreds of readers."""
     _last: dict[str, tuple[float, str | None]] = field(default_factory=dict, compare=False)
-    """When a name was read, and what there was; of one name alone, as readers care for one after the other."""
+    """When a name was read, and its text; only the last name, because a reader polls one name at a time."""
 
     def check(self) -> None:
         Bucket.open(self.bucket.url)
@@ -69,8 +70,8 @@ class InBucket:
         self.bucket.write(name, text.encode())
 
     def read(self, name: str) -> str | None:
-        at, text = self._last.get(name, (-self.every_s, None))
-        if time.monotonic() - at >= self.every_s:
+        at, text = self._last.get(name, (-self.max_age_s, None))
+        if time.monotonic() - at >= self.max_age_s:
             content = self.bucket.read(name)
             text = None if content is None else content.decode(errors="replace")
             self._last.clear()
@@ -79,3 +80,8 @@ class InBucket:
 
     def clear(self) -> None:
         self.bucket.remove(self.bucket.names())
+
+
+def signals(home: Home, folder: str) -> SignalStore:
+    """The signals below a folder of the home."""
+    return BucketSignals(home.bucket / folder) if home.bucket else FolderSignals(home.path / folder)

@@ -49,6 +49,6 @@ class Pages:
 
 def draw(name: str, home: Home, folder: Path) -> None:
     """Write the page of a study into ``folder``."""
-    from service.report.report import live_page  # seconds
+    from service.report.report import write_live_page  # seconds
 
-    live_page(name, home, None, folder)
+    write_live_page(name, home, None, folder)

@@ -9,7 +9,7 @@ from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
-from service.cluster.placement import Node, of_a_plan
+from service.cluster.placement import Node, fit
 from service.http.models import PlannedCurve, Priced
 from service.http.settings import Settings
 
@@ -26,10 +26,10 @@ def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_s
     at_most(study, settings)
     plan = Plan(study, "")  # the digest of the tokens changes no number here, and a text need not be read for it
     resources = study.resources
-    at_once, bound_by = of_a_plan(resources, nodes, plan.cell_count, grows=True)
-    seconds = plan.seconds(tokens_per_second, at_once)
-    core_hours = seconds / 3600 * at_once * resources.workers * resources.cpus_per_worker
-    accelerator_hours = seconds / 3600 * at_once * resources.workers * resources.gpus_per_worker
+    found = fit(resources, nodes, cells=plan.cell_count, can_grow=True)
+    seconds = plan.seconds(tokens_per_second, found.cells)
+    core_hours = seconds / 3600 * found.cells * resources.workers * resources.cpus_per_worker
+    accelerator_hours = seconds / 3600 * found.cells * resources.workers * resources.gpus_per_worker
     curves = [
         PlannedCurve(
             scale=curve.scale,
@@ -51,9 +51,9 @@ def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_s
         tokens=plan.tokens,
         seconds=seconds,
         measured=set(study.scales) <= set(tokens_per_second),
-        cells_at_once=at_once,
-        workers=at_once * resources.workers,
-        bound_by=bound_by,
+        max_concurrent=found.cells,
+        workers=found.cells * resources.workers,
+        bound_by=found.bound_by,
         core_hours=core_hours,
         accelerator_hours=accelerator_hours,
     )

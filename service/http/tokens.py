@@ -6,7 +6,6 @@ hash. The token itself is shown once, to whoever made it, and is written nowhere
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
@@ -14,19 +13,19 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Literal, get_args
+from typing import Literal
 
+from filelock import FileLock
 from pydantic import Field, TypeAdapter, ValidationError
 
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
-from search_spaces.study import NAME
+from search_spaces.study import is_name
 from service.home.layout import Home
 from trainers.storage.files import replacing
 
 Role = Literal["read", "run"]
 """``read`` looks; ``run`` also submits, stops and resumes."""
-ROLES: tuple[Role, ...] = get_args(Role)
 PREFIX = "oec_"
 """So that scanners of repositories and logs can tell a token that leaked."""
 
@@ -87,8 +86,8 @@ class TokenFile:
         Raises:
             InvalidInput: the name is no name or is taken.
         """
-        if not NAME.fullmatch(name):
-            raise InvalidInput("NAME", name, "is no name", "use lower-case letters, digits, '.', '_' and '-'")
+        if not is_name(name):
+            raise InvalidInput("NAME", name, "is not a valid name", "use lower-case letters, digits, '.', '_' and '-'")
         if days is not None and not 0 < days < 36_500:
             raise InvalidInput("--days", days, "is no lifetime", "give 1 to 36499 days, or leave it out")
         secret = PREFIX + secrets.token_urlsafe(32)
@@ -115,8 +114,7 @@ class TokenFile:
     @contextmanager
     def _changing(self) -> Iterator[list[Token]]:
         """The tokens, to be changed in place; written when the block ends without an error, one process at a time."""
-        with self._path.with_suffix(".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self._path.with_suffix(".lock")):
             tokens = list(self.all())
             yield tokens
             with replacing(self._path) as file:

@@ -1,33 +1,33 @@
-"""MLflow's embedded database, made whole or not at all.
+"""MLflow's embedded database, created completely or not at all.
 
-MLflow makes it in dozens of migrations, each committed for itself. A process that is killed meanwhile, or a second one
-that begins before the first is through, leaves a file that no client of MLflow opens ever again.
+MLflow creates it in dozens of migrations and commits each one. A process that is killed in between, or a second one
+that starts before the first is through, leaves a file that no MLflow client can open again.
 """
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
+from filelock import FileLock
 
-def prepare(uri: str) -> None:
-    """See that the file of a ``sqlite:///`` address is there: made beside its place by one process, the others wait.
+
+def create_database(uri: str) -> None:
+    """Create the file of a ``sqlite:///`` address if it does not exist, under another name first; others wait.
 
     Raises:
-        OSError: the file can not be written.
+        OSError: the file cannot be written.
     """
     kind, _, place = uri.partition(":///")
     path = Path(place)
     if kind != "sqlite" or path.exists():
         return
-    from mlflow import MlflowClient  # seconds
+    from mlflow import MlflowClient  # takes seconds
 
     new = path.with_name(f".{path.name}-new")
-    with path.with_name(f".{path.name}.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
-        for left in path.parent.glob(f"{new.name}*"):  # of a killed process, and SQLite's journal of it
-            left.unlink()
+        for leftover in path.parent.glob(f"{new.name}*"):  # a killed process's file, and SQLite's journal of it
+            leftover.unlink()
         MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
         new.replace(path)

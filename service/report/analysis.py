@@ -23,8 +23,9 @@ from dashboards.runs import records
 from dashboards.tables import HEADINGS, RENDERERS, shown
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
+from service.home import copies
 from service.home.layout import Home
-from service.home.ledger import Ledger
+from service.home.studies import read_ledger, require_study
 from trainers import described, rows, weights
 from trainers.data import Shards
 from trainers.described import Damaged
@@ -75,9 +76,9 @@ def analyze(
     """
     from service.report.report import load, report
 
-    home.require(study)
+    require_study(home, study)
     folder = home.study(study) / analysis.FOLDER
-    home.bring_below(f"studies/{study}/{analysis.FOLDER}")
+    copies.download_folder(home, f"studies/{study}/{analysis.FOLDER}")
     before = Analysis.read(folder)
     sources = list(_sources(home, study, cells, console))
     if not sources:
@@ -86,9 +87,9 @@ def analyze(
     found = Analysis.of(_rows(home, sources, tokens, data or shards or "", sequences, console))
     show(found, console)
     _merged(before, found).write(folder)
-    home.keep(folder)
+    copies.upload(home, folder)
     page = report(load(study, home), None, Console(quiet=True))
-    home.keep(page.parent)
+    copies.upload(home, page.parent)
     console.print(f"tables: {folder}\nreport: {page.resolve()}", soft_wrap=True, highlight=False)
 
 
@@ -152,14 +153,14 @@ def _table(title: str, found: pd.DataFrame, columns: Sequence[str]) -> Table:
 
 def _sources(home: Home, study: str, cells: Sequence[str], console: Console) -> Iterator[Source]:
     """The kept weights of the cells of a study, in the order of its ledger, by step."""
-    entries = Ledger(home.ledger(study), study).entries
+    entries = read_ledger(home, study).entries
     if unknown := [cell for cell in cells if cell not in entries]:
         remedy = f"`oec status {study} --cells` lists them"
         raise InvalidInput("--cell", unknown[0], f"is no cell of {study}", remedy)
     for cell_id in cells or entries:
         entry = entries[cell_id]
         of = entry.reused_from or study
-        home.bring_below(f"studies/{of}/cells/{cell_id}/{weights.FOLDER}", ".json")
+        copies.download_folder(home, f"studies/{of}/cells/{cell_id}/{weights.FOLDER}", ".json")
         with warnings.catch_warnings(record=True) as passed_over:
             found = list(weights.kept(home.cell(cell_id, of) / weights.FOLDER, cell_id))
         for warning in passed_over:
@@ -187,7 +188,7 @@ def _rows(
     told: dict[str, list[dict[str, Any]]] = {}
     for source in sources:
         kept, name = source.kept, f"studies/{source.study}/cells/{source.row['cell']}/{weights.FOLDER}"
-        home.bring_below(name, source.kept.path.name)
+        copies.download_folder(home, name, source.kept.path.name)
         try:
             described.verified(kept.path, kept.cell.id)
         except Damaged as why:
@@ -218,9 +219,9 @@ def _add(told: dict[str, list[dict[str, Any]]], more: Mapping[str, list[dict[str
 def _val_loss(home: Home, source: Source) -> float | None:
     """The loss on the run's own validation tokens after the same step, if it was evaluated then."""
     cell_id = source.row["cell"]
-    home.bring([(cell_id, source.study)])
-    found = [row for row in rows.read(home.metrics(cell_id, source.study)) if row["step"] == source.kept.step]
-    return found[-1].get("val_loss") if found else None
+    copies.download_metrics(home, [(cell_id, source.study)])
+    found = [row for row in rows.read(home.metrics(cell_id, source.study)) if row.step == source.kept.step]
+    return found[-1].val_loss if found else None
 
 
 def _tokens(pattern: str, sources: Sequence[Source], sequences: int | None) -> Shards:

@@ -11,8 +11,11 @@ from rich.table import Table
 
 from dashboards.forecast import COLUMNS, FEATURES, SEEN, Forecast, beginning
 from search_spaces.cell import digest
+from search_spaces.record import Row
+from service.home import copies
 from service.home.layout import Home
-from service.home.ledger import Entry, Ledger
+from service.home.ledger import Entry
+from service.home.studies import read_ledger, require_study, with_ledger
 from trainers.rows import read
 
 STATES = ("finished", "diverged", "running")
@@ -28,29 +31,29 @@ def beginnings(home: Home, studies: Sequence[str] = ()) -> pd.DataFrame:
         InvalidInput: no such study in the home.
     """
     for name in studies:
-        home.require(name)
+        require_study(home, name)
     found = {}
-    for name in studies or home.known():
-        entries = Ledger(home.ledger(name), name).entries.items()
+    for name in studies or with_ledger(home):
+        entries = read_ledger(home, name).entries.items()
         new = {cell_id: entry for cell_id, entry in entries if entry.state in STATES and cell_id not in found}
-        home.bring((cell_id, entry.reused_from or name) for cell_id, entry in new.items())
+        copies.download_metrics(home, [(cell_id, entry.reused_from or name) for cell_id, entry in new.items()])
         for cell_id, entry in new.items():
-            found[cell_id] = begun(entry, read(home.metrics(cell_id, entry.reused_from or name)))
+            found[cell_id] = forecast_features(entry, read(home.metrics(cell_id, entry.reused_from or name)))
     return table_of(found.values())
 
 
-def begun(entry: Entry, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def forecast_features(entry: Entry, rows: Sequence[Row]) -> dict[str, Any]:
     """One run, of ``COLUMNS``."""
     cell = entry.cell
     return {
-        "cell": cell.id,
+        "cell": entry.id,
         "label": cell.label,
         "curve": digest(cell.model_dump(mode="json", exclude=EXCLUDED)),
         "lr": cell.lr,
         "state": entry.state,
         "steps": cell.training.steps,
-        "taken": entry.result.get("steps"),
-        "seconds": entry.result.get("train_seconds"),
+        "taken": entry.result.steps,
+        "seconds": entry.result.train_seconds,
         **beginning(rows, cell.training.steps),
     }
 

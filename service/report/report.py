@@ -29,15 +29,19 @@ from dashboards.published import NAME, RUNS_CSV
 from dashboards.report import Known, with_measured, write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import Grid, curves, studies
-from dashboards.steps import MOST_CELLS, Columns, rows_of_each, thinned
+from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import listed, sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study, shipped
+from service.home import copies
 from service.home.layout import Home
-from service.home.ledger import Entry, Ledger
-from service.mlflow.sink import EXPERIMENT, check, ui_address
-from service.report.forecast import STATES, begun, table_of
-from trainers.rows import Lines
+from service.home.ledger import Entry
+from service.home.location import open_home
+from service.home.studies import read_ledger, with_ledger
+from service.mlflow.address import check_store, tracking_uri, ui_address
+from service.mlflow.store import EXPERIMENT, runs_file
+from service.report.forecast import STATES, forecast_features, table_of
+from trainers.rows import LazyRows
 from trainers.storage.bucket import is_bucket
 
 MLFLOW_PREFIX = "mlflow:"
@@ -71,7 +75,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     folder, colon, name = source.rpartition(":")
     path = Path(source)
     if source.startswith(MLFLOW_PREFIX):
-        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), home.tracking_uri, columns)
+        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), tracking_uri(home), columns)
     if path.suffix == ".csv" and not home.ledger(source).is_file():
         return _from_csv(path, columns)
     if columns:
@@ -79,16 +83,16 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
             "--column", source, "is a study, whose columns are known", "give a .csv or mlflow:EXPERIMENT"
         )
     if colon and not home.ledger(source).is_file():
-        other = Home.open(folder) if is_bucket(folder) else Home(Path(folder))
+        other = open_home(folder) if is_bucket(folder) else Home(Path(folder))
         if not other.ledger(name).is_file():
-            known = ", ".join(other.known()) or "none"
+            known = ", ".join(with_ledger(other)) or "none"
             raise InvalidInput("SOURCE", source, "is no study of another home", f"studies in {folder}: {known}")
         return _from_home(name, other)
     if home.ledger(source).is_file():
         return _from_home(source, home)
     if source == NAME:
         return _from_csv(RUNS_CSV, None)
-    known = ", ".join(home.known()) or "none yet"
+    known = ", ".join(with_ledger(home)) or "none yet"
     remedy = f"studies here: {known}; the published runs: {NAME}"
     raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", remedy)
 
@@ -109,7 +113,7 @@ def uncollected() -> Iterator[None]:
 @uncollected()
 def _from_home(name: str, home: Home) -> Source:
     study = Study.load(str(home.study(name) / "study.yaml"))
-    ledger = Ledger(home.ledger(name), name)
+    ledger = read_ledger(home, name)
     known, notes = _known(home, study, ledger.entries)
     runs = from_records(ledger.records())
     return Source(
@@ -128,16 +132,16 @@ def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Know
     # Of many cells those of the first seed are kept for the page, then those of the second.
     ended = [(cell_id, entry) for cell_id, entry in entries.items() if entry.state in STATES]
     ended.sort(key=lambda one: one[1].cell.seed)
-    kept = ended[:MOST_CELLS]
-    home.bring((cell_id, entry.reused_from or study.name) for cell_id, entry in kept)
+    kept = ended[:MAX_CELLS]
+    copies.download_metrics(home, [(cell_id, entry.reused_from or study.name) for cell_id, entry in kept])
     steps: dict[str, Columns] = {}
     beginnings, damaged = [], []
     for cell_id, entry in kept:
         try:
-            rows = Lines(home.metrics(cell_id, entry.reused_from or study.name))
+            rows = LazyRows(home.metrics(cell_id, entry.reused_from or study.name))
             if rows:
-                steps[cell_id] = thinned(rows, rows_of_each(len(kept)))
-                beginnings.append(begun(entry, rows))
+                steps[cell_id] = thin(rows, rows_per_cell(len(kept)))
+                beginnings.append(forecast_features(entry, rows))
         except InvalidInput:
             damaged.append(cell_id)
             steps.pop(cell_id, None)
@@ -153,22 +157,22 @@ def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Know
 
 def _analysis(home: Home, study: str) -> Analysis | None:
     """What `oec analyze` found of the weights that the study kept."""
-    home.bring_below(f"studies/{study}/{analysis.FOLDER}")
+    copies.download_folder(home, f"studies/{study}/{analysis.FOLDER}")
     return Analysis.read(home.study(study) / analysis.FOLDER)
 
 
 def _links(home: Home, study: str) -> dict[str, str]:
     """The address of each cell's run, where MLflow knows them."""
-    path = home.mlflow_runs(study)
+    path = runs_file(home, study)
     if not path.is_file():
         return {}
     known = json.loads(path.read_text())
-    base = f"{ui_address(home.tracking_uri)}/#/experiments/{quote(known['experiment'])}/runs"
+    base = f"{ui_address(tracking_uri(home))}/#/experiments/{quote(known['experiment'])}/runs"
     return {cell: f"{base}/{quote(run)}" for cell, run in known["runs"].items()}
 
 
 def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Source:
-    check(uri)
+    check_store(uri)
     if columns:
         runs, kind = read_experiment(uri, name, columns), "MLflow experiment"
     else:
@@ -328,7 +332,7 @@ def report(
     return page
 
 
-def live_page(name: str, home: Home, refresh_s: int | None, folder: Path | None = None) -> Path:
+def write_live_page(name: str, home: Home, refresh_s: int | None, folder: Path | None = None) -> Path:
     """Write the page of a study alone, which loads itself again after so many seconds; its path.
 
     It goes into the study's own report unless a ``folder`` is given.

@@ -13,7 +13,8 @@ from typing import Any
 
 import ray
 
-from trainers.job import Event, Job
+from search_spaces.record import CellResult
+from trainers.job import Event, Job, result_in
 
 IDLE_S = 60.0
 """A group without a job for so long ends, and frees its cores: on a full cluster somebody may wait for them, such as
@@ -51,7 +52,7 @@ class Mailbox:
             self._taken = False
             times = f", failure {self._failures + 1} of this cell" if self._failures else ""
             died = f"its worker group died{times}: a worker was killed, ran out of memory, or answered no more"
-            await self.post(self._job.cell.id, [{"kind": "done", "state": "crashed", "reason": died}])
+            await self.post(self._job.cell.id, [CellResult(state="crashed", reason=died)])
 
     async def take(self, timeout_s: float) -> Job | None:
         """The current job, or None after ``timeout_s`` without one or once closed."""
@@ -64,15 +65,15 @@ class Mailbox:
         return self._job
 
     async def post(self, cell_id: str, events: list[Event]) -> None:
-        """Append events of a cell; one of kind ``done`` ends the job, unless it crashed and is to be tried again."""
+        """Append events of a cell; its result ends the job, unless it crashed and is to be tried again."""
         if self._job is None or self._job.cell.id != cell_id:
             return
-        done = any(event["kind"] == "done" for event in events)
-        if any(event.get("state") == "crashed" for event in events):
+        result = result_in(events)
+        if result and result.state == "crashed":
             self._failures += 1
             if self._failures < self._max_failures:
                 return
-        await self._update(_events=self._events + events, _job=None if done else self._job)
+        await self._update(_events=self._events + events, _job=None if result else self._job)
 
     async def events(self, timeout_s: float) -> list[Event]:
         """Events since the last call, waiting up to ``timeout_s`` for the first."""

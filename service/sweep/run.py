@@ -1,215 +1,164 @@
-"""One study from its file to its report: every check first, then the cluster, then the sweep."""
+"""One study from its file to its last cell: every check first, then the cluster, then the sweep."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from types import FrameType
 
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster import connection as cluster
-from service.cluster import placement
-from service.home import shared_storage as storage
+from service.cluster import connection
+from service.cluster.placement import fit, joined_nodes
+from service.home import copies
+from service.home.data import prepare_tokens
 from service.home.layout import Home
-from service.home.ledger import Ledger, finished_elsewhere
-from service.mlflow import sink as mlflow_sink
+from service.home.ledger import Ledger
+from service.home.shared import check_shared
+from service.home.studies import read_ledger, register_study, with_ledger, write_ledger
+from service.mlflow.address import check_store, tracking_uri
 from service.mlflow.sink import MlflowSink
 from service.sweep.progress import Progress
 from service.sweep.refinement import Refinement
-from service.sweep.stop import Watch
-from trainers.data import MANIFEST, Tokens, prepare
-from trainers.storage.files import swept
+from service.sweep.stop import Interrupts, StopWatch, abandon, stop_requests
+from trainers.data import Tokens
+from trainers.storage.files import remove_unfinished
 
-FLUSH_S = 60.0
+FLUSH_S, INTERRUPTED_FLUSH_S = 60.0, 5.0
 """How long the end of a study waits for MLflow."""
-FLUSH_INTERRUPTED_S = 5.0
-STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-"""Errors that say of the home's storage, and not of us, that it does not take what is written."""
-
-terminated = threading.Event()
-"""A SIGTERM came, or a SIGINT while Ray started."""
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors that mean that the home's storage, not this program, fails to write."""
 
 
-def tokens_of(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
-    """The study's tokens, prepared in the home if need be, undamaged, and long enough for it."""
-    tokens = prepare(study.data, home.path, fetch=partial(home.fetch, last=MANIFEST), report=report)
-    tokens.verify(home.verified)
-    tokens.check_length(study.training)
-    if tokens.folder:
-        home.keep(tokens.folder, MANIFEST)
-    return tokens
-
-
-def run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
-    """Train every cell of the study that the home does not know; returns how many cells of it are crashed.
+def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
+    """Train every cell of the study that the home lacks; returns how many of its cells are crashed.
 
     Raises:
-        InvalidInput: something can not be run as it stands, or the storage is full; nothing that was done is lost.
-        KeyboardInterrupt: SIGINT or SIGTERM; the ledger holds what was done, and the same call goes on.
+        InvalidInput: something cannot run as it stands, or the storage is full; nothing that was done is lost.
+        KeyboardInterrupt: SIGINT, SIGTERM or ``oec stop``; the ledger holds what was done, and the same call resumes.
     """
-    stop_on_sigterm()
-    try:
-        return _run(study, home, address=address, retry_crashed=retry_crashed, console=console)
-    except OSError as error:
-        if error.errno not in STORAGE:
-            raise
-        problem, remedy = f"takes no more ({error.strerror})", "make room, and the same command goes on"
-        if home.bucket:
-            problem, remedy = f"does not take what is written ({error})", "when it does, the same command goes on"
-        raise InvalidInput("--home", str(home), problem, remedy) from error
+    with Interrupts() as interrupts:
+        try:
+            check_store(tracking_uri(home))
+            if connection.address(address) is None:
+                fit(study.resources, connection.this_machine())
+            tokens = prepare_tokens(study, home, console.print)
+            plan = Plan(study, tokens.digest)
+            register_study(home, study)
+            with write_ledger(home, study.name) as ledger:
+                if plan_cells(plan, ledger, home, retry_crashed=retry_crashed, console=console):
+                    _sweep_on_ray(plan, tokens, home, ledger, address, retry_crashed, console, interrupts)
+                    remove_pruned_checkpoints(ledger, home)
+                return ledger.counts()["crashed"]
+        except OSError as error:
+            if error.errno not in STORAGE_ERRORS:
+                raise
+            problem, remedy = f"cannot be written ({error.strerror})", "make room, then run the same command to resume"
+            if home.bucket:
+                problem, remedy = f"cannot be written ({error})", "run the same command to resume when it can"
+            raise InvalidInput("--home", str(home), problem, remedy) from error
 
 
-def _run(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
-    mlflow_sink.check(home.tracking_uri)
-    embedded = cluster.address(address) is None
-    if embedded:
-        placement.concurrency(study.resources, cluster.this_machine())
-    tokens = tokens_of(study, home, console.print)
-    plan = Plan(study, tokens.digest)
-    home.claim(study)
-    with Ledger(home.ledger(study.name), study.name, write=True, journal=home.journal(study.name)) as ledger:
-        for folder in (home.study(study.name), *home.study(study.name).glob("cells/*")):
-            swept(folder)  # what a killed driver or worker of this study was writing
-        same_data(ledger, plan)
-        ledger.plan(plan.cells)
-        reuse(ledger, home, study, retry_crashed=retry_crashed)
-        proposals = sum(Refinement(plan, ledger).cells_left.values())
-        todo = len(ledger.missing(retry_crashed=retry_crashed)) + proposals
-        most = "at most " if proposals and study.refine.edge else ""
-        cells = f"{len(ledger.entries) + proposals} cells, {todo} to train"
-        console.print(f"study {study.name}: {most}{cells}; home {home}", soft_wrap=True)
-        if todo:
-            train(plan, tokens, home, ledger, address=address, retry_crashed=retry_crashed, console=console)
-            drop_checkpoints_of_pruned(ledger, home)
-        return ledger.counts()["crashed"]
+def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:
+    """Bring the ledger up to date with the plan and the home; returns how many cells are to be trained, at most.
+
+    Raises:
+        InvalidInput: the study started with other data.
+    """
+    study = plan.study
+    for folder in (home.study(study.name), *home.study(study.name).glob("cells/*")):
+        remove_unfinished(folder)  # what a killed driver or worker of this study was writing
+    check_same_data(ledger, plan)
+    ledger.plan(plan.cells)
+    reuse_results(ledger, home, retry_crashed=retry_crashed)
+    proposals = sum(Refinement(plan, ledger).cells_left.values())
+    to_train = len(ledger.missing(retry_crashed=retry_crashed)) + proposals
+    at_most = "at most " if proposals and study.refine.edge else ""
+    cells = f"{len(ledger.entries) + proposals} cells, {to_train} to train"
+    console.print(f"study {study.name}: {at_most}{cells}; home {home}", soft_wrap=True)
+    return to_train
 
 
-def train(
+def check_same_data(ledger: Ledger, plan: Plan) -> None:
+    """
+    Raises:
+        InvalidInput: the text, the token files or (for ``builtin``) the Python that they come from has changed.
+    """
+    before = {entry.cell.data for entry in ledger.entries.values()} - {plan.data}
+    if before:
+        problem = f"is not what study {plan.study.name} started with in this home, {before.pop()}"
+        raise InvalidInput("data", plan.data, problem, "restore the data, or give the study another name")
+
+
+def reuse_results(ledger: Ledger, home: Home, *, retry_crashed: bool) -> None:
+    """Take over the results of equal cells that other studies of this home have trained."""
+    missing = {cell.id for cell in ledger.missing(retry_crashed=retry_crashed)}
+    for name in with_ledger(home):
+        if name == ledger.study or not missing:
+            continue
+        for entry in read_ledger(home, name).entries.values():
+            if entry.id in missing and entry.state in ("finished", "diverged"):
+                ledger.end(entry.id, entry.result, reused_from=entry.reused_from or name)
+                missing.discard(entry.id)
+
+
+def _sweep_on_ray(
     plan: Plan,
     tokens: Tokens,
     home: Home,
     ledger: Ledger,
-    *,
     address: str | None,
     retry_crashed: bool,
     console: Console,
+    interrupts: Interrupts,
 ) -> None:
-    """The sweep between connecting to Ray and letting go of it."""
-    cluster.configure()
-    import ray  # seconds, and not needed to refuse a study
+    """Connect to Ray, sweep, disconnect."""
+    connection.configure()
+    import ray  # takes seconds, and is not needed to refuse a study
 
-    from service.sweep.sweep import sweep, warm
+    from service.sweep.sweep import by_worker_group, sweep
 
-    flush = FLUSH_INTERRUPTED_S
+    flush_s = INTERRUPTED_FLUSH_S
     with ExitStack() as held:
         held.callback(ray.shutdown)
-        join(address, console)
-        if cluster.address(address):
-            storage.check(home)
-        at_once = placement.at_once(plan.study.resources, placement.joined())
+        with interrupts.deferred():
+            connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
+        if connection.address(address):
+            check_shared(home)
+        max_concurrent = fit(plan.study.resources, joined_nodes(), can_grow=True).cells
         workers = plan.study.resources.workers
-        console.print(f"{at_once} cells at once, {workers} DDP workers each; the workers start once", soft_wrap=True)
-        sink = MlflowSink(home.tracking_uri, home, plan.study)  # a study that does not fit has nothing to deliver
-        held.callback(lambda: sink.close(flush))
-        head = cluster.HeadWatch(ray.get_runtime_context().gcs_address, lambda: give_up(console))
-        with Progress(plan, ledger, console) as progress, Watch(home.stops(plan.study.name)), head:
-            train_cell = warm(plan.study, tokens, home)
+        console.print(
+            f"up to {max_concurrent} cells in parallel, {workers} DDP workers each, which stay warm between cells",
+            soft_wrap=True,
+        )
+        sink = MlflowSink(tracking_uri(home), home, plan.study)  # only now: a study that does not fit delivers nothing
+        held.callback(lambda: sink.close(flush_s))
+        head_watch = connection.HeadWatch(ray.get_runtime_context().gcs_address, lambda: abandon(console))
+        stop_watch = StopWatch(stop_requests(home, plan.study.name))
+        with Progress(plan, ledger, console) as progress, stop_watch, head_watch:
             error = sweep(
-                plan, train_cell, home, ledger, [progress, sink], at_once=at_once, retry_crashed=retry_crashed
+                plan,
+                by_worker_group(plan.study, tokens, home),
+                home,
+                ledger,
+                [progress, sink],
+                max_concurrent=max_concurrent,
+                retry_crashed=retry_crashed,
             )
         if error:
-            console.print(f"stopped early, as the first cells all crashed alike: {error}", soft_wrap=True)
-        flush = FLUSH_S
+            console.print(f"stopped early: the first cells all crashed with the same error: {error}", soft_wrap=True)
+        flush_s = FLUSH_S
 
 
-def drop_checkpoints_of_pruned(ledger: Ledger, home: Home) -> None:
-    """Nothing goes on from them. Workers save a cell as they let go of it, so that this waits for their end."""
+def remove_pruned_checkpoints(ledger: Ledger, home: Home) -> None:
+    """Nothing resumes from them. This runs after the workers' end, because they save a cell when they drop it."""
     for entry in ledger.ended():
         if entry.state == "pruned":
-            folder = home.cell(entry.cell.id, ledger.study) / "checkpoints"
+            folder = home.cell(entry.id, ledger.study) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
-            if mirror := home.mirror(folder):
+            if mirror := copies.mirror(home, folder):
                 mirror.bucket.remove(mirror.bucket.names())
-
-
-def give_up(console: Console) -> None:
-    """End this process now. There is nobody left to shut down, every end of a cell is in the ledger, and what MLflow
-    lacks is in the files of the home."""
-    console.print("the Ray cluster does not answer any more; the same command goes on with the missing cells")
-    sys.stdout.flush()
-    os._exit(os.EX_TEMPFAIL)
-
-
-def same_data(ledger: Ledger, plan: Plan) -> None:
-    """Refuse to go on with a study on other tokens than it began with.
-
-    Raises:
-        InvalidInput: the text, the token files or (for ``builtin``) the Python that they come from changed.
-    """
-    before = {entry.cell.data for entry in ledger.entries.values()} - {plan.data}
-    if before:
-        raise InvalidInput(
-            "data",
-            plan.data,
-            f"is not what study {plan.study.name} began with in this home, {before.pop()}",
-            "restore the data, or give the study another name",
-        )
-
-
-def reuse(ledger: Ledger, home: Home, study: Study, *, retry_crashed: bool) -> None:
-    """Take over the results of equal cells that other studies of this home have trained."""
-    missing = {cell.id for cell in ledger.missing(retry_crashed=retry_crashed)}
-    others = [(name, home.ledger(name)) for name in home.known() if name != study.name]
-    for other, entry in finished_elsewhere(others):
-        if entry.cell.id in missing:
-            ledger.end(entry.cell.id, entry.state, entry.result, reused_from=entry.reused_from or other)
-            missing.discard(entry.cell.id)
-
-
-def join(address: str | None, console: Console) -> None:
-    """Connect to Ray; a SIGTERM or SIGINT meanwhile counts afterwards, or after the first failed try.
-
-    A SIGINT would leave Ray half started. For SIGTERM it sets handlers of its own, first one that aborts and then one
-    that exits. Processes that it starts are not to inherit that the signal is held back, and a thread that began
-    earlier may get it all the same.
-
-    Raises:
-        KeyboardInterrupt: it came.
-    """
-    held = {signal.SIGTERM}
-    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, held))
-    signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda signum, frame: terminated.set())
-    try:
-        cluster.connect(address, partial(console.print, soft_wrap=True), terminated.is_set)
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
-        stop_on_sigterm()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
-    if terminated.is_set():  # or some library's import has swallowed what the handler raised
-        raise KeyboardInterrupt
-
-
-def stop_on_sigterm() -> None:
-    """Let SIGTERM (``ray job stop``, a batch system) do what Ctrl-C does."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        terminated.set()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

@@ -1,16 +1,15 @@
-"""What to train next: the missing cells of the grid first and exact, then edges, then Optuna's proposals.
+"""What to train next: the missing cells of the grid first, exactly as planned, then edges, then Optuna's proposals.
 
-One Optuna study for each (scale, attention norm, method), as a ``Searcher`` of Ray Tune over all of them, so that one
-sweep keeps every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study, and a sweep for
-each would end in a tail of idle cores; it also names every study alike.) The journal is a view: the ledger decides what
-is done.
+There is one Optuna study per (scale, attention norm, method) and one Ray Tune ``Searcher`` over all of them, so that a
+single sweep keeps every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study; a sweep per
+study would end with idle cores each time, and all of them would have the same name.) Optuna's journal is a view: the
+ledger decides what is done.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +24,15 @@ from ray.tune.search import Searcher
 
 from search_spaces.cell import Cell, rounded
 from search_spaces.plan import Plan, refinement_space
+from search_spaces.record import Row
 from service.home.ledger import Entry, Ledger
 from service.sweep.refinement import Refinement
 
 logger = logging.getLogger(__name__)
 
-REPEATS = 10
-"""A sampler that proposes known cells this often in a row has nothing more to say."""
-PRUNED = "the median pruner: val_loss {loss:.4g} at step {step}"
+MAX_REPEATS = 10
+"""A sampler that proposes known cells this often in a row is exhausted."""
+PRUNED_REASON = "the median pruner: val_loss {loss:.4g} at step {step}"
 
 
 class CurveSearch:
@@ -67,8 +67,8 @@ class CurveSearch:
         self._trials: dict[int, Trial] = {}
         self._losses: dict[str, dict[int, float]] = {}
         """Validation losses by step of the cells that run, for the pruner."""
-        self.proposed = sum(entry.origin == "refine" and self._owns(entry.cell) for entry in ledger.beside)
-        """Cells that the sampler proposed so far."""
+        self.proposed = sum(entry.origin == "refine" and self._owns(entry.cell) for entry in ledger.off_grid)
+        """How many cells the sampler has proposed so far."""
         self._reconcile()
 
     def propose(self) -> tuple[int, Cell]:
@@ -84,13 +84,13 @@ class CurveSearch:
         return trial.number, cell
 
     def tell(self, number: int | None, entry: Entry) -> None:
-        """The outcome of the sampler's trial ``number``, or of a cell that was decided without it.
+        """Tell the sampler the outcome of its trial ``number``, or of a cell that it did not propose.
 
-        Diverged is a value, ``l_init``; a crash is none at all; of a pruned trial the sampler knows the losses that it
-        had. A cell that was decided becomes a trial only now, in one line of the journal instead of five.
+        A diverged cell counts with ``l_init``, a crashed one as a failed trial, and a pruned one with its losses so
+        far. A cell that was not proposed becomes a trial only here: one line in the journal instead of five.
         """
-        losses = self._losses.pop(entry.cell.id, {})
-        value = objective(entry)
+        losses = self._losses.pop(entry.id, {})
+        value = entry.outcome.loss
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         state = TrialState.PRUNED if entry.state == "pruned" else state
         if number is not None:
@@ -99,13 +99,10 @@ class CurveSearch:
         elif self._inside(entry.cell):
             self._add(entry.cell, state, value, losses)
 
-    def hopeless(self, number: int | None, cell_id: str, step: int, loss: float) -> bool:
-        """Whether the pruner would end a trial that has this validation loss at this step. What is not finite ends by
-        itself."""
+    def should_prune(self, number: int | None, cell_id: str, step: int, loss: float) -> bool:
+        """Whether the pruner would end a trial with this validation loss, in nats, at this step."""
         losses = self._losses.setdefault(cell_id, {})
-        if (
-            not self._prunes or not math.isfinite(loss) or step <= max(losses, default=-1)
-        ):  # a resumed cell repeats some
+        if not self._prunes or step <= max(losses, default=-1):  # a resumed cell repeats some rows
             return False
         losses[step] = loss
         if number is None:
@@ -119,7 +116,7 @@ class CurveSearch:
         return trial
 
     def _reconcile(self) -> None:
-        """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, every outcome
+        """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, and every outcome
         is told once."""
         told = set()
         for trial in self.study.get_trials(deepcopy=False):
@@ -127,18 +124,16 @@ class CurveSearch:
             if trial.state == TrialState.COMPLETE:
                 told.add(trial.user_attrs["cell"])
             elif trial.state == TrialState.WAITING:
-                number = self.study.ask(
-                    self._distributions
-                ).number  # takes the oldest one that waits, which is this one
+                number = self.study.ask(self._distributions).number  # dequeues the oldest WAITING trial, this one
             if not trial.state.is_finished():
                 self.study.tell(number, state=TrialState.FAIL)
         for cell_id, entry in self.ledger.entries.items():
-            value = objective(entry)
+            value = entry.outcome.loss
             if self._inside(entry.cell) and value is not None and cell_id not in told:
                 self._add(entry.cell, TrialState.COMPLETE, value, {})
 
     def _add(self, cell: Cell, state: TrialState, value: float | None, losses: dict[int, float]) -> None:
-        """A trial that has ended already."""
+        """Add a trial that has already ended."""
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=state,
@@ -154,7 +149,7 @@ class CurveSearch:
         return (cell.scale, cell.attention_norm, cell.method) == (self.scale, self.attention_norm, self.method)
 
     def _inside(self, cell: Cell) -> bool:
-        """Whether the cell is one of this study that its sampler could have proposed."""
+        """Whether the sampler of this study could have proposed the cell."""
         box = self.space.items()
         return self._owns(cell) and all(one.low <= self._params(cell)[name] <= one.high for name, one in box)
 
@@ -163,18 +158,8 @@ class CurveSearch:
         return {"lr": cell.lr, **gamma}
 
 
-def objective(entry: Entry) -> float | None:
-    """The finite number that Optuna minimises: the final validation loss, at most ``l_init``; None without one."""
-    if entry.state not in ("finished", "diverged"):
-        return None
-    l_init, loss = entry.result.get("l_init"), entry.result.get("val_loss")
-    if l_init is None:  # not even the first evaluation was finite
-        return None
-    return float(l_init if entry.state == "diverged" or loss is None else min(loss, l_init))
-
-
 class CellSearch(Searcher):
-    """Hands Ray Tune one cell a trial: ``{"cell": <Cell as a dict>}``."""
+    """Hands Ray Tune one cell per trial, as ``{"cell": <its fields>, "id": <its id>}``."""
 
     def __init__(
         self,
@@ -184,7 +169,11 @@ class CellSearch(Searcher):
         missing: list[Cell],
         prune: Callable[[str, str], None] = lambda cell_id, reason: None,
     ) -> None:
-        """``prune`` asks for the end of a running cell, with the reason."""
+        """
+        Args:
+            missing: the cells to train first.
+            prune: asks for the end of a running cell, with the reason.
+        """
         super().__init__()
         self._ledger, self._prune = ledger, prune
         self._missing = deque(missing)
@@ -194,87 +183,97 @@ class CellSearch(Searcher):
             for scale, attention_norm, method, _ in plan.refinements
         }
         self._wanted = {(scale, norm, method): trials for scale, norm, method, trials in plan.refinements}
-        self._running: dict[str, tuple[CurveSearch, int | None, str]] = {}
+        self._running: dict[str, tuple[CurveSearch, int | None, Entry]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher for ``Tuner.restore``, which is never used: the ledger restores a sweep."""
+        """Tune pickles its searcher for ``Tuner.restore``, which is never used: a sweep resumes from the ledger."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
-        """The next cell; None while what runs may lead to more; ``FINISHED`` when nothing is left."""
+        """The next cell; None while running cells may lead to more; ``FINISHED`` when nothing is left.
+
+        ``FINISHED`` lets idle worker groups end, and perhaps frees cores for another study.
+        """
         if self._missing:
-            return self._decided(trial_id, self._missing.popleft())
-        if self._refinement.spent:
+            return self._start(trial_id, self._missing.popleft())
+        if self._refinement.budget_exhausted:
             return Searcher.FINISHED
         if edge := self._refinement.edge_cell():
             self._ledger.plan([edge], origin="edge")
-            return self._decided(trial_id, edge)
+            return self._start(trial_id, edge)
+        if proposed := self._propose():
+            curve, number, cell = proposed
+            return self._start(trial_id, cell, curve, number)
+        return None if self._running and any(self._refinement.cells_left.values()) else Searcher.FINISHED
+
+    def _propose(self) -> tuple[CurveSearch, int, Cell] | None:
+        """A new cell that a sampler proposes, and its trial; a curve is refined once its grid has ended."""
         for key, curve in self._curves.items():
             if curve.proposed >= self._wanted[key]:
                 continue
-            if any(running is curve and self._of_grid(cell) for running, _, cell in self._running.values()):
+            if any(running is curve and entry.origin == "grid" for running, _, entry in self._running.values()):
                 continue
-            for _ in range(REPEATS):
+            for _ in range(MAX_REPEATS):
                 number, cell = curve.propose()
-                if cell.id not in self._ledger.entries:
+                if (known := self._ledger.entries.get(cell.id)) is None:
                     self._ledger.plan([cell], origin="refine")
                     curve.proposed += 1
-                    return self._start(trial_id, curve, number, cell)
-                curve.tell(number, self._ledger.entries[cell.id])
+                    return curve, number, cell
+                curve.tell(number, known)
             self._wanted[key] = curve.proposed
-            logger.warning("%s %s %s: the sampler only repeats itself, no further refinement", *key)
-        more = self._running and any(self._refinement.cells_left.values())
-        return (
-            None if more else Searcher.FINISHED
-        )  # which lets idle groups go, perhaps for a trial that waits for cores
+            logger.warning("%s %s %s: the sampler only repeats known cells; no further refinement", *key)
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna what the ledger says of the trial's cell."""
-        curve, number, cell_id = self._running.pop(trial_id)
+        """Tell Optuna what the ledger holds for the trial's cell."""
+        curve, number, entry = self._running.pop(trial_id)
         if error or result is None:
-            logger.warning("trial of cell %s ended without a result", cell_id)
-        curve.tell(number, self._ledger.entries[cell_id])
+            logger.warning("the trial of cell %s ended without a result", entry.id)
+        curve.tell(number, entry)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Intermediate losses can end a proposal of the sampler. Curves stop only what is not finite: pruning the
-        learning rates that lose is wrong for a picture of sensitivity."""
-        curve, number, cell_id = self._running[trial_id]
+        """Prune a proposal of the sampler by its intermediate losses.
+
+        Cells of a grid or an edge are never pruned: to drop the learning rates that lose would falsify the curve.
+        """
+        curve, number, entry = self._running[trial_id]
         for event in result["events"]:
-            if event["kind"] != "row" or "val_loss" not in event:
+            if not isinstance(event, Row) or (loss := event.val_loss) is None:
                 continue
-            step, loss = int(event["step"]), float(event["val_loss"])
-            hopeless = curve.hopeless(number, cell_id, step, loss)
-            if hopeless and self._ledger.entries[cell_id].origin == "refine":
-                self._prune(cell_id, PRUNED.format(loss=loss, step=step))
+            if curve.should_prune(number, entry.id, event.step, loss) and entry.origin == "refine":
+                self._prune(entry.id, PRUNED_REASON.format(loss=loss, step=event.step))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: ledger and journal are on disk already."""
+        """Nothing to save: ledger and journal are already on disk."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: a sweep starts from the ledger."""
 
-    def _of_grid(self, cell_id: str) -> bool:
-        return self._ledger.entries[cell_id].origin == "grid"
-
-    def _decided(self, trial_id: str, cell: Cell) -> dict[str, Any]:
-        return self._start(trial_id, self._curves[cell.scale, cell.attention_norm, cell.method], None, cell)
-
-    def _start(self, trial_id: str, curve: CurveSearch, number: int | None, cell: Cell) -> dict[str, Any]:
-        self._running[trial_id] = (curve, number, cell.id)
-        return {"cell": cell.model_dump(mode="json")}
+    def _start(
+        self, trial_id: str, cell: Cell, curve: CurveSearch | None = None, number: int | None = None
+    ) -> dict[str, Any]:
+        """
+        Args:
+            curve: the cell's Optuna study.
+            number: its trial there; None for a cell that no sampler proposed.
+        """
+        cell_id = cell.id
+        curve = curve or self._curves[cell.scale, cell.attention_norm, cell.method]
+        self._running[trial_id] = (curve, number, self._ledger.entries[cell_id])
+        return {"cell": cell.model_dump(mode="json"), "id": cell_id}
 
 
 def open_storage(path: Path) -> BaseStorage:
-    """Optuna's journal file: no server, safe on shared storage, appended to by one sweep at a time."""
+    """Optuna's journal file: it needs no server, is safe on shared storage, and one sweep at a time appends to it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if path.exists() and not _whole(path):
+    if path.exists() and not _is_intact(path):
         damaged = path.replace(path.with_suffix(".damaged"))
-        logger.warning("Optuna's journal is damaged: kept as %s, and made anew from the ledger", damaged)
+        logger.warning("Optuna's journal was damaged: it is kept as %s and rebuilt from the ledger", damaged)
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def _whole(path: Path) -> bool:
-    """Whether every line of a journal is JSON and the last one is complete; Optuna appends to a torn one."""
+def _is_intact(path: Path) -> bool:
+    """Whether every line of a journal is JSON and the last one is complete; Optuna would append to a torn one."""
     content = path.read_bytes()
     try:
         for line in content.splitlines():

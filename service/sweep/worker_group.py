@@ -1,7 +1,7 @@
 """A warm worker group: one Ray Train run that trains cell after cell.
 
 It lives in the process of a Tune trial actor. Tune reuses that actor from trial to trial, and the group with it;
-``shared`` finds the one of this process.
+``group_of_this_process`` returns it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ray.train
 from search_spaces.study import ResourceSpec
 from service.sweep.mailbox import Mailbox
 from trainers.data import TokenFiles
-from trainers.job import Event, Job
+from trainers.job import Event, Job, result_in
 
 POLL_S = 1.0
 """How often a trial looks whether its group is still alive."""
@@ -61,7 +61,7 @@ class WarmGroup:
         return self.alive and bool(ray.get(self._mailbox.keep.remote()))
 
     def run(self, job: Job) -> Iterator[list[Event]]:
-        """Train one cell; yields its events as they come, the last one of kind ``done``, and nothing every ``POLL_S``.
+        """Train one cell; yields its events as they come, its result last, and an empty list every ``POLL_S``.
 
         A caller that stops listening (Tune ends a trial early) cancels the cell.
 
@@ -73,7 +73,7 @@ class WarmGroup:
         try:
             while not done:
                 events = ray.get(self._mailbox.events.remote(POLL_S))
-                done = any(event["kind"] == "done" for event in events)
+                done = result_in(events) is not None
                 if not events and not self.alive:
                     raise GroupDied(f"{self.name} ended: {self._failure}") from self._failure
                 yield events
@@ -134,17 +134,17 @@ def scaling(resources: ResourceSpec) -> ray.train.ScalingConfig:
 _group: WarmGroup | None = None
 
 
-def shared(config: GroupConfig) -> WarmGroup:
+def group_of_this_process(config: GroupConfig) -> WarmGroup:
     """The warm group of this process; a new one if there is none, it ended, or it is of another config."""
     global _group
     if _group and (_group.config != config or not _group.keeps()):
-        release()
+        close_group()
     if _group is None:
         _group = WarmGroup(config)
     return _group
 
 
-def release() -> None:
+def close_group() -> None:
     """End the warm group of this process, if it has one.
 
     Without it a group outlives the process that owns it for seconds, in which Ray Train may place it anew: nobody

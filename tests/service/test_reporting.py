@@ -13,8 +13,9 @@ import pytest
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home.layout import Home
 from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
 from service.report.report import load
 from tests import loss_overview
 from tests.service.oec import invoked
@@ -28,8 +29,8 @@ def train(home: Path, shift: float, *torch: str) -> None:
     """
     study = Study.load("smoke")
     versions = dict(zip(study.lrs, cycle(torch or ("2.13.0",)), strict=False))
-    place = Home.open(home)
-    place.claim(study)
+    place = open_home(home)
+    register_study(place, study)
     with Ledger(place.ledger("smoke"), "smoke", write=True) as ledger:
         cells = Plan(study, "data").cells
         ledger.plan(cells)
@@ -152,12 +153,12 @@ def test_several_files_of_the_published_repository(homes: tuple[Path, Path], tmp
 
 def test_a_study_of_the_home_comes_before_the_published_runs(tmp_path: Path) -> None:
     study = Study.load("smoke").model_dump(mode="json", exclude_none=True) | {"name": "published"}
-    home = Home.open(tmp_path / "home")
-    home.claim(Study.validate_fields(study))
+    home = open_home(tmp_path / "home")
+    register_study(home, Study.validate_fields(study))
     with Ledger(home.ledger("published"), "published", write=True) as ledger:
         ledger.plan(Plan(Study.load("smoke"), "data").cells)
     assert load("published", home).title == "published"
-    assert load("published", Home.open(tmp_path / "empty")).title == "oec_published_runs"
+    assert load("published", open_home(tmp_path / "empty")).title == "oec_published_runs"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from search_spaces.study import Study
 from service.cli.watch import watch
 from service.home.layout import Home
 from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")
@@ -25,12 +27,12 @@ CELLS = [*CELLS[:2], *CELLS[4:], *CELLS[2:4]]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.open(tmp_path / "home")
+    return open_home(tmp_path / "home")
 
 
 def held(home: Home) -> Ledger:
     """A ledger as a driver has it: two cells of the baseline ended, one runs, one crashed."""
-    home.claim(STUDY)
+    register_study(home, STUDY)
     ledger = Ledger(home.ledger("smoke"), "smoke", write=True)
     ledger.plan(CELLS)
     for cell, state, result in (

@@ -7,7 +7,6 @@ the one before at once. What an object store has in place of a lock is an object
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -21,6 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from search_spaces.errors import InvalidInput
 from trainers.storage.files import replacing
@@ -36,8 +37,8 @@ ANSWER_S = 15.0
 """How long a store may take to answer at first."""
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses before a request is made again, on top of those that the client itself makes."""
-AT_ONCE = 16
-"""Requests at a time where there are many."""
+MAX_REQUESTS = 16
+"""Concurrent requests."""
 ANSWERS = (FileNotFoundError, FileExistsError)
 """Of a store that does what it is asked."""
 
@@ -132,7 +133,7 @@ class Bucket:
         return content
 
     def read_all(self, names: Iterable[str]) -> list[bytes | None]:
-        return at_once(self.read, names)
+        return map_concurrently(self.read, names)
 
     def upload(self, name: str, path: Path) -> None:
         self._ask(lambda store, root: store.put_file(str(path), f"{root}/{name}"))
@@ -177,7 +178,7 @@ class Bucket:
             except FileNotFoundError:
                 logger.debug("%s/%s is gone already", self.url, name)
 
-        at_once(remove_one, names)
+        map_concurrently(remove_one, names)
 
     def _ask(self, request: Callable[[Any, str], T]) -> T:
         """Make a request of the store until it answers, ``BACKOFF_S`` long."""
@@ -216,7 +217,7 @@ class Mirror:
             path.unlink()
         self.archived = {name for name in names if self._is_archived(name)}
         names = {name: stamp for name, stamp in names.items() if name not in self.archived}
-        at_once(lambda name: self.bucket.download(name, self._path(name)), names)
+        map_concurrently(lambda name: self.bucket.download(name, self._path(name)), names)
         self._there = self._here()
 
     def push(self) -> None:
@@ -258,8 +259,7 @@ class Mirror:
             last: the file that was written last, without which it is not whole.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.folder.with_name(f".{self.folder.name}.lock").open("ab") as lock:  # other workers of this machine
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):  # other workers of this machine
             if self.folder.is_dir():
                 return True
             if last not in (names := self.bucket.names()):
@@ -267,7 +267,7 @@ class Mirror:
             building = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
             coming = Mirror(building, self.bucket)
             try:
-                at_once(lambda name: self.bucket.download(name, coming._path(name)), names)
+                map_concurrently(lambda name: self.bucket.download(name, coming._path(name)), names)
                 building.rename(self.folder)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -303,9 +303,9 @@ def refresh(path: Path, bucket: Bucket, name: str) -> None:
         os.utime(path, (stamp.modified, stamp.modified))
 
 
-def at_once(do: Callable[[str], T], names: Iterable[str]) -> list[T]:
-    """``do`` of each name, ``AT_ONCE`` at a time; the first error, if there was one."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+def map_concurrently(do: Callable[[str], T], names: Iterable[str]) -> list[T]:
+    """``do`` of each name, ``MAX_REQUESTS`` at a time; raises the first error."""
+    with ThreadPoolExecutor(MAX_REQUESTS) as pool:
         return list(pool.map(do, names))
 
 

@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def swept(folder: Path) -> list[Path]:
+def remove_unfinished(folder: Path) -> list[Path]:
     """Remove what a kill left of ``replacing`` in ``folder``, which nobody else writes to; returns what that was."""
     left = [path for path in folder.glob(".*-*") if LEFT.fullmatch(path.name)]
     for path in left:

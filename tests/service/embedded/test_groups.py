@@ -17,6 +17,7 @@ from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home.layout import Home
+from service.home.location import open_home
 from service.sweep.run import tokens_of
 from service.sweep.worker_group import GroupConfig, WarmGroup
 from trainers.data import TokenFiles, Tokens
@@ -27,7 +28,7 @@ STUDY = Study.load("smoke")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home.open(tmp_path_factory.mktemp("groups"))
+    return open_home(tmp_path_factory.mktemp("groups"))
 
 
 @pytest.fixture(scope="module")

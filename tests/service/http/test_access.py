@@ -16,6 +16,7 @@ from starlette.routing import Route
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.home.layout import Home
+from service.home.location import open_home
 from service.http.app import PAGE
 from service.http.errors import Refused
 from service.http.guard import OPEN
@@ -67,7 +68,7 @@ def test_what_is_open_tells_nothing(service: Served) -> None:
         for secret in ("smoke", "a-reader", "a-runer", str(service.home.layout.path)):
             assert secret not in before.text, (path, secret)
     other = service.home.layout.path.parent / "empty"
-    empty = served(Home.open(other))
+    empty = served(open_home(other))
     assert all(empty.anybody.get(path).text == service.anybody.get(path).text for path in OPEN), "it is not static"
 
 

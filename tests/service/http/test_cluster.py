@@ -23,8 +23,9 @@ from benchmarks.serve import Server
 from search_spaces.study import Study
 from service.cluster.connection import free_port
 from service.cluster.local_head import began, noted, stop
-from service.home.layout import Home
-from service.home.ledger import TERMINAL, Ledger
+from service.home.ledger import TERMINAL
+from service.home.location import open_home
+from service.home.studies import read_ledger
 from service.http.tokens import TokenFile
 from tests.service.http.fuzzing import ask_everything
 from tests.service.oec import oec
@@ -37,7 +38,7 @@ class Service:
     """One or several servers of a home, and a client with a token of role run."""
 
     def __init__(self, folder: Path) -> None:
-        self.home = Home.open(folder / "home")
+        self.home = open_home(folder / "home")
         self.log = folder / "serve.log"
         secret = TokenFile(self.home).add("tester", "run", None)
         self.headers = {"Authorization": f"Bearer {secret}"}
@@ -113,7 +114,7 @@ def test_from_submission_to_the_end(service: Service) -> None:
             ids += [int(line.removeprefix("id: "))] if line.startswith("id: ") else []
             last = line if line.startswith("event: ") else last
     assert last == "event: end"
-    ledger = Ledger(service.home.layout.ledger("first"), "first")
+    ledger = read_ledger(service.home.layout, "first")
     assert ids == list(range(1, ledger.seq + 1))
     assert service.state("first") == "ended"
     (chart,) = service.get("/studies/first/curves")["charts"]
