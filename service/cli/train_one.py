@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
-from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.record import Row
 from search_spaces.study import Study
@@ -29,8 +28,7 @@ def train_one(
     Raises:
         InvalidInput: a factor of the cell is not one that a study could hold.
     """
-    strength = METHODS[method].strength if method in METHODS else None
-    choice = {"method": method} | ({strength.symbol if strength else "gamma": (gamma,)} if gamma is not None else {})
+    choice = {"method": method} | ({} if gamma is None else {"gamma": (gamma,)})
     one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
     one["attention_norms"] = [attention_norm or study.attention_norms[0]]
     checked = Study.validate_fields(one)

@@ -65,12 +65,12 @@ def at_most(study: Study, settings: Settings) -> None:
     Raises:
         InvalidInput: it has too many cells or tokens.
     """
-    strengths = sum(len(choice.strengths) for choice in study.methods)
-    cells = len(study.scales) * len(study.attention_norms) * strengths * len(study.lrs) * len(study.seeds)
+    gammas = sum(len(choice.gammas) for choice in study.methods)
+    cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:
         cells = Plan(study, "").cell_count
     if cells > settings.max_cells:
-        remedy = f"at most {settings.max_cells}: use fewer learning rates, strengths, seeds or trials"
+        remedy = f"at most {settings.max_cells}: use fewer learning rates, gammas, seeds or trials"
         raise InvalidInput("study", f"{cells} cells", "are more than this service takes", remedy)
     training = study.training
     tokens = cells * training.steps * training.batch_size * training.sequence_length
