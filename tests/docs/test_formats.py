@@ -10,7 +10,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import pytest
 from mlflow import MlflowClient
 from pydantic import BaseModel
 
