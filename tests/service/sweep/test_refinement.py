@@ -17,7 +17,7 @@ from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.sweep.refinement import Refinement
 from service.sweep.search import CellSearch, open_storage
-from tests.service.test_search import optuna_trials
+from tests.service.sweep.test_search import optuna_trials
 
 LIMITS = {"baseline": 0.05, "z-loss": 0.5, "mu-centering": 1e9}
 """Learning rate from which a method diverges in these tests."""

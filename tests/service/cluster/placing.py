@@ -1,7 +1,7 @@
 """Asks a running cluster for what worker groups ask for, and says what it got: a driver of its own, as Ray reads its
 token once a process.
 
-    python -m tests.service.placing ADDRESS RESOURCES...     each as JSON; a line of JSON for each is printed
+    python -m tests.service.cluster.placing ADDRESS RESOURCES...     each as JSON; a line of JSON for each is printed
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from service.home.ledger import Ledger
 from tests.service.oec import OEC, environment, invoked, oec
 from trainers.data import write_shard
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def refused(result: subprocess.CompletedProcess[str], home: Path, *parts: str) -> None:

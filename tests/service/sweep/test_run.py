@@ -161,7 +161,7 @@ def test_without_the_package_that_draws_a_study_ends_with_page_and_tables(
     shutil.copytree(trained, home)
     report = home / "studies" / "first" / "report"
     shutil.rmtree(report)
-    done = oec("run", first, home=home, PYTHONPATH=f"{path}:{Path(__file__).parents[2]}")
+    done = oec("run", first, home=home, PYTHONPATH=f"{path}:{Path(__file__).parents[3]}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(NOT_DRAWN) == 1
     assert "Traceback" not in done.stdout + done.stderr

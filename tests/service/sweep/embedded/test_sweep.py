@@ -15,7 +15,7 @@ from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.sweep.run import tokens_of
 from service.sweep.sweep import ALIKE, CrashedAlike, sweep, warm
-from tests.service.embedded.conftest import ELSEWHERE
+from tests.service.sweep.embedded.conftest import ELSEWHERE
 
 CELLS = Plan(Study.load("short"), "data").cells
 
