@@ -15,13 +15,13 @@ from mlflow import MlflowClient
 from pydantic import BaseModel
 
 from dashboards.analysis import TABLES
-from dashboards.runs import RUN_COLUMNS
 from dashboards.tables import TABLE_COLUMNS
 from search_spaces.plan import Plan
+from search_spaces.record import RUN_COLUMNS, STATES
 from search_spaces.study import MethodChoice, Study
-from service.home import bucket_ledger as journal
-from service.home import ledger
-from service.mlflow import sink as mlflow_sink
+from service.home.ledger import FORMAT
+from service.home.writer import Writer
+from service.mlflow.store import EXPERIMENT
 from tests.docs.blocks import names, rows, section
 from trainers import checkpoint, weights
 from trainers.data import shards, sources
@@ -63,15 +63,15 @@ def test_the_fields_of_a_study_are_those_of_its_schema() -> None:
 def test_the_lines_of_a_ledger(trained: Path) -> None:
     documented = {row[0][0]: set(row[1]) for row in rows(PAGE, "Ledger")}
     lines = [json.loads(line) for line in (trained / "studies/first/ledger.jsonl").read_text().splitlines()]
-    assert set(documented) == {"open", *ledger.STATES}
+    assert set(documented) == {"open", *STATES}
     optional = {"reused_from"}
     for line in lines:
         assert set(line) - {"seq", "at", "event"} == documented[line["event"]] - optional, line["event"]
-    assert f"`format` is {ledger.FORMAT}" in section(PAGE, "Ledger")
+    assert f"`format` is {FORMAT}" in section(PAGE, "Ledger")
 
 
 def test_the_writer_of_a_ledger_in_a_bucket() -> None:
-    assert set(names(PAGE, "Ledger in a bucket")) == set(journal.Writer.model_fields)
+    assert set(names(PAGE, "Ledger in a bucket")) == set(Writer.model_fields)
 
 
 def test_the_keys_of_a_row_of_metrics(trained: Path) -> None:
@@ -120,7 +120,7 @@ def test_columns_of_a_table(title: str, columns: tuple[str, ...]) -> None:
 
 def test_mlflow_keys(trained: Path) -> None:
     client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(mlflow_sink.EXPERIMENT)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`oec.study` = 'first'")
     cells = [run for run in runs if "oec.cell" in run.data.tags]

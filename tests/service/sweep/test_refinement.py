@@ -13,6 +13,7 @@ from dashboards.runs import from_records
 from search_spaces.cell import Cell
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.sweep.refinement import Refinement
@@ -72,10 +73,13 @@ class Sweep:
     def end_first(self, crash: bool = False) -> None:
         trial, cell = next(iter(self.running.items()))
         del self.running[trial]
-        state = "crashed" if crash else "diverged" if cell.lr >= LIMITS[cell.method] else "finished"
-        self.ledger.running(cell.id)
-        self.ledger.end(cell.id, state, {"val_loss": 3.0, "l_init": 5.0, "train_seconds": 30.0})
-        self.search.on_trial_complete(trial, {"events": []}, error=crash)
+        state: EndState = "crashed" if crash else "diverged" if cell.lr >= LIMITS[cell.method] else "finished"
+        self.end(trial, cell, CellResult(state=state, val_loss=3.0, l_init=5.0, train_seconds=30.0))
+
+    def end(self, trial: str, cell: Cell, result: CellResult) -> None:
+        self.ledger.start(cell.id)
+        self.ledger.end(cell.id, result)
+        self.search.on_trial_complete(trial, {"events": []}, error=result.state == "crashed")
 
     def run(self, cells: int | None = None) -> None:
         """To the end, or until so many cells have ended."""
