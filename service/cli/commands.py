@@ -168,11 +168,11 @@ def report(
     of the paper. With --column, which may be repeated, it is a CSV or mlflow:EXPERIMENT that something else wrote;
     OURS==VALUE is the same for all its runs.
     """
-    from dashboards.elsewhere import mapping
+    from dashboards.external_runs import parse_columns
     from service.report.report import load_all
     from service.report.report import report as write
 
-    write(load_all(sources, open_home(home), mapping(columns)), out, plain(), formats, only)
+    write(load_all(sources, open_home(home), parse_columns(columns)), out, plain(), formats, only)
 
 
 @main.command()

@@ -20,17 +20,16 @@ from rich.console import Console
 from dashboards import analysis
 from dashboards.agreement import agreement, published_studies, terminal_tables
 from dashboards.analysis import Analysis
-from dashboards.comparison import compare
-from dashboards.comparison import tables as comparison_tables
-from dashboards.elsewhere import read_experiment
+from dashboards.comparison import compare, comparison_tables
+from dashboards.external_runs import read_experiment
 from dashboards.files import FORMATS, NOT_DRAWN, can_draw
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
-from dashboards.report import Known, with_measured, write_report
+from dashboards.report import ReportContext, add_measurements, write_report
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import Grid, curves, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
-from dashboards.tables import listed, sensitivity_table, terminal_table
+from dashboards.tables import join_words, sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study, shipped
 from service.home import copies
@@ -60,14 +59,14 @@ class Source:
     """What a reader should know before relying on it."""
     folder: Path
     """Where its report goes unless told otherwise."""
-    known: Known = field(default_factory=Known)
+    known: ReportContext = field(default_factory=ReportContext)
 
 
 def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> Source:
     """A study of the home by name, of another home as ``FOLDER:STUDY``, ``mlflow:STUDY``, a CSV by path, or the runs
     that ship with the package as ``published``, unless a study of the home has that name.
 
-    With ``columns``, see ``dashboards.elsewhere``, a CSV that something else wrote, or ``mlflow:EXPERIMENT``.
+    With ``columns``, see ``dashboards.external_runs``, a CSV that something else wrote, or ``mlflow:EXPERIMENT``.
 
     Raises:
         InvalidInput: there is no such source, it is damaged, or it has columns of its own.
@@ -127,7 +126,7 @@ def _from_home(name: str, home: Home) -> Source:
     )
 
 
-def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Known, list[str]]:
+def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[ReportContext, list[str]]:
     """What the home has of a study beside its ledger, and what a reader should know of that."""
     # Of many cells those of the first seed are kept for the page, then those of the second.
     ended = [(cell_id, entry) for cell_id, entry in entries.items() if entry.state in STATES]
@@ -145,7 +144,7 @@ def _known(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Know
         except InvalidInput:
             damaged.append(cell_id)
             steps.pop(cell_id, None)
-    known = Known(
+    known = ReportContext(
         steps=steps,
         forecast=forecast(table_of(beginnings)) if beginnings else None,
         cores=study.resources.workers * study.resources.cpus_per_worker,
@@ -195,7 +194,7 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
         grid=None,
         provenance={"command": command, "table": path.name, **_reported()},
         folder=Path(path.stem),
-        known=Known(published=not published_studies(runs)),
+        known=ReportContext(published=not published_studies(runs)),
     )
 
 
@@ -222,7 +221,7 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
     titles = [name if titles.count(title) > 1 else title for name, title in zip(names, titles, strict=True)]
     named = list(zip(titles, sources, strict=True))
     return Source(
-        title=listed(titles),
+        title=join_words(titles),
         runs=pd.concat([_under(title, source.runs) for title, source in named], ignore_index=True),
         grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
@@ -232,10 +231,10 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
     )
 
 
-def _together(known: Sequence[Known]) -> Known:
+def _together(known: Sequence[ReportContext]) -> ReportContext:
     """Of several studies: what stands by cell. Forecasts, and cores where they differ, are left out."""
     cores = {one.cores for one in known}
-    return Known(
+    return ReportContext(
         steps={cell: columns for one in known for cell, columns in one.steps.items()},
         links={cell: link for one in known for cell, link in one.links.items()},
         cores=cores.pop() if len(cores) == 1 else None,
@@ -265,7 +264,7 @@ def provenance(study: Study) -> dict[str, str]:
 def trained_with(runs: pd.DataFrame) -> dict[str, str]:
     """The versions of PyTorch that the runs were trained with, where they are recorded; it may not be ours."""
     versions = sorted(set(runs["torch"].dropna()))
-    return {"trained with": f"torch {listed(versions)}"} if versions else {}
+    return {"trained with": f"torch {join_words(versions)}"} if versions else {}
 
 
 def _reported() -> dict[str, str]:
@@ -297,7 +296,7 @@ def report(
 
     ``formats`` and ``only`` are those of ``dashboards.report.write_report``.
     """
-    found = curves(with_measured(source.runs, source.known), source.grid)
+    found = curves(add_measurements(source.runs, source.known), source.grid)
     known, notes = source.known, source.notes
     of_published = published_studies(source.runs)
     beside = agreement(curve for curve in found if curve.study in of_published)
@@ -321,8 +320,8 @@ def report(
             notes=notes,
             formats=formats or FORMATS,
             only=only,
-            known=known,
-            found=found,
+            context=known,
+            facts=found,
         )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"can not be written ({error.strerror})", "choose a folder") from error
@@ -346,7 +345,7 @@ def write_live_page(name: str, home: Home, refresh_s: int | None, folder: Path |
         provenance=source.provenance,
         notes=source.notes,
         formats=("html",),
-        known=replace(source.known, refresh_s=refresh_s),
+        context=replace(source.known, refresh_s=refresh_s),
     )
 
 
