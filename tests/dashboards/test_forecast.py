@@ -8,29 +8,28 @@ import pandas as pd
 import pytest
 
 from dashboards.forecast import COLUMNS, FEATURES, MIN_RUNS, OBSERVED_SHARE, Forecast, extract_features, forecast
+from search_spaces.record import Row
 
 STEPS = 100
 LIMIT = 1.0
 """Heat above which a run diverges."""
 
 
-def rows(heat: float, noise: np.random.Generator) -> list[dict[str, float]]:
+def rows(heat: float, noise: np.random.Generator) -> list[Row]:
     """A run's first rows. Output norms grow with the heat, the mean logit wanders with it; a hot run's loss rises."""
     found = []
     for step in range(0, 2 * int(OBSERVED_SHARE * STEPS) + 1, 5):
         t = step / STEPS
         blur = noise.normal(1.0, 0.05, 6)
-        found.append(
-            {
-                "step": step,
-                "val_loss": 7.0 * math.exp(t * (heat - 0.5)) * blur[0],
-                "logits_mean": -30 * t * math.exp(heat) * blur[1],
-                "attention_logit_max": 4 * math.exp(t * heat) * blur[2],
-                "qkv_norm/0": 10 * math.exp(4 * t * heat) * blur[3],
-                "proj_norm/0": 0.2 * math.exp(8 * t * heat) * blur[4],
-                "fc2_norm/1": 0.3 * math.exp(12 * t * heat) * blur[5],
-            }
-        )
+        metrics = {
+            "val_loss": 7.0 * math.exp(t * (heat - 0.5)) * blur[0],
+            "logits_mean": -30 * t * math.exp(heat) * blur[1],
+            "attention_logit_max": 4 * math.exp(t * heat) * blur[2],
+            "qkv_norm/0": 10 * math.exp(4 * t * heat) * blur[3],
+            "proj_norm/0": 0.2 * math.exp(8 * t * heat) * blur[4],
+            "fc2_norm/1": 0.3 * math.exp(12 * t * heat) * blur[5],
+        }
+        found.append(Row(step, 0.0, metrics))
     return found
 
 
