@@ -62,17 +62,17 @@ def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]
     """Median seconds of a step, of a row's diagnostics, of the last row's, and of one validation pass."""
     engine = Engine(cell, World(0, 1, device), compile=False)
     spec = cell.training
-    engine.settle(spec.batch_size)
+    engine.warm_up(spec.batch_size)
     random = np.random.default_rng(0)
     batch_BU = random.integers(0, cell.V, (spec.batch_size, spec.sequence_length + 1), dtype=np.uint16)
     validation_NU = torch.from_numpy(random.integers(0, cell.V, (spec.eval_sequences, spec.sequence_length + 1)))
     validation_NU = validation_NU.to(device)
-    row_NU = diagnostics.batch_of(validation_NU, spec)
+    row_NU = diagnostics.row_batch(validation_NU, spec)
     final_NU = final_batch(cell).to(device)
     works: dict[str, Callable[[], object]] = {
         "step": lambda: engine.step(batch_BU, step=0, lr=LR, micro_batch=spec.batch_size),
-        "row": lambda: diagnostics.measure(engine.objective, row_NU, cell.method, engine.strength),
-        "last row": lambda: diagnostics.measure(engine.objective, final_NU, cell.method, engine.strength),
+        "row": lambda: diagnostics.measure(engine.objective, row_NU, cell.method, engine.gamma),
+        "last row": lambda: diagnostics.measure(engine.objective, final_NU, cell.method, engine.gamma),
         "validation": lambda: engine.loss(validation_NU, spec.batch_size),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -89,7 +89,9 @@ def final_batch(cell: Cell) -> torch.Tensor:
     """What the last row of the cell looks at, of a validation set that has enough."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "validation.bin"
-        write_shard(path, np.random.default_rng(0).integers(0, cell.V, 2 * diagnostics.FINAL_TOKENS, dtype=np.uint16))
+        write_shard(
+            path, np.random.default_rng(0).integers(0, cell.V, 2 * diagnostics.MAX_FINAL_TOKENS, dtype=np.uint16)
+        )
         return diagnostics.final_batch(Shards((path,)), cell.training)
 
 

@@ -116,7 +116,7 @@ def big(bench: Bench, product: float) -> Iterator[Row]:
 
 def heads(bench: Bench, product: float) -> Iterator[Row]:
     N, widths = (256, (16, 24)) if bench.tiny else (32_768, (224, 832))
-    chunk = bench.compile(head.chunk, fullgraph=True, options=head.OPTIONS)
+    chunk = bench.compile(head.compute_chunk, fullgraph=True, options=head.COMPILE_OPTIONS)
     torchs = bench.compile(lambda h_ND, E_VD, targets_N: F.cross_entropy(F.linear(h_ND, E_VD), targets_N))
     for D in widths:
         bench.forget()
@@ -177,7 +177,7 @@ def methods(bench: Bench, product: float) -> Iterator[Row]:
 
     def prepare(loop: Loop) -> None:
         ours.engine.reset(of[id(loop)])
-        ours.engine.settle(ours.micro_batch)
+        ours.engine.warm_up(ours.micro_batch)
 
     again: Loop = partial(ours)
     of[id(again)] = of[id(loops["baseline"])]
@@ -202,13 +202,13 @@ def evaluation(bench: Bench, product: float) -> Iterator[Row]:
     (step,) = in_turns(bench, ours)
     shape = (spec.eval_sequences, spec.sequence_length + 1)
     validation_NU = torch.randint(cell.V, shape, device=bench.device)
-    looked_at = diagnostics.batch_of(validation_NU, spec)
+    looked_at = diagnostics.row_batch(validation_NU, spec)
 
     def evaluate() -> None:
         ours.engine.loss(validation_NU, ours.micro_batch)
 
     def diagnose() -> None:
-        diagnostics.measure(ours.engine.objective, looked_at, cell.method, ours.engine.strength)
+        diagnostics.measure(ours.engine.objective, looked_at, cell.method, ours.engine.gamma)
 
     for name, call in (("evaluation", evaluate), ("diagnostics", diagnose)):
         call()

@@ -20,8 +20,8 @@ from benchmarks.step import tokens_of
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from trainers import micro_batch
-from trainers.arithmetic import arithmetic_of
-from trainers.engine import Engine, Launched
+from trainers.engine import Engine, PendingStep
+from trainers.numerics import numerics_for
 from trainers.world import World
 
 PLAIN_MICRO_BATCH = 16
@@ -94,8 +94,8 @@ class Ours:
         self.cell, self.bench = cell, bench
         self.engine = Engine(cell, World(0, 1, bench.device, MEMORY), compile=bench.cuda)
         self.micro_batch = at_once or self._chosen()
-        with arithmetic_of(cell.training, bench.device):
-            self.engine.settle(self.micro_batch)
+        with numerics_for(cell.training, bench.device):
+            self.engine.warm_up(self.micro_batch)
             if bench.cuda and not self.engine.compile:
                 raise RuntimeError("torch.compile failed: see the warning above")
             (self.batch_BU,) = tokens_of(cell, 1)
@@ -113,7 +113,7 @@ class Ours:
         return found
 
     def __call__(self, steps: int) -> None:
-        waiting: Launched | None = None
+        waiting: PendingStep | None = None
         for step in range(steps):
             launched = self.engine.launch(self.batch_BU, step=step, lr=1e-3, micro_batch=self.micro_batch)
             if waiting:

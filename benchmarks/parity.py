@@ -118,7 +118,7 @@ def _kind(tied: bool) -> str:
 def replay(recording: Recording, run: RecordedRun, engine: Engine) -> Differences:
     """Trains ``run`` on ``engine``, of its shape, and compares each step with the recorded one."""
     engine.reset(run.cell)
-    engine.settle(run.micro_batch)
+    engine.warm_up(run.micro_batch)
     model = engine.objective.model
     model.load_state_dict(recording.weights(run.cell.model.tied))
     objectives: list[float] = []

@@ -82,7 +82,7 @@ def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
     keep_freed_memory()
     torch.set_flush_denormal(True)  # these two as Trainer does
     engine = Engine(cell, World(0, 1, device), compile=compile)
-    engine.settle(cell.training.batch_size)
+    engine.warm_up(cell.training.batch_size)
     return engine
 
 
@@ -269,7 +269,7 @@ def shares(engine: Engine) -> None:
         clock = [time.perf_counter()]
         tokens_BU = engine.to_device(batch_BU)
         clock.append(time.perf_counter())
-        objective = engine.wrapped(tokens_BU, cell.method, engine.strength).objective
+        objective = engine.ddp_module(tokens_BU, cell.method, engine.gamma).objective
         clock.append(time.perf_counter())
         objective.backward()
         clock.append(time.perf_counter())
@@ -306,7 +306,7 @@ def floor(engine: Engine) -> None:
 
     def step() -> None:
         with torch.enable_grad():
-            engine.objective.eager(tokens_BU, cell.method, engine.strength).objective.backward()
+            engine.objective.eager(tokens_BU, cell.method, engine.gamma).objective.backward()
         engine.optimizer.zero_grad()
 
     with Recorder() as recorder:

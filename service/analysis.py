@@ -25,11 +25,11 @@ from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from service.home import Home
 from service.ledger import Ledger
-from trainers import described, rows, weights
+from trainers import rows, tensor_files, weights
 from trainers.data import Shards
-from trainers.described import Damaged
 from trainers.embedding_files import embeddings
-from trainers.weights import Kept
+from trainers.tensor_files import DamagedFile
+from trainers.weights import KeptWeights
 
 SHOWN = ("b_ratio", "mu_norm", "e_mu_min", "e_mu_max", "isotropy", "row_norm_mean")
 """Measures that a terminal has room for; the tables have all."""
@@ -43,7 +43,7 @@ NOT_KEPT = (
 class Source:
     """A file of weights and the row of its cell."""
 
-    kept: Kept
+    kept: KeptWeights
     study: str
     """The study that trained it."""
     row: dict[str, Any]
@@ -161,7 +161,7 @@ def _sources(home: Home, study: str, cells: Sequence[str], console: Console) -> 
         of = entry.reused_from or study
         home.bring_below(f"studies/{of}/cells/{cell_id}/{weights.FOLDER}", ".json")
         with warnings.catch_warnings(record=True) as passed_over:
-            found = list(weights.kept(home.cell(cell_id, of) / weights.FOLDER, cell_id))
+            found = list(weights.find_kept(home.cell(cell_id, of) / weights.FOLDER, cell_id))
         for warning in passed_over:
             console.print(str(warning.message), soft_wrap=True)
         for kept in found:
@@ -178,7 +178,7 @@ def _rows(
     sequences: int | None,
     console: Console,
 ) -> Mapping[str, list[dict[str, Any]]]:
-    """The rows of all sources, by table. A file that is damaged is named and passed over."""
+    """The rows of all sources, by table. Prints the name of each damaged file and skips it."""
     evaluate = None
     if tokens:
         from service.evaluation import Evaluator  # imports torch: seconds
@@ -189,9 +189,9 @@ def _rows(
         kept, name = source.kept, f"studies/{source.study}/cells/{source.row['cell']}/{weights.FOLDER}"
         home.bring_below(name, source.kept.path.name)
         try:
-            described.verified(kept.path, kept.cell.id)
-        except Damaged as why:
-            console.print(f"weights {kept.path} passed over: {why}", soft_wrap=True)
+            tensor_files.read_verified(kept.path, kept.cell.id)
+        except DamagedFile as why:
+            console.print(f"weights {kept.path} skipped: {why}", soft_wrap=True)
             continue
         output = weights.TIED if kept.cell.model.tied else weights.OUTPUT
         found: dict[str, Embedding] = {"output": measured(embeddings(kept.path, output)["output"])}

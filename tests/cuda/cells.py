@@ -31,7 +31,7 @@ def world(device: torch.device = DEVICE) -> World:
 
 
 class Replayed:
-    """``trainers.engine.Recorded`` of a processor: the calls on a tape."""
+    """``trainers.engine.CapturedGraph`` of a processor: the calls on a tape."""
 
     def __init__(self, work: Callable[[], Tensor], pool: object) -> None:
         work()
@@ -40,7 +40,7 @@ class Replayed:
 
     def __call__(self) -> Tensor:
         self._tape.replay()
-        return self.result.clone()  # which ``Launched`` copies on a device, and keeps on a processor
+        return self.result.clone()  # which ``PendingStep`` copies on a device, and keeps on a processor
 
 
 class Recordings:
@@ -48,13 +48,13 @@ class Recordings:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
-        kind: Any = Replayed if DRY else engines.Recorded
+        kind: Any = Replayed if DRY else engines.CapturedGraph
 
         def recorded(work: Callable[[], Tensor], pool: object) -> Any:
             self.made += 1
             return kind(work, pool)
 
-        monkeypatch.setattr(engines, "Recorded", recorded)
+        monkeypatch.setattr(engines, "CapturedGraph", recorded)
 
 
 def settled(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engine:
@@ -64,13 +64,13 @@ def settled(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engin
     else:
         engine.reset(this)
     if not DRY:
-        engine.settle(micro_batch)
+        engine.warm_up(micro_batch)
         assert engine.compile, "it fell back to eager mode; the warning says why"
         return engine
-    engine.objective.chunk = head.chunk
-    if engine._kind(micro_batch) not in engine.programs:
+    engine.objective.chunk = head.compute_chunk
+    if engine._program_key(micro_batch) not in engine.programs:
         engine.optimizer.halted.fill_(1.0)
-        engine.programs[engine._kind(micro_batch)] = engine._captured(micro_batch)
+        engine.programs[engine._program_key(micro_batch)] = engine._capture_step(micro_batch)
         engine.optimizer.halted.zero_()
     return engine
 

@@ -20,8 +20,8 @@ SPACING = 2**-8
 
 def compiled() -> head.ChunkFunction:
     if not COMPILES:
-        return head.chunk
-    return torch.compile(head.chunk, dynamic=False, fullgraph=True, options=head.OPTIONS)
+        return head.compute_chunk
+    return torch.compile(head.compute_chunk, dynamic=False, fullgraph=True, options=head.COMPILE_OPTIONS)
 
 
 def drawn(N: int, V: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +106,7 @@ def compare(
     sizes: tuple[int, int, int, int], method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     N, V, D, at_once = sizes
-    monkeypatch.setattr(head, "ACCELERATOR_CHUNK", at_once)
+    monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", at_once)
     drawing = drawn(N, V, D)
     ours = found(method, drawing, logits_dtype, compiled(), DEVICE)
     exact = formula(method, *drawing)

@@ -62,13 +62,13 @@ def test_graphs_around_a_sum_are_the_step(recordings: Recordings) -> None:
     losses = []
     halves = settled(this, micro_batch=2)
     halves.optimizer.halted.fill_(1.0)
-    backward = engines.Recorded(lambda: halves._own_backward(tokens_BU, 2), halves.pool)
-    update = engines.Recorded(lambda: halves._update(backward.result), halves.pool)
+    backward = engines.CapturedGraph(lambda: halves._local_backward(tokens_BU, 2), halves.pool)
+    update = engines.CapturedGraph(lambda: halves._update(backward.result), halves.pool)
     halves.reset(this)
     whole.reset(this)
     for i, batch_BU in enumerate(batches(this, 4)):
         expected = whole.step(batch_BU, step=i, lr=1e-2, micro_batch=2)
-        halves._control(1e-2, stop=False)
+        halves._set_controls(1e-2, stop=False)
         tokens_BU.copy_(halves.to_device(batch_BU))
         backward()
         loss, stops, norm = update().tolist()

@@ -19,7 +19,7 @@ from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, bits, equal, world
 from tests.trainers import tiny
 from tests.trainers.tiny import of
 from trainers import micro_batch
-from trainers.allocator import CUDA_CONTEXT
+from trainers.allocator import CUDA_CONTEXT_BYTES
 from trainers.data import Shards, Tokens, write_shard
 from trainers.loop import Trainer
 from trainers.result import Result
@@ -145,8 +145,8 @@ def test_a_share_of_the_device_is_kept_to_and_is_enough(tmp_path: Path) -> None:
     assert result.state == "finished"
     (found,) = json.loads((tmp_path / "memo.json").read_text()).values()
     assert 1 <= found < 64, "nothing was halved"
-    assert torch.cuda.max_memory_reserved() <= share * total - CUDA_CONTEXT
-    assert micro_batch.SPARE > 0
+    assert torch.cuda.max_memory_reserved() <= share * total - CUDA_CONTEXT_BYTES
+    assert micro_batch.RESERVED_SHARE > 0
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from search_spaces.methods import METHODS
 from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, Recordings, apart, bits, equal, settled, world
 from tests.cuda.cells import trained as trained_by
 from tests.trainers.tiny import batches, of
-from trainers.arithmetic import arithmetic_of
 from trainers.engine import Engine
+from trainers.numerics import numerics_for
 from trainers.sigma_reparam import SigmaLinear
 
 STEPS = 4
@@ -68,13 +68,13 @@ def test_a_bfloat16_step_is_the_processors_to_its_spacing(method: str, recording
 def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
     """Compiled as they are, and in the same order, if the kernels are those that repeat."""
     this = of("z-loss", deterministic=True, precision="bfloat16")
-    with arithmetic_of(this.training, DEVICE):
+    with numerics_for(this.training, DEVICE):
         ours = settled(this, micro_batch=2)
         trained_by(ours, STEPS, micro_batch=2)
         replayed = bits(ours.state().values())
         ours.reset(this)
         for i, batch_BU in enumerate(batches(this, STEPS)):
-            ours._control(1e-2 / (i + 1), stop=False)
+            ours._set_controls(1e-2 / (i + 1), stop=False)
             ours._step(ours.to_device(batch_BU), micro_batch=2)
         assert equal(replayed, bits(ours.state().values()))
 
@@ -159,7 +159,7 @@ def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
     gradients = {}
     for precision, device in (("float32", CPU), ("float32", DEVICE), ("tf32", DEVICE)):
         this = of(precision=precision, **sizes)
-        with arithmetic_of(this.training, device):
+        with numerics_for(this.training, device):
             engine = Engine(this, world(device), compile=False)
             engine.step(batches(this, 1)[0], step=0, lr=1e-3, micro_batch=8)
         gradients[precision, device.type] = engine.optimizer.gradient
@@ -189,7 +189,7 @@ def test_sigma_reparam_starts_with_the_singular_vectors_of_the_processor() -> No
 def test_every_kind_of_step_has_kernels_that_repeat(method: str, attention_norm: str) -> None:
     """Eager: what is not compiled, and what evaluates, may use no operator that PyTorch knows to be otherwise."""
     this = of(method, attention_norm=attention_norm, deterministic=True, precision="bfloat16")
-    with arithmetic_of(this.training, DEVICE):
+    with numerics_for(this.training, DEVICE):
         engine = Engine(this, world(), compile=False)
         found = []
         for _ in range(2):

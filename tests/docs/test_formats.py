@@ -25,7 +25,7 @@ from trainers import checkpoint, weights
 from trainers.data import shards, sources
 from trainers.data.preparation import Finished, Manifest, Recipe
 from trainers.diagnostics import keys
-from trainers.loop import Progress
+from trainers.run import Progress
 from trainers.usage import KEYS as USAGE
 
 PAGE = "formats.md"

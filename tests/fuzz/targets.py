@@ -163,7 +163,7 @@ def checkpoint(folder: Path) -> Target:
     def read(content: bytes) -> None:
         path.write_bytes(content)
         with warnings.catch_warnings(action="ignore", category=UserWarning):
-            found = checkpoints.latest(place, "cell")
+            found = checkpoints.load_latest(place, "cell")
         assert found is None or found.progress == progress, "a damaged checkpoint was taken for a whole one"
         if found is None:
             raise InvalidInput("checkpoint", path.name, "passed over", "the one before it is used")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trainers.allocator import CUDA_CONTEXT, fraction_of
+from trainers.allocator import CUDA_CONTEXT_BYTES, pytorch_fraction
 
 FAULTS = """
 import resource, torch
@@ -40,7 +40,7 @@ def test_freed_memory_is_taken_again_without_asking_the_kernel():
 def test_cells_on_one_device_take_no_more_than_it_has(cells: int, gigabytes: int) -> None:
     """What PyTorch may take, and CUDA's own for every process, as far as there is room for that."""
     total = gigabytes * 2**30
-    each = fraction_of(1 / cells, total) * total
+    each = pytorch_fraction(1 / cells, total) * total
     assert each >= total / cells / 10
-    if total / cells > CUDA_CONTEXT / 0.9:
-        assert cells * (each + CUDA_CONTEXT) <= total * (1 + 1e-9)
+    if total / cells > CUDA_CONTEXT_BYTES / 0.9:
+        assert cells * (each + CUDA_CONTEXT_BYTES) <= total * (1 + 1e-9)

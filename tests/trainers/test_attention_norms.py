@@ -141,7 +141,7 @@ def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = S
 
 @pytest.fixture(params=[3, 128], ids="chunks of {}".format)
 def chunks(request, monkeypatch) -> None:
-    monkeypatch.setattr(attention, "CHUNK", request.param)
+    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", request.param)
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
@@ -170,7 +170,7 @@ def test_every_variant_is_another_function():
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
 def test_no_variant_sees_a_future_token(name, monkeypatch):
     """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
-    monkeypatch.setattr(attention, "CHUNK", 5)
+    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 5)
     model, embedded = gpt(name, 16, spread=False), []
     model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
     h_BTD = model(tokens_BT(16))
@@ -293,7 +293,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name):
     asked = iter(range(100))
     stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **intervals, should_stop=lambda: next(asked) == 3)
     assert (stopped.state, stopped.step) == ("stopped", 3)
-    saved = checkpoint.latest(tmp_path / "b" / "checkpoints", this.id)
+    saved = checkpoint.load_latest(tmp_path / "b" / "checkpoints", this.id)
     assert any("v_PI" in n for n in saved.tensors) == (name == "sigma-reparam")
     resumed = Trainer(WORLD, tokens)
     result = resumed.run(this, tmp_path / "b", **intervals)
@@ -322,7 +322,7 @@ def test_sigma_reparam_starts_at_1_and_follows_the_weights(tokens):
 def test_sigma_reparam_iterates_once_a_step_and_never_in_a_forward_pass(tokens, tmp_path):
     engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
     start = [layer.v_PI.clone() for layer in layers(engine)]
-    engine.try_out(2)
+    engine.dry_run_step(2)
     engine.loss(torch.from_numpy(tokens.train.read(range(4), tiny.T).astype(np.int64)), 2)
     assert all(torch.equal(layer.v_PI, v) for layer, v in zip(layers(engine), start, strict=True))
     engine.step(tokens.train.read(range(4), tiny.T), step=0, lr=1e-2, micro_batch=1)
@@ -354,7 +354,7 @@ DDP_CELL = cell(logits_dtype="float32", batch_size=4)
 def three_steps(name: str, world: World, folder: Path) -> list[float]:
     """Loss and gradient norm of each of three steps on the same global batches, and a checksum of the state."""
     train, engine = tiny.opened(folder).train, Engine(of(name, DDP_CELL), world, compile=False)
-    engine.settle(2)
+    engine.warm_up(2)
     found: list[float] = []
     share = 4 // world.size
     for i in range(3):

@@ -12,7 +12,7 @@ from trainers import diagnostics
 from trainers.data import Shards, write_shard
 from trainers.head import Objective
 from trainers.model import GPT
-from trainers.spikes import JUDGED_FROM, Spikes
+from trainers.spikes import MIN_WINDOW_STEPS, Spikes
 
 V, T, L = 256, 16, 2
 NONE = torch.zeros(())
@@ -127,7 +127,7 @@ def test_forward_passes_add_up_to_one(monkeypatch):
     measuring = objective()
     tokens_NU = torch.randint(V, (7, T + 1), generator=torch.Generator().manual_seed(2))
     whole = diagnostics.measure(measuring, tokens_NU, "baseline", NONE)
-    monkeypatch.setattr(diagnostics, "TOKENS", 2 * T)  # passes of 2, 2, 2 and 1 sequences
+    monkeypatch.setattr(diagnostics, "ROW_TOKENS", 2 * T)  # passes of 2, 2, 2 and 1 sequences
     assert diagnostics.measure(measuring, tokens_NU, "baseline", NONE) == pytest.approx(whole, rel=1e-5, abs=1e-7)
 
 
@@ -137,7 +137,7 @@ def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
         measuring.model.E_VD.add_(20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1)))  # they wander far
     at_once = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert at_once["logits_absmax_token_max"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
-    monkeypatch.setattr(diagnostics, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(diagnostics, "LOGITS_TOKENS", 7)
     in_parts = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert in_parts == pytest.approx(at_once, rel=1e-5)
 
@@ -145,7 +145,7 @@ def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
 def test_the_batch_of_a_row_is_a_few_sequences_and_never_none():
     def chosen(sequences, T, batch_size):
         spec = TrainingSpec(sequence_length=T, batch_size=batch_size)
-        return tuple(diagnostics.batch_of(torch.zeros(sequences, T + 1), spec).shape)
+        return tuple(diagnostics.row_batch(torch.zeros(sequences, T + 1), spec).shape)
 
     assert chosen(32, 128, 8) == (4, 129)
     assert chosen(2, 128, 8) == (2, 129)
@@ -215,7 +215,7 @@ def test_looking_leaves_no_hook_behind():
 
 def test_spikes_are_losses_six_deviations_above_the_window():
     spikes = Spikes()
-    for i in range(JUDGED_FROM):
+    for i in range(MIN_WINDOW_STEPS):
         spikes.observe(100.0 if i == 1 else 3.0 + 0.1 * (i % 2))  # too early to be judged
     assert spikes.count == 0
     calm = Spikes([3.0, 3.2] * 30)

@@ -29,19 +29,19 @@ FINAL = CELL.model_copy(update={"training": CELL.training.model_copy(update={"fi
 
 def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -> dict[str, Any]:
     """What becomes of a group whose rank 1 runs out of memory in the middle of a backward pass."""
-    micro_batch._estimated = micro_batch._tried
-    fits, tried, try_out = 1, 0, engine.try_out
+    micro_batch._estimate_size = micro_batch._try_sizes
+    fits, tried, dry_run_step = 1, 0, engine.dry_run_step
 
     def noted(sequences: int) -> None:
         nonlocal tried
         tried = sequences
-        try_out(sequences)
+        dry_run_step(sequences)
 
     def run_out(gradient: torch.Tensor) -> None:
         if rank == 1 and tried > fits:
             raise torch.OutOfMemoryError("as a device says it")
 
-    engine.try_out = noted  # type: ignore[method-assign]
+    engine.dry_run_step = noted  # type: ignore[method-assign]
     hook = engine.objective.model.blocks[0].norm1.weight.register_hook(run_out)
     engine.reset(CELL)
     found: dict[str, Any] = {"halved": micro_batch.choose(engine, 4, None)}
@@ -106,10 +106,10 @@ def worker(rank: int, folder: Path) -> None:
 
         found |= after_running_out(engine, rank, batch_BU)
 
-        diagnostics.TOKENS = 2 * tiny.T
+        diagnostics.ROW_TOKENS = 2 * tiny.T
         sequences_NU = torch.from_numpy(trainer.tokens.validation.read(range(5), tiny.T)).long()
         for name, of in (("passes of two", world), ("passes of one", World.single())):
-            found[name] = diagnostics.measure(engine.objective, sequences_NU, CELL.method, engine.strength, of)
+            found[name] = diagnostics.measure(engine.objective, sequences_NU, CELL.method, engine.gamma, of)
 
         try:
             record("odd", cell=cell(batch_size=5))

@@ -46,8 +46,8 @@ def engine_of(method: str, *, compile: bool, **fields: object) -> Engine:
 
 
 def program_of(engine: Engine, micro_batch: int) -> fused.Step:
-    method = fused.of_head(engine.cell.method)
-    return fused.compiled(engine.objective, engine.optimizer, engine.cell.training, method, micro_batch)
+    method = fused.gradient_method(engine.cell.method)
+    return fused.compile_step(engine.objective, engine.optimizer, engine.cell.training, method, micro_batch)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -63,7 +63,7 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     bound = 1e-5 if logits_dtype == "float32" else 5e-3
     eager, engine = (engine_of(method, compile=compile, **fields) for compile in (False, True))
     program = program_of(engine, HALF)
-    engine.programs[engine._kind(HALF)] = partial(engine._fused, program)
+    engine.programs[engine._program_key(HALF)] = partial(engine._fused_step, program)
     for i, batch_BU in enumerate(batches(engine.cell, 3)):
         expected, found = (e.step(batch_BU, step=i, lr=LR / (i + 1), micro_batch=HALF) for e in (eager, engine))
         assert found == pytest.approx(expected, rel=bound)
@@ -79,11 +79,11 @@ def test_programs_of_two_kinds_do_not_take_each_others_steps(without_kernels):
     engine.reset(engine.cell.model_copy(update={"method": "z-loss", "gamma": 1.0}))
     penalized = program_of(engine, 4)
     tokens_BU = engine.to_device(batches(engine.cell, 3)[0])
-    engine._control(LR, stop=False)
+    engine._set_controls(LR, stop=False)
     norms = []
     for program in (plain, penalized, plain):
         engine.reset(engine.cell)
-        norms.append(float(program(tokens_BU, engine.controls, engine.strength)[2]))
+        norms.append(float(program(tokens_BU, engine.controls, engine.gamma)[2]))
     assert norms[0] == norms[2] != norms[1]
 
 
@@ -94,9 +94,9 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     for strength, stop in ((math.inf, False), (1.0, True)):
         engine.reset(engine.cell)
         before = engine.optimizer.values.clone()
-        engine.strength.fill_(strength)
-        engine._control(LR, stop)
-        program(tokens_BU, engine.controls, engine.strength)
+        engine.gamma.fill_(strength)
+        engine._set_controls(LR, stop)
+        program(tokens_BU, engine.controls, engine.gamma)
         assert torch.equal(engine.optimizer.values, before)
         assert not engine.optimizer.exp_avg.any()
         assert float(engine.optimizer.steps) == 0
@@ -115,14 +115,14 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
 )
 def test_what_is_one_function(fields, size, fuses):
     engine = engine_of("baseline", compile=True, **fields)
-    fuses &= fused.supported()
+    fuses &= fused.is_supported()
     engine.world = World(0, size, torch.device("cpu"))
     assert engine._can_fuse(engine.cell.training.batch_size) == fuses
     assert not engine._can_fuse(10**9), "its logits would not fit one chunk"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not fused.supported(), reason="this version of PyTorch does not, and the trainer knows")
+@pytest.mark.skipif(not fused.is_supported(), reason="this version of PyTorch does not, and the trainer knows")
 def test_the_compiler_keeps_the_rounding_of_the_logits():
     """Inductor drops a rounding to bfloat16 and back unless told not to. At a mean logit of 100 that is a fifth of the
     gradient; what is left are logits so near the middle of two roundings that their last digits decide."""
@@ -130,7 +130,7 @@ def test_the_compiler_keeps_the_rounding_of_the_logits():
     for logits_dtype in ("float32", "bfloat16"):
         eager, engine = (engine_of("baseline", compile=compile, logits_dtype=logits_dtype) for compile in (False, True))
         (batch_BU,) = batches(engine.cell, 1)
-        engine.programs[engine._kind(4)] = partial(engine._fused, program_of(engine, 4))
+        engine.programs[engine._program_key(4)] = partial(engine._fused_step, program_of(engine, 4))
         for e in (eager, engine):
             e.shift_logits(e.to_device(batch_BU), 100.0)
             step = e.step(batch_BU, step=0, lr=0.0, micro_batch=4)

@@ -99,15 +99,15 @@ def chunks(request, monkeypatch) -> int:
     ],
 )
 def test_what_a_penalty_depends_on_is_found(method, inputs):
-    assert head.inputs_of(method) == inputs
+    assert head.penalty_inputs(method) == inputs
 
 
 def test_a_chunk_leaves_a_small_device_its_memory():
     V, gigabyte = 50_304, 2**30
-    assert head.fitting(V, 141 * gigabyte) == head.fitting(V, 35 * gigabyte) == head.ACCELERATOR_CHUNK
+    assert head.chunk_tokens(V, 141 * gigabyte) == head.chunk_tokens(V, 35 * gigabyte) == head.MAX_CHUNK_TOKENS
     for room in (24 * gigabyte, 6 * gigabyte):
-        assert 0.9 * head.CHUNK_SHARE * room < 2 * head.fitting(V, room) * V * 2 <= head.CHUNK_SHARE * room
-    assert head.fitting(V, 1.0) == 1
+        assert 0.9 * head.CHUNK_SHARE * room < 2 * head.chunk_tokens(V, room) * V * 2 <= head.CHUNK_SHARE * room
+    assert head.chunk_tokens(V, 1.0) == 1
 
 
 def gradients(objective: torch.Tensor, drawing: Drawing) -> tuple[torch.Tensor, ...]:
@@ -177,7 +177,7 @@ def test_the_gradient_is_the_slope_of_the_objective_for_any_shape(sizes, method,
 @pytest.mark.parametrize("sizes", [(B, T, D, V), (B, T, V, D)], ids=["V > D", "V < D"])
 @pytest.mark.parametrize("onednn", [False, True])
 def test_float32_is_the_formula_whichever_library_multiplies(onednn, sizes, chunks, monkeypatch):
-    monkeypatch.setattr(matmul, "FASTER", onednn)
+    monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", onednn)
     drawing = drawn(torch.float32, sizes=sizes)
     wide = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in drawing]
     found = losses(*drawing, "z-loss", torch.tensor(GAMMA), "float32").objective

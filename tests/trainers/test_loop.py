@@ -88,7 +88,7 @@ def test_it_learns(tokens, folder):
 
 
 def test_spike_score_is_the_share_of_steps_that_spiked(tokens, folder, monkeypatch):
-    monkeypatch.setattr(spikes, "DEVIATIONS", -1.0)  # so that a loss that falls as it should has some
+    monkeypatch.setattr(spikes, "THRESHOLD_STDS", -1.0)  # so that a loss that falls as it should has some
     run(Trainer(WORLD, tokens), cell(steps=40), folder)
     first, *_, last = rows.read(folder / "metrics.jsonl")
     assert first["spike_score"] == 0.0
@@ -190,7 +190,7 @@ def test_micro_batches_add_up_to_the_batch(tokens, tmp_path):
 
 def test_micro_batch_is_the_largest_divisor_that_fits_and_is_remembered(tokens, tmp_path, monkeypatch):
     engine, memo = Engine(cell(), WORLD, compile=False), tmp_path / "memo.json"
-    room = 3.5 * micro_batch.saved_bytes(engine) / micro_batch.SAVED_SHARE
+    room = 3.5 * micro_batch.saved_bytes(engine) / micro_batch.MAX_SAVED_SHARE
     monkeypatch.setattr(micro_batch, "available_bytes", lambda: room)
     assert micro_batch.choose(engine, 4, None) == 2
     assert micro_batch.choose(engine, 3, memo) == 3
@@ -201,7 +201,7 @@ def test_micro_batch_is_the_largest_divisor_that_fits_and_is_remembered(tokens, 
     assert micro_batch.choose(engine, 3, memo) == 1
 
 
-@pytest.mark.parametrize("room", [{"try_out": 2, "settle": 4}, {"try_out": 4, "settle": 2}])
+@pytest.mark.parametrize("room", [{"dry_run_step": 2, "warm_up": 4}, {"dry_run_step": 4, "warm_up": 2}])
 def test_a_micro_batch_fits_as_it_is_tried_and_as_it_is_compiled(room, monkeypatch):
     """As on an accelerator, where a compiled step may hold what an eager one does not."""
     engine = Engine(cell(batch_size=4), WORLD, compile=False)
@@ -215,7 +215,7 @@ def test_a_micro_batch_fits_as_it_is_tried_and_as_it_is_compiled(room, monkeypat
                 raise torch.OutOfMemoryError("as a device says it")
 
         monkeypatch.setattr(engine, name, within)
-    assert micro_batch._tried(engine, [4, 2, 1]) == 2
+    assert micro_batch._try_sizes(engine, [4, 2, 1]) == 2
     assert float(engine.optimizer.halted) == 0
 
 

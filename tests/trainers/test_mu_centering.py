@@ -97,7 +97,7 @@ def worker(rank: int, folder: Path) -> None:
         tokens, found = tiny.opened(folder), {}
         for attention_norm in ("qk-norm", "sigma-reparam"):
             engine = Engine(centered(attention_norm, logits_dtype="float32"), world, compile=False)
-            engine.settle(1)
+            engine.warm_up(1)
             losses = train(engine, batches(tokens, 5, rank, 2), 1)
             found[attention_norm] = [*losses, float(engine.objective.model.E_VD.detach().double().square().sum())]
         (folder / f"found-{rank}.json").write_text(json.dumps(found))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.keep_weights import KeepWeights
-from trainers import described, weights
+from trainers import tensor_files, weights
 from trainers.loop import Trainer
 from trainers.result import Result
 from trainers.world import World
@@ -30,10 +30,10 @@ def run(trainer: Trainer, this: Cell, folder: Path, keep: KeepWeights = LAST, **
 
 def kept(folder: Path, this: Cell) -> dict[int, dict[str, Tensor]]:
     """By step, each file compared with its digest."""
-    found = list(weights.kept(folder / "weights", this.id))
+    found = list(weights.find_kept(folder / "weights", this.id))
     for one in found:
         assert one.cell == this
-        described.verified(one.path, this.id)
+        tensor_files.read_verified(one.path, this.id)
     return {one.step: load_file(one.path) for one in found}
 
 
@@ -113,8 +113,8 @@ def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path
     run(trainer, this, tmp_path / "a", EVERY_3)
     run(trainer, this, tmp_path / "b", EVERY_3, should_stop=stop_after(5))  # a checkpoint of step 5
     for step in (6, 7):
-        described.write(
-            described.path_of(tmp_path / "b" / "weights", step),
+        tensor_files.write(
+            tensor_files.path_for(tmp_path / "b" / "weights", step),
             lambda path: path.write_bytes(b"of another run"),
             cell=this.id,
             step=step,
@@ -142,14 +142,14 @@ def test_damaged_ones_are_named_and_passed_over(tokens, folder):
     torn.write_text(torn.read_text()[:40])
     last = folder / "weights" / "step-00000008.safetensors"
     last.write_bytes(last.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="passed over") as warned:
-        found = list(weights.kept(folder / "weights", this.id))
+    with pytest.warns(UserWarning, match="skipped") as warned:
+        found = list(weights.find_kept(folder / "weights", this.id))
     assert [str(one.message).rpartition(": ")[2] for one in warned] == [
         "its JSON file is missing, so it was never completed",
         "its JSON file is torn",
     ]
     assert [one.step for one in found] == [8]
-    with pytest.raises(described.Damaged, match="SHA-256"):
-        described.verified(found[0].path, this.id)
+    with pytest.raises(tensor_files.DamagedFile, match="SHA-256"):
+        tensor_files.read_verified(found[0].path, this.id)
     with pytest.warns(UserWarning, match=f"belongs to cell {this.id}, not another"):
-        assert not [one for one in weights.kept(folder / "weights", "another") if one.step == 8]
+        assert not [one for one in weights.find_kept(folder / "weights", "another") if one.step == 8]

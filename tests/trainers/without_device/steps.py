@@ -73,14 +73,14 @@ def steps(this: Cell) -> None:
     one = Engine(this, world, compile=False)
     spec = this.training
     batch_BU = np.zeros((spec.batch_size, spec.sequence_length + 1), np.uint16)
-    for chunk in (None, head.chunk):
+    for chunk in (None, head.compute_chunk):
         one.objective.chunk = chunk
-        one.try_out(2)
+        one.dry_run_step(2)
         launched = one.launch(batch_BU, step=0, lr=1e-3, micro_batch=2)
         assert launched._figures_3.shape == (3,)
-    one.programs[one._kind(2)] = one._captured(2)
+    one.programs[one._program_key(2)] = one._capture_step(2)
     one.launch(batch_BU, step=1, lr=1e-3, micro_batch=2)
-    flags_2 = one._own_backward(one.to_device(batch_BU), 2)
+    flags_2 = one._local_backward(one.to_device(batch_BU), 2)
     assert one._update(flags_2).device.type == "cuda"
     with torch.no_grad():
         found = one.objective.eager(one.to_device(batch_BU), this.method, one.strength)
@@ -96,8 +96,14 @@ def graphs() -> int:
     targets_C = torch.empty(64, dtype=torch.int64, device="cuda")
     traced = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
     for method in METHODS:
-        found = traced(head.chunk)(
-            h_CD, E_VD, targets_C, mu_D, mu_D[0], method=method, inputs=head.inputs_of(method), N=128, rounds=True
+        found = traced(head.compute_chunk)(
+            h_CD,
+            E_VD,
+            targets_C,
+            mu_D,
+            mu_D[0],
+            N=128,
+            **head.static_chunk_arguments(method, "bfloat16"),
         )
         assert (found.grad_E_VD.shape, found.grad_E_VD.dtype) == (E_VD.shape, torch.float32)
     x_BHTK = torch.empty(2, 4, 128, 24, device="cuda")
@@ -112,7 +118,7 @@ def main() -> None:
     torch.Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign,assignment]  # fake ones have none
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # type: ignore[attr-defined]
     torch.cuda.is_available = torch.cuda.is_bf16_supported = lambda: True
-    engine.Recorded = Recorded  # type: ignore[misc,assignment]
+    engine.CapturedGraph = Recorded  # type: ignore[misc,assignment]
     optimizer.adam = adam  # type: ignore[assignment]
     engine.GPT = OnDevice  # type: ignore[misc]
     torch.cuda.current_device = lambda: 0
