@@ -127,5 +127,5 @@ def test_a_flipped_byte_in_the_tokens_is_refused_by_name(tmp_path: Path, split: 
     shard.write_bytes(content)
     done = oec("run", tmp_path / "study.yaml", home=home)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert f"{shard}' has other content than when it was written" in done.stderr
+    assert f"{shard}' has changed since it was written" in done.stderr
     assert not (home / "studies" / "mine").exists()

@@ -20,8 +20,8 @@ from search_spaces.study import DataSpec, Study
 from tests import fineweb
 from trainers.data import Recipe, prepare, tokenize, write_shard
 from trainers.data import preparation as module
-from trainers.data.documents import Batch, Documents, Place
-from trainers.data.preparation import Manifest, Observer, Position
+from trainers.data.documents import Batch, Documents, StreamPosition
+from trainers.data.preparation import Manifest, Observer, TokenPosition
 from trainers.data.shards import HEADER_BYTES
 from trainers.data.tokenizer import END_OF_TEXT, UNTRAINED, from_encoding, train_bpe
 
@@ -119,18 +119,20 @@ def test_stream_of_tokens_is_cut_and_gone_on_with_anywhere(
     rows = 0
     for batch in lengths:
         texts = [chr(97 + (rows + i) % 26) * length for i, length in enumerate(batch)]
-        batches.append(Batch(Place(rows=rows), texts))
+        batches.append(Batch(StreamPosition(rows=rows), texts))
         rows += len(batch)
     whole = UNTRAINED["bytes"]().encode_documents([text for batch in batches for text in batch.texts])[:limit]
 
-    def files(start: Position, number: int, characters: int, workers: int) -> list[tuple[list[int], Position]]:
+    def files(
+        start: TokenPosition, number: int, characters: int, workers: int
+    ) -> list[tuple[list[int], TokenPosition]]:
         left = [batch for batch in batches if batch.place.rows >= start.place.rows]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "CHUNK_CHARACTERS", characters)
-            chunks = module._encoded(left, start.skip, UNTRAINED["bytes"], workers)
-            return [(ids.tolist(), end) for ids, end in module._cut(chunks, recipe.size, number)]
+            chunks = module._encode(left, start.skip, UNTRAINED["bytes"], workers)
+            return [(ids.tolist(), end) for ids, end in module._split_into_files(chunks, recipe.size, number)]
 
-    made = files(Position(), 0, chunk, 2)
+    made = files(TokenPosition(), 0, chunk, 2)
     assert [token for ids, _ in made for token in ids] == whole.tolist()
     assert [len(ids) for ids, _ in made[:-1]] == [recipe.size(number) for number in range(len(made))][:-1]
     if made:
@@ -241,7 +243,7 @@ def test_damaged_file_is_made_again(source: str, tmp_path: Path, damage: str, nu
         path.write_bytes(content)
     told: list[str] = []
     assert tokenize(recipe_of(source), out, workers=2, observer=Observer(told.append)) == manifest
-    assert told[0] == f"{path.name} is missing or damaged: made again, with those after it"
+    assert told[0] == f"{path.name} is missing or damaged: writing it again, and all files after it"
     assert contents(out) == whole
 
 
@@ -275,7 +277,7 @@ def test_source_changed_on_the_way(source: str, documents: list[str], tmp_path: 
     before = contents(out)
     fineweb.write(tmp_path / "in", [*documents, "more"])
     error = refused(recipe_of(changing), out)
-    assert (error.field, error.problem) == ("SOURCE", "has changed since its tokens were begun")
+    assert (error.field, error.problem) == ("SOURCE", "has changed since tokenization started")
     assert contents(out) == before
 
 
@@ -297,9 +299,9 @@ def test_folder_of_other_settings(
 
 def test_folder_of_others(source: str, tmp_path: Path) -> None:
     write_shard(tmp_path / "train-00001.bin", [1])
-    assert "holds train-00001.bin" in refused(recipe_of(source), tmp_path).problem
+    assert "has train-00001.bin" in refused(recipe_of(source), tmp_path).problem
     (tmp_path / "manifest.json").write_text("{}")
-    assert "can not be read" in refused(recipe_of(source), tmp_path).problem
+    assert "cannot be read" in refused(recipe_of(source), tmp_path).problem
 
 
 def test_source_too_small_leaves_nothing(tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ def test_source_too_small_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_two_at_once(source: str, tmp_path: Path) -> None:
-    with module._claimed(tmp_path / "out"):
+    with module._locked(tmp_path / "out"):
         error = refused(recipe_of(source), tmp_path / "out")
     assert (error.field, error.problem) == ("--out", "is being written by another process")
 
@@ -328,7 +330,7 @@ def test_full_disk_keeps_what_is_finished(source: str, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_shard", full)
         error = refused(recipe_of(source), out)
-    assert (error.field, error.problem) == ("--out", "can not be written to (No space left on device)")
+    assert (error.field, error.problem) == ("--out", "cannot be written to (No space left on device)")
     kept = Manifest.model_validate_json((out / "manifest.json").read_bytes())
     assert [file.name for file in kept.files] == ["val-00000.bin", "train-00000.bin"]
     tokenize(recipe_of(source), out, workers=1)

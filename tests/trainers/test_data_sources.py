@@ -201,7 +201,7 @@ def test_loser_of_a_race_uses_the_winners(texts: Path, tmp_path: Path) -> None:
 
     mine = prepare(spec_of(texts), home, report=report)
     assert mine == rivals[0]
-    assert "another process was faster" in lines[-1]
+    assert "another process finished first" in lines[-1]
     assert [path.name for path in (home / "data").iterdir()] == [mine.folder.name], "the loser left its folder behind"
 
 
@@ -270,7 +270,7 @@ def test_verify_sees_a_flipped_bit(texts: Path, tmp_path: Path) -> None:
     content[-2] ^= 1
     path.write_bytes(content)
     assert prepare(spec_of(texts), tmp_path / "home") == tokens, "opening is meant to look at sizes alone"
-    with pytest.raises(InvalidInput, match=r"train-00000\.bin.*has other content"):
+    with pytest.raises(InvalidInput, match=r"train-00000\.bin.*has changed since"):
         tokens.verify(tmp_path / "memo.json")
 
 
@@ -303,7 +303,7 @@ def test_given_shards_are_checked_once(given: DataSpec, tmp_path: Path, monkeypa
         ({"vocab_size": 299}, "data.vocab_size", "token id 299 at position 299 of"),
         ({"path": "*.none"}, "data.path", "matches no file"),
         ({"validation": "*.none"}, "data.validation", "matches no file"),
-        ({"validation": "*.bin"}, "data.validation", "holds training shards"),
+        ({"validation": "*.bin"}, "data.validation", "includes training shards"),
     ],
 )
 def test_bad_shards(given: DataSpec, tmp_path: Path, change: dict[str, object], field: str, problem: str) -> None:
@@ -339,9 +339,21 @@ def test_vocabulary_larger_than_the_text_allows(texts: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("T", "eval_sequences", "numbers"),
     [
-        (500, 1, ("1000 training tokens into 0 sequences, at least 1 needed; use at most 499, or give more text",)),
-        (400, 2, ("500 validation tokens into 1 sequences, at least 2 needed; use at most 249", "eval_sequences")),
-        (10, 500, ("into 49 sequences, at least 500 needed; give more text, or lower training.eval_sequences",)),
+        (
+            500,
+            1,
+            ("1000 training tokens into 0 sequences, but at least 1 are needed; use at most 499, or give more text",),
+        ),
+        (
+            400,
+            2,
+            ("500 validation tokens into 1 sequences, but at least 2 are needed; use at most 249", "eval_sequences"),
+        ),
+        (
+            10,
+            500,
+            ("into 49 sequences, but at least 500 are needed; give more text, or lower training.eval_sequences",),
+        ),
     ],
 )
 def test_sequence_longer_than_the_data(
@@ -363,7 +375,7 @@ def test_a_final_validation_of_more_sequences_than_there_are(given: DataSpec, tm
     with pytest.raises(InvalidInput) as caught:
         tokens.check_length(spec.model_copy(update={"final_eval_sequences": 50}))
     assert str(caught.value) == (
-        "training.final_eval_sequences: 50 is more than the 49 sequences of 10 that the 500 validation tokens have; "
+        "training.final_eval_sequences: 50 is more than the 49 sequences of 10 in the 500 validation tokens; "
         "use at most 49, or give more text for validation"
     )
 

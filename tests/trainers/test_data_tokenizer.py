@@ -67,7 +67,8 @@ def test_bytes_are_utf8() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "vocab_size", "problem"), [("abc", 256, "too small"), ("ab ab", 300, "the text has pairs for 25[89] ids")]
+    ("text", "vocab_size", "problem"),
+    [("abc", 256, "too small"), ("ab ab", 300, "the text only has pairs for 25[89] ids")],
 )
 def test_impossible_vocabulary(text: str, vocab_size: int, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as caught:

@@ -38,7 +38,7 @@ def test_a_flipped_byte_is_found_by_name_behind_the_back_of_the_clock(files: lis
     before = files[1].stat()
     flip(files[1])
     os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk would
-    with pytest.raises(InvalidInput, match=rf"{files[1].name}.*has other content"):
+    with pytest.raises(InvalidInput, match=rf"{files[1].name}.*has changed since"):
         verify(files, tmp_path / "memo.json")
 
 
@@ -53,7 +53,7 @@ def test_a_large_file_is_read_once_and_again_when_it_has_changed(
         verify(files, tmp_path / "memo.json")
     assert read == [path.name for path in files]
     flip(files[0])
-    with pytest.raises(InvalidInput, match=rf"{files[0].name}.*has other content"):
+    with pytest.raises(InvalidInput, match=rf"{files[0].name}.*has changed since"):
         verify(files, tmp_path / "memo.json")
     (tmp_path / "memo.json").write_text("torn")
     flip(files[0])

@@ -67,11 +67,11 @@ def test_npy(tmp_path: Path) -> None:
     ("tensors", "name", "words"),
     [
         ({"lm_head__weight": E_VD, "embed_out__weight": E_VD}, None, r"has 2 matrices .*lm_head.weight \(9 x 4 F32\)"),
-        ({"a": E_VD, "b": E_VD[0]}, None, r"has 0 matrices .* name it by --embedding: a \(9 x 4 F32\)"),
+        ({"a": E_VD, "b": E_VD[0]}, None, r"has 0 matrices .* name it with --embedding: a \(9 x 4 F32\)"),
         ({"a": E_VD[0]}, None, "has 0 matrices .* no matrix"),
         ({"lm_head__weight": E_VD.int()}, None, "has 0 matrices"),
         ({"lm_head__weight": E_VD}, "lm_head", r"--embedding: 'lm_head' is not in .*choose from lm_head.weight"),
-        ({"lm_head__weight": E_VD, "norm": E_VD[0]}, "norm", r"'norm' is no matrix \(4 F32\)"),
+        ({"lm_head__weight": E_VD, "norm": E_VD[0]}, "norm", r"'norm' is not a matrix \(4 F32\)"),
     ],
 )
 def test_a_file_without_it_says_what_it_has(
@@ -112,7 +112,7 @@ def test_npy_of_objects_is_not_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("array", [np.zeros(3), np.zeros((2, 2), dtype=int), np.zeros((0, 3))])
 def test_npy_of_something_else(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "E.npy", array)
-    with pytest.raises(InvalidInput, match="holds no matrix of floating-point numbers"):
+    with pytest.raises(InvalidInput, match="is not a matrix of floating-point numbers"):
         embeddings(tmp_path / "E.npy")
 
 
