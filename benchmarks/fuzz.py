@@ -16,8 +16,8 @@ import traceback
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz.fuzzing import fuzz
-from tests.fuzz.targets import targets
+from benchmarks.fuzzing import fuzz
+from benchmarks.fuzzing.targets import targets
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def heads(bench: Bench, product: float) -> Iterator[Row]:
         def ours(
             n: int,
             method: str,
-            strength: Tensor,
+            gamma: Tensor,
             h_ND: Tensor = h_ND,
             E_VD: Tensor = E_VD,
             targets_N: Tensor = targets_N,
@@ -143,12 +143,12 @@ def heads(bench: Bench, product: float) -> Iterator[Row]:
             for _ in range(n):
                 h_ND.grad = E_VD.grad = None
                 with torch.autocast(bench.device.type, torch.bfloat16):
-                    found = head.losses(h_ND[None], E_VD, targets_N[None], method, strength, "bfloat16", chunk)
+                    found = head.losses(h_ND[None], E_VD, targets_N[None], method, gamma, "bfloat16", chunk)
                 torch.autograd.backward(found.objective)
 
         for method in METHODS if widths[0] == D else ("baseline",):
-            strength = torch.tensor(METHODS[method].default or 0.0, device=bench.device)
-            loop = partial(ours, method=method, strength=strength)
+            gamma = torch.tensor(METHODS[method].default or 0.0, device=bench.device)
+            loop = partial(ours, method=method, gamma=gamma)
             gib = []
             for one in (loop, plain):
                 one(1)

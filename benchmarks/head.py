@@ -148,16 +148,16 @@ def time_steps(rounds: int, scale: str, sequences: int, length: int, V: int, met
 def time_losses(rounds: int, N: int, D: int, V: int, methods: Iterable[str]) -> Pairs:
     """Forward and backward passes of the head alone."""
     h_ND, E_VD, targets_N = drawn(N, D, V)
-    strengths = {name: torch.tensor(METHODS[name].default or 0.0) for name in ("baseline", *methods)}
+    gammas = {name: torch.tensor(METHODS[name].default or 0.0) for name in ("baseline", *methods)}
 
     def head(name: str) -> float:
         def run() -> None:
-            losses(h_ND[None], E_VD, targets_N[None], name, strengths[name], "float32").objective.backward()
+            losses(h_ND[None], E_VD, targets_N[None], name, gammas[name], "float32").objective.backward()
 
         h_ND.grad = E_VD.grad = None
         return seconds(run, time.process_time)
 
-    return in_turns(rounds, strengths, head)
+    return in_turns(rounds, gammas, head)
 
 
 def in_turns(rounds: int, names: Iterable[str], run: Callable[[str], float]) -> Pairs:

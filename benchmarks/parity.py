@@ -33,7 +33,7 @@ from trainers.model import GPT
 from trainers.optimizer import lr_at
 from trainers.world import World
 
-RECORDING = Path(__file__).parents[1] / "tests" / "trainers" / "data" / "reference_steps.npz"
+RECORDING = Path(__file__).with_name("reference_steps.npz")
 V_PUBLISHED = 50_304
 
 

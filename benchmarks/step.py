@@ -47,8 +47,8 @@ from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
-from trainers.head import Precision
 from trainers.model import GPT
+from trainers.projection import Precision
 from trainers.world import World
 
 CORES = os.cpu_count() or 1

@@ -10,6 +10,7 @@ from torch import Tensor
 from search_spaces.methods import METHODS
 from tests.cuda.cells import COMPILES, CPU, DEVICE, apart
 from trainers import head
+from trainers.projection import Precision
 
 SHAPES = {"one chunk": (512, 1000, 64, 8192), "chunks of two sizes": (777, 96, 24, 400)}
 """N, V, D, and tokens of a chunk at most."""
@@ -32,7 +33,7 @@ def drawn(N: int, V: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
     return h_ND, E_VD, torch.randint(V, (N,), generator=generator)
 
 
-def strength_of(method: str) -> float:
+def gamma_of(method: str) -> float:
     return METHODS[method].default or 0.0
 
 
@@ -42,7 +43,7 @@ def leaf(tensor: Tensor) -> Tensor:
 
 def formula(method: str, h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> list[Tensor]:
     """Objective, cross-entropy and both gradients in float64, as the papers write them."""
-    h_ND, E_VD, gamma = leaf(h_ND.double()), leaf(E_VD.double()), strength_of(method)
+    h_ND, E_VD, gamma = leaf(h_ND.double()), leaf(E_VD.double()), gamma_of(method)
     logits_NV = h_ND @ E_VD.T
     if method == "soft-cap":
         logits_NV = gamma * torch.tanh(logits_NV / gamma)
@@ -62,15 +63,15 @@ def formula(method: str, h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> list[
 def found(
     method: str,
     drawing: tuple[Tensor, Tensor, Tensor],
-    logits_dtype: head.Precision,
+    logits_dtype: Precision,
     chunk: head.ChunkFunction | None,
     device: torch.device,
 ) -> list[Tensor]:
     """The same by the head, under autocast."""
     h_ND, E_VD, targets_N = leaf(drawing[0].to(device)), leaf(drawing[1].to(device)), drawing[2].to(device)
-    strength = torch.tensor(strength_of(method), device=device)
+    gamma = torch.tensor(gamma_of(method), device=device)
     with torch.autocast(device.type, torch.bfloat16):
-        losses = head.losses(h_ND[None], E_VD, targets_N[None], method, strength, logits_dtype, chunk)
+        losses = head.losses(h_ND[None], E_VD, targets_N[None], method, gamma, logits_dtype, chunk)
     losses.objective.backward()
     assert h_ND.grad is not None
     assert E_VD.grad is not None
@@ -89,7 +90,7 @@ def found(
     ],
 )
 def test_a_compiled_chunk_is_the_formula_and_that_of_the_processor(
-    shape: str, method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
+    shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(SHAPES[shape], method, logits_dtype, monkeypatch)
 
@@ -97,13 +98,13 @@ def test_a_compiled_chunk_is_the_formula_and_that_of_the_processor(
 @pytest.mark.parametrize(("method", "logits_dtype"), [("baseline", "bfloat16"), ("z-loss", "bfloat16")])
 @pytest.mark.parametrize("shape", FULL)
 def test_the_same_at_full_size(
-    shape: str, method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
+    shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(FULL[shape], method, logits_dtype, monkeypatch)
 
 
 def compare(
-    sizes: tuple[int, int, int, int], method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, int, int, int], method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     N, V, D, at_once = sizes
     monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", at_once)

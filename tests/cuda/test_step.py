@@ -80,7 +80,7 @@ def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
 
 
 def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
-    """Never a new learning rate, strength or seed, which the recorded steps take all the same."""
+    """Never for a new learning rate, gamma or seed, which a recorded step reads from tensors."""
     engine = settled(of("z-loss"), micro_batch=4)
     compiled = graphs()
     losses = []

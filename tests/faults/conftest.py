@@ -12,11 +12,11 @@ import torch
 import torch.multiprocessing as mp
 import yaml
 
+from benchmarks.study_run import NAME, STEPS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import Home
 from service.run import tokens_of
-from tests.faults.running import NAME, STEPS
 from tests.trainers.pair import joined
 from trainers.loop import Trainer
 from trainers.world import World

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.invariants import agree
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger, LedgerLocked
 from service.mlflow_sink import MlflowSink, sync
-from tests.faults.invariants import agree
 
 CELLS = Plan(Study.load("short"), "data").cells
 RESULT = {"val_loss": 2.0, "l_init": 5.0}

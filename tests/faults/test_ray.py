@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree, ledger_of, losses, nothing_left_over, starts
+from benchmarks.study_run import NAME, STEPS, TRAIN_WORKER, TRIAL, Run, newest_step
 from service.home import Home
 from tests.faults.conftest import Losses
-from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
-from tests.faults.running import NAME, STEPS, TRAIN_WORKER, TRIAL, Run, newest_step
 from tests.service.oec import oec
 from tests.timing import within
 from trainers.rows import read

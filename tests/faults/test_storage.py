@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import nothing_left_over
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.ledger import Ledger
-from tests.faults.invariants import nothing_left_over
 from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 from tests.trainers import tiny

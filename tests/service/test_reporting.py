@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import loss_overview
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import Home
 from service.ledger import Ledger
 from service.reporting import load
-from tests import loss_overview
 from tests.service.oec import invoked
 
 

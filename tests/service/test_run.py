@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from benchmarks.invariants import agree, ledger_of, runs_of
 from dashboards.edges import edge_of
 from dashboards.files import NOT_DRAWN
 from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
@@ -22,7 +23,6 @@ from service.ledger import Ledger
 from service.mlflow_sink import EXPERIMENT
 from service.run import reuse
 from tests.conftest import write
-from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 from trainers.files import swept
 

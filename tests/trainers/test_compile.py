@@ -37,7 +37,7 @@ def test_without_a_compiler_it_warns_once_and_trains_in_eager_mode(tokens, tmp_p
         assert result.val_loss == eager.run(c, tmp_path / f"eager-{c.id}", **intervals).val_loss
 
 
-def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_again(
+def test_compiled_it_trains_the_same_and_a_new_gamma_or_lr_does_not_compile_again(
     tokens, tmp_path, fresh_compiler, backend
 ):
     compiled, eager = Trainer(World.single(), tokens, compile=True), Trainer(World.single(), tokens)

@@ -91,10 +91,10 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     engine = engine_of("z-loss", compile=True)
     program = program_of(engine, 4)
     tokens_BU = engine.to_device(batches(engine.cell, 3)[0])
-    for strength, stop in ((math.inf, False), (1.0, True)):
+    for gamma, stop in ((math.inf, False), (1.0, True)):
         engine.reset(engine.cell)
         before = engine.optimizer.values.clone()
-        engine.gamma.fill_(strength)
+        engine.gamma.fill_(gamma)
         engine._set_controls(LR, stop)
         program(tokens_BU, engine.controls, engine.gamma)
         assert torch.equal(engine.optimizer.values, before)

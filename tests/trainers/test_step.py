@@ -33,7 +33,7 @@ def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
 @pytest.mark.parametrize("fields", DECAYS, ids=["no decay", "independent", "coupled"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
-    """Two cells of other seeds, learning rates and strengths, bit for bit, from one recording."""
+    """Two cells with other seeds, learning rates and gammas, bit for bit, from one recording."""
     engine, eager = (Engine(of(method, **fields), World.single(), compile=False) for _ in range(2))
     tape, tokens_BU, figures_3 = recorded(engine, micro_batch=2)
     for factor, seed in ((3.0, 5), (0.5, 6)):

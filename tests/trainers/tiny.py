@@ -62,7 +62,7 @@ def cell(
 
 
 def of(method: str = "baseline", factor: float = 1.0, attention_norm: str = "qk-norm", **fields: Any) -> Cell:
-    """A tiny cell with its method's default strength, or ``factor`` times that."""
+    """Returns a tiny cell with its method's default gamma times ``factor``."""
     default = METHODS[method].default
     this = cell(method, default and factor * default, **fields)
     return this.model_copy(update={"attention_norm": attention_norm})

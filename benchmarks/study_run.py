@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.invariants import ledger_of, processes
-from tests.service.oec import start
+from benchmarks.command import start
+from benchmarks.invariants import ledger_of, processes
 
 NAME, STEPS = "disturbed", 500
 TRAIN_WORKER = "ray::RayTrainWorker"

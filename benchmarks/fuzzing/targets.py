@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import dashboards
+from benchmarks import loss_overview
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from search_spaces.cell import TrainingSpec
@@ -29,7 +30,6 @@ from service.ledger import Ledger
 from service.refinement import Refinement
 from service.reporting import load
 from service.show import status_tables
-from tests import loss_overview
 from trainers import checkpoint as checkpoints
 from trainers.data import prepare
 from trainers.data.shards import Shards, write_shard

@@ -6,10 +6,10 @@ import json
 import re
 import time
 from collections import Counter
+from math import isclose
 from pathlib import Path
 
 import psutil
-import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.storages import JournalStorage
@@ -104,8 +104,8 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
         assert run.data.params["method"] == entry.cell.method
         assert run.info.status == ("FAILED" if entry.state == "crashed" else "FINISHED")
         if entry.state in ("finished", "diverged"):
-            assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result["val_loss"], rel=1e-6)
-            assert run.data.metrics["l_init"] == pytest.approx(entry.result["l_init"], rel=1e-6)
+            assert isclose(run.data.metrics["final_val_loss"], entry.result["val_loss"], rel_tol=1e-6)
+            assert isclose(run.data.metrics["l_init"], entry.result["l_init"], rel_tol=1e-6)
         if entry.reused_from is None:
             rows = read(Home(home).metrics(cell_id, study))
             curve = {(row["step"], row["val_loss"]) for row in rows if "val_loss" in row}

@@ -10,9 +10,9 @@ from types import FrameType
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from benchmarks.fuzzing.mutations import mutated
+from benchmarks.fuzzing.targets import Target
 from search_spaces.errors import InvalidInput
-from tests.fuzz.mutations import mutated
-from tests.fuzz.targets import Target
 
 HANG_S = 20
 """Longer than any of these files may take, on a machine however busy."""
