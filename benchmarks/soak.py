@@ -49,7 +49,7 @@ MAX_GROWTH_MB, MIN_CELLS = 1.0, 400
 
 
 def study(folder: Path, cells: int, steps: int = 60) -> Path:
-    """Writes a study of short cells with two DDP workers. A cell may fail a thousand times before it counts as crashed."""
+    """Writes a study of short cells with two DDP workers. A cell may fail a thousand times before it is crashed."""
     smoke = Study.load("smoke")
     content = yaml.safe_load(smoke.to_yaml()) | {"name": NAME, "methods": ["baseline"], "lrs": [1e-3], "refine": 0}
     content |= {"seeds": cells, "intervals": {"evaluate": 30, "checkpoint": 10}}
