@@ -1,10 +1,10 @@
-"""What the diagnostics add to a run's training time at the default interval between evaluations.
+"""The cost of the diagnostics as a share of a run's training time, at the default interval between evaluations.
 
 ``python -m benchmarks.diagnostics [--seconds 20] [--threads 1]``
 
-Steps, diagnostics and validation passes of one engine take turns; their medians give the shares of a run of so many
-steps. The last row looks at more tokens than the others, so it is timed apart. Validation is not one of the
-diagnostics; its share depends on ``eval_sequences`` alone.
+Steps, diagnostics and validation passes of one engine alternate; their medians give the shares for runs of several
+lengths. The last row measures more tokens than the others, so it is timed separately. Validation is not part of the
+diagnostics; its share depends only on ``eval_sequences``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainers.world import World
 
 LR = 3e-3
 ROUND = 4
-"""Steps between one look at the diagnostics and the next."""
+"""Steps between two measurements of the diagnostics."""
 SHAPES = (
     # scale, V, batch, sequence length, steps of the runs
     ("tiny", 1024, 8, 128, (160, 1000)),
@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]:
-    """Median seconds of a step, of a row's diagnostics, of the last row's, and of one validation pass."""
+    """Returns the median seconds of a step, of a row's diagnostics, of the last row's, and of one validation pass."""
     engine = Engine(cell, World(0, 1, device), compile=False)
     spec = cell.training
     engine.warm_up(spec.batch_size)
@@ -81,12 +81,12 @@ def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]
         for name, work in works.items():
             found = [seconds(work) for _ in range(ROUND if name == "step" else 1)]
             times[name] += found
-    # The first turn warms up.
+    # The first round is a warm-up.
     return {name: statistics.median(found[ROUND if name == "step" else 1 :]) for name, found in times.items()}
 
 
 def final_batch(cell: Cell) -> torch.Tensor:
-    """What the last row of the cell looks at, of a validation set that has enough."""
+    """Returns the batch of the cell's last row, from a validation set that is large enough."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "validation.bin"
         write_shard(

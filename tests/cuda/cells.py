@@ -1,4 +1,4 @@
-"""Cells, engines and comparisons of the tests of this folder."""
+"""Cells, engines and comparisons for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainers.world import World
 DEVICE = torch.device(os.environ.get("OEC_TEST_DEVICE", "cuda"))
 DRY = DEVICE.type != "cuda"
 COMPILES = not DRY
-"""A processor would take minutes to compile what an accelerator compiles in seconds."""
+"""A CPU would take minutes to compile what takes seconds for a GPU."""
 CPU = torch.device("cpu")
 FLOAT32: dict[str, Any] = {"precision": "float32", "logits_dtype": "float32"}
 
@@ -31,7 +31,7 @@ def world(device: torch.device = DEVICE) -> World:
 
 
 class Replayed:
-    """``trainers.engine.CapturedGraph`` of a processor: the calls on a tape."""
+    """``trainers.engine.CapturedGraph`` for a CPU, which records calls on a tape."""
 
     def __init__(self, work: Callable[[], Tensor], pool: object) -> None:
         work()
@@ -40,11 +40,11 @@ class Replayed:
 
     def __call__(self) -> Tensor:
         self._tape.replay()
-        return self.result.clone()  # which ``PendingStep`` copies on a device, and keeps on a processor
+        return self.result.clone()  # ``PendingStep`` copies it on a GPU, but not on a CPU
 
 
 class Recordings:
-    """Counts the recordings that engines make."""
+    """Counts the graphs that engines capture."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
@@ -58,7 +58,7 @@ class Recordings:
 
 
 def settled(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engine:
-    """An engine, a new one unless given, whose steps of this cell are recorded: compiled on a device."""
+    """Returns an engine whose steps of this cell are captured and, on a GPU, compiled. Default: a new engine."""
     if engine is None:
         engine = Engine(this, world(), compile=COMPILES)
     else:
@@ -76,7 +76,7 @@ def settled(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engin
 
 
 def trained(engine: Engine, steps: int, micro_batch: int, lr: float = 1e-2) -> list[tuple[float, float]]:
-    """Loss and gradient norm of some steps."""
+    """Returns loss and gradient norm of each step."""
     found = []
     for i, batch_BU in enumerate(batches(engine.cell, steps)):
         step = engine.step(batch_BU, step=i, lr=lr / (i + 1), micro_batch=micro_batch)
@@ -85,7 +85,7 @@ def trained(engine: Engine, steps: int, micro_batch: int, lr: float = 1e-2) -> l
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """The norm of the difference as a share of that of ``b``."""
+    """Returns the norm of the difference relative to the norm of ``b``."""
     a, b = a.detach().double().cpu(), b.detach().double().cpu()
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 

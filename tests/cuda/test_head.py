@@ -1,4 +1,4 @@
-"""A chunk of the head, compiled on the device, against the formulas in float64 and against the processor."""
+"""A compiled chunk of the head on the device, against its definition in float64 and against the CPU."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainers import head
 from trainers.projection import Precision
 
 SHAPES = {"one chunk": (512, 1000, 64, 8192), "chunks of two sizes": (777, 96, 24, 400)}
-"""N, V, D, and tokens of a chunk at most."""
+"""N, V, D, and the maximum number of tokens of a chunk."""
 FULL = {"the vocabulary of GPT-2": (4096, 50_304, 224, 2048)} if COMPILES else {}
 SPACING = 2**-8
-"""Of bfloat16."""
+"""Relative spacing of bfloat16."""
 
 
 def compiled() -> head.ChunkFunction:
@@ -26,7 +26,7 @@ def compiled() -> head.ChunkFunction:
 
 
 def drawn(N: int, V: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of some size, so that caps and largest logits matter."""
+    """Draws logits that are large enough for caps and maxima to have an effect."""
     generator = torch.Generator().manual_seed(0)
     h_ND = torch.randn(N, D, generator=generator)
     E_VD = torch.randn(V, D, generator=generator) * (3 * D**-0.5) + 0.1
@@ -42,7 +42,7 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 def formula(method: str, h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> list[Tensor]:
-    """Objective, cross-entropy and both gradients in float64, as the papers write them."""
+    """Returns objective, cross-entropy and both gradients in float64, as the papers define them."""
     h_ND, E_VD, gamma = leaf(h_ND.double()), leaf(E_VD.double()), gamma_of(method)
     logits_NV = h_ND @ E_VD.T
     if method == "soft-cap":
@@ -67,7 +67,7 @@ def found(
     chunk: head.ChunkFunction | None,
     device: torch.device,
 ) -> list[Tensor]:
-    """The same by the head, under autocast."""
+    """Returns the same from the head, under autocast."""
     h_ND, E_VD, targets_N = leaf(drawing[0].to(device)), leaf(drawing[1].to(device)), drawing[2].to(device)
     gamma = torch.tensor(gamma_of(method), device=device)
     with torch.autocast(device.type, torch.bfloat16):
@@ -85,7 +85,7 @@ def found(
         for method in METHODS
         for logits_dtype in ("float32", "bfloat16")
         for shape in SHAPES
-        # Of each kind of method one takes a second shape: every shape is a compilation, or two.
+        # One method of each kind has a second shape: every shape takes one or two compilations.
         if shape == "one chunk" or method in ("baseline", "z-loss", "soft-cap")
     ],
 )
@@ -123,7 +123,7 @@ def compare(
 @pytest.mark.device
 @pytest.mark.parametrize("method", METHODS)
 def test_the_eager_head_of_the_device_is_that_of_the_processor(method: str) -> None:
-    """Which evaluates, and trains where nothing is compiled."""
+    """The eager head evaluates, and trains if nothing is compiled."""
     drawing = drawn(300, 500, 32)
     for logits_dtype, bound in (("float32", 1e-5), ("bfloat16", 2 * SPACING)):
         ours = found(method, drawing, logits_dtype, None, DEVICE)

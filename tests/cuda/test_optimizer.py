@@ -1,4 +1,4 @@
-"""Clip, weight decay and Adam on the device against the processor."""
+"""Clip, weight decay and Adam on the device against the CPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_steps_are_those_of_the_processor(fields: dict[str, Any]) -> None:
             one.gradient.copy_(gradient)
             one.lr.fill_(1e-2 / (i + 1))
             norms.append(float(one.clip(1.0)))
-            one.halt(torch.tensor(i == 4, device=one.values.device))  # the last two are refused
+            one.halt(torch.tensor(i == 4, device=one.values.device))  # the last two are skipped
             one.step()
         assert norms[0] == pytest.approx(norms[1], rel=1e-6)
     assert float(ours.steps) == float(theirs.steps) == 4

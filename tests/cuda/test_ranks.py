@@ -1,4 +1,4 @@
-"""Two ranks that share one device, over gloo: NCCL refuses two ranks there."""
+"""Two ranks on one device, over gloo, because NCCL does not allow that."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def worker(rank: int, folder: Path) -> None:
 
 
 def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) -> None:
-    """Their steps are graphs up to the sum over them, and after it."""
+    """Their steps are one graph before the sum over ranks and one after it."""
     tiny.tokens(tmp_path)
     mp.spawn(worker, (tmp_path,), nprocs=2)
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
@@ -55,7 +55,7 @@ def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) ->
 
 
 def test_graphs_around_a_sum_are_the_step(recordings: Recordings) -> None:
-    """In one process, whose sum over ranks is nothing."""
+    """In a single process, whose sum over ranks has no effect."""
     this = of("z-loss", weight_decay=1e-2, **FLOAT32)
     whole = settled(this, micro_batch=2)
     tokens_BU = torch.zeros(this.training.batch_size, this.training.sequence_length + 1, dtype=torch.int64).to(DEVICE)

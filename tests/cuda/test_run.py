@@ -1,4 +1,4 @@
-"""Whole runs of cells on the device: how they end, resumed ones, in fresh processes, and without enough memory."""
+"""Whole runs on the device: how they end, resumption, fresh processes, and limited memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainers.world import World
 INTERVALS: dict[str, Any] = {"evaluate_every": 4, "checkpoint_every": 4}
 BOTH = (("ours", DEVICE), ("theirs", CPU))
 CHAOS = 1e30
-"""A learning rate whose first step leaves weights that no forward pass survives, however they round."""
+"""A learning rate whose first step leaves weights with which every forward pass overflows, regardless of rounding."""
 
 
 def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE, **options: Any) -> Result:
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def fresh(folder: Path, name: str, this: Cell) -> dict[str, Any]:
-    """A run in a process of its own."""
+    """Runs a cell in its own process."""
     arguments = [str(folder), str(folder / name), this.model_dump_json()]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-m", "tests.cuda.test_run", *arguments]
@@ -126,7 +126,8 @@ WIDE, LONG = 50_304, 2048
 
 @pytest.mark.device
 def test_a_share_of_the_device_is_kept_to_and_is_enough(tmp_path: Path) -> None:
-    """The micro batch is halved until a step fits into the share; then compiled steps, evaluations, diagnostics do."""
+    """The micro batch is halved until a step fits into the share; compiled steps, evaluations and diagnostics then fit,
+    too."""
     for name, n in (("train", 600_000), ("validation", 200_000)):
         write_shard(tmp_path / f"{name}.bin", np.random.default_rng(0).integers(0, WIDE, n).astype(np.uint16))
     shards = [Shards((tmp_path / f"{name}.bin",)) for name in ("train", "validation")]

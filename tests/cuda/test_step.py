@@ -1,4 +1,4 @@
-"""Whole steps as CUDA graphs: what they compute, when they are recorded, and that the host never waits for them."""
+"""Whole steps as CUDA graphs: their results, when they are captured, and that the host never waits for them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainers.sigma_reparam import SigmaLinear
 
 STEPS = 4
 VALUES = 2e-3
-"""Float32 after these steps, relative: Adam divides by gradients, small ones too, of which rounding leaves little."""
+"""Relative float32 bound after these steps: Adam divides by gradients, and small ones consist mostly of rounding."""
 COMPILED_NORMS = ("qk-norm-cap", "sigma-reparam", "soft-clip")
-"""Whose blocks are compiled: a cap by FlexAttention, buffers that move between the steps, a softmax written out."""
+"""Norms whose blocks are compiled: a cap with FlexAttention, buffers that change between steps, an unfused softmax."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,7 +66,7 @@ def test_a_bfloat16_step_is_the_processors_to_its_spacing(method: str, recording
 
 
 def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
-    """Compiled as they are, and in the same order, if the kernels are those that repeat."""
+    """With deterministic kernels, the same compiled calls in the same order give the same bits."""
     this = of("z-loss", deterministic=True, precision="bfloat16")
     with numerics_for(this.training, DEVICE):
         ours = settled(this, micro_batch=2)
@@ -80,7 +80,7 @@ def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
 
 
 def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
-    """Never for a new learning rate, gamma or seed, which a recorded step reads from tensors."""
+    """Never for a new learning rate, gamma or seed, which a captured step reads from tensors."""
     engine = settled(of("z-loss"), micro_batch=4)
     compiled = graphs()
     losses = []
@@ -98,13 +98,13 @@ def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
 
 
 def graphs() -> int:
-    """What the compiler has made in this process."""
+    """Returns how many graphs the compiler has made in this process."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if COMPILES else 0
 
 
 @pytest.mark.device
 def test_all_recorded_steps_share_their_memory() -> None:
-    """Of a warm process that goes from method to method; else each new one would find less."""
+    """Otherwise each new method in a warm process would have less memory."""
     sizes = {"scale": "16M", "batch_size": 16, "sequence_length": 512, "precision": "bfloat16"}
     engine = settled(of("baseline", **sizes), micro_batch=16)
     held = []
@@ -141,7 +141,7 @@ def test_replays_after_a_refused_step_leave_no_trace(fault: str) -> None:
 @pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, compiles: bool) -> None:
-    """PyTorch raises where a call would."""
+    """PyTorch raises an error if a call waits."""
     this = of(method, weight_decay=1e-2, precision="bfloat16")
     engine = settled(this, micro_batch=4) if compiles else Engine(this, world(), compile=False)
     (batch_BU,) = batches(this, 1)
@@ -154,7 +154,7 @@ def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, c
 
 @pytest.mark.device
 def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
-    """Of a gradient: each product of float32 operands is rounded to 2 ** -11 of itself, or not at all."""
+    """The gradient: tf32 rounds each product's operands to 2 ** -11; float32 does not round them."""
     sizes: dict[str, Any] = {"batch_size": 8, "sequence_length": 128, "logits_dtype": "float32"}
     gradients = {}
     for precision, device in (("float32", CPU), ("float32", DEVICE), ("tf32", DEVICE)):
@@ -187,7 +187,8 @@ def test_sigma_reparam_starts_with_the_singular_vectors_of_the_processor() -> No
     ("method", "attention_norm"), [(m, "qk-norm") for m in METHODS] + [("baseline", norm) for norm in ATTENTION_NORMS]
 )
 def test_every_kind_of_step_has_kernels_that_repeat(method: str, attention_norm: str) -> None:
-    """Eager: what is not compiled, and what evaluates, may use no operator that PyTorch knows to be otherwise."""
+    """Eager code, which evaluates and is used without a compiler, must not call an operator that is not
+    deterministic."""
     this = of(method, attention_norm=attention_norm, deterministic=True, precision="bfloat16")
     with numerics_for(this.training, DEVICE):
         engine = Engine(this, world(), compile=False)

@@ -23,7 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(keep: bool) -> int:
-    """Of ten times 64 MB, taken and freed in a fresh process: the allocator is the whole process's."""
+    """Returns the page faults of allocating and freeing 64 MB ten times in a fresh process, since the setting is
+    global."""
     program = FAULTS.format(keep=keep)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     if "no mallopt" in ran.stderr:
@@ -40,7 +41,7 @@ def test_freed_memory_is_taken_again_without_asking_the_kernel():
 @pytest.mark.parametrize("gigabytes", [8, 24, 80])
 @pytest.mark.parametrize("cells", [2, 4, 8])
 def test_cells_on_one_device_take_no_more_than_it_has(cells: int, gigabytes: int) -> None:
-    """What PyTorch may take, and CUDA's own for every process, as far as there is room for that."""
+    """What PyTorch may use in every process and all CUDA contexts together, if there is room for the contexts."""
     total = gigabytes * 2**30
     each = pytorch_fraction(1 / cells, total) * total
     assert each >= total / cells / 10
@@ -54,7 +55,7 @@ CUDA = torch.device("cuda", 1)
 
 @pytest.fixture
 def fractions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.device]]:
-    """The limits that PyTorch is given, on a machine without a GPU; ``tests/cuda`` allocates against a real one."""
+    """The limits that PyTorch is given, without a GPU. ``tests/cuda/test_run.py`` allocates on a real one."""
     given: list[tuple[float, torch.device]] = []
 
     class Properties:

@@ -1,4 +1,4 @@
-"""Token files of any source: their content whatever the sizes and threads, going on, what is mended and refused."""
+"""Token files from any source: content for all sizes and threads, resumption, repair, and rejection."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recipe_of(source: str, **changes: object) -> Recipe:
 
 
 def ids_of(folder: Path) -> np.ndarray:
-    """The tokens of validation and training in their order."""
+    """Returns the tokens of validation and training in order."""
     paths = [*sorted(folder.glob("val-*.bin")), *sorted(folder.glob("train-*.bin"))]
     return np.concatenate([np.fromfile(path, "<u2", offset=HEADER_BYTES) for path in paths])
 
@@ -51,13 +51,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# What is written
+# Content
 
 
 def test_gpt2_tokens_of_fineweb_columns(
     gpt2_cache: Path, source: str, documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shipped way, on the real vocabulary, from parquet to a study's tokens and back to the text."""
+    """The default configuration with the real vocabulary, from parquet to a study's tokens and back to text."""
     import tiktoken
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_cache))
@@ -84,7 +84,7 @@ TEXTS = st.lists(st.sampled_from(["a", "é", " \n\n", "the ", "<|endoftext|>", "
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(TEXTS, max_size=6), name=st.sampled_from(["bytes", "bpe"]))
 def test_many_documents_are_encoded_as_each_by_itself(parts: list[list[str]], name: str) -> None:
-    """Also those that spell out the end-of-text token, or half of it."""
+    """Including documents that contain the end-of-text token, or half of it."""
     tokenizer = TOKENIZERS[name]
     texts = ["".join(part) for part in parts]
     expected = [id for text in texts for id in (tokenizer.end_of_text, *tokenizer.encode(text).tolist())]
@@ -112,8 +112,8 @@ TOKENIZERS = {
 def test_stream_of_tokens_is_cut_and_gone_on_with_anywhere(
     lengths: list[list[int]], shard: int, validation: int, limit: int | None, chunk: int, data: st.DataObject
 ) -> None:
-    """The tokens are those of the documents, however they are grouped and cut; the position behind any file is where
-    its successor starts, however many threads and whatever chunks take it up there."""
+    """The tokens are those of the documents for any grouping and file size, and any file's end position is where the
+    next file starts for any number of threads and any chunks."""
     recipe = Recipe(source="any", shard_tokens=shard, val_tokens=validation, tokens=limit)
     batches = []
     rows = 0
@@ -197,7 +197,7 @@ def test_other_files(
 
 
 def test_expected_tokens(source: str, documents: list[str], tmp_path: Path) -> None:
-    """What the time left is told from: the rows of parquet files, a limit, or the name of a sample."""
+    """The estimate of the remaining time uses the rows of parquet files, a limit, or the name of a sample."""
     told: list[tuple[int, float | None]] = []
     manifest = tokenize(
         recipe_of(source), tmp_path / "a", workers=1, observer=Observer(advance=lambda *a: told.append(a))
@@ -216,7 +216,7 @@ def test_expected_tokens(source: str, documents: list[str], tmp_path: Path) -> N
     assert fineweb_10.name == "fineweb"
 
 
-# Going on
+# Resumption
 
 
 def test_second_time_verifies_and_touches_nothing(source: str, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_damaged_file_is_made_again(source: str, tmp_path: Path, damage: str, nu
 
 
 def test_what_a_kill_left_is_removed(source: str, tmp_path: Path) -> None:
-    """A kill between a file and the manifest that names it, and one in the middle of a file."""
+    """A kill between a file and the manifest that lists it, and a kill in the middle of a file."""
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(source), out, workers=2)
     whole = contents(out)
@@ -259,7 +259,7 @@ def test_what_a_kill_left_is_removed(source: str, tmp_path: Path) -> None:
     assert contents(out) == whole
 
 
-# What is refused
+# Rejection
 
 
 def refused(recipe: Recipe, out: Path) -> InvalidInput:
@@ -287,7 +287,7 @@ def test_source_changed_on_the_way(source: str, documents: list[str], tmp_path: 
 def test_folder_of_other_settings(
     source: str, tmp_path: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(UNTRAINED, "gpt2", UNTRAINED["bytes"])  # the settings differ before a token is made
+    monkeypatch.setitem(UNTRAINED, "gpt2", UNTRAINED["bytes"])  # the settings differ, so no token is written
     out = tmp_path / "out"
     tokenize(recipe_of(source), out, workers=1)
     before = contents(out)

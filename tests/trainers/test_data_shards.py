@@ -1,4 +1,4 @@
-"""The shard format, byte for byte, what is refused, and reading in windows."""
+"""The shard format, byte for byte, the files that it rejects, and reading windows."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_globs_are_sorted_recursive_and_relative_to_the_working_folder(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), T=st.integers(1, 12), data=st.data())
 def test_windows_are_slices_of_one_shard(tmp_path: Path, sizes: list[int], T: int, data: st.DataObject) -> None:
-    """Against the definition: cut each shard by itself into T inputs, with one more token as the last target."""
+    """By definition: split each shard separately into T inputs, plus one more token as the last target."""
     ids = [np.arange(size) + 1000 * shard for shard, size in enumerate(sizes)]
     paths = tuple(tmp_path / f"{shard}.bin" for shard in range(len(sizes)))
     for path, content in zip(paths, ids, strict=True):

@@ -1,4 +1,4 @@
-"""From a study's data field to tokens: what is a document, what is kept, what is refused, and who wins a race."""
+"""From a study's data field to tokens: documents, stored files, races, and rejection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = [f"the {n} quick brown foxes jump over {n * n} lazy dogs\r\n" for n in r
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Forty documents of three lines in nested folders, with an é each."""
+    """Returns forty documents of three lines in nested folders, each with an é."""
     folder = tmp_path / "My Texts"
     for number in range(40):
         path = folder / f"part{number % 3}" / f"{number}.txt"
@@ -47,15 +47,15 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def all_ids(tokens: Tokens) -> list[int]:
-    """Every token of both splits."""
+    """Returns every token of both splits."""
     return np.concatenate([s.read(range(s.windows(1)), 1)[:, 0] for s in (tokens.train, tokens.validation)]).tolist()
 
 
-# What is a document
+# Documents
 
 
 def test_standard_library_is_about_12_mb_of_python() -> None:
-    """The embedded default has to be large enough to train on wherever it runs."""
+    """The default text has to be large enough to train on wherever it runs."""
     corpus = standard_library()
     names = [document.name for document in corpus.files]
     size = sum(document.path.stat().st_size for document in corpus.files)
@@ -68,7 +68,7 @@ def test_standard_library_is_about_12_mb_of_python() -> None:
 
 
 def test_builtin_round_trip(tmp_path: Path) -> None:
-    """The default study data, from sources to tokens and back."""
+    """The data of the default study, from sources to tokens and back."""
     lines: list[str] = []
     tokens = prepare(DataSpec(), tmp_path, report=lines.append)
     assert (tokens.vocab_size, tokens.V) == (1024, 1024)
@@ -127,12 +127,12 @@ def test_single_document_gives_its_last_twentieth(tmp_path: Path) -> None:
     assert tokens.validation.read([0], 3)[0].tolist() == [0, *(97 + i % 26 for i in range(950, 953))]
 
 
-# What is kept
+# Stored files
 
 
 @pytest.mark.parametrize("pieces", [1 << 20, 10, 1])
 def test_tokens_spell_the_documents(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    """However a text is cut for the threads and the shards; line ends stay as they are."""
+    """For any split of a text among threads and shards. Line ends are unchanged."""
     monkeypatch.setattr(sources, "PIECE_CHARACTERS", pieces)
     monkeypatch.setattr(sources, "GROUP_CHARACTERS", 100)
     monkeypatch.setattr(sources, "SHARD_TOKENS", 2000)
@@ -156,7 +156,7 @@ def test_second_time_touches_nothing(texts: Path, tmp_path: Path) -> None:
 
 
 def test_identity_is_the_content(texts: Path, tmp_path: Path) -> None:
-    """Equal tokens have one digest, from any home, folder or source; any change has another."""
+    """Equal tokens have equal digests for any home, folder or source; any change gives another digest."""
     first = prepare(spec_of(texts), tmp_path / "home")
     assert len(first.digest) == 16
     copy = shutil.copytree(texts, tmp_path / "copy")
@@ -191,7 +191,7 @@ def test_import_is_light() -> None:
 
 
 def test_loser_of_a_race_uses_the_winners(texts: Path, tmp_path: Path) -> None:
-    """A rival that begins and ends while this one is at work."""
+    """Another process starts and finishes while this one is working."""
     home, lines, rivals = tmp_path / "home", [], []
 
     def report(line: str) -> None:
@@ -274,7 +274,7 @@ def test_verify_sees_a_flipped_bit(texts: Path, tmp_path: Path) -> None:
         tokens.verify(tmp_path / "memo.json")
 
 
-# Shards as given
+# Shards of the user
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_bad_shards(given: DataSpec, tmp_path: Path, change: dict[str, object], 
         assert problem in caught.value.problem
 
 
-# What is refused
+# Rejection
 
 
 @pytest.mark.parametrize("path", ["gone", "gone/*.txt", "empty", "images"])

@@ -29,7 +29,7 @@ def batch() -> torch.Tensor:
 
 
 def test_keys_are_frozen():
-    """They are column names in tables, MLflow and reports: a change here is a change there."""
+    """These are column names in tables, MLflow and reports, so a change here changes them, too."""
     expected = (
         "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes spike_score "
         "system/process_cpu_percent system/process_memory_megabytes system/gpu_memory_megabytes "
@@ -101,7 +101,7 @@ def test_values_are_the_definitions():
 
 
 def attention_logit_max(model, tokens_BT):
-    """Of all blocks, by a mask over all pairs of positions."""
+    """Over all blocks, with a mask over all pairs of positions."""
     seen = []
     hooks = [
         block.attention.qk.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -134,7 +134,9 @@ def test_forward_passes_add_up_to_one(monkeypatch):
 def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
     measuring, tokens_BU = objective(), batch()
     with torch.no_grad():
-        measuring.model.E_VD.add_(20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1)))  # they wander far
+        measuring.model.E_VD.add_(
+            20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+        )  # far from their initial values
     at_once = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert at_once["logits_absmax_token_max"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
     monkeypatch.setattr(diagnostics, "LOGITS_TOKENS", 7)
@@ -173,8 +175,8 @@ def test_the_last_row_looks_at_more_tokens(tmp_path):
 
 def test_attention_logit_max_looks_at_no_future_key():
     q_BTHK, k_BTHK = torch.zeros(2, 1, 3, 1, 4)
-    q_BTHK[0, 0, 0, 0] = 10.0  # the first query,
-    k_BTHK[0, 2, 0, 0] = 10.0  # which may not see the last key
+    q_BTHK[0, 0, 0, 0] = 10.0  # the first query
+    k_BTHK[0, 2, 0, 0] = 10.0  # may not attend to the last key
     assert float(diagnostics._attention_logit_max(q_BTHK, k_BTHK)) == 0.0
     q_BTHK[0, 2, 0, 0] = 3.0
     assert float(diagnostics._attention_logit_max(q_BTHK, k_BTHK)) == pytest.approx(10.0 * 3.0 / 4**0.5)
@@ -216,7 +218,7 @@ def test_looking_leaves_no_hook_behind():
 def test_spikes_are_losses_six_deviations_above_the_window():
     spikes = Spikes()
     for i in range(MIN_WINDOW_STEPS):
-        spikes.observe(100.0 if i == 1 else 3.0 + 0.1 * (i % 2))  # too early to be judged
+        spikes.observe(100.0 if i == 1 else 3.0 + 0.1 * (i % 2))  # too few steps to be a spike
     assert spikes.count == 0
     calm = Spikes([3.0, 3.2] * 30)
     calm.observe(3.1 + 5.9 * 0.1)

@@ -1,4 +1,4 @@
-"""Two real processes: what one worker computes, two compute; and a fault of one ends both."""
+"""Two real processes: they compute what one worker computes, and a fault of one ends both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FINAL = CELL.model_copy(update={"training": CELL.training.model_copy(update={"fi
 
 
 def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -> dict[str, Any]:
-    """What becomes of a group whose rank 1 runs out of memory in the middle of a backward pass."""
+    """Runs a group whose rank 1 runs out of memory in the middle of a backward pass, and returns its results."""
     micro_batch._estimate_size = micro_batch._try_sizes
     fits, tried, dry_run_step = 1, 0, engine.dry_run_step
 
@@ -57,7 +57,7 @@ def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -
 
 
 def worker(rank: int, folder: Path) -> None:
-    """All checks in one pair of processes: a pair takes seconds to start."""
+    """Runs all checks in one pair of processes, because starting a pair takes seconds."""
     with joined(rank, folder) as world:
         trainer = Trainer(world, tiny.opened(folder), micro_batch_memo=folder / "memo.json")
         options = {"evaluate_every": 10, "checkpoint_every": 5}
@@ -140,7 +140,7 @@ def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
 
 
 def test_two_workers_share_the_final_validation(found, tmp_path):
-    """An odd number of sequences, so that the shares differ."""
+    """With an odd number of sequences, so that the shares differ."""
     pair, _, folder = found
     torch.set_num_threads(1)
     alone = Trainer(World.single(), tiny.opened(folder)).run(
@@ -180,7 +180,7 @@ def test_a_cell_repeats_bit_for_bit_in_a_warm_pair(found):
 
 
 def test_diagnostics_of_two_are_those_of_one(found):
-    """Passes of 2, 2 and 1 sequences: rank 0 has two of them, rank 1 one."""
+    """In passes of 2, 2 and 1 sequences: rank 0 has two passes, rank 1 has one."""
     for pair in found[:2]:
         assert pair["passes of two"] == pytest.approx(pair["passes of one"], rel=1e-12, abs=1e-14)
 

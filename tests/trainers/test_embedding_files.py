@@ -1,4 +1,4 @@
-"""The output embedding in files of weights, our own and other people's."""
+"""The output embedding in files of weights, from our models and others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def written(folder: Path, **tensors: torch.Tensor) -> Path:
     [
         ("lm_head__weight", "embedding__weight"),  # ours
         ("lm_head__embedding__weight", "transformer__wte__weight"),  # the published code's
-        ("_orig_mod__lm_head__embedding__weight", "_orig_mod__transformer__wte__weight"),  # of a compiled model
+        ("_orig_mod__lm_head__embedding__weight", "_orig_mod__transformer__wte__weight"),  # a compiled model's
         ("lm_head__weight", "model__embed_tokens__weight"),
         ("embed_out__weight", "gpt_neox__embed_in__weight"),
     ],

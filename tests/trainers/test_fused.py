@@ -1,4 +1,4 @@
-"""A step as one compiled function takes the steps of the eager one."""
+"""A step that is one compiled function gives the results of the eager step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh_compiler() -> None:
 
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the compiler captures runs by PyTorch's own kernels: seconds instead of half a minute."""
+    """Runs the captured graph with PyTorch's own kernels: seconds instead of half a minute."""
     compile = torch.compile
 
     def capture(function, *, options, **how):
@@ -57,8 +57,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("logits_dtype", "tied"), [("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without_kernels):
-    """Weights after three steps, also with a weight decay and in micro batches."""
-    # Without a large eps Adam's first steps are the signs of the gradient, also where it is rounding alone.
+    """Weights after three steps, also with weight decay and in micro batches."""
+    # Without a large eps, Adam's first steps are the signs of the gradient, even where it is only rounding.
     fields = {"logits_dtype": logits_dtype, "model": ModelSpec(tied=tied), "weight_decay": 1e-3, "eps": 1e-2}
     bound = 1e-5 if logits_dtype == "float32" else 5e-3
     eager, engine = (engine_of(method, compile=compile, **fields) for compile in (False, True))
@@ -73,7 +73,7 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
 
 
 def test_programs_of_two_kinds_do_not_take_each_others_steps(without_kernels):
-    """They are one function to the compiler, and nothing but their kind is looked at before a call."""
+    """The compiler sees them as one function and checks only their id before a call."""
     engine = engine_of("baseline", compile=True)
     plain = program_of(engine, 4)
     engine.reset(engine.cell.model_copy(update={"method": "z-loss", "gamma": 1.0}))
@@ -124,8 +124,8 @@ def test_what_is_one_function(fields, size, fuses):
 @pytest.mark.slow
 @pytest.mark.skipif(not fused.is_supported(), reason="this version of PyTorch does not, and the trainer knows")
 def test_the_compiler_keeps_the_rounding_of_the_logits():
-    """Inductor drops a rounding to bfloat16 and back unless told not to. At a mean logit of 100 that is a fifth of the
-    gradient; what is left are logits so near the middle of two roundings that their last digits decide."""
+    """By default inductor removes a rounding to bfloat16 and back. At a mean logit of 100 that changes a fifth of the
+    gradient. The remaining differences are logits so close to a rounding boundary that their last digits matter."""
     found, differences = {}, {}
     for logits_dtype in ("float32", "bfloat16"):
         eager, engine = (engine_of("baseline", compile=compile, logits_dtype=logits_dtype) for compile in (False, True))

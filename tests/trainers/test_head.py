@@ -28,7 +28,7 @@ Drawing = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def drawn(dtype: torch.dtype = torch.float64, seed: int = 0, sizes: tuple[int, ...] = (B, T, D, V)) -> Drawing:
-    """h_BTD, E_VD, targets_BT."""
+    """Returns h_BTD, E_VD, targets_BT."""
     B, T, D, V = sizes
     generator = torch.Generator().manual_seed(seed)
     h_BTD = torch.randn(B, T, D, generator=generator, dtype=dtype).requires_grad_()
@@ -56,7 +56,7 @@ def formula(
     targets_BT: torch.Tensor,
     precision: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The objective over all logits at once. Autograd rounds the gradient of a rounding."""
+    """Returns the objective over all logits at once. Autograd rounds the gradient of a rounding."""
     logits_BTV = (h_BTD @ E_VD.T).to(precision or E_VD.dtype).to(E_VD.dtype)
     mapped_BTV, penalty = FORMULAS[method](gamma, logits_BTV, E_VD.sum(dim=0) / len(E_VD))
     return F.cross_entropy(mapped_BTV.flatten(0, 1), targets_BT.flatten()) + penalty
@@ -84,7 +84,7 @@ def test_every_function_is_in_the_registry():
 
 @pytest.fixture(params=[1, 3, 5, 10, 64], ids="chunks of {}".format)
 def chunks(request, monkeypatch) -> int:
-    """Tokens of a chunk; of the ten there are, some divide them and some do not."""
+    """Tokens of a chunk; there are ten tokens, which some sizes divide."""
     monkeypatch.setattr(head, "CHUNK_BYTES", request.param * V * 4)
     return request.param
 
@@ -230,7 +230,7 @@ def test_cross_entropy_holds_where_exponentials_overflow(shift):
 
 
 class Looks(TorchDispatchMode):
-    """Sees every operation below autograd: how often each ran, and the largest tensor that came out of any."""
+    """Observes every operation below autograd: how often each ran, and the size of the largest result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Looks(TorchDispatchMode):
 def test_no_tensor_is_larger_than_the_logits_of_a_chunk(method, logits_dtype, chunks):
     with Looks() as looks:
         losses(*drawn(torch.float32), method, torch.tensor(GAMMA), logits_dtype).objective.backward()
-    # E and its gradient, which are there anyway, are V * D.
+    # E and its gradient, which exist in any case, have V * D elements.
     assert looks.largest <= max(min(chunks, B * T), D) * V
 
 
@@ -270,7 +270,7 @@ def test_without_grad_there_are_the_logits_and_no_gradient(chunks):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_logits_are_rounded_forward_and_backward(method, chunks):
-    """In float64, in which no sum is so close between two bfloat16 values that its order decides."""
+    """In float64, in which no sum is so close to a rounding boundary that its order matters."""
     mine, theirs = drawn(), drawn()
     got = losses(*mine, method, GAMMA64, "bfloat16").objective
     want = formula(method, GAMMA, *theirs, precision=torch.bfloat16)
@@ -343,7 +343,7 @@ def test_a_penalty_is_never_negative_and_grows_with_gamma_alone(sizes, method, g
 @settings(deadline=None, max_examples=60)
 @given(sizes=shapes, seed=seeds)
 def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
-    """It moves all logits of a token together, which the softmax does not see."""
+    """It shifts all logits of a token equally, which does not change the softmax."""
     h_BTD, E_VD, targets_BT = drawn(seed=seed, sizes=sizes)
     before = losses(h_BTD, E_VD, targets_BT, "baseline", GAMMA64, "float32").cross_entropy
     centered_VD = E_VD.detach().clone()

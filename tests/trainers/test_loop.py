@@ -30,7 +30,7 @@ def run(trainer: Trainer, cell: Cell, folder: Path, **options: object) -> Result
 
 
 def facts(result: Result, folder: Path) -> tuple[object, ...]:
-    """Everything that must be bit-equal between equal runs."""
+    """Returns everything that must be bit-equal between equal runs."""
     lines = [{k: v for k, v in row.items() if k not in TIMES} for row in rows.read(folder / "metrics.jsonl")]
     return result.state, result.step, result.val_loss, result.train_loss, result.l_init, lines
 
@@ -46,7 +46,7 @@ def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor])
 
 
 class StopsAfter:
-    """A ``should_stop`` that says yes before step ``n``."""
+    """A ``should_stop`` that returns True before step ``n``."""
 
     def __init__(self, n: int) -> None:
         self.left = n
@@ -60,7 +60,7 @@ GOLDEN = {"l_init": 5.65625, "train_loss": 5.67699, "val_loss": 4.39693, "grad_n
 
 
 def test_golden_first_step(tokens, folder):
-    """What one step of a fixed cell gives; it may only change with the science."""
+    """The results of one step of a fixed cell. They may only change with the science."""
     result = run(Trainer(WORLD, tokens), cell(steps=1, lr=1e-2, warmup_steps=0, min_lr=1e-2), folder)
     got = {name: getattr(result, name, result.diagnostics.get(name)) for name in GOLDEN}
     assert got == pytest.approx(GOLDEN, abs=2e-4), (
@@ -88,7 +88,7 @@ def test_it_learns(tokens, folder):
 
 
 def test_spike_score_is_the_share_of_steps_that_spiked(tokens, folder, monkeypatch):
-    monkeypatch.setattr(spikes, "THRESHOLD_STDS", -1.0)  # so that a loss that falls as it should has some
+    monkeypatch.setattr(spikes, "THRESHOLD_STDS", -1.0)  # so that a normally falling loss has some
     run(Trainer(WORLD, tokens), cell(steps=40), folder)
     first, *_, last = rows.read(folder / "metrics.jsonl")
     assert first["spike_score"] == 0.0
@@ -153,13 +153,13 @@ def test_after_a_crash_it_resumes_from_the_checkpoint_before_and_rows_are_not_do
         pass
 
     def crash(row: dict[str, float]) -> None:
-        if row["step"] == 4:  # the row is on disk, the checkpoint of step 4 is not
+        if row["step"] == 4:  # the row is on disk, but not the checkpoint of step 4
             raise Crash
 
     with pytest.raises(Crash):
         run(Trainer(WORLD, tokens), this, tmp_path / "b", on_row=crash)
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "val_l')  # and a write that the crash tore
+        file.write('{"step": 5, "val_l')  # and an incomplete write
     assert facts(run(Trainer(WORLD, tokens), this, tmp_path / "b"), tmp_path / "b") == uninterrupted
 
 
@@ -176,7 +176,7 @@ def test_a_resumed_cell_keeps_its_micro_batch(tokens, tmp_path):
 
 
 def test_micro_batches_add_up_to_the_batch(tokens, tmp_path):
-    """Each penalty is counted once, however many micro batches there are."""
+    """Each penalty counts once for any number of micro batches."""
     for method, gamma in (("mu-loss", 1.0), ("z-loss", 1e-2)):
         engine = Engine(cell(method, gamma, logits_dtype="float32"), WORLD, compile=False)
         batch_BU = tokens.train.read(range(4), tiny.T)
@@ -233,7 +233,7 @@ def test_a_final_loss_above_the_initial_one_is_diverged(tokens, folder):
 
 
 def test_the_result_is_of_the_final_validation(tokens, tmp_path):
-    """On sequences drawn from all of validation, the same ones for every cell; rows stay on the first ones."""
+    """On sequences drawn from all of validation, the same for every cell; rows use the first sequences."""
     T, N = tiny.T, 30
     trainer = Trainer(WORLD, tokens)
     plain = run(trainer, cell(), tmp_path / "plain")
@@ -289,8 +289,8 @@ def test_a_crash_in_the_final_validation_takes_no_step_again(tokens, tmp_path, m
 
 
 def test_a_final_validation_above_the_initial_loss_is_diverged(tmp_path, folder):
-    """It learned the first sequences of validation, which are all that it is looked at along the run; the others hold
-    tokens that training never has."""
+    """It learns the first sequences of validation, which are the only ones evaluated during the run; the others have
+    tokens that never occur in training."""
     text = np.arange(20_000) % 50
     never = np.random.default_rng(0).integers(50, tiny.V, 2_000)
     for name, content in (("train", text), ("validation", np.concatenate((text[: 5 * tiny.T], never)))):
@@ -330,7 +330,7 @@ BFLOAT16_BOUND = 2**-8
 
 
 def test_bfloat16_autocast_trains_nearly_like_float32(tokens, tmp_path):
-    """bfloat16 keeps 8 bits, so that it moves each loss by about 2 ** -8 of it, and must move it by something."""
+    """bfloat16 has 8 bits of precision, so autocast must change each loss, but only by about 2 ** -8."""
     losses = {}
     for precision in ("float32", "bfloat16"):
         this = cell(precision=precision, logits_dtype="float32", lr=1e-2, steps=20)

@@ -1,4 +1,4 @@
-"""Products through oneDNN are those of PyTorch, in values, gradients and shapes, whatever this machine's processor."""
+"""Products through oneDNN equal PyTorch's in values, gradients and shapes, on any CPU."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ LINEAR_POINTWISE = "Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, 
 def test_an_operator_of_another_version_is_not_used(
     version: str, schema: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of oneDNN's operators stand those of a namespace of its own: none, or one with another schema."""
+    """Replaces oneDNN's namespace by one without the operator, or with another schema of it."""
     assert matmul.is_supported(), "this PyTorch lacks it: products on AMD processors are those of MKL"
     library = torch.library.Library(f"oec_{version}", "DEF")
     if schema:

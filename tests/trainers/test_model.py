@@ -45,7 +45,7 @@ def test_parameter_count_is_the_scales(scale, tied):
 
 
 def test_attention_sees_no_future_token():
-    """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
+    """The gradient of the output at t in the embedding of a later token is exactly zero."""
     model = gpt()
     embedded = []
     model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
@@ -57,7 +57,7 @@ def test_attention_sees_no_future_token():
 
 
 def queries_and_keys(H: int, K: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """The same ``(1, T, H, K)`` at every position as queries and as keys, and what comes of it."""
+    """Rotates the same ``(1, T, H, K)`` at every position as queries and as keys."""
     x = torch.randn(1, 1, H, K, generator=torch.Generator().manual_seed(0)).expand(1, T, H, K)
     return x, *QueryKey(K, T)(x, x)
 

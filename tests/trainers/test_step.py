@@ -20,7 +20,7 @@ DECAYS = [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode":
 
 
 def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
-    """A halted step on tape, its tokens and its figures."""
+    """Records a halted step on a tape. Returns the tape, the step's tokens and its metrics."""
     spec = engine.cell.training
     tokens_BU = torch.zeros(spec.batch_size, spec.sequence_length + 1, dtype=torch.int64)
     engine.optimizer.halted.fill_(1.0)
@@ -74,7 +74,7 @@ def test_the_tape_sees_a_read():
 @pytest.mark.parametrize("fault", ["stop", "loss", "norm"])
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
 def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm):
-    """As the figures of a step are read when the next one is on its way."""
+    """The metrics of a step are read after the next one was launched."""
     this = of("mu-centering", attention_norm=attention_norm, weight_decay=1e-2)
     engine = Engine(this, World.single(), compile=False)
     batch_BU, *more = batches(this, 4)
@@ -102,7 +102,7 @@ def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm
 
 
 def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
-    """What several ranks of accelerators replay around the sum of their gradients."""
+    """Several ranks of accelerators replay these halves around the sum of their gradients."""
     this = of("z-loss", weight_decay=1e-2)
     whole, halves = (Engine(this, World.single(), compile=False) for _ in range(2))
     for i, batch_BU in enumerate(batches(this, 3)):
@@ -118,7 +118,7 @@ def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_head_of_accelerators_is_that_of_processors(method, precision, logits_dtype, monkeypatch):
-    """``head.compute_chunk`` against the head in blocks, gradients and losses, over several chunks of unequal size."""
+    """``compute_chunk`` against the head in blocks, in gradients and losses, over several chunks of unequal size."""
     monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", 50)
     this = of(method, precision=precision, logits_dtype=logits_dtype)
     found = []

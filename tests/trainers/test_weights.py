@@ -1,4 +1,4 @@
-"""Weights that outlive a run: which, whose, and what a fault leaves of them."""
+"""Weights that outlive a run: which are kept, whose they are, and what a fault leaves of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(trainer: Trainer, this: Cell, folder: Path, keep: KeepWeights = LAST, **
 
 
 def kept(folder: Path, this: Cell) -> dict[int, dict[str, Tensor]]:
-    """By step, each file compared with its digest."""
+    """Returns the weights by step, after comparing each file with its digest."""
     found = list(weights.find_kept(folder / "weights", this.id))
     for one in found:
         assert one.cell == this
@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 
 def stop_after(steps: int):
-    """A ``should_stop`` that says yes before step ``steps``."""
+    """A ``should_stop`` that returns True before step ``steps``."""
     asked = iter([False] * steps + [True])
     return asked.__next__
 
@@ -108,7 +108,7 @@ def test_a_stopped_cell_keeps_its_checkpoint_and_resumes_to_the_same_weights(tok
 
 
 def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path):
-    """As after a kill between the weights of step 6 and the checkpoint behind them."""
+    """After a kill between the weights of step 6 and the next checkpoint."""
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path / "a", EVERY_3)
     run(trainer, this, tmp_path / "b", EVERY_3, should_stop=stop_after(5))  # a checkpoint of step 5
@@ -129,7 +129,7 @@ def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path
 def test_a_run_from_the_start_drops_what_an_earlier_one_kept(tokens, tmp_path):
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path, EVERY_3)
-    run(trainer, this, tmp_path, KeepWeights())  # its checkpoints are gone, so it begins anew
+    run(trainer, this, tmp_path, KeepWeights())  # it has no checkpoints, so it starts again
     assert names(tmp_path) == ["metrics.jsonl"]
     assert not (tmp_path / "weights").exists()
 

@@ -1,7 +1,7 @@
-"""Takes the steps of an engine on ``cuda`` with fake tensors: shapes, types and devices without values.
+"""Takes the steps of an engine on ``cuda`` with fake tensors: shapes, dtypes and devices without values.
 
-``python steps.py DEVICE.so TORCH_LIB``, in a process of its own: what it loads must come before PyTorch, whose parts
-ask for it once.
+``python steps.py DEVICE.so TORCH_LIB`` runs in its own process, because the library must be loaded before PyTorch,
+which looks for it only once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainers.world import World  # noqa: E402
 
 
 class Event:
-    """Of a device that has nothing to wait for."""
+    """An event of a device on which nothing has to wait."""
 
     def record(self) -> None: ...
 
@@ -41,7 +41,7 @@ class Event:
 
 
 class Recorded:
-    """A recording is made by calls, and its replay gives what they gave."""
+    """Captures by calling, and replays by returning the captured result."""
 
     def __init__(self, work: object, pool: tuple[int, int]) -> None:
         self.result = work()  # type: ignore[operator]
@@ -51,14 +51,14 @@ class Recorded:
 
 
 def adam(*lists: list[Tensor], **options: Any) -> None:
-    """In place of the fused kernel, which has no form for fake tensors: what it is given lies on the device."""
+    """Replaces the fused kernel, which does not support fake tensors. Checks that its arguments are on the device."""
     given = [tensor for tensors in lists for tensor in tensors] + [options["found_inf"], options["lr"]]
     assert options["fused"]
     assert {tensor.device.type for tensor in given} == {"cuda"}
 
 
 class OnDevice(GPT):
-    """Made where it stays: the parameters of a module cannot be swapped for fake ones."""
+    """A model created on the device: a module's parameters cannot be replaced by fake ones."""
 
     def __init__(self, *arguments: Any) -> None:
         with torch.device("cuda"):
@@ -90,7 +90,7 @@ def steps(this: Cell) -> None:
 
 
 def graphs() -> int:
-    """What is compiled for an accelerator, as far as the compiler needs none: each is one graph, or this raises."""
+    """Traces everything that is compiled for an accelerator into one graph each, or raises."""
     h_CD, mu_D = torch.empty(64, 16, device="cuda"), torch.empty(16, device="cuda")
     E_VD = torch.empty(50, 16, dtype=torch.bfloat16, device="cuda")
     targets_C = torch.empty(64, dtype=torch.int64, device="cuda")
@@ -123,7 +123,7 @@ def main() -> None:
     engine.GPT = OnDevice  # type: ignore[misc]
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_rng_state = torch.cuda.set_rng_state = lambda *_: None  # type: ignore[assignment]
-    torch.accelerator.is_available = lambda: False  # else the compiler asks for its stream
+    torch.accelerator.is_available = lambda: False  # else the compiler queries its stream
     taken = 0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for method, of in METHODS.items():
