@@ -57,7 +57,7 @@ class Recordings:
         monkeypatch.setattr(engines, "CapturedGraph", recorded)
 
 
-def settled(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engine:
+def warm_engine(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engine:
     """Returns an engine whose steps of this cell are captured and, on a GPU, compiled. Default: a new engine."""
     if engine is None:
         engine = Engine(this, world(), compile=COMPILES)
@@ -84,7 +84,7 @@ def trained(engine: Engine, steps: int, micro_batch: int, lr: float = 1e-2) -> l
     return found
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative_difference(a: Tensor, b: Tensor) -> float:
     """Returns the norm of the difference relative to the norm of ``b``."""
     a, b = a.detach().double().cpu(), b.detach().double().cpu()
     return float((a - b).norm() / b.norm().clamp_min(1e-300))

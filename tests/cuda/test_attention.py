@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_CAP, CLIP_GAMMA, CLIP_ZETA, TEMPERATURE
-from tests.cuda.cells import COMPILES, CPU, DEVICE, apart
+from tests.cuda.cells import COMPILES, CPU, DEVICE, relative_difference
 from trainers.attention import ATTENTIONS
 
 WIDTHS = (24, 56, 64, 256, 376)
@@ -59,4 +59,4 @@ def test_forward_and_backward_are_the_formula(softmax: str, dtype: torch.dtype, 
     exact = run(CPU, torch.float64, lambda *inputs: formula(softmax, *inputs))
     for name, value, reference in zip(("y", "q", "k", "v"), ours, exact, strict=True):
         assert value.dtype == dtype
-        assert apart(value, reference) < BOUNDS[dtype], name
+        assert relative_difference(value, reference) < BOUNDS[dtype], name

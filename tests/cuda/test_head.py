@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_spaces.methods import METHODS
-from tests.cuda.cells import COMPILES, CPU, DEVICE, apart
+from tests.cuda.cells import COMPILES, CPU, DEVICE, relative_difference
 from trainers import head
 from trainers.projection import Precision
 
@@ -89,7 +89,7 @@ def found(
         if shape == "one chunk" or method in ("baseline", "z-loss", "soft-cap")
     ],
 )
-def test_a_compiled_chunk_is_the_formula_and_that_of_the_processor(
+def test_a_compiled_chunk_is_the_formula_and_the_cpu_chunk(
     shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(SHAPES[shape], method, logits_dtype, monkeypatch)
@@ -116,16 +116,20 @@ def compare(
     for value, reference in zip(ours[:2], exact[:2], strict=True):
         assert float(value) == pytest.approx(float(reference), rel=2e-3 if narrow else 1e-5)
     for name, gradient, reference, other in zip(("h", "E"), ours[2:], exact[2:], blocks[2:], strict=True):
-        assert apart(gradient, reference) < (3 * SPACING if narrow else 1e-5), f"gradient of {name}, to the formula"
-        assert apart(gradient, other) < (2 * SPACING if narrow else 1e-5), f"gradient of {name}, to the processor"
+        assert relative_difference(gradient, reference) < (3 * SPACING if narrow else 1e-5), (
+            f"gradient of {name}, to the formula"
+        )
+        assert relative_difference(gradient, other) < (2 * SPACING if narrow else 1e-5), (
+            f"gradient of {name}, to the processor"
+        )
 
 
 @pytest.mark.device
 @pytest.mark.parametrize("method", METHODS)
-def test_the_eager_head_of_the_device_is_that_of_the_processor(method: str) -> None:
+def test_the_eager_head_of_the_device_is_that_of_the_cpu(method: str) -> None:
     """The eager head evaluates, and trains if nothing is compiled."""
     drawing = drawn(300, 500, 32)
     for logits_dtype, bound in (("float32", 1e-5), ("bfloat16", 2 * SPACING)):
         ours = found(method, drawing, logits_dtype, None, DEVICE)
         theirs = found(method, drawing, logits_dtype, None, CPU)
-        assert all(apart(a, b) < bound for a, b in zip(ours, theirs, strict=True))
+        assert all(relative_difference(a, b) < bound for a, b in zip(ours, theirs, strict=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.cuda.cells import COMPILES, DEVICE, DRY, FLOAT32, Recordings, settled, world
+from tests.cuda.cells import COMPILES, DEVICE, DRY, FLOAT32, Recordings, warm_engine, world
 from tests.trainers import tiny
 from tests.trainers.pair import joined
 from tests.trainers.tiny import batches, of
@@ -57,10 +57,10 @@ def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) ->
 def test_graphs_around_a_sum_are_the_step(recordings: Recordings) -> None:
     """In a single process, whose sum over ranks has no effect."""
     this = of("z-loss", weight_decay=1e-2, **FLOAT32)
-    whole = settled(this, micro_batch=2)
+    whole = warm_engine(this, micro_batch=2)
     tokens_BU = torch.zeros(this.training.batch_size, this.training.sequence_length + 1, dtype=torch.int64).to(DEVICE)
     losses = []
-    halves = settled(this, micro_batch=2)
+    halves = warm_engine(this, micro_batch=2)
     halves.optimizer.halted.fill_(1.0)
     backward = engines.CapturedGraph(lambda: halves._local_backward(tokens_BU, 2), halves.pool)
     update = engines.CapturedGraph(lambda: halves._update(backward.result), halves.pool)

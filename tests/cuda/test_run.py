@@ -36,7 +36,7 @@ def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE,
     return trainer.run(this, folder, **(INTERVALS | options))
 
 
-def test_a_run_is_that_of_the_processor(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_run_is_that_of_the_cpu(tokens: Tokens, tmp_path: Path) -> None:
     this = of("z-loss", steps=12, **FLOAT32)
     ours, theirs = (run(tokens, this, tmp_path / name, device) for name, device in BOTH)
     assert (ours.state, ours.step) == (theirs.state, theirs.step) == ("finished", 12)
@@ -47,7 +47,7 @@ def test_a_run_is_that_of_the_processor(tokens: Tokens, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["baseline", "soft-cap"])
-def test_a_cell_diverges_at_the_processors_step_for_the_processors_reason(
+def test_a_cell_diverges_at_the_same_step_and_for_the_same_reason_as_on_the_cpu(
     method: str, tokens: Tokens, tmp_path: Path
 ) -> None:
     this = of(method, steps=12, **FLOAT32).model_copy(update={"lr": CHAOS})
@@ -125,7 +125,7 @@ WIDE, LONG = 50_304, 2048
 
 
 @pytest.mark.device
-def test_a_share_of_the_device_is_kept_to_and_is_enough(tmp_path: Path) -> None:
+def test_a_share_of_the_device_is_not_exceeded_and_is_enough(tmp_path: Path) -> None:
     """The micro batch is halved until a step fits into the share; compiled steps, evaluations and diagnostics then fit,
     too."""
     for name, n in (("train", 600_000), ("validation", 200_000)):

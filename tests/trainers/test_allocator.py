@@ -33,14 +33,14 @@ def page_faults(keep: bool) -> int:
     return int(ran.stdout)
 
 
-def test_freed_memory_is_taken_again_without_asking_the_kernel():
+def test_freed_memory_is_reused_without_the_kernel():
     kept, default = page_faults(keep=True), page_faults(keep=False)
     assert kept < 500 < 5_000 < default, "glibc maps large blocks anew; see trainers.allocator"
 
 
 @pytest.mark.parametrize("gigabytes", [8, 24, 80])
 @pytest.mark.parametrize("cells", [2, 4, 8])
-def test_cells_on_one_device_take_no_more_than_it_has(cells: int, gigabytes: int) -> None:
+def test_cells_on_one_device_use_no_more_memory_than_it_has(cells: int, gigabytes: int) -> None:
     """What PyTorch may use in every process and all CUDA contexts together, if there is room for the contexts."""
     total = gigabytes * 2**30
     each = pytorch_fraction(1 / cells, total) * total

@@ -189,7 +189,7 @@ def test_parameter_count_is_the_scales(name, scale):
 
 
 @pytest.mark.parametrize("name", ["attn-cap", "soft-clip", "soft-temp", "none"])
-def test_under_autocast_the_logits_are_not_rounded(name):
+def test_autocast_does_not_round_the_logits(name):
     attend = attention.ATTENTIONS[ATTENTION_NORMS[name].softmax]
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 300, 16, generator=generator).mul(s).bfloat16() for s in (20, 1, 1))
@@ -201,7 +201,7 @@ def test_under_autocast_the_logits_are_not_rounded(name):
     torch.testing.assert_close(got.double(), exact, rtol=2**-7, atol=2**-7)
 
 
-def test_micro_batch_sees_what_a_written_out_softmax_keeps():
+def test_the_micro_batch_counts_the_memory_of_an_unfused_softmax():
     plain, capped = (Engine(of(n, cell(sequence_length=256)), WORLD, compile=False) for n in ("none", "attn-cap"))
     assert plain.key != capped.key, "the micro batch is remembered by this key"
     heads_and_layers = 4 * 2
@@ -210,7 +210,7 @@ def test_micro_batch_sees_what_a_written_out_softmax_keeps():
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_diagnostics_look_at_every_variant(name):
+def test_diagnostics_measure_every_variant(name):
     model = gpt(name).float()
     tokens_BU = torch.cat((tokens_BT(), tokens_BT()[:, :1]), dim=1)
     found = diagnostics.measure(Objective(model, "float32", "float32").eval(), tokens_BU, "baseline", torch.zeros(()))
@@ -339,7 +339,7 @@ def test_layer_scale_starts_as_in_the_paper():
     assert torch.equal(found.float(), torch.full((4 * 64,), 0.1))
 
 
-def test_the_softmax_of_soft_clip_leaves_out_what_is_small():
+def test_soft_clip_sets_small_weights_to_zero():
     """Masked and small weights are exactly 0, and the others are not renormalized."""
     q, k = torch.zeros(1, 1, 50, 4), torch.zeros(1, 1, 50, 4)
     got = attention.clip(q, k, torch.ones(1, 1, 50, 4))[0, 0, :, 0]

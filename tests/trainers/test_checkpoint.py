@@ -61,7 +61,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "why"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, damage, why):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, damage, why):
     save(tmp_path, 5)
     save(tmp_path, 10)
     damage(tmp_path / "step-00000010.safetensors")
@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, dama
         assert step_of(checkpoint.load_latest(tmp_path, CELL)) == 5
 
 
-def test_what_a_crash_left_is_passed_over_and_swept_up(tmp_path):
+def test_leftovers_of_a_crash_are_skipped_and_removed(tmp_path):
     save(tmp_path, 5)
     (tmp_path / "step-00000010.tensors-tmp").write_bytes(b"half")
     with warnings.catch_warnings():

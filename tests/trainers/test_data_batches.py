@@ -46,7 +46,7 @@ def test_every_window_is_read_once_an_epoch(seed: int, windows: int, batch_size:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 9), a=st.integers(1, 12), b=st.integers(1, 12))
-def test_place_in_the_stream_is_all_that_counts(seed: int, a: int, b: int) -> None:
+def test_only_the_position_in_the_stream_matters(seed: int, a: int, b: int) -> None:
     """The stream does not depend on the batch size, or on the order in which steps are requested."""
     by_a = [batch_windows(seed, step, a, 17) for step in reversed(range(b))][::-1]
     by_b = [batch_windows(seed, step, b, 17) for step in range(a)]
@@ -82,7 +82,7 @@ def test_tokens_do_not_depend_on_workers_or_start(shards: Shards, world_size: in
     ]
 
 
-def test_handovers_leave_no_seam(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_join_without_a_gap(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_TOKENS", 3 * 4 * (T + 1))
     with Prefetcher(shards, seed=1, T=T, batch_size=4, end_step=50) as batches:
         read = list(batches)
@@ -99,7 +99,7 @@ def test_leaving_early_ends_the_thread(shards: Shards, monkeypatch: pytest.Monke
     assert not readers(), "the reading thread outlived its context"
 
 
-def test_iterating_again_ends_instead_of_hanging(shards: Shards) -> None:
+def test_a_second_iteration_ends_instead_of_hanging(shards: Shards) -> None:
     with Prefetcher(shards, seed=1, T=T, batch_size=4, end_step=3) as batches:
         assert len(list(batches)) == 3
         assert list(batches) == []

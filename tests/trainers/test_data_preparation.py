@@ -109,7 +109,7 @@ TOKENIZERS = {
     chunk=st.integers(1, 80),
     data=st.data(),
 )
-def test_stream_of_tokens_is_cut_and_gone_on_with_anywhere(
+def test_stream_of_tokens_is_split_and_resumed_anywhere(
     lengths: list[list[int]], shard: int, validation: int, limit: int | None, chunk: int, data: st.DataObject
 ) -> None:
     """The tokens are those of the documents for any grouping and file size, and any file's end position is where the
@@ -219,7 +219,7 @@ def test_expected_tokens(source: str, documents: list[str], tmp_path: Path) -> N
 # Resumption
 
 
-def test_second_time_verifies_and_touches_nothing(source: str, tmp_path: Path) -> None:
+def test_a_second_call_verifies_and_writes_nothing(source: str, tmp_path: Path) -> None:
     first = tokenize(recipe_of(source), tmp_path / "out", workers=2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     told: list[str] = []
@@ -230,7 +230,7 @@ def test_second_time_verifies_and_touches_nothing(source: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
 @pytest.mark.parametrize("number", [0, 2])
-def test_damaged_file_is_made_again(source: str, tmp_path: Path, damage: str, number: int) -> None:
+def test_a_damaged_file_is_written_again(source: str, tmp_path: Path, damage: str, number: int) -> None:
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(source), out, workers=2)
     whole = contents(out)
@@ -268,7 +268,7 @@ def refused(recipe: Recipe, out: Path) -> InvalidInput:
     return caught.value
 
 
-def test_source_changed_on_the_way(source: str, documents: list[str], tmp_path: Path) -> None:
+def test_a_source_that_changes_in_between_is_rejected(source: str, documents: list[str], tmp_path: Path) -> None:
     changing = fineweb.write(tmp_path / "in", documents)
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(changing), out, workers=1)
@@ -313,13 +313,13 @@ def test_source_too_small_leaves_nothing(tmp_path: Path) -> None:
     assert tokenize(recipe_of(source, val_tokens=10), tmp_path / "out", workers=1).tokens == 200
 
 
-def test_two_at_once(source: str, tmp_path: Path) -> None:
+def test_two_concurrent_preparations(source: str, tmp_path: Path) -> None:
     with module._locked(tmp_path / "out"):
         error = refused(recipe_of(source), tmp_path / "out")
     assert (error.field, error.problem) == ("--out", "is being written by another process")
 
 
-def test_full_disk_keeps_what_is_finished(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_finished_files(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
 
     def full(path: Path, ids: np.ndarray) -> None:

@@ -31,7 +31,7 @@ def test_format_is_frozen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [[], [[1, 2]], [-1], [65536], [0.5]])
-def test_what_is_no_shard_is_not_written(tmp_path: Path, tokens: list[object]) -> None:
+def test_an_invalid_shard_is_not_written(tmp_path: Path, tokens: list[object]) -> None:
     write_shard(tmp_path / "a.bin", [7])
     with pytest.raises(ValueError, match=r"shard is a|do not fit"):
         write_shard(tmp_path / "a.bin", tokens)
@@ -127,7 +127,7 @@ def test_pickles_as_its_paths(tmp_path: Path) -> None:
     assert pickle.loads(pickled).read([1], 8).tolist() == shards.read([1], 8).tolist()
 
 
-def test_token_outside_the_vocabulary_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_outside_the_vocabulary_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SCAN_TOKENS", 16)
     write_shard(tmp_path / "a.bin", np.zeros(100, dtype=np.uint16))
     tokens = np.zeros(100, dtype=np.uint16)

@@ -93,7 +93,7 @@ def test_folder_file_and_glob(texts: Path, tmp_path: Path) -> None:
     assert len(local(str(texts / "part0" / "*")).files) == 14
 
 
-def test_what_is_no_text_is_left_out(texts: Path) -> None:
+def test_files_that_are_not_text_are_ignored(texts: Path) -> None:
     before = {d.name for split in local(str(texts)).documents() for d in split}
     (texts / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
     (texts / "zero.txt").write_bytes(b"a\0b")
@@ -145,7 +145,7 @@ def test_tokens_spell_the_documents(texts: Path, tmp_path: Path, monkeypatch: py
     tokens.verify(tmp_path / "memo.json")
 
 
-def test_second_time_touches_nothing(texts: Path, tmp_path: Path) -> None:
+def test_a_second_call_writes_nothing(texts: Path, tmp_path: Path) -> None:
     home, lines = tmp_path / "home", []
     first = prepare(spec_of(texts), home, report=lines.append)
     assert lines
@@ -190,7 +190,7 @@ def test_import_is_light() -> None:
 # Races and faults
 
 
-def test_loser_of_a_race_uses_the_winners(texts: Path, tmp_path: Path) -> None:
+def test_the_loser_of_a_race_uses_the_tokens_of_the_winner(texts: Path, tmp_path: Path) -> None:
     """Another process starts and finishes while this one is working."""
     home, lines, rivals = tmp_path / "home", [], []
 
@@ -235,7 +235,7 @@ def _die(line: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_preparation_is_made_again(texts: Path, tmp_path: Path) -> None:
+def test_a_killed_preparation_is_repeated(texts: Path, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(
         target=prepare, args=(spec_of(texts), tmp_path / "home"), kwargs={"report": _die}
     )
@@ -286,7 +286,7 @@ def given(tmp_path: Path) -> DataSpec:
     )
 
 
-def test_given_shards_are_checked_once(given: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_the_user_are_checked_once(given: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prepare(given, tmp_path / "home")
     assert (tokens.train.tokens, tokens.validation.tokens, tokens.vocab_size, tokens.V) == (1000, 500, 300, 320)
     checks: list[int] = []
@@ -319,7 +319,7 @@ def test_bad_shards(given: DataSpec, tmp_path: Path, change: dict[str, object], 
 
 
 @pytest.mark.parametrize("path", ["gone", "gone/*.txt", "empty", "images"])
-def test_no_text(tmp_path: Path, path: str) -> None:
+def test_without_any_text_the_field_is_named(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")

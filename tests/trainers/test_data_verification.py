@@ -33,7 +33,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_byte_is_found_by_name_behind_the_back_of_the_clock(files: list[Path], tmp_path: Path) -> None:
+def test_a_flipped_byte_is_found_even_if_the_time_is_unchanged(files: list[Path], tmp_path: Path) -> None:
     verify(files, tmp_path / "memo.json")
     before = files[1].stat()
     flip(files[1])

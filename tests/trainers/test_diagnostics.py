@@ -155,7 +155,7 @@ def test_the_batch_of_a_row_is_a_few_sequences_and_never_none():
     assert chosen(32, 2048, 8) == (1, 2049)
 
 
-def test_the_last_row_looks_at_more_tokens(tmp_path):
+def test_the_last_row_measures_more_tokens(tmp_path):
     T = 16
     write_shard(tmp_path / "validation.bin", np.arange(5001) % 1000)
     validation = Shards((tmp_path / "validation.bin",))
@@ -173,7 +173,7 @@ def test_the_last_row_looks_at_more_tokens(tmp_path):
     assert second >= 9 * T, "at even distances"
 
 
-def test_attention_logit_max_looks_at_no_future_key():
+def test_attention_logit_max_ignores_future_keys():
     q_BTHK, k_BTHK = torch.zeros(2, 1, 3, 1, 4)
     q_BTHK[0, 0, 0, 0] = 10.0  # the first query
     k_BTHK[0, 2, 0, 0] = 10.0  # may not attend to the last key
@@ -209,7 +209,7 @@ def test_a_diverged_model_leaves_keys_out_and_raises_nothing(bad):
     assert "output_row_norm_max" not in measured
 
 
-def test_looking_leaves_no_hook_behind():
+def test_measuring_leaves_no_hook_behind():
     measuring = objective()
     diagnostics.measure(measuring, batch(), "baseline", NONE)
     assert not any(module._forward_hooks for module in measuring.modules())

@@ -169,7 +169,7 @@ def test_nan_on_one_rank_stops_both_as_diverged(found):
         assert (state, step, reason) == ("diverged", 3, "training loss is nan at step 3")
 
 
-def test_one_rank_that_says_stop_stops_both_and_the_cell_resumes_bit_for_bit(found):
+def test_one_rank_that_asks_to_stop_stops_both_and_the_cell_resumes_bit_for_bit(found):
     for pair in found[:2]:
         assert pair["stopped by one rank"][:2] == ["stopped", 7]
         assert pair["resumed"] == pair["first"]
@@ -189,7 +189,7 @@ def test_accumulated_micro_batches_are_the_batch(found):
     assert found[0]["micro batches"] == pytest.approx(found[0]["one batch"], rel=1e-5)
 
 
-def test_a_batch_that_two_can_not_share_names_the_field(found):
+def test_a_batch_that_two_ranks_cannot_divide_names_the_field(found):
     assert found[0]["odd"] == "training.batch_size"
 
 

@@ -33,7 +33,7 @@ def written(folder: Path, **tensors: torch.Tensor) -> Path:
         ("embed_out__weight", "gpt_neox__embed_in__weight"),
     ],
 )
-def test_usual_names(tmp_path: Path, output: str, input_: str) -> None:
+def test_common_names(tmp_path: Path, output: str, input_: str) -> None:
     path = written(tmp_path, **{output: E_VD, input_: OTHER_VD, "blocks__0__weight": E_VD, "norm__weight": E_VD[0]})
     found = embeddings(path)
     np.testing.assert_array_equal(found["output"], E_VD.numpy())
@@ -74,7 +74,7 @@ def test_npy(tmp_path: Path) -> None:
         ({"lm_head__weight": E_VD, "norm": E_VD[0]}, "norm", r"'norm' is not a matrix \(4 F32\)"),
     ],
 )
-def test_a_file_without_it_says_what_it_has(
+def test_a_file_without_it_lists_its_matrices(
     tmp_path: Path, tensors: dict[str, torch.Tensor], name: str | None, words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words):
@@ -97,7 +97,7 @@ class Bomb:
         ("E.npy", b""),
     ],
 )
-def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInput, match=rf"--weights: .*{name}' cannot be read as"):
         embeddings(tmp_path / name)

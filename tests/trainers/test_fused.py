@@ -72,7 +72,7 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     assert float(engine.optimizer.steps) == 3
 
 
-def test_programs_of_two_kinds_do_not_take_each_others_steps(without_kernels):
+def test_programs_of_two_kinds_are_not_mixed_up(without_kernels):
     """The compiler sees them as one function and checks only their id before a call."""
     engine = engine_of("baseline", compile=True)
     plain = program_of(engine, 4)
@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     ],
     ids=["small", "two workers", "autocast", "dropout"],
 )
-def test_what_is_one_function(fields, size, fuses):
+def test_kinds_that_are_compiled_as_one_function(fields, size, fuses):
     engine = engine_of("baseline", compile=True, **fields)
     fuses &= fused.is_supported()
     engine.world = World(0, size, torch.device("cpu"))

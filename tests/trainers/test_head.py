@@ -99,7 +99,7 @@ def chunks(request, monkeypatch) -> int:
         ("soft-cap", (False, False, False)),
     ],
 )
-def test_what_a_penalty_depends_on_is_found(method, inputs):
+def test_the_inputs_of_a_penalty_are_found(method, inputs):
     assert head.penalty_inputs(method) == inputs
 
 
@@ -229,7 +229,7 @@ def test_cross_entropy_holds_where_exponentials_overflow(shift):
     torch.testing.assert_close(found, torch.tensor((200.0 + 1.0986123) / 2), rtol=0, atol=2e-3)
 
 
-class Looks(TorchDispatchMode):
+class OpRecorder(TorchDispatchMode):
     """Observes every operation below autograd: how often each ran, and the size of the largest result."""
 
     def __init__(self) -> None:
@@ -251,20 +251,20 @@ class Looks(TorchDispatchMode):
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_is_larger_than_the_logits_of_a_chunk(method, logits_dtype, chunks):
-    with Looks() as looks:
+    with OpRecorder() as recorder:
         losses(*drawn(torch.float32), method, torch.tensor(GAMMA), logits_dtype).objective.backward()
     # E and its gradient, which exist in any case, have V * D elements.
-    assert looks.largest <= max(min(chunks, B * T), D) * V
+    assert recorder.largest <= max(min(chunks, B * T), D) * V
 
 
 def test_without_grad_there_are_the_logits_and_no_gradient(chunks):
     products = -(-B * T // chunks)
-    with Looks() as looks:
+    with OpRecorder() as recorder:
         losses(*drawn(torch.float32), "z-loss", torch.tensor(GAMMA), "float32")
-    assert looks.products == 3 * products
-    with torch.no_grad(), Looks() as looks:
+    assert recorder.products == 3 * products
+    with torch.no_grad(), OpRecorder() as recorder:
         found = losses(*drawn(torch.float32), "z-loss", torch.tensor(GAMMA), "float32")
-    assert looks.products == products
+    assert recorder.products == products
     assert not found.objective.requires_grad
 
 
@@ -303,7 +303,7 @@ def test_float32_logits_and_gradients_stay_so_under_autocast(autocast):
     torch.testing.assert_close(seen, mine[0] @ mine[1].T, rtol=1e-6, atol=1e-6)
 
 
-def test_the_logits_to_look_at_are_rounded_and_capped():
+def test_the_logits_of_diagnostics_are_rounded_and_capped():
     h_BTD, E_VD, _ = drawn(torch.float32)
     exact_BTV = (h_BTD @ E_VD.T).detach()
     rounded_BTV = logits(h_BTD, E_VD, "baseline", torch.tensor(0.0), "bfloat16")
@@ -356,7 +356,7 @@ def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
 
 
 @pytest.mark.parametrize("slow_tanh", [False, True])
-def test_soft_cap_however_a_processor_maps_it(slow_tanh, monkeypatch):
+def test_soft_cap_with_either_tanh(slow_tanh, monkeypatch):
     monkeypatch.setattr(methods, "SLOW_TANH", slow_tanh)
     logits_NV = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)) * 20
     leaf_NV = logits_NV.double().requires_grad_()

@@ -64,8 +64,8 @@ def test_golden_first_step(tokens, folder):
     result = run(Trainer(WORLD, tokens), cell(steps=1, lr=1e-2, warmup_steps=0, min_lr=1e-2), folder)
     got = {name: getattr(result, name, result.diagnostics.get(name)) for name in GOLDEN}
     assert got == pytest.approx(GOLDEN, abs=2e-4), (
-        "One step no longer gives the numbers that it gave. If you changed the model, its initialisation, the order "
-        "of the data or the optimizer on purpose, then cells of before and after can not be compared: say so in the "
+        "One step no longer gives the numbers that it gave. If you changed the model, its initialization, the order "
+        "of the data or the optimizer on purpose, then cells from before and after cannot be compared: say so in the "
         f"change log, and put the new numbers into GOLDEN: {got}. Otherwise a refactoring changed the result."
     )
 
@@ -216,7 +216,7 @@ def test_denormals_are_zeros_while_it_trains(tokens, folder):
         return (torch.tensor(1e-30) * torch.tensor(1e-10)).item()
 
     if not torch.set_flush_denormal(False):
-        pytest.skip("this processor can not flush denormals")
+        pytest.skip("this CPU cannot flush denormals")
     seen = []
     run(Trainer(WORLD, tokens), cell(), folder, on_row=lambda row: seen.append(product()))
     assert seen
@@ -265,7 +265,7 @@ def test_the_final_validation_is_read_a_micro_batch_at_a_time(tokens, folder, mo
     assert sizes[-8:] == [4] * 7 + [2], "30 sequences at the end, by a micro batch of 4"
 
 
-def test_a_crash_in_the_final_validation_takes_no_step_again(tokens, tmp_path, monkeypatch):
+def test_a_crash_in_the_final_validation_repeats_no_step(tokens, tmp_path, monkeypatch):
     this = cell(final_eval_sequences=30)
     uninterrupted = facts(run(Trainer(WORLD, tokens), this, tmp_path / "a"), tmp_path / "a")
 
@@ -303,7 +303,7 @@ def test_a_final_validation_above_the_initial_loss_is_diverged(tmp_path, folder)
     assert result.reason == f"final validation loss {result.val_loss:.4f} is above l_init {result.l_init:.4f}"
 
 
-def test_the_trainer_goes_on_after_a_diverged_cell(tokens, tmp_path):
+def test_the_trainer_continues_after_a_diverged_cell(tokens, tmp_path):
     trainer = Trainer(WORLD, tokens)
     first = facts(run(trainer, cell(), tmp_path / "a"), tmp_path / "a")
     assert run(trainer, cell("z-loss", 1e38), tmp_path / "b").state == "diverged"

@@ -24,7 +24,7 @@ def on_amd() -> Iterator[None]:
         yield
 
 
-def test_a_small_product_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_product_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "MIN_ONEDNN_FLOPS", 2 * 5 * 24 * 40)
     assert uses_onednn(torch.ones(5, 24), torch.ones(40, 24))
     assert uses_onednn(torch.ones(5, 40), torch.ones(40, 24)), "the same product on its way back"
@@ -64,7 +64,7 @@ def test_linear_and_its_gradients(shape: tuple[int, ...], outputs: int, dtype: t
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_another_processor_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_cpus_use_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", False)
     x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
     assert not uses_onednn(x, W_OI)
@@ -95,7 +95,7 @@ def test_an_operator_of_another_version_is_not_used(
     assert not matmul.is_supported()
 
 
-def test_autocast_is_left_to_pytorch() -> None:
+def test_autocast_uses_pytorch() -> None:
     x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
     with torch.autocast("cpu", torch.bfloat16):
         assert not uses_onednn(x, W_OI)

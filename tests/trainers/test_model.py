@@ -22,7 +22,7 @@ def gpt(seed: int = 0, **spec: object) -> GPT:
 
 
 @pytest.mark.parametrize("scale", ["tiny", "16M"])
-def test_a_model_written_down_plainly_has_the_same_logits_and_gradients(scale):
+def test_a_plain_implementation_has_the_same_logits_and_gradients(scale):
     model = GPT(SCALES[scale], ModelSpec(), V, T)
     model.reset_parameters(0)
     plain = PlainGPT(SCALES[scale], V, T)
@@ -62,7 +62,7 @@ def queries_and_keys(H: int, K: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     return x, *QueryKey(K, T)(x, x)
 
 
-def test_rope_turns_only_the_first_half_of_a_head_and_keeps_the_length_of_each_pair():
+def test_rotary_embedding_rotates_the_first_half_of_a_head_and_keeps_the_length_of_each_pair():
     K = 16
     x, q, k = queries_and_keys(H=2)
     assert torch.equal(q, k)

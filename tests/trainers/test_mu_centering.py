@@ -74,7 +74,7 @@ def test_without_it_mu_moves(tokens):
 
 
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
-def test_accumulated_micro_batches_center_once_a_step(tokens, attention_norm):
+def test_accumulated_micro_batches_are_centered_once_per_step(tokens, attention_norm):
     engine = Engine(centered(attention_norm, logits_dtype="float32"), WORLD, compile=False)
     whole = train(engine, batches(tokens, 5), 4)
     engine.reset(engine.cell)

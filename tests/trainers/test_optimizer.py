@@ -162,7 +162,7 @@ def test_parameters_and_gradients_become_views_of_one_vector_and_keep_their_valu
 
 
 @pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}, {"weight_decay": 0.1}])
-def test_a_refused_step_and_those_after_it_change_nothing_until_reset(fields):
+def test_a_skipped_step_and_those_after_it_change_nothing_until_reset(fields):
     parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.ones(3))]
     optimizer = Optimizer(parameters)
     optimizer.reset(spec(**fields))

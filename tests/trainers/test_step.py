@@ -73,7 +73,7 @@ def test_the_tape_sees_a_read():
 
 @pytest.mark.parametrize("fault", ["stop", "loss", "norm"])
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
-def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm):
+def test_steps_launched_after_a_skipped_one_leave_no_trace(fault, attention_norm):
     """The metrics of a step are read after the next one was launched."""
     this = of("mu-centering", attention_norm=attention_norm, weight_decay=1e-2)
     engine = Engine(this, World.single(), compile=False)
@@ -117,7 +117,7 @@ def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_head_of_accelerators_is_that_of_processors(method, precision, logits_dtype, monkeypatch):
+def test_the_head_of_accelerators_is_that_of_cpus(method, precision, logits_dtype, monkeypatch):
     """``compute_chunk`` against the head in blocks, in gradients and losses, over several chunks of unequal size."""
     monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", 50)
     this = of(method, precision=precision, logits_dtype=logits_dtype)

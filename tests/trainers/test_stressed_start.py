@@ -43,7 +43,7 @@ def test_bfloat16_logits_lose_their_differences(tokens: Tokens, tmp_path: Path) 
     assert shifted["val_loss"] > normal["val_loss"] + 0.01
 
 
-def test_mu_centering_takes_it_back_with_the_first_step(tokens: Tokens, tmp_path: Path) -> None:
+def test_mu_centering_removes_the_shift_with_the_first_step(tokens: Tokens, tmp_path: Path) -> None:
     baseline, centered = (rows(tokens, stressed(name), tmp_path / name) for name in ("baseline", "mu-centering"))
     assert abs(centered[1]["logits_mean"]) < 1e-3 < baseline[1]["logits_mean"]
 

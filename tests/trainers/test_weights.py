@@ -81,7 +81,7 @@ def test_the_json_says_what_they_are(tokens, folder):
     assert content["tensors"].keys() == load_file(folder / "weights" / "step-00000008.safetensors").keys()
 
 
-def test_every_so_many_steps_and_the_last(tokens, tmp_path):
+def test_weights_are_kept_every_n_steps_and_at_the_end(tokens, tmp_path):
     trainer, this = Trainer(WORLD, tokens), cell()
     first = run(trainer, this, tmp_path / "a", EVERY_3)
     assert list(kept(tmp_path / "a", this)) == [3, 6, 8]
@@ -107,7 +107,7 @@ def test_a_stopped_cell_keeps_its_checkpoint_and_resumes_to_the_same_weights(tok
     assert_equal(kept(tmp_path / "b", this), kept(tmp_path / "a", this))
 
 
-def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path):
+def test_a_run_that_resumes_before_kept_weights_writes_them_again(tokens, tmp_path):
     """After a kill between the weights of step 6 and the next checkpoint."""
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path / "a", EVERY_3)
@@ -126,7 +126,7 @@ def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path
     assert names(tmp_path / "b") == names(tmp_path / "a")
 
 
-def test_a_run_from_the_start_drops_what_an_earlier_one_kept(tokens, tmp_path):
+def test_a_run_from_the_start_removes_earlier_weights(tokens, tmp_path):
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path, EVERY_3)
     run(trainer, this, tmp_path, KeepWeights())  # it has no checkpoints, so it starts again
@@ -134,7 +134,7 @@ def test_a_run_from_the_start_drops_what_an_earlier_one_kept(tokens, tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
-def test_damaged_ones_are_named_and_passed_over(tokens, folder):
+def test_damaged_weights_are_named_and_skipped(tokens, folder):
     this = cell()
     run(Trainer(WORLD, tokens), this, folder, EVERY_3)
     (folder / "weights" / "step-00000003.json").unlink()
