@@ -8,10 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from benchmarks.invariants import agree, ledger_of, runs_of
 from service.cli import commands as cli
 from service.home.ledger import FORMAT
 from tests.docs.blocks import blocks, section
-from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 
 VIEWS = ("mlflow.db", "mlflow", "studies/first/report", "studies/first/optuna.journal", "studies/first/mlflow.json")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree, ledger_of, nothing_left_over, starts
 from benchmarks.nodes import kill
+from benchmarks.study_run import NAME, newest_step
 from service.home.layout import Home
 from service.home.studies import is_running
 from tests.faults.cluster import JOB_S, Cluster, run_on
-from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
-from tests.faults.running import NAME, newest_step
 from tests.service.oec import OEC, environment, oec
 from tests.timing import within
 from trainers.rows import read

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.invariants import agree, ledger_of
-from tests.faults.mlflow_server import Server
-from tests.faults.running import NAME, Run
+from benchmarks.invariants import agree, ledger_of
+from benchmarks.mlflow_server import Server
+from benchmarks.study_run import NAME, Run
 from tests.service.oec import oec
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

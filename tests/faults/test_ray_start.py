@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.invariants import nothing_left_over
+from benchmarks.invariants import nothing_left_over
 from tests.service.oec import environment, oec
 from tests.timing import within
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree, ledger_of, starts
 from search_spaces.study import Study
-from tests.faults.invariants import agree, ledger_of, starts
 from tests.faults.storage import mounted, remount
 from tests.service.oec import oec
 

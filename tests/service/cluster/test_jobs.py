@@ -19,13 +19,13 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.invariants import ledger_of
 from benchmarks.nodes import kill
+from benchmarks.study_run import newest_step
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import is_running
 from tests.faults.cluster import Cluster
-from tests.faults.invariants import ledger_of
-from tests.faults.running import newest_step
 from tests.service.oec import OEC, environment, oec, start
 from trainers.rows import read
 

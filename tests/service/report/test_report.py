@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import loss_overview
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
@@ -18,7 +19,6 @@ from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
 from service.report.report import load
-from tests import loss_overview
 from tests.service.oec import invoked
 
 
