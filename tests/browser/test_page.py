@@ -21,7 +21,8 @@ from dashboards.analysis import CELL_COLUMNS, Analysis, rows_of
 from dashboards.embeddings import measured as embedding_of
 from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
-from dashboards.runs import RUN_COLUMNS, from_records, read_csv
+from dashboards.runs import from_records, read_csv
+from search_spaces.record import RUN_COLUMNS
 from service.report.report import load, report
 from tests.timing import within
 
