@@ -21,7 +21,8 @@ from dashboards.analysis import CELL_COLUMNS, Analysis, table_rows
 from dashboards.embeddings import measure_embedding as embedding_of
 from dashboards.published import RUNS_CSV
 from dashboards.report import ReportContext, write_report
-from dashboards.runs import RUN_COLUMNS, from_records, read_csv
+from dashboards.runs import from_records, read_csv
+from search_spaces.record import RUN_COLUMNS
 from service.report.report import load, report
 from tests.timing import within
 

@@ -91,13 +91,13 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
         kill(first)
         killed_at, saved = time.time(), newest_step(home, NAME)
         [metrics] = {path.parents[1] / "metrics.jsonl" for path in home.rglob("checkpoints/step-*.json")}
-        assert read(metrics)[-1]["step"] - saved <= interval
+        assert read(metrics)[-1].step - saved <= interval
         run.ends()
     finally:
         run.close()
     cluster.is_free()
     agree(home, NAME, long_undisturbed)
-    again = [row["step"] for row in read(metrics) if row["time"] > killed_at]
+    again = [row.step for row in read(metrics) if row.time > killed_at]
     assert again[0] == saved + interval, "steps before the newest checkpoint were trained again"
 
 

@@ -78,7 +78,7 @@ def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
     server.kill()
     said = running.ends()
     assert "not in MLflow yet" in said
-    assert f"run `oec sync {NAME}` when it is well again" in said
+    assert f"run `oec sync {NAME}` once it works again" in said
     refused = oec("sync", NAME, home=running.home, **secret)
     assert refused.returncode == 2
     assert "is not reachable" in refused.stderr

@@ -119,13 +119,13 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     assert starts(run.home, NAME) == [2, 1, 1, 1, 2], "only a trial's actor and a driver take a trial along"
     for cell, ended in ((first, killed), (last, interrupted)):
         rows = read(Home(run.home).metrics(cell, NAME))
-        assert rows[1]["time"] < ended, "it began anew instead of going on from its checkpoint"
-        assert [row["step"] for row in rows] == list(range(0, STEPS + 1, 100))
+        assert rows[1].time < ended, "it began anew instead of going on from its checkpoint"
+        assert [row.step for row in rows] == list(range(0, STEPS + 1, 100))
     results = {cell: entry.result for cell, entry in ledger_of(run.home, NAME).entries.items()}
-    assert " at step " in results[poisoned]["reason"]
-    assert " at step " in results[also]["reason"]
-    assert results[stopped]["reason"] == "oec stop"
-    assert {cell: results[cell]["val_loss"] for cell in (first, last)} == undisturbed
+    assert " at step " in results[poisoned].reason
+    assert " at step " in results[also].reason
+    assert results[stopped].reason == "oec stop"
+    assert {cell: results[cell].val_loss for cell in (first, last)} == undisturbed
 
 
 @pytest.mark.long

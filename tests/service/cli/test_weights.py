@@ -78,7 +78,7 @@ def test_tables_and_figures_of_a_study_go_into_its_report(home: Path) -> None:
             for name in (*diagnostics.EMBEDDING[:8], *(["b_ratio"] if which == "output" else [])):
                 of_mu = "mu" in name or name in ("b_ratio", "ratio_norm")
                 if row["mu_norm"] > 1e-6 or not of_mu:  # what centering leaves of mu is rounding
-                    assert row[name] == pytest.approx(last[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
+                    assert row[name] == pytest.approx(last.metrics[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
     report = home / "studies" / "kept" / "report"
     assert (report / "tables" / "embeddings.csv").is_file()
     assert {path.stem for path in (report / "figures").glob("*.svg")} >= {
