@@ -15,7 +15,7 @@ from pathlib import Path
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.ledger import Ledger
+from service.home.ledger import Ledger
 
 
 def finished(path: Path, study: Study) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from service.cluster import free_port
+from service.cluster.connection import free_port
 
 UP_S = 240.0
 """A node is there by then, or its log is shown."""

@@ -28,9 +28,9 @@ from rich.console import Console
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Intervals, Study
-from service.cluster import ENVIRONMENT
-from service.home import Home
-from service.run import run, tokens_of
+from service.cluster.connection import ENVIRONMENT
+from service.home.location import open_home
+from service.sweep.run import run, tokens_of
 
 
 def study(cells: int, workers: int) -> Study:
@@ -50,7 +50,7 @@ def study(cells: int, workers: int) -> Study:
 
 def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
     """Times of a study through the engine, from its own ledger."""
-    home, spec = Home.open(folder), study(cells, workers)
+    home, spec = open_home(folder), study(cells, workers)
     began = time.time()
     run(spec, home, address=None, retry_crashed=False, console=Console(stderr=True))
     lines = [json.loads(line) for line in home.ledger(spec.name).read_text().splitlines()]
@@ -73,7 +73,7 @@ def cold(cells: int, folder: Path) -> list[float]:
     from ray import tune
 
     spec = study(cells, 2)
-    home = Home.open(folder)
+    home = open_home(folder)
     tokens = tokens_of(spec, home, print)
     ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), resources={"trial_slot": 1}, log_to_driver=False)
 

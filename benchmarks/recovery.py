@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from search_spaces.methods import label
-from service.home import Home
-from service.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import read_ledger, require_study
 from trainers.rows import read
 
 BACK = 32.0
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("--home", default="oec-home")
     args = parser.parse_args()
-    home = Home.open(args.home)
-    home.require(args.study)
+    home = open_home(args.home)
+    require_study(home, args.study)
     steps: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for entry in Ledger(home.ledger(args.study), args.study).entries.values():
+    for entry in read_ledger(home, args.study).entries.values():
         if entry.state in ("finished", "diverged"):
             rows = read(home.metrics(entry.cell.id, entry.reused_from or args.study))
             steps[label(entry.cell.method, entry.cell.gamma), entry.cell.lr].append(back_at(rows))

@@ -31,8 +31,10 @@ from rich.table import Table
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import read_ledger, register_study
 from trainers.diagnostics import keys
 
 if TYPE_CHECKING:
@@ -68,12 +70,12 @@ MEASURED = (
 
 def filled(folder: Path, cells: int) -> Home:
     """A home with one study of about so many cells: U-shaped curves, some diverged."""
-    home, seeds = Home.open(folder), max(1, round(cells / (7 * len(SCALES) * LRS)))
+    home, seeds = open_home(folder), max(1, round(cells / (7 * len(SCALES) * LRS)))
     lrs = np.geomspace(1e-4, 1.0, LRS).round(8).tolist()
     study = Study.validate_fields(
         {"name": "many", "scales": SCALES, "methods": METHODS, "lrs": lrs, "seeds": seeds, "training": {"min_lr": 0.0}}
     )
-    home.claim(study)
+    register_study(home, study)
     rng, planned = np.random.default_rng(0), Plan(study, "data").cells
     kinds = [_metrics(folder / f"metrics-{i}.jsonl", rng) for i in range(FILES)]
     with Ledger(home.ledger("many"), "many", write=True) as ledger:
@@ -142,7 +144,7 @@ def _processor_seconds() -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Of this process: from the ledger to a written page."""
     began = time.perf_counter()
-    from service.reporting import load, report
+    from service.report.report import load, report
 
     imported, before = time.perf_counter(), _processor_seconds()
     page = report(load("many", Home(folder)), folder / "out", Console(quiet=True), ("html",))
@@ -174,7 +176,7 @@ def main() -> None:
     for cells in args.cells:
         with tempfile.TemporaryDirectory(prefix="oec-") as folder:
             home = filled(Path(folder), cells)
-            known = len(Ledger(home.ledger("many"), "many").entries)
+            known = len(read_ledger(home, "many").entries)
             again = [sys.executable, "-m", "benchmarks.report", "--home", str(home.path)]
             found = json.loads(subprocess.check_output(again).splitlines()[-1])
         table.add_row(f"{known}", *(f"{found[name]:.2f}" if name in found else "–" for name in names))

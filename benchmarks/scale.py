@@ -35,11 +35,15 @@ from benchmarks.replay import Replay, published
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cluster, placement
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_sink import MlflowSink, Store
-from service.progress import Progress
+from service.cluster import connection as cluster
+from service.cluster import placement
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
+from service.mlflow.address import tracking_uri
+from service.mlflow.sink import MlflowSink, Store
+from service.sweep.progress import Progress
 from trainers.job import Event
 
 DATA = "published"
@@ -120,16 +124,16 @@ class Simulated:
 
 
 def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:
-    """The sweep of ``service.run.train`` on the cluster that this process has joined."""
-    from service.sweep import sweep
+    """The sweep of ``service.sweep.run.train`` on the cluster that this process has joined."""
+    from service.sweep.sweep import sweep
 
     plan = Plan(spec, DATA)
-    home.claim(spec)
+    register_study(home, spec)
     fits = placement.concurrency(spec.resources, placement.joined())
     ledger = TimedLedger(home.ledger(spec.name), spec.name, write=True)
     with ledger:
         ledger.plan(plan.cells)
-        sink = MlflowSink(home.tracking_uri, home, spec)
+        sink = MlflowSink(tracking_uri(home), home, spec)
         marks = Marks(plan.cell_count, sink)
         with Progress(plan, ledger, Console(stderr=True)) as progress:
             sweep(plan, train, home, ledger, [progress, sink, marks], at_once=min(at_once, fits))
@@ -149,8 +153,8 @@ def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: fl
 
 def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
     """Seconds of what the same command does on a study that has ended, and of what it would do with a cell left."""
-    from service.refinement import Refinement
-    from service.search import CellSearch, open_storage
+    from service.sweep.refinement import Refinement
+    from service.sweep.search import CellSearch, open_storage
 
     began = time.perf_counter()
 
@@ -166,7 +170,7 @@ def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
         yield f"read the ledger, {missing} cells missing", passed()
         CellSearch(plan, ledger, open_storage(home.optuna(spec.name)), ledger.missing())
         yield "open Optuna's journal", passed()
-        store = Store(home.tracking_uri, home, spec)
+        store = Store(tracking_uri(home), home, spec)
         store.connect()
         yield "know what MLflow has, its import included", passed()
         for entry in ledger.ended():
@@ -230,12 +234,12 @@ def main() -> None:
     if arguments.join:
         cluster.connect(arguments.join)
         train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
-        home = Home.open(arguments.home)
+        home = open_home(arguments.home)
         found = simulate(spec, home, arguments.at_once, train, arguments.deliver)
         for line in show(found, arguments.at_once, home):
             Console().print(line, soft_wrap=True, highlight=False)
     elif arguments.resubmit:
-        for what, figure in resubmitted(Home.open(arguments.home), spec):
+        for what, figure in resubmitted(open_home(arguments.home), spec):
             print(f"{what}: {figure:.2f}")
     else:
         with tempfile.TemporaryDirectory() as folder:

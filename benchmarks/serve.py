@@ -27,12 +27,14 @@ import httpx2
 import yaml
 
 from search_spaces.study import Study
-from service.cluster import free_port
-from service.head import stop
-from service.home import Home
-from service.jobs import Jobs
-from service.ledger import TERMINAL, Ledger
-from service.tokens import TokenFile
+from service.cluster.connection import free_port
+from service.cluster.jobs import Jobs
+from service.cluster.local_head import stop
+from service.home.layout import Home
+from service.home.ledger import TERMINAL
+from service.home.location import open_home
+from service.home.studies import read_ledger, registered, with_ledger
+from service.http.tokens import TokenFile
 
 LOST = (httpx2.TransportError,)
 """A connection that broke: the service died, and the client comes again."""
@@ -228,7 +230,7 @@ def wrong(told: Told, home: Home) -> list[str]:
     audit = [json.loads(line) for line in (home.service / "audit.jsonl").read_text().splitlines()]
     asked = {line["study"].partition(" ")[0] for line in audit if line["outcome"] == "asked"}
     found = []
-    ledgers = {name: Ledger(home.ledger(name), name) for name in home.known()}
+    ledgers = {name: read_ledger(home, name) for name in with_ledger(home)}
     submitted = {job.study for job in jobs.all()}
     for name in told.accepted:
         states = [entry.state for entry in ledgers[name].entries.values()] if name in ledgers else []
@@ -241,7 +243,7 @@ def wrong(told: Told, home: Home) -> list[str]:
         if not ended or seen != list(range(1, last + 1)):
             found.append(f"a watcher of {name} saw {len(seen)} events, {len(set(seen))} of the {last}; end: {ended}")
     found += [f"{name} has a job and no line in the audit" for name in submitted - asked]
-    found += [f"{name} is known to the cluster and not to the home" for name in submitted - set(home.claimed())]
+    found += [f"{name} is known to the cluster and not to the home" for name in submitted - set(registered(home))]
     found += [f"{key}: {n} times" for key, n in told.answers.items() if key.split()[-1].startswith("5")]
     return found
 
@@ -263,7 +265,7 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that service and cluster end in any case
     folder = Path(tempfile.mkdtemp(prefix="oec-load-"))
-    home = Home.open(folder / "home")
+    home = open_home(folder / "home")
     tokens = TokenFile(home)
     readers = [tokens.add(f"reader-{i}", "read", None) for i in range(given.watchers)]
     runners = [tokens.add(f"runner-{i}", "run", None) for i in range(given.submitters)]

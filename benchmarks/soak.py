@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search_spaces.study import Study
-from service.ledger import Ledger
+from service.home.ledger import Ledger
 from tests.faults.invariants import agree, ledger_of, losses, processes
 from tests.faults.mlflow_server import Server
 from tests.faults.running import TRAIN_WORKER, TRIAL, Run

@@ -119,7 +119,7 @@ def _gamma_label(line: Line, gamma: float) -> str:
 def _main_gamma(lines: Sequence[Line]) -> float:
     """The gamma that occurs at the most scales in a method's lines; among several, the one nearest to the default."""
     method = METHODS.get(lines[0].curve.method)
-    default = (method and method.default) or math.nan
+    default = (method and method.default_gamma) or math.nan
 
     def rank(gamma: float) -> tuple[int, float]:
         scales = sum(line.curve.gamma == gamma for line in lines)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dashboards.runs import RUN_COLUMNS, from_records, mlflow_runs, renamed
+from dashboards.runs import from_records, mlflow_runs, renamed
 from search_spaces.errors import InvalidInput
+from search_spaces.record import RUN_COLUMNS
 
 STATES = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
 """Our state for each MLflow status; any other status means crashed."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from search_spaces.record import Row
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -44,15 +45,15 @@ planned; ``taken`` were trained, in ``seconds``. ``loss`` is the validation loss
 Booleans = npt.NDArray[np.bool_]
 
 
-def extract_features(rows: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
+def extract_features(rows: Sequence[Row], steps: int) -> dict[str, float]:
     """``loss`` and ``FEATURES`` of a run of ``steps`` steps, from its first ``OBSERVED_SHARE``.
 
     A feature is NaN if a row lacks its values; the result is empty if the run was not evaluated after its start.
     """
-    observed = bisect_right(rows, OBSERVED_SHARE * steps, key=itemgetter("step"))
+    observed = bisect_right(rows, OBSERVED_SHARE * steps, key=lambda row: row.step)
     if observed < 2:
         return {}
-    first, last = rows[0], rows[observed - 1]
+    first, last = rows[0].metrics, rows[observed - 1].metrics
     # A layer that starts at zero has no growth.
     norms = [name for name in last if name.startswith(LAYERS) and min(first.get(name, 0.0), last[name]) > 0]
     value, start = ({name: row.get(name, math.nan) for name in INPUT_KEYS} for row in (last, first))

@@ -16,61 +16,19 @@ from dashboards.published import L_INIT
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
+from search_spaces.record import COLUMNS, RUN_COLUMNS, STATES
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-RUN_COLUMNS = (
-    "study",
-    "cell",
-    "scale",
-    "attention_norm",
-    "method",
-    "gamma",
-    "lr",
-    "seed",
-    "state",
-    "origin",
-    "val_loss",
-    "train_loss",
-    "l_init",
-    "steps",
-    "tokens",
-    "train_seconds",
-    "tokens_per_second",
-    "output_mu_norm",
-    "logits_mean",
-    "logits_std",
-    "logits_absmean",
-    "logits_absmax",
-    "logits_mean_token_std",
-    "logits_std_token_std",
-    "logits_absmax_token_max",
-    "log_z_squared",
-    "output_mu_h_cosine",
-    "output_mu_h_dot",
-    "output_b_ratio",
-    "attention_logit_max",
-    "loss_spikes",
-    "spike_score",
-    "torch",
-    "reason",
-)
-"""Columns of every table of runs, in this order. Losses in nats; ``gamma`` is missing for a method without strength,
-``attention_norm`` never: a run that names none, as the published ones do, has the default. ``origin`` is ``grid``,
-``refine`` (Optuna proposed it) or ``edge`` (it was run in search of the edge of a curve). ``torch`` is the version of
-PyTorch that the run was trained with."""
-
 OFF_CURVE = ("refine", "edge")
-"""Origins of the runs that belong to no curve: where they lie depends on what came out before."""
+"""Origins of the runs that belong to no curve: their learning rates depend on earlier results."""
 
 CONSTANT = "="
-"""What a value begins with that all runs have, in place of the name of a column."""
+"""Prefix of a value that all runs have, in place of a column's name."""
 
-STATES = ("planned", "running", "finished", "diverged", "crashed", "pruned")
-
-_TEXT = ("study", "cell", "scale", "attention_norm", "method", "state", "origin", "torch", "reason")
-_INTEGERS = ("seed", "steps", "tokens")
+_TEXT = tuple(name for name, column in COLUMNS.items() if column.kind == "text")
+_INTEGERS = tuple(name for name, column in COLUMNS.items() if column.kind == "integer")
 _REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
 _PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
 _NO_LOSS = "finished, but no final loss was recorded"
@@ -252,8 +210,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
             raise InvalidInput("lr", lr, "is not a learning rate", "give a positive number")
     for state in set(table["state"]) - set(STATES):
         raise InvalidInput("state", state, "is not a state of a run", f"choose from {', '.join(STATES)}")
-    without_strength = [name for name, method in METHODS.items() if method.strength is None]
-    table.loc[table["method"].isin(without_strength), "gamma"] = np.nan
+    without_gamma = [name for name, method in METHODS.items() if method.gamma is None]
+    table.loc[table["method"].isin(without_gamma), "gamma"] = np.nan
     broken = ~np.isfinite(table["val_loss"]) | (table["val_loss"] > table["l_init"])
     table.loc[(table["state"] == "finished") & broken, "state"] = "diverged"
     return table.reset_index(drop=True)

@@ -24,7 +24,7 @@ from typing import Any
 import compose_file
 import psutil
 
-from service.cluster import free_port
+from service.cluster.connection import free_port
 
 START_S, STOP_S = 240.0, 30.0
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from search_spaces.cell import Frozen
-from search_spaces.edge import SMALLEST_FACTOR
+from search_spaces.edge import MIN_FACTOR
 from search_spaces.errors import bad
 
 
@@ -34,7 +34,7 @@ class RefineSpec(Frozen):
     sampler: Literal["tpe", "gp"] = Field(default="tpe", description="Tree-structured Parzen, or Gaussian process.")
     edge: float | None = Field(
         default=None,
-        ge=SMALLEST_FACTOR,
+        ge=MIN_FACTOR,
         description="Bisect, for every curve, between the largest learning rate that converges with every seed and "
         "the next that does not, until their ratio is at most this.",
     )

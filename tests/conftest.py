@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-from service import cluster
+from service.cluster import connection as cluster
 
 cluster.configure()
 # What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.files import write_atomically
+from trainers.storage.files import write_atomically
 
 PACKAGE = "js-tiktoken@1.0.21"
 URL = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from service.cluster import free_port
-from trainers import buckets
+from service.cluster.connection import free_port
+from trainers.storage import bucket as buckets
 
 UP_S = 60.0
 GOOGLE = """

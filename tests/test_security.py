@@ -12,8 +12,9 @@ import yaml
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
 from tests.service.oec import invoked, oec
 
 OUTSIDE = (
@@ -59,9 +60,9 @@ def test_a_name_on_the_command_line_can_not_leave_the_home(command: str, name: s
 
 
 def test_a_cell_to_stop_can_not_be_a_path(tmp_path: Path) -> None:
-    home = Home.open(tmp_path / "home")
+    home = open_home(tmp_path / "home")
     study = Study.load("smoke")
-    home.claim(study)
+    register_study(home, study)
     with Ledger(home.ledger("smoke"), "smoke", write=True):
         done = oec("stop", "smoke", "--cell", "../../../x", home=home.path)
     assert done.returncode == 2
@@ -70,7 +71,7 @@ def test_a_cell_to_stop_can_not_be_a_path(tmp_path: Path) -> None:
 
 
 def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
-    home = Home.open(tmp_path / "home")
+    home = open_home(tmp_path / "home")
     (tmp_path / "elsewhere").mkdir()
     (home.studies / "smoke").symlink_to(tmp_path / "elsewhere")
     done = oec("run", "smoke", home=home.path)
@@ -81,7 +82,7 @@ def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
 
 def test_mlflow_tells_its_makers_nothing() -> None:
     program = """
-from service.cli import main
+from service.cli.commands import main
 main(["methods"], standalone_mode=False)
 from mlflow.telemetry.utils import is_telemetry_disabled
 print(is_telemetry_disabled())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.files import sha256
+from trainers.storage.files import sha256
 
 PATTERN = "step-*"
 SUFFIX = ".safetensors"

@@ -1,17 +1,23 @@
-"""What a worker group is asked to do next."""
+"""What a worker group is asked to do next, and what it answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from search_spaces.cell import Cell
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
-from trainers.buckets import Mirror
+from search_spaces.record import CellResult, Row
+from trainers.storage.bucket import Mirror
 
-Event = dict[str, Any]
-"""``{"kind": "row", ...metrics}`` or ``{"kind": "done", "state": ..., ...columns}``."""
+Event = Row | CellResult
+"""Rows as they are measured; the result comes last."""
+
+
+def result_in(events: Sequence[Event]) -> CellResult | None:
+    """The result among the events; None while the cell still trains."""
+    return next((event for event in events if isinstance(event, CellResult)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +26,11 @@ class Job:
 
     cell: Cell
     folder: Path
-    """Where its metrics, checkpoints and weights go: a folder that every worker sees, or with a mirror one of the
-    node's own."""
+    """Where its metrics, checkpoints and weights go: a folder that every worker sees or, with a mirror, a local one."""
     evaluate_every: int
+    """Steps between evaluations."""
     checkpoint_every: int
+    """Steps between checkpoints."""
     keep_weights: KeepWeights = NO_WEIGHTS
     mirror: Mirror | None = None
-    """Of ``folder``, where the home is in a bucket."""
+    """Copies ``folder`` to the bucket that holds the home."""

@@ -15,26 +15,25 @@ from torch import Tensor
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
+from search_spaces.record import CellResult, EndState, Row, columns_from
 from trainers import checkpoint, diagnostics, micro_batch, weights
 from trainers.allocator import keep_freed_memory, keep_to_share
 from trainers.arithmetic import arithmetic_of
-from trainers.buckets import Mirror
 from trainers.data import Prefetcher, Shards, Tokens, batch_windows
 from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine, Launched, Step, shape_key
 from trainers.optimizer import lr_at
-from trainers.result import Result
 from trainers.rows import Rows
 from trainers.spikes import Spikes
+from trainers.storage.bucket import Mirror
 from trainers.usage import Usage
 from trainers.world import World
 
-State = Literal["finished", "diverged", "stopped"]
 FINAL_DRAW = 0
 """Seed of the sequences of the final validation pass: cells are compared, and so all are evaluated on the same ones."""
 
 
-def ignore(row: dict[str, float]) -> None:
+def ignore(row: Row) -> None:
     """The ``on_row`` of a caller who reads ``metrics.jsonl``, or nothing."""
 
 
@@ -98,9 +97,9 @@ class Trainer:
         checkpoint_every: int,
         keep_weights: KeepWeights = NO_WEIGHTS,
         mirror: Mirror | None = None,
-        on_row: Callable[[dict[str, float]], None] = ignore,
+        on_row: Callable[[Row], None] = ignore,
         should_stop: Callable[[], bool] = never,
-    ) -> Result:
+    ) -> CellResult:
         """Trains ``cell`` and returns the same result on every rank. Every rank calls it with the same cell.
 
         Rank 0 writes ``folder/metrics.jsonl`` and ``folder/checkpoints``, and resumes from what it finds there.
@@ -168,7 +167,7 @@ class _Run:
         validation_NU: Tensor,
         folder: Path,
         mirror: Mirror | None,
-        on_row: Callable[[dict[str, float]], None],
+        on_row: Callable[[Row], None],
     ) -> None:
         self.world, self.engine, self.cell, self.on_row = world, engine, engine.cell, on_row
         self.validation_NU, self.mirror = validation_NU, mirror
@@ -190,7 +189,7 @@ class _Run:
         checkpoint_every: int,
         keep_weights: KeepWeights,
         should_stop: Callable[[], bool],
-    ) -> Result:
+    ) -> CellResult:
         spec, progress = self.cell.training, self.progress
         self.validation, self.keeps = tokens.validation, keep_weights
         if progress.step == 0 and (reason := self.evaluate()):
@@ -235,7 +234,7 @@ class _Run:
                 self.started = time.perf_counter()
         return self.conclude(tokens.validation)
 
-    def conclude(self, validation: Shards) -> Result:
+    def conclude(self, validation: Shards) -> CellResult:
         """The end of a run that took all its steps.
 
         It has diverged if its loss is above ``l_init``: on the sequences that ``l_init`` was measured on, before and
@@ -295,7 +294,7 @@ class _Run:
         if self.mirror:
             self.mirror.remove_archived(lambda name: weights.comes_after(name, step))
 
-    def take(self, launched: Launched) -> Result | None:
+    def take(self, launched: Launched) -> CellResult | None:
         """Counts a step that was launched, or ends the run at it."""
         taken = launched.read()
         if not taken.finite:
@@ -342,10 +341,10 @@ class _Run:
         progress.interval_steps, progress.interval_loss, progress.interval_seconds = 0, 0.0, 0.0
         row |= self.diagnose()
         progress.diagnostics = {name: value for name, value in row.items() if math.isfinite(value)}
-        row = {"step": progress.step, "time": time.time(), **progress.diagnostics}
-        self.write(lambda: self.rows.append(row))
+        measured = Row(progress.step, time.time(), progress.diagnostics)
+        self.write(lambda: self.rows.append(measured))
         if self.world.leads:
-            self.on_row(row)
+            self.on_row(measured)
         if not math.isfinite(val_loss):
             return f"validation loss is {val_loss} at step {progress.step}"
         progress.val_loss = val_loss
@@ -385,7 +384,7 @@ class _Run:
 
         self.world.lead(both)
 
-    def end(self, state: State, reason: str = "") -> Result:
+    def end(self, state: EndState, reason: str = "") -> CellResult:
         progress, spec = self.progress, self.cell.training
         if state != "stopped":
             if self.keeps.last:
@@ -394,18 +393,18 @@ class _Run:
         if self.mirror:
             self.world.lead(self.mirror.drop)
         tokens = progress.step * spec.batch_size * spec.sequence_length
-        return Result(
-            cell=self.cell,
+        return CellResult(
             state=state,
-            step=progress.step,
+            steps=progress.step,
             val_loss=progress.val_loss,
             train_loss=progress.train_loss,
             l_init=progress.l_init,
             tokens=tokens,
             train_seconds=progress.train_seconds,
             tokens_per_second=tokens / progress.train_seconds if progress.step else 0.0,
+            torch=str(torch.__version__),
             reason=reason,
-            diagnostics=progress.diagnostics,
+            metrics={name: value for name, value in progress.diagnostics.items() if name in columns_from("metrics")},
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainers.allocator import sparing
 from trainers.engine import Engine
-from trainers.files import write_atomically
+from trainers.storage.files import write_atomically
 from trainers.world import World
 
 SAVED_SHARE = 0.25

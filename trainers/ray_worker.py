@@ -20,8 +20,9 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from search_spaces.record import CellResult, Row
 from trainers.data import TokenFiles
-from trainers.job import Event, Job
+from trainers.job import Job
 from trainers.loop import Trainer, ignore, never
 from trainers.world import World
 
@@ -78,8 +79,6 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
     An exception on every rank leaves the group in step and is the cell's result. An exception on some ranks only
     leaves the others in a collective that can not end: the agreement times out and the group is given up.
     """
-    failure: str | None = None
-    done: Event = {"kind": "done"}
     try:
         result = trainer.run(
             job.cell,
@@ -91,7 +90,7 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
             on_row=link.reporter(job) if link else ignore,
             should_stop=link.stopper(job) if link else never,
         )
-        done |= result.record()
+        failure = None
     except Exception:
         failure = traceback.format_exc()
         logger.exception("cell %s raised on rank %d", job.cell.id, world.rank)
@@ -99,7 +98,7 @@ def train(trainer: Trainer, job: Job, world: World, link: Link | None, control: 
     dist.all_gather_object(failures, failure, group=control)
     first = next((failure for failure in failures if failure), None)
     if link:
-        link.end(job, done if first is None else {"kind": "done", "state": "crashed", "reason": first})
+        link.end(job, result if first is None else CellResult(state="crashed", reason=first))
 
 
 class Link:
@@ -116,17 +115,17 @@ class Link:
     def closed(self) -> bool:
         return bool(ray.get(self._mailbox.closed.remote()))
 
-    def reporter(self, job: Job) -> Callable[[dict[str, float]], None]:
+    def reporter(self, job: Job) -> Callable[[Row], None]:
         """An ``on_row`` that does not wait; an actor's calls arrive in the order in which they were made."""
 
-        def on_row(row: dict[str, float]) -> None:
-            self._mailbox.post.remote(job.cell.id, [{"kind": "row", **row}])
+        def on_row(row: Row) -> None:
+            self._mailbox.post.remote(job.cell.id, [row])
 
         return on_row
 
-    def end(self, job: Job, event: Event) -> None:
-        """Deliver a job's last event and every row before it."""
-        ray.get(self._mailbox.post.remote(job.cell.id, [event]))
+    def end(self, job: Job, result: CellResult) -> None:
+        """Deliver a job's result, and every row before it."""
+        ray.get(self._mailbox.post.remote(job.cell.id, [result]))
 
     def stopper(self, job: Job) -> Callable[[], bool]:
         """A cheap ``should_stop``: asks the mailbox at most every ``STOP_POLL_S``, and never waits for the answer."""

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one JSON object a line and an evaluation, appended as the run goes."""
+"""``metrics.jsonl``: one JSON object per evaluation, a line each, appended during the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import overload
 
 from search_spaces.errors import InvalidInput
-from trainers.files import write_atomically
-
-NUMBERS = frozenset((int, float))
+from search_spaces.record import Row
+from trainers.storage.files import write_atomically
 
 
 class Rows:
@@ -21,22 +20,21 @@ class Rows:
         self.path = path
 
     def keep_until(self, step: int) -> None:
-        """Drops the rows after ``step`` and a torn last line: what a run that resumes at ``step`` writes anew."""
-        kept = [json.dumps(row) + "\n" for row in read(self.path) if row["step"] <= step]
+        """Drop the rows after ``step`` and a torn last line: a run that resumes at ``step`` writes them again."""
+        kept = [json.dumps(row.to_json()) + "\n" for row in read(self.path) if row.step <= step]
         write_atomically(self.path, "".join(kept))
 
-    def append(self, row: dict[str, float]) -> None:
+    def append(self, row: Row) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(json.dumps(row.to_json(), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-class Lines(Sequence[dict[str, float]]):
-    """The whole rows of a metrics file, each read when it is asked for, as a page shows a few of many; none if there is
-    no file, and a torn last line is left out.
+class LazyRows(Sequence[Row]):
+    """The rows of a metrics file, each parsed on access: a page shows a few of many.
 
-    Asking for a row that is damaged raises InvalidInput.
+    Empty if there is no file; a torn last line is ignored. Accessing a damaged row raises InvalidInput.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,32 +46,30 @@ class Lines(Sequence[dict[str, float]]):
         return len(self._lines)
 
     @overload
-    def __getitem__(self, at: int) -> dict[str, float]: ...
+    def __getitem__(self, at: int) -> Row: ...
 
     @overload
-    def __getitem__(self, at: slice) -> list[dict[str, float]]: ...
+    def __getitem__(self, at: slice) -> list[Row]: ...
 
-    def __getitem__(self, at: int | slice) -> dict[str, float] | list[dict[str, float]]:
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
         return _row(self._path, at % len(self) + 1 if at < 0 else at + 1, self._lines[at])
 
 
-def read(path: Path) -> list[dict[str, float]]:
-    """The whole rows of a metrics file, none if there is no file; a torn last line is left out.
+def read(path: Path) -> list[Row]:
+    """The complete rows of a metrics file, none if there is no file; a torn last line is ignored.
 
     Raises:
-        InvalidInput: the file is damaged elsewhere than in its last line.
+        InvalidInput: the file is damaged before its last line.
     """
-    return list(Lines(path))
+    return list(LazyRows(path))
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, float]:
+def _row(path: Path, number: int, line: bytes) -> Row:
     try:
-        row: dict[str, float] = json.loads(line)
-        if "step" in row and NUMBERS.issuperset(map(type, row.values())):
-            return row
-        problem = "holds something else than numbers"
-    except (ValueError, KeyError, TypeError) as error:  # no JSON, not of UTF-8, no step, no object
+        return Row.from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, not UTF-8, no step, not an object
         problem = f"is damaged ({type(error).__name__}: {error})"
-    raise InvalidInput("metrics", f"{path}:{number}", problem, "remove that line: a view lacks one point then")
+        remedy = "remove that line; views will lack one point"
+        raise InvalidInput("metrics", f"{path}:{number}", problem, remedy) from error

@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
 from search_spaces.study import Study
-from service.home import Home
+from service.home.layout import Home
 from service.http import errors
 from service.http.audit import Audit
 from service.http.backend import Backend
@@ -28,7 +28,7 @@ from service.http.pages import Pages
 from service.http.routes import REPORT_POLICY, Parts, metrics, router
 from service.http.settings import Settings
 from service.http.studies import Studies
-from service.tokens import TokenFile
+from service.http.tokens import TokenFile
 
 logger = logging.getLogger(__name__)
 FILES = Path(__file__).parent / "page"

@@ -10,11 +10,12 @@ from http import HTTPStatus
 from typing import Generic, TypeVar
 
 from search_spaces.errors import InvalidInput
-from service import cluster, head
-from service.home import Home
+from service.cluster import connection as cluster
+from service.cluster import local_head as head
+from service.cluster.jobs import JobInfo, Jobs
+from service.cluster.placement import Node
+from service.home.layout import Home
 from service.http.errors import Refused
-from service.jobs import JobInfo, Jobs
-from service.placement import Node
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

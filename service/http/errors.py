@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
-from service.ledger import LedgerLocked
+from service.home.writer import LedgerLocked
 
 SHOWN = 200
 """Characters of a value that an answer repeats."""

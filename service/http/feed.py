@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi.sse import format_sse_event
 
-from service.home import Home
-from service.ledger import TERMINAL, Entry, Ledger
-from service.show import speeds
-from service.watching import Running
+from search_spaces.record import TERMINAL, columns_from, columns_shown
+from service.home.layout import Home
+from service.home.ledger import Entry, Ledger, LedgerEvent
+from service.home.live_rows import LiveRows
+from service.home.speeds import measured_speeds
+from service.home.studies import with_ledger
 
 T = TypeVar("T")
-TOLD = ("gamma", "attention_norm", "scale", "method", "lr", "seed")
-"""Of a cell, with the event that planned it."""
-OF_RESULT = ("val_loss", "l_init", "steps", "train_seconds", "reason")
-REASON = 2_000
-"""Characters of a crash's reason, its end, that an event carries; the cells' own route has all of it."""
+MAX_REASON_CHARACTERS = 2_000
+"""An event carries the end of a crash's reason; the route of the cells has all of it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Snapshot:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """Every cell as a row of a runs table."""
-        return [entry.record(self.study, entry.cell.id) for entry in self.entries]
+        return [entry.record(self.study) for entry in self.entries]
 
 
 class Feed:
@@ -63,7 +62,7 @@ class Feed:
     def __init__(self, home: Home, study: str) -> None:
         self._home, self._study, self._path = home, study, home.ledger(study)
         self._lock, self._making = threading.Lock(), threading.Lock()
-        self._running = Running(home, study)
+        self._rows = LiveRows(home, study)
         self._made: dict[str, tuple[tuple[int, int], Any]] = {}
         self._now = Snapshot(study, 0, 0, (), ())
         self._begin(0)
@@ -92,29 +91,25 @@ class Feed:
                 self._begin(status.st_ino)
             if status.st_size > self._ledger.size and (events := self._ledger.refresh()):
                 self._frames += [frame(event) for event in events]
-                entries = tuple(Entry(**vars(entry)) for entry in self._ledger.entries.values())
+                entries = tuple(replace(entry) for entry in self._ledger.entries.values())
                 self._now = Snapshot(self._study, self._now.generation, self._ledger.seq, entries, tuple(self._frames))
             return self._now
 
     def progress(self, snapshot: Snapshot) -> list[dict[str, Any]]:
         """The cells that run, each with its newest step and loss, as far as it has one."""
+        running = [entry for entry in snapshot.entries if entry.state == "running"]
         with self._lock:
-            rows = {
-                entry.cell.id: self._running.newest(entry.cell.id) or {}
-                for entry in snapshot.entries
-                if entry.state == "running"
-            }
-        cells = {entry.cell.id: entry.cell for entry in snapshot.entries if entry.cell.id in rows}
+            rows = [self._rows.newest(entry.id) for entry in running]
         return [
             {
-                "cell": id,
-                "label": cells[id].label,
-                "lr": cells[id].lr,
-                "step": int(row.get("step", 0)),
-                "of": cells[id].training.steps,
-                "val_loss": row.get("val_loss"),
+                "cell": entry.id,
+                "label": entry.cell.label,
+                "lr": entry.cell.lr,
+                "step": row.step if row else 0,
+                "of": entry.cell.training.steps,
+                "val_loss": row.val_loss if row else None,
             }
-            for id, row in rows.items()
+            for entry, row in zip(running, rows, strict=True)
         ]
 
     def derived(self, name: str, snapshot: Snapshot, make: Callable[[Snapshot], T]) -> T:
@@ -139,15 +134,22 @@ class Feeds:
 
     def speeds(self) -> dict[str, float]:
         """Tokens per second of a cell, by scale: the last one measured in this home."""
-        return speeds(entry for name in self._home.known() for entry in self.of(name).read().entries)
+        return measured_speeds(entry for name in with_ledger(self._home) for entry in self.of(name).read().entries)
 
 
-def frame(event: Mapping[str, Any]) -> bytes:
-    """A line of a ledger as a server-sent event, whose id is its place."""
-    told = {name: event[name] for name in ("at", "event", "cell", "origin", "reused_from") if name in event}
-    if spec := event.get("spec"):
-        told |= {name: spec[name] for name in TOLD}
-    if result := event.get("result"):
-        told |= {name: result[name] for name in OF_RESULT if result.get(name) is not None}
-        told |= {"reason": result["reason"][-REASON:]} if result.get("reason") else {}
-    return format_sse_event(data_str=json.dumps(told), event="ledger", id=str(event["seq"]))
+def frame(event: LedgerEvent) -> bytes:
+    """An event of a ledger as a server-sent one, whose id is its number."""
+    content: dict[str, Any] = {"at": event.at, "event": event.event}
+    if event.cell:
+        content["cell"] = event.cell
+    if event.spec:
+        content["origin"] = event.origin
+        content |= {name: getattr(event.spec, name) for name in columns_from("cell")}
+    if event.reused_from:
+        content["reused_from"] = event.reused_from
+    if event.result:
+        record = event.result.record()
+        content |= {name: record[name] for name in columns_shown("event") if name in record}
+        if event.result.reason:
+            content["reason"] = event.result.reason[-MAX_REASON_CHARACTERS:]
+    return format_sse_event(data_str=json.dumps(content), event="ledger", id=str(event.seq))

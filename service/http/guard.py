@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.errors import Refused
 from service.http.metrics import Metrics
-from service.tokens import Token, TokenFile
+from service.http.tokens import Token, TokenFile
 
 OPEN = frozenset({"/", "/page.css", "/page.js", "/curves.js", "/form.js", "/view", "/view.js", "/healthz"})
 """Paths that are answered without a token: the page's own files and a sign of life. None tells anything of a home."""

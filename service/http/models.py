@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from search_spaces.cell import Frozen
-from service.jobs import Status
-from service.ledger import Origin, State
+from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
+from service.cluster.jobs import Status
 
 StudyState = Literal["claimed", "starting", "running", "interrupted", "failed", "ended", "damaged"]
 """claimed: submitted, and nothing more is known. starting: its job is there and its ledger is not. running: a driver is
@@ -40,7 +40,7 @@ class Priced(Frozen):
     tokens: int = Field(description="Of all cells.")
     seconds: float = Field(description="Until the study ends, from speeds measured in this home or a nominal one.")
     measured: bool = Field(description="Whether every scale was measured.")
-    cells_at_once: int
+    max_concurrent: int = Field(description="Cells that run in parallel, at most.")
     workers: int = Field(description="DDP workers at once.")
     bound_by: str = Field(description="What keeps more cells from running at once.")
     core_hours: float
@@ -94,23 +94,26 @@ class StudyDetail(StudySummary):
     file: dict[str, Any] = Field(description="The study as it was submitted.")
 
 
-class CellOut(Frozen):
-    cell: str
+_TYPES: dict[Kind, type] = {"text": str, "integer": int, "number": float}
+_REQUIRED: dict[str, Any] = {"state": State, "origin": Origin, "gamma": float | None}
+
+
+def _column_field(column: Column) -> Any:
+    kind = _TYPES[column.kind]
+    own = _REQUIRED.get(column.name, kind if column.source in ("ledger", "cell") else kind | None)
+    return Annotated[own, Field(description=column.meaning)], ...
+
+
+_CellColumns = create_model(
+    "_CellColumns", __base__=Frozen, **{name: _column_field(COLUMNS[name]) for name in columns_shown("http")}
+)
+
+
+class CellOut(_CellColumns):
+    """A cell with its result."""
+
     label: str
-    state: State
-    origin: Origin
-    scale: str
-    attention_norm: str
-    method: str
-    gamma: float | None
-    lr: float
-    seed: int
-    val_loss: float | None
-    l_init: float | None
-    steps: int | None
-    train_seconds: float | None
-    reused_from: str | None
-    reason: str | None = Field(description="Why it crashed, diverged or was pruned.")
+    reused_from: str | None = Field(description="The study that trained it, if not this one.")
 
 
 class CellPage(Frozen):

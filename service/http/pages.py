@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from service.home import Home
+from service.home.layout import Home
 from service.http.feed import Snapshot
 from service.http.queueing import Queue
 
@@ -49,6 +49,6 @@ class Pages:
 
 def draw(name: str, home: Home, folder: Path) -> None:
     """Write the page of a study into ``folder``."""
-    from service.reporting import live_page  # seconds
+    from service.report.report import write_live_page  # seconds
 
-    live_page(name, home, None, folder)
+    write_live_page(name, home, None, folder)

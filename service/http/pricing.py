@@ -9,9 +9,9 @@ from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
+from service.cluster.placement import Node, fit
 from service.http.models import PlannedCurve, Priced
 from service.http.settings import Settings
-from service.placement import Node, of_a_plan
 
 
 def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_second: Mapping[str, float]) -> Priced:
@@ -26,10 +26,10 @@ def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_s
     at_most(study, settings)
     plan = Plan(study, "")  # the digest of the tokens changes no number here, and a text need not be read for it
     resources = study.resources
-    at_once, bound_by = of_a_plan(resources, nodes, plan.cell_count, grows=True)
-    seconds = plan.seconds(tokens_per_second, at_once)
-    core_hours = seconds / 3600 * at_once * resources.workers * resources.cpus_per_worker
-    accelerator_hours = seconds / 3600 * at_once * resources.workers * resources.gpus_per_worker
+    found = fit(resources, nodes, cells=plan.cell_count, can_grow=True)
+    seconds = plan.seconds(tokens_per_second, found.cells)
+    core_hours = seconds / 3600 * found.cells * resources.workers * resources.cpus_per_worker
+    accelerator_hours = seconds / 3600 * found.cells * resources.workers * resources.gpus_per_worker
     curves = [
         PlannedCurve(
             scale=curve.scale,
@@ -51,9 +51,9 @@ def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_s
         tokens=plan.tokens,
         seconds=seconds,
         measured=set(study.scales) <= set(tokens_per_second),
-        cells_at_once=at_once,
-        workers=at_once * resources.workers,
-        bound_by=bound_by,
+        max_concurrent=found.cells,
+        workers=found.cells * resources.workers,
+        bound_by=found.bound_by,
         core_hours=core_hours,
         accelerator_hours=accelerator_hours,
     )
@@ -65,12 +65,12 @@ def at_most(study: Study, settings: Settings) -> None:
     Raises:
         InvalidInput: it has too many cells or tokens.
     """
-    strengths = sum(len(choice.strengths) for choice in study.methods)
-    cells = len(study.scales) * len(study.attention_norms) * strengths * len(study.lrs) * len(study.seeds)
+    gammas = sum(len(choice.gammas) for choice in study.methods)
+    cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:
         cells = Plan(study, "").cell_count
     if cells > settings.max_cells:
-        remedy = f"at most {settings.max_cells}: use fewer learning rates, strengths, seeds or trials"
+        remedy = f"at most {settings.max_cells}: use fewer learning rates, gammas, seeds or trials"
         raise InvalidInput("study", f"{cells} cells", "are more than this service takes", remedy)
     training = study.training
     tokens = cells * training.steps * training.batch_size * training.sequence_length

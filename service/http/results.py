@@ -9,10 +9,11 @@ from dashboards.runs import from_records
 from dashboards.sensitivity import CurveFacts, curves
 from dashboards.tables import sensitivity_table
 from dashboards.views import Line, lines, views
+from search_spaces.record import columns_shown
 from search_spaces.study import Study
+from service.home.ledger import Entry
 from service.http.feed import Snapshot
 from service.http.models import CellOut, ChartOut, CurveOut, Curves, PointOut, Table
-from service.ledger import Entry
 
 
 def facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:
@@ -35,21 +36,14 @@ def table_of(study: Study, snapshot: Snapshot) -> Table:
     return Table(study=study.name, seq=snapshot.seq, columns=list(map(str, table.columns)), rows=rows)
 
 
-def cells_of(entries: Sequence[Entry]) -> list[CellOut]:
-    """Cells with what came of each."""
-    results = ("val_loss", "l_init", "steps", "train_seconds", "reason")
-    identity = ("scale", "attention_norm", "method", "gamma", "lr", "seed", "label")
-    return [
-        CellOut(
-            cell=entry.cell.id,
-            state=entry.state,
-            origin=entry.origin,
-            reused_from=entry.reused_from,
-            **{name: getattr(entry.cell, name) for name in identity},
-            **{name: entry.result.get(name) for name in results},
-        )
-        for entry in entries
-    ]
+def cells_of(study: str, entries: Sequence[Entry]) -> list[CellOut]:
+    """Cells with their results."""
+    found = []
+    for entry in entries:
+        record = entry.record(study)
+        columns = {name: record.get(name) for name in columns_shown("http")}
+        found.append(CellOut(**columns, label=entry.cell.label, reused_from=entry.reused_from))
+    return found
 
 
 def _curve(line: Line) -> CurveOut:

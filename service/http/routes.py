@@ -13,8 +13,9 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, 
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 
+from search_spaces.record import State
 from search_spaces.study import Study, json_schema
-from service.home import Home
+from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
 from service.http.errors import RESPONSES, Refused
@@ -40,9 +41,8 @@ from service.http.pages import Pages
 from service.http.results import cells_of, curves_of, table_of
 from service.http.settings import Settings
 from service.http.studies import Studies
+from service.http.tokens import Token, TokenFile
 from service.http.untrusted import study_of
-from service.ledger import State
-from service.tokens import Token, TokenFile
 
 REPORT_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; style-src 'unsafe-inline'; "
@@ -178,7 +178,7 @@ def cells(
 ) -> CellPage:
     """Cells in the order in which they were planned."""
     found = [entry for entry in parts.feeds.of(name).read().entries if state in (None, entry.state)]
-    return CellPage(total=len(found), offset=offset, cells=cells_of(found[offset : offset + limit]))
+    return CellPage(total=len(found), offset=offset, cells=cells_of(name, found[offset : offset + limit]))
 
 
 @router.get("/studies/{name}/curves")

@@ -9,11 +9,11 @@ import uvicorn
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
-from service.home import Home
+from service.cluster.ray_start import check_folder, temporary_folder
+from service.home.layout import Home
 from service.http.app import create
 from service.http.settings import Settings
-from service.ray_start import check_folder, temporary_folder
-from service.tokens import TokenFile
+from service.http.tokens import TokenFile
 
 LEAVE_S = 3
 """How long open event streams keep a server that is asked to end; their clients come back where they stood."""

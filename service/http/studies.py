@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 
+from filelock import FileLock
+
 from search_spaces.errors import InvalidInput
-from search_spaces.study import NAME, Study
-from service import stopping
-from service.home import Home
+from search_spaces.study import Study, is_name
+from service import exit_codes
+from service.cluster.jobs import JobInfo
+from service.home.layout import Home
+from service.home.studies import is_running, register_study, registered, with_ledger
 from service.http.audit import Audit
 from service.http.backend import Backend, unreachable
 from service.http.errors import Refused, no_study
@@ -20,8 +23,8 @@ from service.http.models import JobOut, Priced, Resumed, Stopping, StudyState, S
 from service.http.pricing import priced
 from service.http.queueing import Queue
 from service.http.settings import Settings
-from service.jobs import JobInfo
-from service.options import EXIT_CRASHED, EXIT_INTERRUPTED
+from service.sweep import stop as stopping
+from service.sweep.stop import stop_requests
 
 PASSED_ON = ("MLFLOW_TRACKING_URI",)
 """Of the service's environment, to its jobs."""
@@ -38,14 +41,14 @@ class Studies:
         self._files: dict[str, tuple[tuple[int, int], Study]] = {}
 
     def known(self) -> list[str]:
-        return sorted({*self._home.claimed(), *self._home.known()})
+        return sorted({*registered(self._home), *with_ledger(self._home)})
 
     def require(self, name: str) -> None:
         """
         Raises:
             Refused: 404, no such study.
         """
-        if not NAME.fullmatch(name) or ".." in name or not self._home.study(name).is_dir() or name not in self.known():
+        if not is_name(name) or not self._home.study(name).is_dir() or name not in self.known():
             raise no_study(name)
 
     def price(self, study: Study) -> Priced:
@@ -63,7 +66,7 @@ class Studies:
         try:
             snapshot = self._feeds.of(name).read()
             study = self.file(name)
-            state = state_of(snapshot, stopping.being_run(self._home, name), job)
+            state = state_of(snapshot, is_running(self._home, name), job)
         except InvalidInput as error:
             state, message = "damaged", str(error)
         return StudySummary(
@@ -101,7 +104,7 @@ class Studies:
         with self._audit.change(token, "submit", f"{study.name} ({study.hash})"), self._one_at_a_time():
             self._see_that_it_may_start(study.name)
             try:
-                self._home.claim(study)
+                register_study(self._home, study)
             except InvalidInput as error:
                 if error.field != "name":
                     raise
@@ -130,8 +133,8 @@ class Studies:
             job = self._live(name)
             if job:
                 self._backend.client().stop(job.id)
-            elif stopping.being_run(self._home, name):
-                self._home.stops(name).write(stopping.STUDY, f"token {token}")
+            elif is_running(self._home, name):
+                stop_requests(self._home, name).write(stopping.STUDY, f"token {token}")
             else:
                 remedy = f"GET /api/v1/studies/{name} says where it stands"
                 raise Refused(HTTPStatus.CONFLICT, "study", name, "is not being run", remedy)
@@ -139,7 +142,7 @@ class Studies:
 
     def _see_that_it_may_start(self, name: str) -> None:
         job = self._live(name)
-        if job or stopping.being_run(self._home, name):
+        if job or is_running(self._home, name):
             by = f"job {job.id}" if job else "a driver that is no job"
             remedy = f"wait for it, or POST /api/v1/studies/{name}/stop"
             raise Refused(HTTPStatus.CONFLICT, "study", name, f"is being run by {by}", remedy)
@@ -168,8 +171,7 @@ class Studies:
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """Over all services of the home: of two equal submissions one finds the other's job."""
-        with self._queue.place(), (self._home.service / "change.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._queue.place(), FileLock(self._home.service / "change.lock"):
             yield
 
 
@@ -179,9 +181,9 @@ def state_of(snapshot: Snapshot, being_run: bool, job: JobInfo | None) -> StudyS
         return "running"
     if job and job.live:
         return "starting"
-    if job and job.status == "FAILED" and job.exit_code not in (EXIT_CRASHED, EXIT_INTERRUPTED):
+    if job and job.status == "FAILED" and job.exit_code not in (exit_codes.CRASHED, exit_codes.INTERRUPTED):
         return "interrupted" if snapshot.counts.keys() - {"planned"} else "failed"
-    if job and (job.status == "STOPPED" or job.exit_code == EXIT_INTERRUPTED):
+    if job and (job.status == "STOPPED" or job.exit_code == exit_codes.INTERRUPTED):
         return "interrupted"
     if not snapshot.entries:
         return "claimed"

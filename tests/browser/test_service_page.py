@@ -13,11 +13,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.serve import Server
 from search_spaces.study import Study
-from service.cluster import free_port
-from service.head import stop
-from service.home import Home
-from service.ledger import Ledger
-from service.tokens import TokenFile
+from service.cluster.connection import free_port
+from service.cluster.local_head import stop
+from service.home.layout import Home
+from service.home.location import open_home
+from service.home.studies import read_ledger
+from service.http.tokens import TokenFile
 from tests.browser.test_page import SIZES
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
 from tests.service.http.test_events import listening
@@ -43,7 +44,7 @@ def entered(page: Page, url: str, secret: str) -> list[str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.open(tmp_path / "home")
+    return open_home(tmp_path / "home")
 
 
 def at(url: str) -> str:
@@ -147,7 +148,7 @@ def until_it_answers(server: Server, log: Path) -> None:
 @pytest.mark.long
 def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
     """The real command with a Ray of its own: a study is filled in, started, watched to its end, and agrees."""
-    home = Home.open(tmp_path / "home")
+    home = open_home(tmp_path / "home")
     secret = TokenFile(home).add("me", "run", None)
     server = Server(home, free_port(), tmp_path / "serve.log", OMP_NUM_THREADS="1")
     page = browser.new_page()
@@ -176,7 +177,7 @@ def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("#study h1")).to_have_text("by-hand", timeout=TRAINS_MS)
         expect(page.locator("#study .where")).to_contain_text(re.compile("^ended"), timeout=TRAINS_MS)
         expect(page.locator("#charts .point")).to_have_count(4)
-        ledger = Ledger(home.ledger("by-hand"), "by-hand")
+        ledger = read_ledger(home, "by-hand")
         for entry in ledger.entries.values():
             loss = f"{entry.result['val_loss']:.4g}"
             title = page.locator(f"#charts .point[data-cell='{entry.cell.id}'] title")

@@ -13,14 +13,14 @@ import yaml
 from tests.cuda.cells import DRY
 
 pytestmark = pytest.mark.ray
-CLI = "from service.cli import main; main()"
+CLI = "from service.cli.commands import main; main()"
 """``oec``, also where the package is not installed."""
 
 
 def test_a_study_on_quarters_of_the_device_ends_with_page_and_tables(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from search_spaces.study import Study
-    from service.ledger import Ledger
+    from service.home.ledger import Ledger
 
     content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": "quarters", "lrs": [1e-3, 3e-3, 1e-2, 1e-1]}
     resources = {"workers": 1} if DRY else {"workers": 1, "gpus_per_worker": 0.25}

@@ -24,8 +24,8 @@ from packaging.specifiers import SpecifierSet
 from ray.dashboard.modules.job.cli import submit
 
 from search_spaces.study import shipped
-from service.cli import main
-from service.cluster import ENVIRONMENT
+from service.cli.commands import main
+from service.cluster.connection import ENVIRONMENT
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
 

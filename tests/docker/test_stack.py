@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.studies import read_ledger
 from tests.docker.stack import Stack, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -45,7 +45,7 @@ def test_a_job_trains_on_two_nodes_and_its_runs_are_in_postgres(stack: Stack) ->
     assert command[-3:] == ["oec", "run", "demo"]
     printed = submit(stack, "--", "oec", "run", "smoke")
     home = Home(stack.volumes["/oec-home"])
-    ended = Ledger(home.ledger("smoke"), "smoke").ended()
+    ended = read_ledger(home, "smoke").ended()
     assert len(ended) == 6, printed
     assert "1 cells at once, 2 DDP workers each" in printed  # two cores, each a node of its own
 

@@ -14,8 +14,9 @@ import yaml
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.run import tokens_of
+from service.home.layout import Home
+from service.home.location import open_home
+from service.sweep.run import tokens_of
 from tests.faults.running import NAME, STEPS
 from tests.trainers.pair import joined
 from trainers.loop import Trainer
@@ -36,7 +37,7 @@ def cells(folder: Path, steps: int, workers: int = 2, lrs: Sequence[float] = (1e
 
 def without_ray(file: Path, folder: Path) -> Losses:
     """The losses of a study by cell, from as many processes as it has workers."""
-    study, home = Study.load(str(file)), Home.open(folder)
+    study, home = Study.load(str(file)), open_home(folder)
     tokens_of(study, home, print)  # made once, not by each
     if study.resources.workers == 1:
         rank_of(0, study, home)

@@ -15,9 +15,10 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from service.home import Home
-from service.ledger import TERMINAL, Ledger
-from service.mlflow_sink import EXPERIMENT, REASON_CHARACTERS
+from service.home.layout import Home
+from service.home.ledger import TERMINAL, Ledger
+from service.home.studies import with_ledger
+from service.mlflow.sink import EXPERIMENT, REASON_CHARACTERS
 from trainers.rows import read
 
 GONE_S = 60.0
@@ -120,7 +121,7 @@ def nothing_left_over(home: Path) -> None:
     """No file that was being written, no checkpoint but of crashed cells, no process of a command on this home."""
     temporary = [path for path in home.rglob("*") if re.fullmatch(r".*-tmp|\..*-[0-9a-f]{32}", path.name)]
     assert not temporary, f"left over: {temporary}"
-    for name in Home(home).known():
+    for name in with_ledger(Home(home)):
         ended = [entry.cell.id for entry in ledger_of(home, name).ended() if entry.state != "crashed"]
         kept = [cell for cell in ended if (Home(home).cell(cell, name) / "checkpoints").exists()]
         assert not kept, f"checkpoints of ended cells: {kept}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from service.cluster import free_port
+from service.cluster.connection import free_port
 
 UP_S = 240.0
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.nodes import kill
-from service.home import Home
+from service.home.location import open_home
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import Losses, cells, without_ray
 from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
 from tests.faults.running import DEADLINE_S, NAME, STEPS, until
 from tests.service.oec import oec, start
 from tests.stores import Store, store
-from trainers.buckets import Bucket
+from trainers.storage.bucket import Bucket
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def steps(url: str) -> list[int]:
 def agrees(url: str, scratch: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bucket, as a machine brings it that has seen none of it, and the views of the driver that ended."""
     monkeypatch.setenv("OEC_SCRATCH", str(scratch))
-    last = Home.open(url).path
+    last = open_home(url).path
     one_end_a_cell(last, NAME)
     nothing_runs_in_optuna(last, NAME)
     mlflow_agrees(last, NAME)
@@ -56,7 +56,7 @@ def agrees(url: str, scratch: Path, undisturbed: Losses, monkeypatch: pytest.Mon
     assert steps(url) == [], "checkpoints of ended cells"
     assert not list((last / "work").rglob("*.*")), "what a worker wrote on its way to the bucket"
     monkeypatch.setenv("OEC_SCRATCH", str(scratch.with_name("fresh")))
-    fresh = Home.open(url)
+    fresh = open_home(url)
     assert fresh.ledger(NAME).read_bytes() == (last / "studies" / NAME / "ledger.jsonl").read_bytes()
 
 

@@ -12,8 +12,8 @@ import pytest
 from search_spaces.keep_weights import KeepWeights
 from tests.faults.dying import INTERVALS, exit_code, train, train_until, train_within
 from tests.trainers import tiny
-from trainers.files import sha256
 from trainers.loop import Trainer
+from trainers.storage.files import sha256
 from trainers.world import World
 
 pytestmark = pytest.mark.slow

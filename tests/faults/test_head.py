@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from benchmarks.nodes import kill
-from service.home import Home
-from service.stopping import being_run
+from service.home.layout import Home
+from service.home.studies import is_running
 from tests.faults.cluster import JOB_S, Cluster, run_on
 from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
 from tests.faults.running import NAME, newest_step
@@ -131,7 +131,7 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
         time.sleep(0.05)
     asked = time.monotonic()
     standing.job("stop", "first")
-    while being_run(Home(home), NAME):
+    while is_running(Home(home), NAME):
         assert time.monotonic() - asked < within(10), "it takes too long to save its state"
         time.sleep(0.05)
     assert "the same command goes on" in standing.job("logs", "first")

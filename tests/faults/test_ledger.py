@@ -16,9 +16,12 @@ import pytest
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger, LedgerLocked
-from service.mlflow_sink import MlflowSink, sync
+from service.home.layout import Home
+from service.home.ledger import Ledger, LedgerLocked
+from service.home.location import open_home
+from service.home.studies import read_ledger, register_study
+from service.mlflow.address import tracking_uri
+from service.mlflow.sink import MlflowSink, sync
 from tests.faults.invariants import agree
 
 CELLS = Plan(Study.load("short"), "data").cells
@@ -102,17 +105,17 @@ def deliver(home: Home, name: str, start: Any) -> None:
     """A driver of study ``name``, without its training: ledger, sink and sync."""
     study = Study.load("smoke").model_copy(update={"name": name})
     cells = Plan(study, "data").cells
-    home.claim(study)
+    register_study(home, study)
     with Ledger(home.ledger(name), name, write=True) as ledger:
         ledger.plan(cells)
         start.wait()
-        sink = MlflowSink(home.tracking_uri, home, study)
+        sink = MlflowSink(tracking_uri(home), home, study)
         for cell in cells:
             sink.running(cell)
             ledger.end(cell.id, "finished", RESULT)
             sink.ended(cell, ledger.entries[cell.id].record(name))
         sink.close(300)
-        sync(home.tracking_uri, home, study, ledger, home.study(name) / "report")
+        sync(tracking_uri(home), home, study, ledger, home.study(name) / "report")
 
 
 @pytest.mark.fault("two studies on one home and database at once")
@@ -120,7 +123,7 @@ def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypa
     """Both make the same MLflow database, the same experiment and runs in it; equal cells have a run in each."""
     resource_tracker.ensure_running()  # outlives the drivers, and is not to be taken for one of their processes
     monkeypatch.setenv("OEC_HOME", str(tmp_path / "home"))
-    home = Home.open(tmp_path / "home")
+    home = open_home(tmp_path / "home")
     start = PROCESSES.Barrier(2)
     drivers = [PROCESSES.Process(target=deliver, args=(home, name, start)) for name in ("one", "two")]
     for driver in drivers:
@@ -130,4 +133,4 @@ def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypa
         assert driver.exitcode == 0
     monkeypatch.delenv("OEC_HOME")
     for name in ("one", "two"):
-        agree(home.path, name, dict.fromkeys(Ledger(home.ledger(name), name).entries, 2.0))
+        agree(home.path, name, dict.fromkeys(read_ledger(home, name).entries, 2.0))

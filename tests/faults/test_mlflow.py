@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import mlflow_sink
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_database import prepare
-from service.mlflow_sink import MlflowSink, check, sync
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.mlflow import sink as mlflow_sink
+from service.mlflow.database import prepare
+from service.mlflow.sink import MlflowSink, check, sync
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")
@@ -125,7 +125,7 @@ def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
     monkeypatch.setattr(mlflow_sink, "BACKOFF_S", (0.0, 0.01))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    home, uri = Home.open(tmp_path), server.uri.replace("//", "//me:secret@")
+    home, uri = open_home(tmp_path), server.uri.replace("//", "//me:secret@")
     with Ledger(home.ledger("smoke"), "smoke", write=True) as ledger, caplog.at_level(logging.WARNING):
         ledger.plan([CELL])
         ledger.end(CELL.id, "finished", RECORD)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.home import Home
+from service.home.layout import Home
 from tests.faults.conftest import Losses
 from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
 from tests.faults.running import NAME, STEPS, TRAIN_WORKER, TRIAL, Run, newest_step

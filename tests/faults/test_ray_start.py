@@ -19,7 +19,8 @@ from tests.timing import within
 pytestmark = pytest.mark.slow
 
 TAKEN = """
-from service import cluster, ray_start
+from service.cluster import connection as cluster
+from service.cluster import ray_start
 
 given, cluster.free_port = [{port}], lambda take=cluster.free_port: given.pop() if given else take()
 cluster.connect(None, print)

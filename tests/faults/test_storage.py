@@ -10,13 +10,13 @@ import yaml
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.ledger import Ledger
+from service.home.ledger import Ledger
 from tests.faults.invariants import nothing_left_over
 from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 from tests.trainers import tiny
-from trainers.files import write_atomically
 from trainers.loop import Trainer
+from trainers.storage.files import write_atomically
 from trainers.world import World
 
 pytestmark = pytest.mark.slow

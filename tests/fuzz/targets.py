@@ -23,12 +23,14 @@ from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import SHIPPED, Study
-from service.forecasting import beginnings
-from service.home import Home
-from service.ledger import Ledger
-from service.refinement import Refinement
-from service.reporting import load
-from service.show import status_tables
+from service.cli.overview import status_tables
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
+from service.report.forecast import beginnings
+from service.report.report import load
+from service.sweep.refinement import Refinement
 from tests import loss_overview
 from trainers import checkpoint as checkpoints
 from trainers.data import prepare
@@ -46,7 +48,7 @@ class Target(NamedTuple):
 def targets() -> Iterator[Mapping[str, Target]]:
     """Every target by name, in a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="oec-fuzz-") as folder:
-        home = Home.open(Path(folder) / "home")
+        home = open_home(Path(folder) / "home")
         yield {
             "study file": study_file(Path(folder)),
             "ledger": ledger(home),
@@ -65,7 +67,7 @@ def study_file(folder: Path) -> Target:
         path.write_bytes(content)
         study = Study.load(str(path))
         assert Study.parse(study.to_yaml()) == study
-        curves_ = len(study.scales) * len(study.attention_norms) * sum(len(m.strengths) for m in study.methods)
+        curves_ = len(study.scales) * len(study.attention_norms) * sum(len(m.gammas) for m in study.methods)
         if (cells := curves_ * len(study.lrs) * len(study.seeds)) <= 2000:
             assert len(Plan(study, "data").cells) == cells
 
@@ -76,7 +78,7 @@ def ledger(home: Home) -> Target:
     """Opened for reading and for writing, shown, reported, and refined from."""
     study = Study.load("smoke")
     plan = Plan(study, "data")
-    home.claim(study)
+    register_study(home, study)
     path = home.ledger(study.name)
     with Ledger(path, study.name, write=True) as written:
         written.plan(plan.cells)
@@ -100,7 +102,7 @@ def ledger(home: Home) -> Target:
 def metrics(home: Home) -> Target:
     name, cell = "measured", Plan(Study.load("smoke"), "data").cells[0]
     study = Study.load("smoke").model_copy(update={"name": name})
-    home.claim(study)
+    register_study(home, study)
     with Ledger(home.ledger(name), name, write=True) as written:
         written.plan([cell])
         written.end(cell.id, "finished", {"val_loss": 2.0, "l_init": 5.0})

@@ -9,8 +9,10 @@ import numpy as np
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import IDENTITY, Ledger
+from service.home import copies
+from service.home.layout import Home
+from service.home.ledger import IDENTITY, Ledger
+from service.home.studies import register_study
 from trainers import weights
 from trainers.data import Shards, Tokens, write_shard
 from trainers.loop import Trainer
@@ -45,7 +47,7 @@ def study_of(name: str = "kept", **changes: Any) -> Study:
 def train(home: Home, study: Study, tokens: Tokens, trainer: Trainer | None = None) -> Study:
     """As a driver and its workers would."""
     trainer = trainer or Trainer(World.single(), tokens)
-    home.claim(study)
+    register_study(home, study)
     journal = home.journal(study.name)
     with Ledger(home.ledger(study.name), study.name, write=True, journal=journal) as ledger:
         ledger.plan(Plan(study, tokens.digest).cells)
@@ -57,7 +59,7 @@ def train(home: Home, study: Study, tokens: Tokens, trainer: Trainer | None = No
                 evaluate_every=3,
                 checkpoint_every=3,
                 keep_weights=study.keep_weights,
-                mirror=home.mirror(folder, home.cell(cell.id, study.name), archive=weights.FOLDER),
+                mirror=copies.mirror(home, folder, home.cell(cell.id, study.name), archive=weights.FOLDER),
             )
             record = {name: value for name, value in result.record().items() if name not in IDENTITY}
             ledger.end(cell.id, result.state, record)

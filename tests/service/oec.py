@@ -9,7 +9,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from service.cli import main
+from service.cli.commands import main
 
 OEC = Path(sys.executable).with_name("oec")
 

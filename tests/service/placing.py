@@ -15,8 +15,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from search_spaces.study import ResourceSpec
-from service import cluster, placement
-from service.groups import scaling
+from service.cluster import connection as cluster
+from service.cluster import placement
+from service.sweep.worker_group import scaling
 
 READY_S, FULL_S = 60.0, 3.0
 

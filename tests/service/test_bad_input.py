@@ -17,8 +17,8 @@ import yaml
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.jobs import Jobs, command
-from service.ledger import Ledger
+from service.cluster.jobs import Jobs, command
+from service.home.ledger import Ledger
 from tests.service.oec import OEC, environment, invoked, oec
 from trainers.data import write_shard
 

@@ -23,18 +23,22 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import journal as journals
-from service import run, storage
-from service.home import Home
-from service.jobs import portable
-from service.journal import Journal, Writer
-from service.ledger import Ledger, LedgerLocked
-from service.stopping import being_run
-from service.texts import InBucket
+from service.cluster.jobs import portable
+from service.home import bucket_ledger as journals
+from service.home import shared_storage as storage
+from service.home.bucket_ledger import Journal, Writer
+from service.home.layout import Home
+from service.home.ledger import Ledger, LedgerLocked
+from service.home.location import open_home
+from service.home.signals import InBucket
+from service.home.studies import is_running, register_study, with_ledger, write_ledger
+from service.sweep import run
+from service.sweep.stop import stop_requests
 from tests.stores import Store, store
-from trainers import buckets, checkpoint, weights
-from trainers.buckets import Bucket, Mirror
+from trainers import checkpoint, weights
 from trainers.data import Shards, TokenFiles, Tokens, write_shard
+from trainers.storage import bucket as buckets
+from trainers.storage.bucket import Bucket, Mirror
 
 ALONE: dict[str, Any] = {"address": None, "retry_crashed": False, "console": Console()}
 CELLS = Plan(Study.load("short"), "data").cells
@@ -99,7 +103,7 @@ def test_one_makes_an_object(bucket: Bucket) -> None:
 )
 def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as refused:
-        Home.open(url)
+        open_home(url)
     assert refused.value.field == "--home"
     assert "secret" not in str(refused.value)
 
@@ -127,7 +131,7 @@ def test_tokens_are_opened_as_what_they_were(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"s3fs.*pip install"):
-        Home.open("s3://bucket/home")
+        open_home("s3://bucket/home")
 
 
 def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +142,7 @@ def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.Mon
     buckets._filesystem.cache_clear()
     began = time.monotonic()
     with pytest.raises(InvalidInput, match="does not answer in 1 s"):
-        Home.open("s3://bucket/home")
+        open_home("s3://bucket/home")
     buckets._filesystem.cache_clear()
     assert time.monotonic() - began < 20
 
@@ -151,7 +155,9 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
 
     home = Home(tmp_path, Bucket("s3://bucket/home"))
     monkeypatch.setattr(buckets, "_filesystem", lambda scheme: SimpleNamespace(pipe_file=refused))
-    monkeypatch.setattr(run, "_run", lambda study, home, **alone: home.stops("smoke").write("study", "oec stop"))
+    monkeypatch.setattr(
+        run, "_run", lambda study, home, **alone: stop_requests(home, "smoke").write("study", "oec stop")
+    )
     monkeypatch.setattr(run, "stop_on_sigterm", lambda: None)
     with pytest.raises(InvalidInput, match=r"Access Denied.*goes on"):
         run.run(Study.load("smoke"), home, **ALONE)
@@ -380,7 +386,7 @@ def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
 def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path: Path) -> None:
     url = s3.home()
     program = (
-        "import os, signal; from service.journal import Journal; from trainers.buckets import Bucket;"
+        "import os, signal; from service.home.bucket_ledger import Journal; from trainers.storage.bucket import Bucket;"
         f"journal = Journal(Bucket({url!r}), 'short'); journal.take(); journal.append(1, b'1\\n');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -416,30 +422,30 @@ def test_a_damaged_writer_is_named(s3: Store) -> None:
 
 def test_whether_somebody_writes_is_seen_from_another_machine(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(Path("/nowhere"), Bucket(s3.home()))
-    assert not being_run(home, "short")
+    assert not is_running(home, "short")
     journal = Journal(home.bucket, "short")  # type: ignore[arg-type]
     journal.take()
-    assert being_run(home, "short")
+    assert is_running(home, "short")
     elsewhere(monkeypatch)
-    assert being_run(home, "short")
+    assert is_running(home, "short")
     old = Writer.this().model_copy(update={"machine": "a third", "at": time.time() - 2 * journals.LOST_S})
     assert not old.seems_there
     journal.close()
-    assert not being_run(home, "short")
+    assert not is_running(home, "short")
 
 
 def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, url = Study.load("short"), s3.home()
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "one"))
-    one = Home.open(url)
+    one = open_home(url)
     assert str(one) == url
-    one.claim(study)
-    ledger = Ledger(one.ledger("short"), "short", write=True, journal=one.journal("short"))
+    register_study(one, study)
+    ledger = write_ledger(one, "short")
     ledger.plan(CELLS[:2])
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "two"))
-    two = Home.open(url)
+    two = open_home(url)
     assert two.path != one.path
-    assert two.known() == ["short"]
+    assert with_ledger(two) == ["short"]
     assert Study.load(str(two.study("short") / "study.yaml")).hash == study.hash
     assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
     ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
@@ -457,19 +463,19 @@ def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: 
 
 def test_a_study_that_was_only_planned_may_change(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path))
-    home = Home.open(s3.home())
+    home = open_home(s3.home())
     study = Study.load("short")
-    home.claim(study)
-    with Ledger(home.ledger("short"), "short", write=True, journal=home.journal("short")) as ledger:
+    register_study(home, study)
+    with write_ledger(home, "short") as ledger:
         ledger.plan(CELLS)
     changed = study.model_copy(update={"lrs": study.lrs[:2]})
-    home.claim(changed)
-    with Ledger(home.ledger("short"), "short", write=True, journal=home.journal("short")) as ledger:
+    register_study(home, changed)
+    with write_ledger(home, "short") as ledger:
         assert not ledger.entries
         ledger.plan(CELLS[:1])
         ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
     with pytest.raises(InvalidInput, match="is taken"):
-        home.claim(study)
+        register_study(home, study)
 
 
 def test_scratch_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service import cluster
+from service.cluster import connection as cluster
 
 
 def test_the_address_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

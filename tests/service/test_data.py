@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from search_spaces.study import DataSpec
-from service.data import Progress
+from service.cli.prepare import Progress
 from tests import fineweb, hub
 from tests.service.oec import invoked, oec, start
 from tests.service.test_bad_input import refused

@@ -11,9 +11,10 @@ from dashboards.forecast import FEATURES
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.forecasting import beginnings
-from service.home import Home
-from service.ledger import Ledger
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.report.forecast import beginnings
 from tests.service.oec import oec
 from trainers.rows import Rows
 
@@ -39,7 +40,7 @@ def write_rows(home: Home, study: str, cell: Cell) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Study ``one`` with 18 cells, a cell of it that runs; study ``two`` with the results of ``one``."""
-    home = Home.open(tmp_path_factory.mktemp("home"))
+    home = open_home(tmp_path_factory.mktemp("home"))
     study = Study.load("smoke")
     study = study.model_copy(update={"lrs": LRS, "training": study.training.model_copy(update={"steps": STEPS})})
     cells = Plan(study, "data").cells

@@ -13,12 +13,13 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service import cli, mlflow_sink
-from service.home import Home
+from service.cli import commands as cli
+from service.home.ledger import STATES
+from service.home.location import open_home
 from service.http.app import PAGE, create
 from service.http.guard import OPEN
 from service.http.settings import Settings
-from service.ledger import STATES
+from service.mlflow import sink as mlflow_sink
 from trainers.diagnostics import keys
 
 
@@ -77,7 +78,7 @@ def test_command_line() -> None:
 
 
 def test_routes_of_the_service(tmp_path: Path) -> None:
-    described = create(Home.open(tmp_path), Settings()).openapi()
+    described = create(open_home(tmp_path), Settings()).openapi()
     studies = "/api/v1/studies"
     assert {path: sorted(methods) for path, methods in described["paths"].items()} == {
         "/api/v1/schema": ["get"],

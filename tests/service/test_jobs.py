@@ -21,8 +21,8 @@ import yaml
 
 from benchmarks.nodes import kill
 from search_spaces.study import Study
-from service.home import Home
-from service.stopping import being_run
+from service.home.layout import Home
+from service.home.studies import is_running
 from tests.faults.cluster import Cluster
 from tests.faults.invariants import ledger_of
 from tests.faults.running import newest_step
@@ -245,7 +245,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     settings = environment(tmp_path, **url(cluster))
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=settings, check=False)
     assert stopped.stdout == "long has ended\n", stopped.stderr
-    assert not being_run(Home(home), "long")
+    assert not is_running(Home(home), "long")
     assert re.search(rf"{second} +long +stopped +75 ", oec("jobs", home=home, **url(cluster)).stdout)
     (cell,) = ledger_of(home, "long").entries
     rows = read(Home(home).metrics(cell, "long"))

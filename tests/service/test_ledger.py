@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.ledger import Ledger, LedgerLocked
+from service.home.ledger import Ledger, LedgerLocked
 
 CELLS = Plan(Study.load("short"), "data").cells
 

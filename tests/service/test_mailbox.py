@@ -9,7 +9,7 @@ import pytest
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.mailbox import Mailbox
+from service.sweep.mailbox import Mailbox
 from trainers.job import Job
 
 MailboxClass = Mailbox.__ray_metadata__.modified_class  # type: ignore[attr-defined]

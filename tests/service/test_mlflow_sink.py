@@ -13,9 +13,10 @@ from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT, MlflowSink, Store, check, sync
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.mlflow.sink import EXPERIMENT, MlflowSink, Store, check, sync
 from tests.timing import within
 
 STUDY = Study.load("smoke")
@@ -26,7 +27,7 @@ RECORD = {"state": "finished", "val_loss": 2.5, "l_init": 5.5, "steps": 20, "gam
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """One home for the module: a fresh MLflow database takes seconds."""
-    home = Home.open(tmp_path_factory.mktemp("home"))
+    home = open_home(tmp_path_factory.mktemp("home"))
     folder = home.cell(CELL.id, "trained")
     folder.mkdir(parents=True)
     rows = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import GPU_UNIT, ResourceSpec, Study
-from service import placement
+from service.cluster import placement
 from tests.service.oec import oec
 
 small = st.integers(min_value=1, max_value=16)

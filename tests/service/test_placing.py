@@ -1,4 +1,4 @@
-"""What ``service.placement`` says of a cluster is what Ray does: two nodes of five cores and a declared accelerator.
+"""``service.cluster.placement`` agrees with Ray, on two nodes of five cores and a declared accelerator.
 
 No accelerator is there: shown is what Ray hands out, not what trains on it.
 """

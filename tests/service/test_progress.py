@@ -11,8 +11,8 @@ from rich.console import Console
 from search_spaces.plan import Plan
 from search_spaces.refine import RefineSpec
 from search_spaces.study import Study
-from service.ledger import Ledger
-from service.progress import Progress, clock_time
+from service.home.ledger import Ledger
+from service.sweep.progress import Progress, clock_time
 
 PLAN = Plan(Study.load("smoke"), "data")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import InvalidInput
-from service.ray_start import cause, check_folder, children, permanent, temporary_folder
+from service.cluster.ray_start import cause, check_folder, children, permanent, temporary_folder
 from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 

@@ -14,9 +14,9 @@ from search_spaces.cell import Cell
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.ledger import Ledger
-from service.refinement import Refinement
-from service.search import CellSearch, open_storage
+from service.home.ledger import Ledger
+from service.sweep.refinement import Refinement
+from service.sweep.search import CellSearch, open_storage
 from tests.service.test_search import optuna_trials
 
 LIMITS = {"baseline": 0.05, "z-loss": 0.5, "mu-centering": 1e9}

@@ -17,14 +17,14 @@ from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.mlflow_sink import EXPERIMENT
-from service.run import reuse
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.mlflow.sink import EXPERIMENT
+from service.sweep.run import reuse
 from tests.conftest import write
 from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
-from trainers.files import swept
+from trainers.storage.files import swept
 
 
 def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:

@@ -12,8 +12,8 @@ from ray.tune.search import Searcher
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.ledger import Ledger
-from service.search import CellSearch, open_storage
+from service.home.ledger import Ledger
+from service.sweep.search import CellSearch, open_storage
 
 
 def study(trials: int, sampler: str = "tpe") -> Study:

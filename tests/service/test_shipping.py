@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import InvalidInput
-from service.shipping import Shipment
+from service.cluster.working_dir import Shipment
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import InvalidInput
-from service.storage import IN_A_JOB, local
+from service.home.shared_storage import IN_A_JOB, local
 
 
 @pytest.mark.parametrize(

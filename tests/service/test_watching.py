@@ -12,9 +12,11 @@ from rich.console import Console
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.watching import watch
+from service.cli.watch import watch
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")
@@ -25,12 +27,12 @@ CELLS = [*CELLS[:2], *CELLS[4:], *CELLS[2:4]]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.open(tmp_path / "home")
+    return open_home(tmp_path / "home")
 
 
 def held(home: Home) -> Ledger:
     """A ledger as a driver has it: two cells of the baseline ended, one runs, one crashed."""
-    home.claim(STUDY)
+    register_study(home, STUDY)
     ledger = Ledger(home.ledger("smoke"), "smoke", write=True)
     ledger.plan(CELLS)
     for cell, state, result in (
@@ -110,8 +112,8 @@ def test_the_page_while_it_runs_and_after(home: Home) -> None:
 
 
 def test_the_page_is_written_until_the_study_ends(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.watching.PAGE_EVERY_S", 0)
-    monkeypatch.setattr("service.watching.PAGE_SHARE", 0)
+    monkeypatch.setattr("service.cli.watch.PAGE_EVERY_S", 0)
+    monkeypatch.setattr("service.cli.watch.PAGE_SHARE", 0)
     path = home.study("smoke") / "report" / "report.html"
     ledger = held(home)
     ends = threading.Timer(4.0, ledger.close)

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search_spaces.plan import Plan
-from service.home import Home
-from service.ledger import Ledger
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
 from tests.service.keeping import T, V, shards, study_of, train
 from tests.service.oec import invoked
 from tests.stores import Store, store
@@ -34,7 +35,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
 @pytest.fixture(scope="module")
 def trained(tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "home"
-    train(Home.open(folder), study_of(), tokens)
+    train(open_home(folder), study_of(), tokens)
     return folder
 
 
@@ -125,7 +126,7 @@ def test_on_other_tokens_the_loss_is_another_and_what_was_found_before_stays(hom
 
 
 def test_every_step_that_was_kept(tokens: Tokens, tmp_path: Path) -> None:
-    train(Home.open(tmp_path), study_of(lrs=[1e-2], methods=["baseline"], keep_weights={"every": 2}), tokens)
+    train(open_home(tmp_path), study_of(lrs=[1e-2], methods=["baseline"], keep_weights={"every": 2}), tokens)
     assert "step" in done(invoked("analyze", "kept", home=tmp_path))
     output = tables(tmp_path)["embeddings"].query("embedding == 'output'")
     assert output["step"].tolist() == [2, 4, 6]
@@ -134,8 +135,8 @@ def test_every_step_that_was_kept(tokens: Tokens, tmp_path: Path) -> None:
 
 def test_weights_of_cells_that_another_study_trained(home: Path, tokens: Tokens) -> None:
     """The second study keeps none, and has all of its cells from the first."""
-    place, study = Home.open(home), study_of("again", keep_weights="none")
-    place.claim(study)
+    place, study = open_home(home), study_of("again", keep_weights="none")
+    register_study(place, study)
     with Ledger(place.ledger("again"), "again", write=True) as ledger:
         ledger.plan(Plan(study, tokens.digest).cells)
         for cell in ledger.missing():
@@ -156,7 +157,7 @@ def test_damaged_weights_are_named_and_the_others_analyzed(home: Path) -> None:
 
 
 def test_what_cannot_be_analyzed(home: Path, tokens: Tokens, tmp_path: Path) -> None:
-    place = Home.open(tmp_path / "none")
+    place = open_home(tmp_path / "none")
     train(place, study_of(methods=["baseline"], lrs=[1e-2], keep_weights="none"), tokens)
     refused(invoked("analyze", "kept", home=place.path), "'kept' has no kept weights", "keep_weights: last")
     refused(invoked("analyze", "other", home=home), "'other' has no ledger")
@@ -220,7 +221,7 @@ def test_clean_removes_weights_alone(home: Path) -> None:
 
 def test_clean_removes_checkpoints_of_which_nothing_resumes(home: Path) -> None:
     first, second, third, fourth = cells(home).values()
-    place = Home.open(home)
+    place = open_home(home)
     for folder in (first, second, third, home / "studies/kept/cells/gone", home / "cells/alone"):
         checkpoint.save(folder / "checkpoints", folder.name, 3, {}, {})
     (home / "cells" / "alone" / "weights").mkdir()
@@ -242,7 +243,7 @@ def test_clean_removes_checkpoints_of_which_nothing_resumes(home: Path) -> None:
 
 
 def test_a_study_that_is_being_run_is_not_cleaned(home: Path) -> None:
-    place, before = Home.open(home), files(home)
+    place, before = open_home(home), files(home)
     with Ledger(place.ledger("kept"), "kept", write=True):
         refused(invoked("clean", "kept", "--weights", "--yes", home=home), "is being run by another process")
         assert "nothing was removed" in done(invoked("clean", "kept", home=home))
@@ -282,7 +283,7 @@ def test_a_home_in_a_bucket(s3: Store, tokens: Tokens, tmp_path: Path) -> None:
     scratch = {"OEC_SCRATCH": str(tmp_path / "first")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OEC_SCRATCH", scratch["OEC_SCRATCH"])
-        place = Home.open(url)
+        place = open_home(url)
         train(place, study_of(lrs=[1e-2]), tokens)
     bucket = place.bucket
     assert bucket is not None

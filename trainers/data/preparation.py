@@ -9,8 +9,6 @@ The manifest is written after each file, so that a file that it does not name is
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -30,7 +29,7 @@ from trainers.data.shards import write_shard
 from trainers.data.sources import grouped
 from trainers.data.tokenizer import UNTRAINED, Tokenizer
 from trainers.data.verification import MANIFEST, FileName
-from trainers.files import sha256, write_atomically
+from trainers.storage.files import remove_unfinished, sha256, write_atomically
 
 CHUNK_CHARACTERS = 1 << 17
 """Text that one thread encodes at once: in cache, and worth a thread's waking."""
@@ -272,21 +271,18 @@ def _claimed(folder: Path) -> Iterator[None]:
     """Make the folder for this process alone, and remove it again if it stays empty."""
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock.acquire()
+        except Timeout as error:
             raise InvalidInput("--out", str(folder), "is being written by another process", "wait for it") from error
-        for left_by_a_kill in folder.glob(".*-" + "?" * 32):
-            left_by_a_kill.unlink()
-        try:
-            yield
-        finally:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    try:
+        remove_unfinished(folder)
+        yield
     finally:
-        os.close(handle)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        lock.release()
 
 
 @contextmanager

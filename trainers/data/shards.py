@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from search_spaces.errors import InvalidInput
-from trainers.files import replacing
+from trainers.storage.files import replacing
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4

@@ -25,7 +25,6 @@ from pydantic import Field
 from search_spaces.cell import Frozen, TrainingSpec, digest
 from search_spaces.errors import InvalidInput
 from search_spaces.study import DataSpec
-from trainers.buckets import Mirror
 from trainers.data.corpus import Corpus, Document, local, standard_library
 from trainers.data.shards import Shards, write_shard
 from trainers.data.tokenizer import (
@@ -37,7 +36,8 @@ from trainers.data.tokenizer import (
     train_bpe,
 )
 from trainers.data.verification import MANIFEST, FileName, verify
-from trainers.files import sha256
+from trainers.storage.bucket import Mirror
+from trainers.storage.files import sha256
 
 T = TypeVar("T")
 RECIPE = 1

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from search_spaces.errors import InvalidInput
-from trainers.files import sha256, write_atomically
+from trainers.storage.files import sha256, write_atomically
 
 MANIFEST = "manifest.json"
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -102,7 +102,7 @@ async function showForm() {
     const list = document.createElement("dl");
     const rows = {
       curves: cost.curves.length, cells: cost.cells, tokens: cost.tokens.toLocaleString("en"),
-      "estimated time": clock(cost.seconds), "cells at once": `${cost.cells_at_once} (bound by ${cost.bound_by})`,
+      "estimated time": clock(cost.seconds), "cells in parallel": `${cost.max_concurrent} (limited by ${cost.bound_by})`,
       "core-hours": short(cost.core_hours),
       ...(cost.accelerator_hours ? { "accelerator-hours": short(cost.accelerator_hours) } : {}),
       "speeds": cost.measured ? "measured here" : "nominal",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from service import cluster
+from service.cluster import connection as cluster
 
 ELSEWHERE = "http://127.0.0.1:9"
 

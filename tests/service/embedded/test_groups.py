@@ -16,9 +16,10 @@ from ray._private.worker import get_dashboard_url
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.groups import GroupConfig, WarmGroup
-from service.home import Home
-from service.run import tokens_of
+from service.home.layout import Home
+from service.home.location import open_home
+from service.sweep.run import tokens_of
+from service.sweep.worker_group import GroupConfig, WarmGroup
 from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job
 
@@ -27,7 +28,7 @@ STUDY = Study.load("smoke")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home.open(tmp_path_factory.mktemp("groups"))
+    return open_home(tmp_path_factory.mktemp("groups"))
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import ray
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
-from service.ledger import Ledger
-from service.run import tokens_of
-from service.sweep import ALIKE, CrashedAlike, sweep, warm
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.sweep.run import tokens_of
+from service.sweep.sweep import ALIKE, CrashedAlike, sweep, warm
 from tests.service.embedded.conftest import ELSEWHERE
 
 CELLS = Plan(Study.load("short"), "data").cells
@@ -72,7 +72,7 @@ def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> Non
 
     A cell that waits for a core must not wait for the group of a trial that has ended.
     """
-    home = Home.open(tmp_path)
+    home = open_home(tmp_path)
     few = {"methods": ["baseline"], "lrs": [1e-3], "refine": {}, "resources": {"workers": 1}}
     study = Study.model_validate(Study.load("smoke").model_dump(exclude_none=True) | few)
     tokens = tokens_of(study, home, print)

@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from service.trials import AsSuggested, Silent
+from service.sweep.tune_scheduler import AsSuggested, Silent
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("embedded")]
 

@@ -13,11 +13,13 @@ from fastapi.testclient import TestClient
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.home import Home
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.location import open_home
+from service.home.studies import register_study
 from service.http.app import create
 from service.http.settings import Settings
-from service.ledger import Ledger
-from service.tokens import TokenFile
+from service.http.tokens import TokenFile
 
 STUDY = Study.load("smoke")
 CELLS = list(Plan(STUDY, "data").cells)
@@ -51,7 +53,7 @@ def served(home: Home, **settings: object) -> Served:
 
 def begin(home: Home, study: Study = STUDY) -> Ledger:
     """The ledger of a study whose first cell ended, whose second diverged, whose third runs."""
-    home.claim(study)
+    register_study(home, study)
     ledger = Ledger(home.ledger(study.name), study.name, write=True)
     ledger.plan(CELLS)
     for cell in CELLS[:3]:
@@ -66,7 +68,7 @@ def begin(home: Home, study: Study = STUDY) -> Ledger:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.open(tmp_path / "home")
+    return open_home(tmp_path / "home")
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 import uvicorn
 
-from service.home import Home
-from service.storage import until
-from service.tokens import TokenFile
+from service.home.layout import Home
+from service.home.shared_storage import until
+from service.http.tokens import TokenFile
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
 
 WAIT_S = 60.0

@@ -6,7 +6,7 @@ import pytest
 import schemathesis
 from schemathesis import GenerationMode
 
-from service.home import Home
+from service.home.layout import Home
 from tests.service.http.conftest import begin, served
 from tests.service.http.fuzzing import ask_everything
 

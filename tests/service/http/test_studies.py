@@ -15,9 +15,9 @@ from dashboards.sensitivity import curves
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import label
 from search_spaces.study import Study
-from service.home import Home
+from service.home.layout import Home
+from service.home.studies import read_ledger, register_study
 from service.http.untrusted import study_of
-from service.ledger import Ledger
 from tests.service.http.conftest import CELLS, FINISHED, STUDY, Served, served
 
 FILE: dict[str, Any] = yaml.safe_load(STUDY.to_yaml())
@@ -34,9 +34,9 @@ def test_a_plan_is_that_of_the_command_line(service: Served) -> None:
     assert [curve["label"] for curve in told["curves"]] == ["baseline", label("z-loss", 1e-4), "mu-centering"]
     assert told["tokens"] == sum(cell.tokens for cell in CELLS)
     assert told["measured"]
-    seconds = sum(cell.tokens for cell in CELLS) / FINISHED["tokens_per_second"] / told["cells_at_once"]
+    seconds = sum(cell.tokens for cell in CELLS) / FINISHED["tokens_per_second"] / told["max_concurrent"]
     assert told["seconds"] == pytest.approx(seconds)
-    assert told["core_hours"] == pytest.approx(seconds / 3600 * told["cells_at_once"] * 2)
+    assert told["core_hours"] == pytest.approx(seconds / 3600 * told["max_concurrent"] * 2)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_cells_pages_and_states(service: Served) -> None:
 
 
 def test_curves_and_table_are_those_of_the_report(service: Served) -> None:
-    ledger = Ledger(service.home.ledger("smoke"), "smoke")
+    ledger = read_ledger(service.home.layout, "smoke")
     facts = {curve.label: curve for curve in curves(from_records(ledger.records()), STUDY.lrs)}
     told = service.reader.get("/api/v1/studies/smoke/curves").json()
     assert told["seq"] == ledger.seq
@@ -138,7 +138,7 @@ def test_where_a_study_stands(service: Served, home: Home) -> None:
     told = service.reader.get("/api/v1/studies/smoke").json()
     assert (told["state"], told["cells"]) == ("running", {"finished": 1, "diverged": 1, "running": 1, "planned": 3})
     assert told["file"]["lrs"] == list(STUDY.lrs)
-    home.claim(Study.validate_fields(FILE | {"name": "untouched"}))
+    register_study(home, Study.validate_fields(FILE | {"name": "untouched"}))
     assert service.reader.get("/api/v1/studies/untouched").json()["state"] == "claimed"
     assert service.reader.get("/api/v1/studies/untouched/curves").json()["charts"] == []
     assert service.reader.get("/api/v1/studies/untouched/table").json()["rows"] == []

@@ -1,0 +1,242 @@
+"""What a run leaves behind: rows along the way, a result at its end, an outcome for its curve.
+
+``COLUMNS`` is the one registry of what is recorded about a run. The ledger, tables of runs, MLflow, the HTTP service
+and docs/formats.md take their columns from it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+State = Literal["planned", "running", "finished", "diverged", "crashed", "pruned"]
+STATES: tuple[State, ...] = get_args(State)
+TERMINAL: frozenset[State] = frozenset({"finished", "diverged", "crashed", "pruned"})
+EndState = Literal["finished", "diverged", "crashed", "pruned", "stopped"]
+"""How ``Trainer.run`` can end: in a terminal state, or ``stopped`` with a checkpoint to resume from."""
+Origin = Literal["grid", "refine", "edge"]
+"""Why a cell was planned: the study's grid, a proposal of Optuna, the search for an edge."""
+
+Kind = Literal["text", "integer", "number"]
+Source = Literal["ledger", "cell", "result", "metrics"]
+Place = Literal["mlflow", "http", "event"]
+ELSEWHERE: frozenset[Place] = frozenset({"http", "event"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table of runs."""
+
+    name: str
+    kind: Kind = "number"
+    unit: str = ""
+    meaning: str
+    source: Source
+    """Where the value comes from: the ledger's line, the cell, its result, or the last row of its metrics."""
+    shown: frozenset[Place] = frozenset()
+    """Where it is shown besides the ledger and tables of runs: as a metric or tag of MLflow, in the service's list of
+    cells, in its event stream."""
+    mlflow_key: str | None = None
+    """Its key among MLflow's metrics, if not ``name``: the curve of that name holds the values along the run."""
+
+
+def _column(name: str, kind: Kind, source: Source, meaning: str, unit: str = "", **options: Any) -> Column:
+    return Column(name=name, kind=kind, source=source, meaning=meaning, unit=unit, **options)
+
+
+_MLFLOW: frozenset[Place] = frozenset({"mlflow"})
+_EVERYWHERE: frozenset[Place] = ELSEWHERE | _MLFLOW
+
+COLUMNS: dict[str, Column] = {
+    column.name: column
+    for column in (
+        _column("study", "text", "ledger", "the study"),
+        _column("cell", "text", "ledger", "the cell's id", shown=ELSEWHERE),
+        _column("scale", "text", "cell", "model scale", shown=ELSEWHERE),
+        _column("attention_norm", "text", "cell", "attention and norm variant", shown=ELSEWHERE),
+        _column("method", "text", "cell", "output-head method", shown=ELSEWHERE),
+        _column("gamma", "number", "cell", "the method's gamma; empty for a method without one", shown=ELSEWHERE),
+        _column("lr", "number", "cell", "peak learning rate", shown=ELSEWHERE),
+        _column("seed", "integer", "cell", "seed", shown=ELSEWHERE),
+        _column("state", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),
+        _column("origin", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),
+        _column(
+            "val_loss", "number", "result",
+            "final validation loss: over the `training.final_eval_sequences` drawn from all of validation where the "
+            "study asks for them, else of the last evaluation",
+            "nats", shown=_EVERYWHERE, mlflow_key="final_val_loss",
+        ),
+        _column(
+            "train_loss", "number", "result", "mean training loss between the last two evaluations", "nats",
+            shown=_MLFLOW, mlflow_key="final_train_loss",
+        ),
+        _column(
+            "l_init", "number", "result",
+            "validation loss before the first step, over the first `training.eval_sequences`", "nats",
+            shown=_EVERYWHERE,
+        ),
+        _column("steps", "integer", "result", "optimizer steps taken", shown=_EVERYWHERE),
+        _column("tokens", "integer", "result", "tokens trained on", shown=_MLFLOW),
+        _column(
+            "train_seconds", "number", "result", "wall time of the steps, without evaluations and checkpoints", "s",
+            shown=_EVERYWHERE,
+        ),
+        _column("tokens_per_second", "number", "result", "tokens over that time", "1/s", shown=_MLFLOW),
+        *(
+            _column(name, "number", "metrics", f"{name} of the last row of metrics", shown=_MLFLOW)
+            for name in (
+                "output_mu_norm", "logits_mean", "logits_std", "logits_absmean", "logits_absmax",
+                "logits_mean_token_std", "logits_std_token_std", "logits_absmax_token_max", "log_z_squared",
+                "output_mu_h_cosine", "output_mu_h_dot", "output_b_ratio", "attention_logit_max", "loss_spikes",
+                "spike_score",
+            )
+        ),
+        _column(
+            "torch", "text", "result",
+            "version and build of PyTorch that trained the run; for a resumed cell, at its end", shown=_MLFLOW,
+        ),
+        _column("reason", "text", "result", "why it diverged, crashed or was pruned", shown=_EVERYWHERE),
+    )
+}  # fmt: skip
+RUN_COLUMNS = tuple(COLUMNS)
+"""Columns of every table of runs, in this order."""
+
+
+def columns_from(*sources: Source) -> tuple[str, ...]:
+    """Names of the columns whose values come from these sources."""
+    return tuple(name for name, column in COLUMNS.items() if column.source in sources)
+
+
+def columns_shown(place: Place) -> tuple[str, ...]:
+    """Names of the columns that are shown at ``place``."""
+    return tuple(name for name, column in COLUMNS.items() if place in column.shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One evaluation along a run: one line of ``metrics.jsonl``."""
+
+    step: int
+    """Optimizer steps taken."""
+    time: float
+    """Seconds since 1970."""
+    metrics: Mapping[str, float]
+    """Finite values, by key."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Row:
+        """
+        Raises:
+            KeyError, TypeError, ValueError: ``content`` is not a row.
+        """
+        metrics = {sys.intern(name): value for name, value in content.items() if name not in ("step", "time")}
+        if not all(type(value) in (int, float) for value in content.values()):
+            raise ValueError("a value is not a number")
+        return cls(int(content["step"]), float(content.get("time", 0.0)), metrics)
+
+    def to_json(self) -> dict[str, float]:
+        return {"step": self.step, "time": self.time, **self.metrics}
+
+    @property
+    def val_loss(self) -> float | None:
+        """Validation loss in nats; None if it was not finite."""
+        return self.metrics.get("val_loss")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResult:
+    """What a run came to. Losses are plain cross-entropies, in nats per token. Without a state: not ended yet."""
+
+    state: EndState | None = None
+    val_loss: float | None = None
+    """Of the last evaluation with a finite one."""
+    train_loss: float | None = None
+    """Mean over the steps between the last two evaluations."""
+    l_init: float | None = None
+    """Validation loss before the first step."""
+    steps: int | None = None
+    """Optimizer steps taken."""
+    tokens: int | None = None
+    """Tokens trained on."""
+    train_seconds: float | None = None
+    """Wall seconds in training steps, over all resumptions; without evaluations and checkpoints."""
+    tokens_per_second: float | None = None
+    torch: str | None = None
+    """The version of PyTorch, with its build (``2.13.0+cpu``): losses of two differ in their last digits at least."""
+    reason: str = ""
+    """Why it did not finish; empty for a finished run."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Those of the last row that the table of runs has."""
+
+    @classmethod
+    def from_record(cls, state: EndState, record: Mapping[str, Any]) -> CellResult:
+        """The result that ``record`` gives back, from a ledger's line."""
+        own = {name: record[name] for name in _RESULT if record.get(name) is not None}
+        rest = record.keys() - _RESULT
+        metrics = {sys.intern(name): record[name] for name in record if name in rest and record[name] is not None}
+        return cls(state=state, metrics=metrics, **own)
+
+    def record(self) -> dict[str, float | str]:
+        """The columns that have a value, in the order of the registry."""
+        values = {name: getattr(self, name) for name in columns_from("result")} | dict(self.metrics)
+        return {name: value for name, value in values.items() if value not in (None, "")}
+
+
+_RESULT = frozenset(columns_from("result"))
+NO_RESULT = CellResult()
+
+Verdict = Literal["converged", "diverged", "running", "crashed", "stopped"]
+"""What a run, or a learning rate over its seeds, says about convergence. ``running`` has no result yet, ``crashed`` and
+``stopped`` (by a person or a pruner) have none and will not have one."""
+VERDICTS: dict[State, Verdict] = {
+    "planned": "running",
+    "running": "running",
+    "finished": "converged",
+    "diverged": "diverged",
+    "crashed": "crashed",
+    "pruned": "stopped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a run, as its curve and the search for its edge see it."""
+
+    verdict: Verdict
+    loss: float | None
+    """Loss on the curve, in nats: at most ``l_init``, and that for a diverged run; None without a result."""
+
+    @classmethod
+    def of(cls, state: State, val_loss: float | None, l_init: float | None) -> Outcome:
+        """
+        Args:
+            state: the ledger's. A finished run whose loss is not finite, or above ``l_init``, has diverged.
+            val_loss: final validation loss in nats; None or NaN if it has none.
+            l_init: validation loss before training in nats; None or NaN if unknown.
+        """
+        verdict = VERDICTS[state]
+        l_init = None if l_init is None or math.isnan(l_init) else l_init
+        if verdict == "converged" and val_loss is None:
+            verdict = "crashed"  # no loss was recorded
+        elif verdict == "converged" and val_loss is not None and _diverged(val_loss, l_init):
+            verdict = "diverged"
+        return cls(verdict, {"converged": val_loss, "diverged": l_init}.get(verdict))
+
+
+def _diverged(val_loss: float, l_init: float | None) -> bool:
+    return not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init)
+
+
+def aggregate_seeds(verdicts: Iterable[Verdict | None]) -> Verdict | None:
+    """The verdict on a learning rate from those on its seeds, None for a run that was never planned.
+
+    It converges if it does with every seed, so one that diverged decides, whatever the others did.
+    """
+    found = set(verdicts)
+    for verdict in ("diverged", "crashed", "stopped", "running", None):
+        if verdict in found:
+            return verdict
+    return "converged"

@@ -1,0 +1,217 @@
+"""Commands for studies that run as jobs of a Ray cluster. Handlers parse and call, nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+from tabulate import tabulate
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import Study
+from service import exit_codes
+from service.background import wait_until
+from service.cli.options import bad_input_exits, home_option, study_argument
+from service.home.layout import Home
+from service.home.location import local_folder, open_home
+from service.home.studies import is_running
+from trainers.storage.bucket import is_bucket
+
+if TYPE_CHECKING:
+    from service.cluster.jobs import JobInfo, Jobs
+
+MAX_MEGABYTES = 50.0
+EXIT_DETACHED = 130
+"""Ctrl-C while following: the job continues."""
+STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
+
+cluster_help = "Dashboard of the Ray cluster, http://HOST:8265; its token is RAY_AUTH_TOKEN or ~/.ray/auth_token."
+cluster_option = click.option(
+    "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, required=True, help=cluster_help
+)
+
+
+@click.command()
+@study_argument
+@cluster_option
+@click.option(
+    "--home",
+    envvar="OEC_HOME",
+    show_envvar=True,
+    help="Folder or bucket that every node sees; the cluster's OEC_HOME without.",
+)
+@click.option("--retry-crashed", is_flag=True, help="Also try the crashed cells again.")
+@click.option(
+    "--working-dir", type=click.Path(path_type=Path), help="Sources that run in place of the installed package."
+)
+@click.option(
+    "--max-megabytes", type=float, default=MAX_MEGABYTES, show_default=True, help="Most that --working-dir may ship."
+)
+@click.option("--driver-resource", metavar="NAME", help="Ray resource of the node for the driver; the head without.")
+@click.option("--driver-label", "labels", multiple=True, metavar="KEY=VALUE", help="Ray label of that node.")
+@click.option("--follow", is_flag=True, help="Show the job's progress; its exit code is that of the study.")
+@bad_input_exits
+def submit(
+    study: str,
+    cluster: str,
+    home: str | None,
+    retry_crashed: bool,
+    working_dir: Path | None,
+    max_megabytes: float,
+    driver_resource: str | None,
+    labels: tuple[str, ...],
+    follow: bool,
+) -> None:
+    """Run STUDY on a Ray cluster, as a job. The same command goes on with missing cells."""
+    from service.cluster.jobs import Jobs, portable
+    from service.cluster.working_dir import Shipment
+
+    spec = Study.load(study)
+    portable(spec, home)
+    driver_labels = dict(label(text) for text in labels)
+    shipment = Shipment.of(working_dir, max_megabytes=max_megabytes) if working_dir else None
+    there = Jobs(cluster)
+    if shipment:
+        click.echo(f"working directory {shipment}")
+    variables = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if os.environ.get(name)}
+    job = there.submit(
+        spec,
+        home=home,
+        retry_crashed=retry_crashed,
+        environment=variables,
+        working_dir=shipment,
+        driver_resource=driver_resource,
+        driver_labels=driver_labels,
+    )
+    click.echo(f"job {job}: {spec.name}, home {home or 'the OEC_HOME of the cluster'}")
+    if follow:
+        sys.exit(followed(there, job))
+    click.echo(f"`oec logs {spec.name} --follow` shows it, `oec stop {spec.name} --cluster {cluster}` ends it")
+
+
+@click.command()
+@cluster_option
+@bad_input_exits
+def jobs(cluster: str) -> None:
+    """The jobs of a Ray cluster that `oec submit` started, the newest first."""
+    from service.cluster.jobs import Jobs
+
+    rows = [
+        (
+            job.id,
+            job.study,
+            job.status.lower(),
+            "" if job.exit_code is None else job.exit_code,
+            f"{job.submitted:%Y-%m-%d %H:%M:%S}" if job.submitted else "",
+            job.home or "the cluster's",
+            job.message if job.status == "FAILED" else "",
+        )
+        for job in Jobs(cluster).all()
+    ]
+    headers = ("job", "study", "state", "exit code", "submitted (UTC)", "home", "says")
+    # As wide as it is: an id is there to be copied.
+    click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True) if rows else "no jobs yet")
+
+
+@click.command()
+@click.argument("job", metavar="JOB|STUDY")
+@cluster_option
+@click.option("--follow", is_flag=True, help="Until the job ends; the exit code is then that of the study.")
+@bad_input_exits
+def logs(job: str, cluster: str, follow: bool) -> None:
+    """What a job prints: the one of this id, or the newest of this study."""
+    from service.cluster.jobs import Jobs
+
+    there = Jobs(cluster)
+    found = there.newest(job) or there.get(job)
+    if follow:
+        sys.exit(followed(there, found.id))
+    click.echo(there.logs(found.id), nl=False)
+
+
+@click.command()
+@click.argument("study")
+@home_option
+@click.option("--cell", metavar="ID", help="End this running cell alone, as pruned; the study goes on.")
+@click.option("--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, help=f"For a job. {cluster_help}")
+@bad_input_exits
+def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
+    """Ask the run of STUDY to end; it saves its state, and the same command goes on.
+
+    From any machine that sees the home, or with --cluster from any that reaches the cluster.
+    """
+    from service.sweep.stop import stop as stop_study
+
+    by_default = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
+    here = not cluster or (by_default and runs_in(home, study))
+    done = stop_study(open_home(home), study, cell) if here else stopped(str(cluster), study, cell)
+    what = f"cell {cell}" if cell else study
+    click.echo(f"{what} has ended" if done else f"{what} was asked to end, and has not yet")
+
+
+def followed(there: Jobs, job: str) -> int:
+    """Print what a job prints until it ends; the exit code of its study."""
+    try:
+        for piece in there.follow(job):
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        click.echo(f"\n{job} goes on; `oec logs {job} --follow` shows it again")
+        return EXIT_DETACHED
+    return exit_code(there.get(job))
+
+
+def exit_code(ended: JobInfo) -> int:
+    """That of the study; if it never began, that of bad input, and if its driver was lost, that of an interruption."""
+    from service.cluster.jobs import NOT_FOUND
+
+    if ended.exit_code in (None, NOT_FOUND):
+        click.echo(f"oec: job {ended.id} {ended.status.lower()}: {ended.message}", err=True)
+        return exit_codes.BAD_INPUT if ended.exit_code else exit_codes.INTERRUPTED
+    return ended.exit_code or 0
+
+
+def stopped(cluster: str, study: str, cell: str | None) -> bool:
+    """Ask through the home where this machine sees it, else through the job; whether it has ended.
+
+    Raises:
+        InvalidInput: no job runs the study, or a cell is to be ended in a home that is not seen from here.
+    """
+    from service.cluster.jobs import Jobs
+    from service.sweep.stop import stop as stop_study
+
+    there = Jobs(cluster)
+    job = next((job for job in there.all() if job.study == study and job.live), None)
+    if job is None:
+        raise InvalidInput("STUDY", study, "is not being run by a job of this cluster", "`oec jobs` lists them")
+    if job.home and runs_in(job.home, study):
+        return stop_study(open_home(job.home), study, cell)
+    if cell:
+        raise InvalidInput("--cell", cell, "is in a home that this machine does not see", "ask from one that does")
+    there.stop(job.id)
+    return wait_until(lambda: not there.get(job.id).live, STOP_TIMEOUT_S, POLL_S)
+
+
+def runs_in(home: str, study: str) -> bool:
+    """Whether a home that this machine sees has the study, being run."""
+    if is_bucket(home):
+        try:
+            return is_running(open_home(home), study)
+        except InvalidInput:  # this machine has not its credentials, say
+            return False
+    place = Home(local_folder(home))
+    return place.ledger(study).is_file() and is_running(place, study)
+
+
+def label(text: str) -> tuple[str, str]:
+    """
+    Raises:
+        InvalidInput: it is not ``KEY=VALUE``.
+    """
+    key, _, value = text.partition("=")
+    if not (key and value):
+        raise InvalidInput("--driver-label", text, "is no label", "write KEY=VALUE, as in `ray start --labels`")
+    return key, value

@@ -1,0 +1,101 @@
+"""``oec plan``: what a study will train, and what it takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from search_spaces.errors import InvalidInput
+from search_spaces.methods import label
+from search_spaces.plan import Plan
+from search_spaces.scales import SCALES
+from search_spaces.study import ResourceSpec
+from service.cluster.connection import this_machine
+from service.cluster.placement import KINDS, Node, fit
+from service.home.layout import Home
+from service.home.speeds import all_entries, measured_speeds
+from service.pace import clock_time
+
+
+def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
+    """The curves, then totals with an estimate from speeds measured in this home."""
+    study = plan.study
+    table = Table("scale", "parameters", "method", "cells", "learning rates", "tokens per cell", title=study.name)
+    for curve in plan.curves:
+        parameters = SCALES[curve.scale].parameters(study.data.V, tied=study.model.tied)
+        lrs = f"{study.lrs[0]:g} .. {study.lrs[-1]:g}"
+        name = label(curve.method, curve.gamma, curve.attention_norm)
+        tokens = f"{curve.cells[0].tokens:,}"
+        table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
+    yield table
+    entries = list(all_entries(home))
+    speeds = measured_speeds(entries)
+    basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
+    done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
+    known = sum(cell.id in done for cell in plan.cells)
+    off_grid = plan.cell_count - len(plan.cells)
+    cells = (
+        f"at most {plan.cell_count} cells, {off_grid} of them off the grid" if off_grid else f"{plan.cell_count} cells"
+    )
+    if size := kept_bytes(plan):
+        yield f"keep_weights: at most {decimal(size)} of weights, if every cell is trained here"
+    max_concurrent = concurrent_here(study.resources)
+    yield (
+        f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
+        f"{clock_time(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, from {basis}"
+    )
+
+
+def kept_bytes(plan: Plan) -> int:
+    """Bytes of the weights that a study keeps: float32, one file each time."""
+    study, keep = plan.study, plan.study.keep_weights
+    files = (len(range(keep.every, study.training.steps, keep.every)) if keep.every else 0) + keep.last
+    cells = Counter(cell.scale for cell in plan.cells) + Counter(plan.refinement_cells)
+    parameters = (SCALES[scale].parameters(study.data.V, tied=study.model.tied) * n for scale, n in cells.items())
+    return 4 * files * sum(parameters)
+
+
+def cluster_line(plan: Plan, home: Home, nodes: Sequence[Node], *, can_grow: bool = False) -> str:
+    """What a study would take on these nodes: cells in parallel, time, and what limits it.
+
+    Times are those of training, from speeds measured in this home or a nominal one, if cells were spread evenly.
+
+    Args:
+        can_grow: the nodes are those of a real cluster, which starts more for a study with ``autoscale``.
+
+    Raises:
+        InvalidInput: not even one cell fits.
+    """
+    resources = plan.study.resources
+    found = fit(resources, nodes, cells=plan.cell_count, can_grow=can_grow)
+    workers = found.cells * resources.workers
+    hours = plan.seconds(measured_speeds(all_entries(home)), found.cells) / 3600
+    taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+    parts = [f"{hours * taken['CPU']:,.3g} core-hours"]
+    if resources.gpus_per_worker:
+        parts.append(f"{hours * taken['GPU']:,.3g} GPU-hours")
+    grows = can_grow and resources.autoscale
+    where = f"a cluster that grows to {describe_nodes([taken])}" if grows else describe_nodes(nodes)
+    return (
+        f"on {where}: {found.cells} cells in parallel, {workers} workers, limited by {found.bound_by}; "
+        f"about {clock_time(3600 * hours)}, {', '.join(parts)}"
+    )
+
+
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """``4 nodes with 64 CPU, 8 GPU``, or what the only node has."""
+    totals = {kind: sum(node.get(kind, 0) for node in nodes) for kind in KINDS}
+    listed = ", ".join(f"{number:g} {kind}" for kind, number in totals.items() if number)
+    return listed if len(nodes) == 1 else f"{len(nodes)} nodes with {listed}"
+
+
+def concurrent_here(resources: ResourceSpec) -> int:
+    """Cells in parallel on this machine; for a study that does not fit here, what it asks for, or one."""
+    try:
+        return fit(resources, this_machine()).cells
+    except InvalidInput:
+        return resources.concurrency or 1

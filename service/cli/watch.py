@@ -1,0 +1,180 @@
+"""``oec watch``: a study while it runs, from its ledger and its cells' metrics alone.
+
+It holds no lock and writes only the page, so any number of people may watch, from any machine that sees the home.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from statistics import mean
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces.methods import label
+from search_spaces.record import TERMINAL
+from service.home import copies
+from service.home.layout import Home
+from service.home.ledger import Entry
+from service.home.live_rows import LiveRows
+from service.home.studies import is_running, read_ledger, require_study
+from service.pace import Pace, clock_time
+
+EVERY_S = 2.0
+PAGE_EVERY_S = 30
+"""Seconds between two pages, but at least ``PAGE_SHARE`` times the processor time that one takes."""
+PAGE_SHARE = 20
+MARKS = {"diverged": "×", "crashed": "!", "pruned": "–", "planned": "·"}
+"""Shown in place of a loss."""
+LEGEND = "loss · planned  × diverged  ! crashed  – pruned; dim: the latest loss of running cells"
+
+
+class LivePage:
+    """The report's page, rewritten while the study runs."""
+
+    def __init__(self, home: Home, study: str, console: Console) -> None:
+        self._home, self._study, self._console = home, study, console
+        self._due = 0.0
+
+    def write(self, running: bool) -> None:
+        """Write it if it is due, and in any case once the study no longer runs."""
+        from service.report.report import write_live_page  # takes seconds
+
+        if running and time.monotonic() < self._due:
+            return
+        start = time.process_time()  # next to the training, wall time would be three times as long
+        path = write_live_page(self._study, self._home, PAGE_EVERY_S if running else None)
+        if not self._due:
+            self._console.print(f"page: {path}", soft_wrap=True)
+        self._due = time.monotonic() + max(PAGE_EVERY_S, PAGE_SHARE * (time.process_time() - start))
+
+
+def watch(
+    home: Home, study: str, console: Console, *, once: bool, page: bool = False, every_s: float = EVERY_S
+) -> None:
+    """Draw the study until it no longer runs; only once with ``once``, or if the output is not a terminal.
+
+    With ``page``, the report's page is written too, for as long as the study runs.
+
+    Raises:
+        InvalidInput: the study is not in the home, or its ledger is damaged.
+    """
+    require_study(home, study)
+    view = StudyView(home, study)
+    pages = LivePage(home, study, console) if page else None
+    if once or not (console.is_terminal or pages):
+        running = is_running(home, study)
+        console.print(view.draw(running))
+        if pages:
+            pages.write(running)
+        return
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            running = is_running(home, study)  # before the ledger is read, so that the last drawing shows the end
+            if live:
+                live.update(view.draw(running), refresh=True)
+            if pages:
+                pages.write(running)
+            if not running:
+                return
+            time.sleep(every_s)
+
+
+class StudyView:
+    """The curves of a study, its running cells, and a line of counts."""
+
+    def __init__(self, home: Home, study: str) -> None:
+        self._home, self._study = home, study
+        self._ledger = read_ledger(home, study)
+        self._rows = LiveRows(home, study)
+
+    def draw(self, running: bool) -> RenderableType:
+        """
+        Args:
+            running: whether a driver is at work on the study.
+        """
+        copies.pull(self._home, self._study)
+        if self._ledger.path.stat().st_size < self._ledger.size:  # a study that never started was replaced
+            self._ledger = read_ledger(self._home, self._study)
+        self._ledger.refresh()
+        entries = list(self._ledger.entries.values())
+        copies.download_metrics(self._home, [(entry.id, self._study) for entry in entries if entry.state == "running"])
+        return Group(
+            self._curves([entry for entry in entries if entry.origin == "grid"]),
+            Text(LEGEND, style="dim"),
+            self._running_cells(entries),
+            Text(self.summary(entries, running)),
+        )
+
+    def _curves(self, grid: list[Entry]) -> Table:
+        lrs = sorted({entry.cell.lr for entry in grid})
+        title = f"{self._study}: final loss by learning rate"
+        table = Table("", *(f"{lr:g}" for lr in lrs), box=SIMPLE_HEAD, title=title)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        curves: dict[str, dict[float, list[Entry]]] = {}
+        for entry in grid:
+            cell = entry.cell
+            name = f"{cell.scale} {label(cell.method, cell.gamma, cell.attention_norm)}"
+            curves.setdefault(name, {}).setdefault(cell.lr, []).append(entry)
+        for name, by_lr in curves.items():
+            table.add_row(name, *(self.point(by_lr.get(lr, [])) for lr in lrs))
+        return table
+
+    def _running_cells(self, entries: Iterable[Entry]) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for entry in entries:
+            if entry.state == "running":
+                row = self._rows.newest(entry.id)
+                steps = f"step {row.step if row else 0} of {entry.cell.training.steps}"
+                table.add_row(f"  {entry.cell.label}", steps, f"loss {row.val_loss:.3f}" if row else "")
+        return table
+
+    def point(self, entries: list[Entry]) -> Text:
+        """One learning rate of a curve: the mean final loss over its seeds, or marks for cells without one."""
+        losses = [outcome.loss for entry in entries if (outcome := entry.outcome).verdict == "converged"]
+        found = {MARKS[entry.state] for entry in entries if entry.state in MARKS}
+        marks = "".join(sorted(found - {"·"} if losses else found))
+        if losses:
+            return Text(f"{marks} {mean(loss for loss in losses if loss is not None):.3f}".strip())
+        rows = [self._rows.newest(entry.id) for entry in entries if entry.state == "running"]
+        newest = [row.val_loss for row in rows if row and row.val_loss is not None]
+        if newest:
+            return Text(f"{marks.replace('·', '')} {mean(newest):.3f}".strip(), style="dim")
+        return Text(marks or " ", style="red" if "!" in marks else "")
+
+    def summary(self, entries: list[Entry], running: bool) -> str:
+        """Cells by state, tokens per second and time left, from the training times of the cells that ended."""
+        counts = {state: sum(entry.state == state for entry in entries) for state in ("running", *sorted(TERMINAL))}
+        ended = sum(counts[state] for state in TERMINAL)
+        parts = [f"{ended}/{len(entries)} cells", *(f"{n} {state}" for state, n in counts.items() if n)]
+        concurrent = counts["running"]
+        if concurrent and running:
+            timed = [entry for entry in entries if entry.result.train_seconds and entry.reused_from is None]
+            seconds = sum(entry.result.train_seconds or 0.0 for entry in timed) / concurrent
+            if speed := Pace(sum(entry.cell.tokens * _share(entry) for entry in timed), seconds).per_second:
+                parts.append(f"{speed:,.0f} tokens/s")
+            done = sum(entry.cell.flops * _share(entry) for entry in timed)
+            if (left := Pace(done, seconds).seconds_for(self._flops_left(entries))) is not None:
+                parts.append(f"{clock_time(left)} left")
+        if not running:
+            parts.append("not running" if ended < len(entries) else "ended")
+        return " | ".join(parts)
+
+    def _flops_left(self, entries: Iterable[Entry]) -> float:
+        left = 0.0
+        for entry in entries:
+            if entry.state in ("planned", "running"):
+                row = self._rows.newest(entry.id) if entry.state == "running" else None
+                left += entry.cell.flops * (1 - (row.step if row else 0) / entry.cell.training.steps)
+        return left
+
+
+def _share(entry: Entry) -> float:
+    """The share of its steps that a cell took until its end."""
+    return (entry.result.steps or 0) / entry.cell.training.steps

@@ -1,0 +1,1 @@
+"""What a set of studies leaves on disk or in a bucket."""

@@ -1,0 +1,28 @@
+"""The tokens of a study, kept in the home."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from search_spaces.study import Study
+from service.home import copies
+from service.home.layout import Home
+from trainers.data import MANIFEST, Tokens, prepare
+
+
+def prepare_tokens(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
+    """The study's tokens: prepared in the home if needed, undamaged, and enough of them.
+
+    Args:
+        report: gets lines of progress.
+
+    Raises:
+        InvalidInput: the text cannot be read, a token file is damaged, or there are too few tokens.
+    """
+    tokens = prepare(study.data, home.path, fetch=partial(copies.download_once, home, last=MANIFEST), report=report)
+    tokens.verify(home.path / "data" / "verified.json")
+    tokens.check_length(study.training)
+    if tokens.folder:
+        copies.upload(home, tokens.folder, MANIFEST)
+    return tokens

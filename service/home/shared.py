@@ -1,0 +1,93 @@
+"""Checking that every node of the cluster sees the same home, with a file that each node writes."""
+
+from __future__ import annotations
+
+import secrets
+
+from search_spaces.errors import InvalidInput
+from service.background import wait_until
+from service.home.layout import Home
+from service.home.signals import SignalStore, signals
+
+NODE_TIMEOUT_S, VISIBLE_TIMEOUT_S = 60.0, 5.0
+"""How long a node may take to answer, most of it the start of a process there; and a file to become visible."""
+POLL_S = 0.05
+REMEDY = "put it on storage that every node mounts at this path, such as NFS, or in a bucket that every node can use"
+
+
+def check_shared(home: Home) -> None:
+    """Check that every node of the cluster that this process has joined reads and writes the same home.
+
+    Raises:
+        InvalidInput: a node does not; the message names each such node and its problem.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    word = secrets.token_hex(8)
+    store = signals(home, f".probe-{word}")
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    try:
+        store.write("driver", word)
+        task = ray.remote(num_cpus=0, max_retries=0)(probe)
+        probes = {
+            node["NodeID"]: task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(store, word, node["NodeID"])
+            for node in alive
+        }
+        ray.wait(list(probes.values()), num_returns=len(probes), timeout=NODE_TIMEOUT_S)
+        failed = {}
+        for node in alive:
+            problem = probe_result(probes[node["NodeID"]]) or why_unseen(store, node["NodeID"], word)
+            if problem:
+                failed[node["NodeID"]] = f"{node['NodeManagerAddress']} ({problem})"
+    finally:
+        store.clear()
+    if failed:
+        nodes = f"node{'s' if len(failed) > 1 else ''} {', '.join(sorted(failed.values()))}"
+        raise InvalidInput("--home", str(home), f"is not seen by {nodes}", REMEDY)
+
+
+def probe(store: SignalStore, word: str, node: str) -> str:
+    """Runs on a node: read the driver's file and write one; returns the problem, or an empty string."""
+    try:
+        store.check()
+        if problem := why_unseen(store, "driver", word):
+            return problem
+        store.write(node, word)
+    except InvalidInput as error:
+        return error.problem
+    except OSError as error:
+        return f"cannot write: {error.strerror}"
+    return ""
+
+
+def why_unseen(store: SignalStore, name: str, word: str) -> str:
+    """Why the text ``name`` is not ``word`` after ``VISIBLE_TIMEOUT_S`` (network storage is slow); empty if it is."""
+    problem = ""
+
+    def holds() -> bool:
+        nonlocal problem
+        try:
+            found = store.read(name)
+            problem = "" if found == word else "No such file or directory" if found is None else "has other content"
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+        return not problem
+
+    wait_until(holds, VISIBLE_TIMEOUT_S, POLL_S)
+    return problem
+
+
+def probe_result(task: object) -> str:
+    """What a node's probe returned, or why it did not return."""
+    import ray
+
+    try:
+        found: str = ray.get(task, timeout=POLL_S)  # type: ignore[call-overload]
+        return found
+    except ray.exceptions.GetTimeoutError:
+        return f"no answer in {NODE_TIMEOUT_S:g} s"
+    except ray.exceptions.RayError as error:  # its process did not start, or lacks the package
+        return str(error).splitlines()[-1]

@@ -1,0 +1,99 @@
+"""The studies of a home: which there are, their ledgers, whether one runs, and claiming a name."""
+
+from __future__ import annotations
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import HASHED_WITHOUT, Study
+from service.home.bucket_ledger import BucketLedger
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.writer import is_locked
+from trainers.storage.files import write_atomically
+
+
+def registered(home: Home) -> list[str]:
+    """Names of the studies that have a study file here, started or not."""
+    return sorted(path.parent.name for path in home.studies.glob("*/study.yaml"))
+
+
+def with_ledger(home: Home) -> list[str]:
+    """Names of the studies that have a ledger here."""
+    return sorted(path.parent.name for path in home.studies.glob("*/ledger.jsonl"))
+
+
+def require_study(home: Home, name: str) -> None:
+    """
+    Raises:
+        InvalidInput: no study of this name has a ledger here.
+    """
+    if name not in (names := with_ledger(home)):
+        here = ", ".join(names) or "none yet"
+        raise InvalidInput("STUDY", name, "has no ledger in this home", f"studies here: {here}")
+
+
+def read_ledger(home: Home, name: str) -> Ledger:
+    """
+    Raises:
+        InvalidInput: the ledger is damaged.
+    """
+    return Ledger(home.ledger(name), name)
+
+
+def write_ledger(home: Home, name: str) -> Ledger:
+    """
+    Raises:
+        InvalidInput: the ledger is damaged.
+        LedgerLocked: another process writes it.
+    """
+    bucket_ledger = BucketLedger(home.bucket, name) if home.bucket else None
+    return Ledger(home.ledger(name), name, write=True, bucket_ledger=bucket_ledger)
+
+
+def is_running(home: Home, name: str) -> bool:
+    """Whether a driver holds the study's ledger; no if it has none yet."""
+    if home.bucket:
+        writer = BucketLedger(home.bucket, name).writer()
+        return writer is not None and writer.seems_alive
+    return is_locked(home.ledger(name))
+
+
+def register_study(home: Home, study: Study) -> None:
+    """Write the study's file, or check that the one in the home is the same study.
+
+    Raises:
+        InvalidInput: another study ran here under this name.
+    """
+    folder = home.study(study.name)
+    if folder.resolve() != folder:  # the home itself is resolved
+        problem = f"leads out of the home, to {folder.resolve()}"
+        raise InvalidInput("name", study.name, problem, "remove the symbolic link, or choose another --home")
+    path = folder / "study.yaml"
+    if path.exists():
+        before = Study.load(str(path))
+        if before.hash != study.hash and _has_started(home, study.name):
+            raise InvalidInput(
+                "name",
+                study.name,
+                f"is taken: a different study of this name ran in this home ({changes(before, study)})",
+                "give the changed study another name (equal cells are not trained again), or another --home",
+            )
+        if before.hash != study.hash:
+            home.ledger(study.name).unlink(missing_ok=True)
+            if home.bucket:
+                BucketLedger(home.bucket, study.name).forget()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, study.to_yaml())
+    if home.bucket:
+        home.bucket.upload(f"ledgers/{study.name}/study.yaml", path)
+
+
+def _has_started(home: Home, name: str) -> bool:
+    """Whether a study got further than its plan; it did not if, for example, its cluster could not be reached."""
+    return not (home.ledger(name).is_file() and set(read_ledger(home, name).counts()) <= {"planned"})
+
+
+def changes(before: Study, after: Study) -> str:
+    """The fields in which two studies differ, for a message."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    fields = [name for name in old if old[name] != new[name] and HASHED_WITHOUT.get(name) is not True]
+    return "changed: " + ", ".join(fields)

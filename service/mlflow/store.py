@@ -1,0 +1,225 @@
+"""The runs of one study in an MLflow store: a parent run for the study, a child run for each cell.
+
+What is delivered is read from the home. A delivery can be repeated: a child run is found by its tags, and a metric
+carries the step and the time at which the worker measured it, which MLflow stores once. (A row that a resumed cell
+measures again has a new time: if the old one had been delivered, MLflow has that step twice, with equal values.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.cell import Cell
+from search_spaces.record import COLUMNS, Row, columns_shown
+from search_spaces.scales import SCALES
+from search_spaces.study import Study
+from service.home import copies
+from service.home.layout import Home
+from service.home.ledger import Entry
+from service.mlflow.database import create_database
+from trainers.rows import read
+from trainers.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+EXPERIMENT = "oec"
+BATCH_SIZE = 900
+"""Metrics per request; MLflow accepts 1,000 metrics, params and tags together."""
+MAX_DIGEST_CHARACTERS = 36
+"""MLflow's limit for the digest of a data set."""
+MAX_REASON_CHARACTERS = 5000
+"""MLflow's limit for a tag; the ledger has the whole traceback."""
+
+
+class Store:
+    """The runs of one study in one MLflow store. Connects at the first use: MLflow's import takes seconds."""
+
+    def __init__(self, uri: str, home: Home, study: Study) -> None:
+        self._uri, self._home, self._study = uri, home, study
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._parent = ""
+        self._children: dict[str, str] = {}
+        self._states: dict[str, str] = {}
+        """What the store says of each cell; written after everything else of it."""
+        self._described: set[str] = set()
+        """Runs that have their params; a kill can come between a run and them."""
+        self._rows: dict[str, int] = {}
+
+    def deliver(self, entry: Entry) -> None:
+        """Give the child run of a cell its parameters, its rows and, once it has ended, its result."""
+        from mlflow.entities import Metric, RunTag
+
+        client = self.connect()
+        cell, state, result = entry.cell, entry.state, entry.result
+        if self._states.get(entry.id) == state and state not in ("running", "crashed"):
+            return
+        trained_in = entry.reused_from or self._study.name
+        copies.download_metrics(self._home, [(entry.id, trained_in)])
+        rows = read(self._home.metrics(entry.id, trained_in))
+        run_id = self._child(client, entry, rows)
+        metrics = [
+            Metric(key, float(value), int(row.time * 1000), row.step)
+            for row in rows[self._rows.get(run_id, 0) :]
+            for key, value in row.metrics.items()
+        ]
+        ended = state != "running"
+        if ended:
+            metrics += [Metric(key, value, *end_of(rows)) for key, value in result_metrics(entry).items()]
+        last = max(0, len(metrics) - BATCH_SIZE)  # the last batch goes with everything else
+        for start in range(0, last, BATCH_SIZE):
+            client.log_batch(run_id, metrics=metrics[start : min(start + BATCH_SIZE, last)])
+        described = run_id in self._described
+        if not described:
+            client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
+        if ended:
+            client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED", end_of(rows)[0] or None)
+        reason = result.reason[:MAX_REASON_CHARACTERS]
+        tags = {"oec.reason": reason, "oec.origin": entry.origin, "oec.state": state}
+        if result.torch:
+            tags["oec.torch"] = result.torch
+        client.log_batch(
+            run_id,
+            metrics=metrics[last:],
+            params=[] if described else list(params(cell)),
+            tags=[RunTag(name, str(value)) for name, value in tags.items()],
+        )
+        self._described.add(run_id)
+        self._rows[run_id] = len(rows)
+        self._states[entry.id] = state
+
+    def remember(self) -> None:
+        """Write the ids of the runs into the home, for the links of the report."""
+        if self._children:
+            content = json.dumps({"experiment": self._experiment, "runs": dict(self._children)})
+            write_atomically(runs_file(self._home, self._study.name), content)
+
+    def artifacts(self, folder: Path) -> None:
+        """Put a folder's files onto the parent run and end it."""
+        client = self.connect()
+        client.log_artifacts(self._parent, str(folder))
+        client.set_terminated(self._parent)
+
+    def connect(self) -> MlflowClient:
+        """The client, with experiment, parent run and known children found or made."""
+        if self._client:
+            return self._client
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves; 7 take minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # of 120, and that for each try
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a cell
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, ViewType
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # without its account of making a database
+
+        create_database(self._uri)
+        client = MlflowClient(self._uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        embedded = self._uri.startswith("sqlite:")
+        self._experiment = (
+            found.experiment_id
+            if found
+            else client.create_experiment(
+                EXPERIMENT,
+                artifact_location=(self._home.path / "mlflow").as_uri() if embedded else None,
+                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI opens on training runs
+            )
+        )
+        token = None
+        mine = f"tags.`oec.study` = '{self._study.name}' and tags.`oec.hash` = '{self._study.hash}'"
+        while True:
+            page = client.search_runs([self._experiment], mine, ViewType.ACTIVE_ONLY, page_token=token)
+            for run in page:
+                if run.data.params:
+                    self._described.add(run.info.run_id)
+                if cell_id := run.data.tags.get("oec.cell"):
+                    self._children[cell_id] = run.info.run_id
+                    self._states[cell_id] = run.data.tags.get("oec.state", "")
+                else:
+                    self._parent = run.info.run_id
+            token = page.token
+            if not token:
+                break
+        if not self._parent:
+            self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
+        if self._parent not in self._described:
+            client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
+            flat = {"scales": self._study.scales, "lrs": self._study.lrs, "seeds": self._study.seeds}
+            client.log_batch(self._parent, params=[Param(name, json.dumps(value)) for name, value in flat.items()])
+        self._client = client
+        return client
+
+    def _child(self, client: MlflowClient, entry: Entry, rows: Sequence[Row]) -> str:
+        """The run of a cell; a new one starts with its first row, so that MLflow's duration is the cell's."""
+        if entry.id not in self._children:
+            tags = {"oec.cell": entry.id, "mlflow.parentRunId": self._parent}
+            start = int(rows[0].time * 1000) if rows else None
+            self._children[entry.id] = self._create(client, entry.cell.label, tags, start)
+        return self._children[entry.id]
+
+    def _create(self, client: MlflowClient, name: str, tags: dict[str, str], start: int | None = None) -> str:
+        tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **tags}
+        run = client.create_run(self._experiment, start_time=start, tags=tags, run_name=name)
+        return str(run.info.run_id)
+
+
+def params(cell: Cell) -> Iterator[Any]:
+    """A cell as MLflow params; those that a comparison sorts by first."""
+    from mlflow.entities import Param
+
+    content = cell.model_dump(mode="json")
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from (Param(f"{name}.{key}", str(inner)) for key, inner in value.items())
+        elif value is not None:
+            yield Param(name, str(value))
+    yield Param("parameters", str(SCALES[cell.scale].parameters(cell.V, tied=cell.model.tied)))
+
+
+def dataset(study: Study, cell: Cell) -> DatasetInput:
+    """A cell's tokens: what the UI shows in the column of data sets, by name and digest."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    spec = study.data.model_dump(mode="json", exclude_none=True)
+    name = spec["source"]
+    return DatasetInput(
+        Dataset(name=name, digest=cell.data[:MAX_DIGEST_CHARACTERS], source_type=name, source=json.dumps(spec)),
+        [InputTag("mlflow.data.context", "training")],
+    )
+
+
+def result_metrics(entry: Entry) -> dict[str, float]:
+    """A cell's result as metrics.
+
+    The final losses have keys of their own: after a divergence the last value along the curve ``val_loss`` is another.
+    ``curve_loss`` and ``log10_lr`` are for MLflow's own charts, whose axes have no ceiling and, for parameters, no
+    logarithm: the loss as the report draws it, and the learning rate.
+    """
+    record = entry.result.record()
+    found = {
+        COLUMNS[name].mlflow_key or name: float(record[name])
+        for name in columns_shown("mlflow")
+        if COLUMNS[name].kind != "text" and name in record
+    }
+    loss = entry.outcome.loss
+    if loss is not None:
+        found |= {"curve_loss": loss, "log10_lr": math.log10(entry.cell.lr)}
+    return found
+
+
+def end_of(rows: Sequence[Row]) -> tuple[int, int]:
+    """``(milliseconds, step)`` of the last row; 0 without rows, so that a repeated delivery writes the same."""
+    return (int(rows[-1].time * 1000), rows[-1].step) if rows else (0, 0)
+
+
+def runs_file(home: Home, study: str) -> Path:
+    """Which run of MLflow each cell of a study has, as of the last delivery."""
+    return home.study(study) / "mlflow.json"

@@ -1,0 +1,164 @@
+"""One study from its file to its last cell: every check first, then the cluster, then the sweep."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from contextlib import ExitStack
+from functools import partial
+
+from rich.console import Console
+
+from search_spaces.errors import InvalidInput
+from search_spaces.plan import Plan
+from search_spaces.study import Study
+from service.cluster import connection
+from service.cluster.placement import fit, joined_nodes
+from service.home import copies
+from service.home.data import prepare_tokens
+from service.home.layout import Home
+from service.home.ledger import Ledger
+from service.home.shared import check_shared
+from service.home.studies import read_ledger, register_study, with_ledger, write_ledger
+from service.mlflow.address import check_store, tracking_uri
+from service.mlflow.sink import MlflowSink
+from service.sweep.progress import Progress
+from service.sweep.refinement import Refinement
+from service.sweep.stop import Interrupts, StopWatch, abandon, stop_requests
+from trainers.data import Tokens
+from trainers.storage.files import remove_unfinished
+
+FLUSH_S, INTERRUPTED_FLUSH_S = 60.0, 5.0
+"""How long the end of a study waits for MLflow."""
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors that mean that the home's storage, not this program, fails to write."""
+
+
+def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: bool, console: Console) -> int:
+    """Train every cell of the study that the home lacks; returns how many of its cells are crashed.
+
+    Raises:
+        InvalidInput: something cannot run as it stands, or the storage is full; nothing that was done is lost.
+        KeyboardInterrupt: SIGINT, SIGTERM or ``oec stop``; the ledger holds what was done, and the same call resumes.
+    """
+    with Interrupts() as interrupts:
+        try:
+            check_store(tracking_uri(home))
+            if connection.address(address) is None:
+                fit(study.resources, connection.this_machine())
+            tokens = prepare_tokens(study, home, console.print)
+            plan = Plan(study, tokens.digest)
+            register_study(home, study)
+            with write_ledger(home, study.name) as ledger:
+                if plan_cells(plan, ledger, home, retry_crashed=retry_crashed, console=console):
+                    _sweep_on_ray(plan, tokens, home, ledger, address, retry_crashed, console, interrupts)
+                    remove_pruned_checkpoints(ledger, home)
+                return ledger.counts()["crashed"]
+        except OSError as error:
+            if error.errno not in STORAGE_ERRORS:
+                raise
+            problem, remedy = f"cannot be written ({error.strerror})", "make room, then run the same command to resume"
+            if home.bucket:
+                problem, remedy = f"cannot be written ({error})", "run the same command to resume when it can"
+            raise InvalidInput("--home", str(home), problem, remedy) from error
+
+
+def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:
+    """Bring the ledger up to date with the plan and the home; returns how many cells are to be trained, at most.
+
+    Raises:
+        InvalidInput: the study started with other data.
+    """
+    study = plan.study
+    for folder in (home.study(study.name), *home.study(study.name).glob("cells/*")):
+        remove_unfinished(folder)  # what a killed driver or worker of this study was writing
+    check_same_data(ledger, plan)
+    ledger.plan(plan.cells)
+    reuse_results(ledger, home, retry_crashed=retry_crashed)
+    proposals = sum(Refinement(plan, ledger).cells_left.values())
+    to_train = len(ledger.missing(retry_crashed=retry_crashed)) + proposals
+    at_most = "at most " if proposals and study.refine.edge else ""
+    cells = f"{len(ledger.entries) + proposals} cells, {to_train} to train"
+    console.print(f"study {study.name}: {at_most}{cells}; home {home}", soft_wrap=True)
+    return to_train
+
+
+def check_same_data(ledger: Ledger, plan: Plan) -> None:
+    """
+    Raises:
+        InvalidInput: the text, the token files or (for ``builtin``) the Python that they come from has changed.
+    """
+    before = {entry.cell.data for entry in ledger.entries.values()} - {plan.data}
+    if before:
+        problem = f"is not what study {plan.study.name} started with in this home, {before.pop()}"
+        raise InvalidInput("data", plan.data, problem, "restore the data, or give the study another name")
+
+
+def reuse_results(ledger: Ledger, home: Home, *, retry_crashed: bool) -> None:
+    """Take over the results of equal cells that other studies of this home have trained."""
+    missing = {cell.id for cell in ledger.missing(retry_crashed=retry_crashed)}
+    for name in with_ledger(home):
+        if name == ledger.study or not missing:
+            continue
+        for entry in read_ledger(home, name).entries.values():
+            if entry.id in missing and entry.state in ("finished", "diverged"):
+                ledger.end(entry.id, entry.result, reused_from=entry.reused_from or name)
+                missing.discard(entry.id)
+
+
+def _sweep_on_ray(
+    plan: Plan,
+    tokens: Tokens,
+    home: Home,
+    ledger: Ledger,
+    address: str | None,
+    retry_crashed: bool,
+    console: Console,
+    interrupts: Interrupts,
+) -> None:
+    """Connect to Ray, sweep, disconnect."""
+    connection.configure()
+    import ray  # takes seconds, and is not needed to refuse a study
+
+    from service.sweep.sweep import by_worker_group, sweep
+
+    flush_s = INTERRUPTED_FLUSH_S
+    with ExitStack() as held:
+        held.callback(ray.shutdown)
+        with interrupts.deferred():
+            connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
+        if connection.address(address):
+            check_shared(home)
+        max_concurrent = fit(plan.study.resources, joined_nodes(), can_grow=True).cells
+        workers = plan.study.resources.workers
+        console.print(
+            f"up to {max_concurrent} cells in parallel, {workers} DDP workers each, which stay warm between cells",
+            soft_wrap=True,
+        )
+        sink = MlflowSink(tracking_uri(home), home, plan.study)  # only now: a study that does not fit delivers nothing
+        held.callback(lambda: sink.close(flush_s))
+        head_watch = connection.HeadWatch(ray.get_runtime_context().gcs_address, lambda: abandon(console))
+        stop_watch = StopWatch(stop_requests(home, plan.study.name))
+        with Progress(plan, ledger, console) as progress, stop_watch, head_watch:
+            error = sweep(
+                plan,
+                by_worker_group(plan.study, tokens, home),
+                home,
+                ledger,
+                [progress, sink],
+                max_concurrent=max_concurrent,
+                retry_crashed=retry_crashed,
+            )
+        if error:
+            console.print(f"stopped early: the first cells all crashed with the same error: {error}", soft_wrap=True)
+        flush_s = FLUSH_S
+
+
+def remove_pruned_checkpoints(ledger: Ledger, home: Home) -> None:
+    """Nothing resumes from them. This runs after the workers' end, because they save a cell when they drop it."""
+    for entry in ledger.ended():
+        if entry.state == "pruned":
+            folder = home.cell(entry.id, ledger.study) / "checkpoints"
+            shutil.rmtree(folder, ignore_errors=True)
+            if mirror := copies.mirror(home, folder):
+                mirror.bucket.remove(mirror.bucket.names())

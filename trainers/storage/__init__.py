@@ -1,0 +1,1 @@
+"""Files that survive a crash whole, on disk and in a bucket."""
