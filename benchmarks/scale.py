@@ -35,8 +35,7 @@ from benchmarks.replay import Replay, published
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster import connection as cluster
-from service.cluster import placement
+from service.cluster import connection, placement
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home
@@ -232,7 +231,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))  # which ends the nodes
     spec = study(arguments.cells, arguments.trials)
     if arguments.join:
-        cluster.connect(arguments.join)
+        connection.connect(arguments.join)
         train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
         home = open_home(arguments.home)
         found = simulate(spec, home, arguments.at_once, train, arguments.deliver)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from benchmarks.serve import Server
 from search_spaces.study import Study
 from service.cluster.connection import free_port
-from service.cluster.local_head import stop
+from service.cluster.local_head import stop_head
 from service.home.layout import Home
 from service.home.location import open_home
 from service.home.studies import read_ledger
@@ -185,4 +185,4 @@ def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
         page.close()
     finally:
         server.end()
-        stop(home)
+        stop_head(home)

@@ -23,7 +23,7 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster.jobs import portable
+from service.cluster.entrypoint import portable_home
 from service.home import bucket_ledger as journals
 from service.home import shared_storage as storage
 from service.home.bucket_ledger import Journal, Writer
@@ -110,10 +110,10 @@ def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
 
 def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
     study = Study.load("short")
-    assert portable(study, "s3://bucket/home/") == "s3://bucket/home"
+    assert portable_home(study, "s3://bucket/home/") == "s3://bucket/home"
     data = study.data.model_copy(update={"path": "s3://bucket/*.bin"})
     with pytest.raises(InvalidInput) as refused:
-        portable(study.model_copy(update={"data": data}), "s3://bucket/home")
+        portable_home(study.model_copy(update={"data": data}), "s3://bucket/home")
     assert refused.value.field == "data.path"
 
 
