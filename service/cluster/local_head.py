@@ -146,8 +146,8 @@ def wait_until_ready(head: Head, log: Callable[[str], None]) -> None:
     """Wait until the head's dashboard answers.
 
     Raises:
-        InvalidInput: the head exited, its dashboard failed, or it did not answer within ``START_TIMEOUT_S``. In the last
-            two cases the head is terminated.
+        InvalidInput: the head exited, its dashboard failed, or it did not answer within ``START_TIMEOUT_S``. In the
+            last two cases the head is terminated.
     """
     start = last_notice = time.monotonic()
     logs = head.folder / "session_latest" / "logs"

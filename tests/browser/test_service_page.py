@@ -127,8 +127,8 @@ def test_curves_grow_and_what_a_study_says_is_text(browser: Browser, home: Home)
         view = opening.value
         view.wait_for_selector("[data-panel] svg", timeout=90_000)
         assert view.evaluate("self.origin") == "null", "a report's scripts could read the token"
-        page.click("#leave")
-        expect(page.locator("#enter")).to_be_visible()
+        page.click("#sign-out")
+        expect(page.locator("#sign-in")).to_be_visible()
         assert page.evaluate("sessionStorage.length") == 0
         page.close()
 
