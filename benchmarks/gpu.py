@@ -147,7 +147,7 @@ def heads(bench: Bench, product: float) -> Iterator[Row]:
                 torch.autograd.backward(found.objective)
 
         for method in METHODS if widths[0] == D else ("baseline",):
-            strength = torch.tensor(METHODS[method].default or 0.0, device=bench.device)
+            strength = torch.tensor(METHODS[method].default_gamma or 0.0, device=bench.device)
             loop = partial(ours, method=method, strength=strength)
             gib = []
             for one in (loop, plain):

@@ -54,7 +54,7 @@ class Bench:
         return Cell(
             scale=scale,
             method=method,
-            gamma=METHODS[method].default,
+            gamma=METHODS[method].default_gamma,
             lr=1e-3,
             seed=0,
             data="random",

@@ -124,7 +124,7 @@ def time_steps(rounds: int, scale: str, sequences: int, length: int, V: int, met
         name: Cell(
             scale=scale,
             method=name,
-            gamma=METHODS[name].default,
+            gamma=METHODS[name].default_gamma,
             lr=1e-3,
             seed=0,
             data="random",
@@ -148,7 +148,7 @@ def time_steps(rounds: int, scale: str, sequences: int, length: int, V: int, met
 def time_losses(rounds: int, N: int, D: int, V: int, methods: Iterable[str]) -> Pairs:
     """Forward and backward passes of the head alone."""
     h_ND, E_VD, targets_N = drawn(N, D, V)
-    strengths = {name: torch.tensor(METHODS[name].default or 0.0) for name in ("baseline", *methods)}
+    strengths = {name: torch.tensor(METHODS[name].default_gamma or 0.0) for name in ("baseline", *methods)}
 
     def head(name: str) -> float:
         def run() -> None:

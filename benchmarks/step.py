@@ -368,7 +368,7 @@ def main() -> None:
     cell = Cell(
         scale=args.scale,
         method=args.method,
-        gamma=METHODS[args.method].default,
+        gamma=METHODS[args.method].default_gamma,
         lr=args.lr,
         seed=0,
         data="random",

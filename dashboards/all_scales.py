@@ -114,7 +114,7 @@ def _strength(line: Line, gamma: float) -> str:
 def _main_strength(lines: Sequence[Line]) -> float:
     """Of a method's lines: the strength at most scales; of several, the one nearest to its default."""
     method = METHODS.get(lines[0].curve.method)
-    default = (method and method.default) or math.nan
+    default = (method and method.default_gamma) or math.nan
 
     def rank(gamma: float) -> tuple[int, float]:
         scales = sum(line.curve.gamma == gamma for line in lines)

@@ -210,8 +210,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
             raise InvalidInput("lr", lr, "is not a learning rate", "give a positive number")
     for state in set(table["state"]) - set(STATES):
         raise InvalidInput("state", state, "is not a state of a run", f"choose from {', '.join(STATES)}")
-    without_strength = [name for name, method in METHODS.items() if method.strength is None]
-    table.loc[table["method"].isin(without_strength), "gamma"] = np.nan
+    without_gamma = [name for name, method in METHODS.items() if method.gamma is None]
+    table.loc[table["method"].isin(without_gamma), "gamma"] = np.nan
     broken = ~np.isfinite(table["val_loss"]) | (table["val_loss"] > table["l_init"])
     table.loc[(table["state"] == "finished") & broken, "state"] = "diverged"
     return table.reset_index(drop=True)

@@ -16,7 +16,7 @@ from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
 
 SIGNIFICANT_DIGITS = 4
-"""Proposed learning rates and strengths have this many: names stay readable and the loss can not tell."""
+"""Proposed values of lr and gamma have this many: names stay readable, and the loss does not depend on more."""
 
 
 class Frozen(BaseModel):
@@ -28,7 +28,7 @@ class Frozen(BaseModel):
 LATER = {"deterministic": False}
 """Fields of ``training`` that came after cells had ids, with the values under which those ids hold."""
 CurveKey = tuple[str, str, str, float | None]
-"""Scale, attention norm, method and strength: what the cells of one curve share."""
+"""Scale, attention norm, method and gamma: what the cells of one curve share."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -148,7 +148,7 @@ class Cell(Frozen):
     scale: str
     attention_norm: str = DEFAULT
     method: str
-    gamma: float | None = Field(description="Strength of the method (its cap c for soft-cap); None without.")
+    gamma: float | None = Field(description="The method's gamma; None for a method without one.")
     lr: float = Field(description="Peak learning rate.")
     seed: int
     data: str = Field(description="Digest of the tokens that it trains and is evaluated on.")

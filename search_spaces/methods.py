@@ -1,7 +1,7 @@
-"""The registry of output-head methods: what can be tried, with which strength, and who proposed it.
+"""The registry of output-head methods: what each does, its gamma, and who proposed it.
 
-An entry here and a function of the same name (with underscores) in ``trainers.methods`` are a method; study
-schema, command line, tables, figures and tests pick it up from the two.
+A method is an entry here plus a function of the same name (with underscores) in ``trainers.methods``. The study schema,
+command line, tables, figures and tests pick it up from these two.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ ActsOn = Literal["nothing", "loss", "logits", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strength:
-    """The one hyperparameter of a method."""
+class GammaSpec:
+    """The one hyperparameter of a method, called gamma here whatever papers call it."""
 
-    symbol: str
-    """How papers write it: ``gamma`` for a regularizer, ``c`` for a cap. Study files use the same word."""
+    symbol: str = "gamma"
+    """How papers write it, for legends: ``gamma`` for a regularizer, ``c`` for soft-cap's cap."""
     default: float
     low: float
     """Lower end of the range that refinement searches, inclusive."""
@@ -33,16 +33,16 @@ class Method:
 
     name: str
     acts_on: ActsOn
-    """Where it enters: a term of the loss, a map of the logits, or a map of the weights after a step."""
-    strength: Strength | None = None
+    """Where it acts: a term of the loss, a map of the logits, or a map of the weights after a step."""
+    gamma: GammaSpec | None = None
     """None for a method without a hyperparameter."""
     summary: str
     source: str
 
     @property
-    def default(self) -> float | None:
-        """The default strength; None for a method without one."""
-        return self.strength.default if self.strength else None
+    def default_gamma(self) -> float | None:
+        """None for a method without one."""
+        return self.gamma.default if self.gamma else None
 
 
 METHODS: dict[str, Method] = {
@@ -57,14 +57,14 @@ METHODS: dict[str, Method] = {
         Method(
             name="z-loss",
             acts_on="loss",
-            strength=Strength(symbol="gamma", default=1e-4, low=1e-7, high=1e2),
+            gamma=GammaSpec(default=1e-4, low=1e-7, high=1e2),
             summary="+ gamma * mean(log Z ** 2)",
             source="arXiv 2204.02311 (PaLM), section 5; arXiv 2309.14322",
         ),
         Method(
             name="mu-loss",
             acts_on="loss",
-            strength=Strength(symbol="gamma", default=1e-4, low=1e-7, high=1e2),
+            gamma=GammaSpec(default=1e-4, low=1e-7, high=1e2),
             summary="+ gamma * (mu . mu), mu the mean row of E",
             source="arXiv 2601.02031",
         ),
@@ -77,14 +77,14 @@ METHODS: dict[str, Method] = {
         Method(
             name="soft-cap",
             acts_on="logits",
-            strength=Strength(symbol="c", default=30.0, low=5.0, high=100.0),
+            gamma=GammaSpec(symbol="c", default=30.0, low=5.0, high=100.0),
             summary="logits = c * tanh(logits / c), in training and in evaluation",
             source="arXiv 2408.00118 (Gemma 2), section 2",
         ),
         Method(
             name="max-z",
             acts_on="loss",
-            strength=Strength(symbol="gamma", default=2e-4, low=1e-7, high=1e2),
+            gamma=GammaSpec(default=2e-4, low=1e-7, high=1e2),
             summary="+ gamma * mean(max(logits) ** 2)",
             source="arXiv 2309.10305 (Baichuan 2), section 2",
         ),
@@ -93,12 +93,12 @@ METHODS: dict[str, Method] = {
 
 
 def label(method: str, gamma: float | None, attention_norm: str = DEFAULT) -> str:
-    """What a person reads in a legend or a table, e.g. ``z-loss (gamma=0.0001)``, ``baseline + qkv-norm``.
+    """The name in legends and tables, for example ``z-loss (gamma=0.0001)``, ``baseline + qkv-norm``.
 
-    A method that the registry does not know (a table from elsewhere) is shown with ``gamma``; the default attention
-    norm goes without saying.
+    A method that the registry does not know (from a table of another project) is shown with ``gamma``. The default
+    attention norm is omitted.
     """
     known = METHODS.get(method)
-    symbol = known.strength.symbol if known and known.strength else "gamma"
-    strength = "" if gamma is None else f" ({symbol}={gamma:g})"
-    return method + strength + ("" if attention_norm == DEFAULT else f" + {attention_norm}")
+    symbol = known.gamma.symbol if known and known.gamma else "gamma"
+    value = "" if gamma is None else f" ({symbol}={gamma:g})"
+    return method + value + ("" if attention_norm == DEFAULT else f" + {attention_norm}")

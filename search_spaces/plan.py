@@ -74,7 +74,7 @@ class Plan:
             for scale in scales
             for attention_norm in self.study.attention_norms
             for choice in self.study.methods
-            for gamma in choice.strengths
+            for gamma in choice.gammas
         )
 
     @cached_property
@@ -150,8 +150,8 @@ def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]
     """The box that refinement searches, on a log scale: ``lr`` over the grid's span, ``gamma`` over the method's range
     and whatever the study tries beyond it."""
     space = {"lr": (study.lrs[0], study.lrs[-1])}
-    if strength := METHODS[method].strength:
-        tried = [gamma for choice in study.methods if choice.method == method for gamma in choice.strengths]
-        values = [strength.low, strength.high, *(gamma for gamma in tried if gamma is not None)]
+    if spec := METHODS[method].gamma:
+        tried = [gamma for choice in study.methods if choice.method == method for gamma in choice.gammas]
+        values = [spec.low, spec.high, *(gamma for gamma in tried if gamma is not None)]
         space["gamma"] = (min(values), max(values))
     return space

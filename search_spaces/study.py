@@ -119,43 +119,45 @@ class DataSpec(Frozen):
         return -(-used // 64) * 64
 
 
-def _method_from_name(value: Any) -> Any:
-    return {"method": value} if isinstance(value, str) else value
-
-
 class MethodChoice(Frozen):
-    """A method and the strengths it is tried at; without any, its default strength."""
+    """A method and the values of gamma to try; without any, the method's default."""
 
-    method: str = Field(description="One that `oec methods` lists.")
-    gamma: tuple[float, ...] | None = Field(default=None, description="Strengths of a regularizer.")
-    c: tuple[float, ...] | None = Field(default=None, description="Caps of soft-cap.")
+    method: str = Field(description="A method that `oec methods` lists.")
+    gamma: tuple[float, ...] | None = Field(
+        default=None, description="Values of gamma to try; for soft-cap, its cap, which may also be written c."
+    )
+
+    @classmethod
+    def from_file(cls, value: Any) -> Any:
+        """``baseline`` is short for ``{method: baseline}``, and soft-cap's ``c`` another name for its gamma."""
+        if isinstance(value, str):
+            return {"method": value}
+        method = METHODS.get(str(value.get("method"))) if isinstance(value, dict) else None
+        symbol = method.gamma.symbol if method and method.gamma else "gamma"
+        if isinstance(value, dict) and symbol in value and "gamma" not in value:
+            return {"gamma" if name == symbol else name: inner for name, inner in value.items()}
+        return value
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
         return known("method", value, METHODS)
 
-    @field_validator("gamma", "c")
+    @field_validator("gamma")
     @classmethod
     def _grid(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return None if value is None else grid(value)
 
     @model_validator(mode="after")
-    def _strength_belongs_to_the_method(self) -> Self:
-        strength = METHODS[self.method].strength
-        for symbol in ("gamma", "c"):
-            if getattr(self, symbol) is not None and (strength is None or strength.symbol != symbol):
-                takes = f"its strength is {strength.symbol}" if strength else "it has no strength"
-                raise bad(f"gives {symbol} to {self.method}", f"remove {symbol}; {takes}")
+    def _gamma_belongs_to_the_method(self) -> Self:
+        if self.gamma is not None and METHODS[self.method].gamma is None:
+            raise bad(f"gives gamma to {self.method}, which has none", "remove gamma")
         return self
 
     @property
-    def strengths(self) -> tuple[float | None, ...]:
-        """The strengths to try, ``(None,)`` for a method without one."""
-        strength = METHODS[self.method].strength
-        if strength is None:
-            return (None,)
-        return getattr(self, strength.symbol) or (strength.default,)
+    def gammas(self) -> tuple[float | None, ...]:
+        """The values of gamma to try, ``(None,)`` for a method without one."""
+        return self.gamma or (METHODS[self.method].default_gamma,)
 
 
 class Intervals(Frozen):
@@ -227,7 +229,7 @@ class ResourceSpec(Frozen):
 
 
 class Study(Frozen):
-    """A study: one picture of final loss against learning rate, per scale, method and strength."""
+    """A study: one picture of final loss against learning rate, per scale, method and gamma."""
 
     name: str = Field(description="Lower-case letters, digits, '.', '_' and '-'; it names a folder.")
     description: str = Field(default="", description="What it is for, in a sentence.")
@@ -237,9 +239,9 @@ class Study(Frozen):
         default=(DEFAULT,), description="Attention and norm variants; every method is tried with each."
     )
     methods: tuple[
-        Annotated[MethodChoice, BeforeValidator(_method_from_name, json_schema_input_type=str | MethodChoice)],
+        Annotated[MethodChoice, BeforeValidator(MethodChoice.from_file, json_schema_input_type=str | MethodChoice)],
         ...,
-    ] = Field(description="Methods, each by name, or with its strengths.")
+    ] = Field(description="Methods, each by name, or with values of gamma.")
     lrs: tuple[float, ...] = Field(description="Peak learning rates: the grid of every curve.")
     seeds: tuple[int, ...] = Field(default=(1,), description="Seeds: every cell is run once a seed.")
     model: ModelSpec = Field(default=ModelSpec())
@@ -347,8 +349,15 @@ class Study(Frozen):
 
     @property  # not cached: model_copy would carry the old one over
     def hash(self) -> str:
-        """12 digits over everything but what changes no result: see ``HASHED_WITHOUT``."""
+        """12 hexadecimal digits over every field but ``HASHED_WITHOUT``.
+
+        Hashes date from when soft-cap's gamma was a field of its own, ``c``, and homes are full of them.
+        """
         content = self.model_dump(mode="json", exclude=HASHED_WITHOUT)
+        for choice in content["methods"]:
+            choice["c"] = None
+            if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":
+                choice["c"], choice["gamma"] = choice["gamma"], None
         return digest(content)[:12]
 
     @property

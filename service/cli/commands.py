@@ -210,7 +210,7 @@ def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
 @click.option("--scale", help="Model scale; the study's first by default.")
 @click.option("--attention-norm", help="Attention and norm variant; the study's first by default.")
 @click.option("--method", required=True, help="Head method.")
-@click.option("--gamma", type=float, help="Its strength; the method's default without.")
+@click.option("--gamma", type=float, help="The method's gamma.  [default: the method's]")
 @click.option("--lr", type=float, required=True, help="Peak learning rate.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @bad_input_exits
@@ -267,11 +267,11 @@ def prepare(source: str, home: str, out: Path | None, workers: int | None, **set
 @main.command()
 def methods() -> None:
     """The head methods and the attention norms, any of which go together: what they do, their source."""
-    table = Table("method", "acts on", "definition", "strength", "default", "source")
+    table = Table("method", "acts on", "definition", "gamma", "default", "source")
     for method in METHODS.values():
-        strength = method.strength
-        range_ = f"{strength.symbol} in {strength.low:g} .. {strength.high:g}" if strength else ""
-        default = f"{strength.default:g}" if strength else ""
+        gamma = method.gamma
+        range_ = f"{gamma.symbol} in {gamma.low:g} .. {gamma.high:g}" if gamma else ""
+        default = f"{gamma.default:g}" if gamma else ""
         table.add_row(method.name, method.acts_on, method.summary, range_, default, method.source)
     norms = Table("attention norm", "definition", "source")
     for variant in ATTENTION_NORMS.values():

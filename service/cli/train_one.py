@@ -5,9 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
-from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
-from search_spaces.record import Row
+from search_spaces.record import Row, columns_from
 from search_spaces.study import Study
 from service.home.data import prepare_tokens
 from service.home.layout import Home
@@ -29,8 +28,7 @@ def train_one(
     Raises:
         InvalidInput: a factor of the cell is not one that a study could hold.
     """
-    strength = METHODS[method].strength if method in METHODS else None
-    choice = {"method": method} | ({strength.symbol if strength else "gamma": (gamma,)} if gamma is not None else {})
+    choice = {"method": method} | ({} if gamma is None else {"gamma": (gamma,)})
     one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
     one["attention_norms"] = [attention_norm or study.attention_norms[0]]
     checked = Study.validate_fields(one)
@@ -61,7 +59,8 @@ def train_one(
         keep_weights=checked.keep_weights,
         on_row=print_row,
     )
-    for name, value in {"state": result.state, **result.record()}.items():
+    identity = {"cell": cell.id, **{name: getattr(cell, name) for name in columns_from("cell")}}
+    for name, value in {**identity, "state": result.state, **result.record()}.items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
 
 

@@ -67,7 +67,7 @@ def check_size(study: Study, settings: Settings) -> None:
     Raises:
         InvalidInput: the study has too many cells or tokens.
     """
-    gammas = sum(len(choice.strengths) for choice in study.methods)
+    gammas = sum(len(choice.gammas) for choice in study.methods)
     cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:
         cells = Plan(study, "").cell_count

@@ -33,7 +33,7 @@ def drawn(N: int, V: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def strength_of(method: str) -> float:
-    return METHODS[method].default or 0.0
+    return METHODS[method].default_gamma or 0.0
 
 
 def leaf(tensor: Tensor) -> Tensor:

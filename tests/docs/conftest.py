@@ -1,4 +1,4 @@
-"""The copy of the packages in which docs/methods.md is followed."""
+"""Makes a copy of the packages in which the tests follow docs/methods.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = [line for block in blocks("methods.md", "console") for line in block.
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages and their tests with the page's function, entry and study."""
+    """Copies the packages and their tests, and adds the page's function, entry and study."""
     folder = tmp_path_factory.mktemp("method")
     for package in ("search_spaces", "trainers", "service", "dashboards", "tests"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,7 +31,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("search_spaces/methods.py", indent(f"{entry.rstrip()},\n", " " * 8), END_OF_METHODS),
     ):
         source = (folder / file).read_text()
-        assert source.count(place) == 1, f"{file} has changed: say anew in docs/methods.md where the block goes"
+        assert source.count(place) == 1, f"{file} has changed; update docs/methods.md to say where the block goes"
         (folder / file).write_text(source.replace(place, block + place))
     (study,) = blocks("methods.md", "yaml")
     (folder / "z-abs.yaml").write_text(study)
@@ -39,7 +39,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def follow(copy: Path, start: str) -> str:
-    """What the page's one command that begins with ``start`` prints in the copy."""
+    """Runs the page's only command that begins with ``start`` in the copy, and returns its output."""
     (line,) = (line for line in COMMANDS if line.startswith(start))
     program, *arguments = line.split()
     command = ["-c", "from service.cli.commands import main; main()"] if program == "oec" else []

@@ -10,18 +10,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import pytest
 from mlflow import MlflowClient
 from pydantic import BaseModel
 
 from dashboards.analysis import TABLES
-from dashboards.runs import RUN_COLUMNS
 from dashboards.tables import TABLE_COLUMNS
 from search_spaces.plan import Plan
+from search_spaces.record import COLUMNS, STATES
 from search_spaces.study import MethodChoice, Study
-from service.home import bucket_ledger as journal
 from service.home import ledger
-from service.mlflow import sink as mlflow_sink
+from service.home.writer import Writer
+from service.mlflow.store import EXPERIMENT
 from tests.docs.blocks import names, rows, section
 from trainers import checkpoint, weights
 from trainers.data import shards, sources
@@ -63,7 +62,7 @@ def test_the_fields_of_a_study_are_those_of_its_schema() -> None:
 def test_the_lines_of_a_ledger(trained: Path) -> None:
     documented = {row[0][0]: set(row[1]) for row in rows(PAGE, "Ledger")}
     lines = [json.loads(line) for line in (trained / "studies/first/ledger.jsonl").read_text().splitlines()]
-    assert set(documented) == {"open", *ledger.STATES}
+    assert set(documented) == {"open", *STATES}
     optional = {"reused_from"}
     for line in lines:
         assert set(line) - {"seq", "at", "event"} == documented[line["event"]] - optional, line["event"]
@@ -71,7 +70,7 @@ def test_the_lines_of_a_ledger(trained: Path) -> None:
 
 
 def test_the_writer_of_a_ledger_in_a_bucket() -> None:
-    assert set(names(PAGE, "Ledger in a bucket")) == set(journal.Writer.model_fields)
+    assert set(names(PAGE, "Ledger in a bucket")) == set(Writer.model_fields)
 
 
 def test_the_keys_of_a_row_of_metrics(trained: Path) -> None:
@@ -113,14 +112,19 @@ def test_token_files_and_their_manifests() -> None:
     assert names(PAGE, "Manifest of `oec data prepare`") == prepared
 
 
-@pytest.mark.parametrize(("title", "columns"), [("Runs", RUN_COLUMNS), ("Curves", TABLE_COLUMNS)])
-def test_columns_of_a_table(title: str, columns: tuple[str, ...]) -> None:
-    assert names(PAGE, title) == list(columns)
+def test_the_columns_of_runs_are_those_of_the_registry() -> None:
+    lines = (f"| `{column.name}` | {column.unit} | {column.meaning} |" for column in COLUMNS.values())
+    want = "\n".join(["| column | unit | meaning |", "|---|---|---|", *lines])
+    assert want in section(PAGE, "Runs"), f"docs/formats.md, section Runs, wants this table:\n{want}"
+
+
+def test_the_columns_of_curves() -> None:
+    assert names(PAGE, "Curves") == list(TABLE_COLUMNS)
 
 
 def test_mlflow_keys(trained: Path) -> None:
     client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(mlflow_sink.EXPERIMENT)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`oec.study` = 'first'")
     cells = [run for run in runs if "oec.cell" in run.data.tags]

@@ -1,4 +1,4 @@
-"""docs/results.ipynb, executed on the published runs and on a study that a test has trained."""
+"""Executes docs/results.ipynb on the published runs and on a study that a test has trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTEBOOK = ROOT / "docs" / "results.ipynb"
 
 def test_it_is_committed_without_outputs() -> None:
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        assert not cell.get("outputs"), "clear the outputs: they name a machine and grow the repository"
+        assert not cell.get("outputs"), "clear the outputs: they name this machine and bloat the repository"
         assert cell.get("execution_count") is None
 
 
@@ -30,4 +30,4 @@ def test_it_reads_the_published_runs_and_a_trained_study(trained: Path, monkeypa
     assert len(charts) == 2
     assert "0.306" in tables[2], "the published LRS of the baseline at 16M"
     assert [tables[-1].count(method) for method in ("baseline", "z-loss", "mu-centering")] == [1, 1, 1]
-    assert not [output for output in shown if output["output_type"] == "stream"], "a cell warns or prints"
+    assert not [output for output in shown if output["output_type"] == "stream"], "a cell prints something or warns"

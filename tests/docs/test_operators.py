@@ -1,4 +1,4 @@
-"""docs/operators.md: what it calls a view can be deleted, its backup restored, and the exit codes are those."""
+"""Checks docs/operators.md: views can be deleted, the backup can be restored, and the exit codes are correct."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 
 VIEWS = ("mlflow.db", "mlflow", "studies/first/report", "studies/first/optuna.journal", "studies/first/mlflow.json")
-"""``delivered`` stays: it says of the deleted store that it has everything."""
+"""``delivered`` is not deleted: it still says that the deleted store has every run."""
 
 
 def remove(path: Path) -> None:
@@ -26,12 +26,12 @@ def remove(path: Path) -> None:
 
 
 def files(home: Path) -> set[str]:
-    """Those of the study's report."""
+    """Lists the files of the study's report."""
     report = home / "studies" / "first" / "report"
     return {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
 
 
-def test_views_are_made_anew_from_the_ledger(trained: Path, tmp_path: Path) -> None:
+def test_views_are_recreated_from_the_ledger(trained: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(trained, home)
     for view in VIEWS:
@@ -45,8 +45,8 @@ def test_views_are_made_anew_from_the_ledger(trained: Path, tmp_path: Path) -> N
     assert parent.info.status == "FINISHED"
 
 
-def test_a_backup_is_a_home(trained: Path, first: Path, tmp_path: Path) -> None:
-    """The same command trains nothing there, and makes the views."""
+def test_a_backup_can_be_restored(trained: Path, first: Path, tmp_path: Path) -> None:
+    """In the restored home, ``oec run`` trains nothing and recreates the views."""
     archive, home = tmp_path / "backup.tar", tmp_path / "home"
     (script,) = blocks("operators.md", "sh")
     environment = {**os.environ, "OEC_HOME": str(trained), "BACKUP": str(archive)}

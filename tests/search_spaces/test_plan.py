@@ -33,7 +33,7 @@ def test_the_demo_is_a_part_of_miniature_and_the_control_has_other_logits_alone(
 @given(studies())
 def test_the_plan_is_the_whole_grid_once(study: Study) -> None:
     plan = Plan(study, "data")
-    strengths = sum(len(choice.strengths) for choice in study.methods)
+    strengths = sum(len(choice.gammas) for choice in study.methods)
     strengths *= len(study.attention_norms)
     assert len(plan.cells) == len(study.scales) * strengths * len(study.lrs) * len(study.seeds)
     assert len({cell.id for cell in plan.cells}) == len(plan.cells)

@@ -28,7 +28,7 @@ norms = st.lists(st.sampled_from(sorted(ATTENTION_NORMS)), min_size=1, max_size=
 def studies(draw: st.DrawFn) -> Study:
     methods = []
     for name in draw(st.lists(st.sampled_from(sorted(METHODS)), min_size=1, unique=True)):
-        strength = METHODS[name].strength
+        strength = METHODS[name].gamma
         methods.append({"method": name} | ({strength.symbol: draw(grids)} if strength and draw(st.booleans()) else {}))
     return Study.validate_fields(
         {

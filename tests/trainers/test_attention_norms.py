@@ -240,7 +240,7 @@ def test_a_step_with_every_head_method_is_finite_and_moves_every_parameter(token
     engine = Engine(base, WORLD, compile=False)
     batch_BU = tokens.train.read(range(4), tiny.T)
     for method in METHODS.values():
-        engine.reset(base.model_copy(update={"method": method.name, "gamma": method.strength and 1e-2}))
+        engine.reset(base.model_copy(update={"method": method.name, "gamma": method.gamma and 1e-2}))
         before = {n: p.detach().clone() for n, p in engine.objective.model.named_parameters()}
         assert engine.step(batch_BU, step=0, lr=1e-2, micro_batch=2).finite, method.name
         for n, p in engine.objective.model.named_parameters():

@@ -111,7 +111,7 @@ def test_record_has_the_columns_of_the_table(tokens, folder):
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_cell_repeats_bit_for_bit_in_a_warm_trainer_after_another(tokens, tmp_path, method):
-    this = cell(method.name, method.default)
+    this = cell(method.name, method.default_gamma)
     fresh, warm = Trainer(WORLD, tokens), Trainer(WORLD, tokens)
     first = facts(run(fresh, this, tmp_path / "a"), tmp_path / "a")
     run(warm, cell("z-loss", 1e-1, lr=1e-1, seed=7), tmp_path / "b")

@@ -63,7 +63,7 @@ def cell(
 
 def of(method: str = "baseline", factor: float = 1.0, attention_norm: str = "qk-norm", **fields: Any) -> Cell:
     """A tiny cell with its method's default strength, or ``factor`` times that."""
-    default = METHODS[method].default
+    default = METHODS[method].default_gamma
     this = cell(method, default and factor * default, **fields)
     return this.model_copy(update={"attention_norm": attention_norm})
 

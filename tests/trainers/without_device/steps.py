@@ -121,7 +121,7 @@ def main() -> None:
     taken = 0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for method, of in METHODS.items():
-            steps(cell(method, of.default, precision="bfloat16", weight_decay=0.1))
+            steps(cell(method, of.default_gamma, precision="bfloat16", weight_decay=0.1))
             taken += 1
         for method, logits_dtype in (("z-loss", "float32"), ("soft-cap", "bfloat16")):
             steps(cell(method, 1.0, precision="float32", logits_dtype=logits_dtype))
