@@ -36,9 +36,7 @@ MAX_CHARACTERS = 300
 
 SHORT_PATH_REMEDY = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
 REINSTALL_REMEDY = "reinstall Ray: pip install --force-reinstall 'ray[default,tune,train]'"
-MEMORY_REMEDY = (
-    "free memory or raise the limit (ulimit -v, or the container's), and run the same command again"
-)
+MEMORY_REMEDY = "free memory or raise the limit (ulimit -v, or the container's), and run the same command again"
 SHM_REMEDY = "free or enlarge /dev/shm (--shm-size for a container), or set RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
 
 
