@@ -26,24 +26,24 @@ class Audit:
         """By this process."""
 
     @contextmanager
-    def change(self, token: str, action: str, what: str) -> Iterator[None]:
+    def change(self, token: str, action: str, target: str) -> Iterator[None]:
         """Log the change that the block makes. If the block raises, the error is the outcome, and is raised again."""
         change = uuid.uuid4().hex[:12]
-        self._append(change, token, action, what, "asked")
+        self._append(change, token, action, target, "asked")
         try:
             yield
         except Exception as error:
-            self._append(change, token, action, what, f"{type(error).__name__}: {error}"[:500])
+            self._append(change, token, action, target, f"{type(error).__name__}: {error}"[:500])
             raise
-        self._append(change, token, action, what, "done")
+        self._append(change, token, action, target, "done")
 
-    def log_refusal(self, token: str, action: str, what: str, reason: str) -> None:
+    def log_refusal(self, token: str, action: str, target: str, reason: str) -> None:
         """Log a change that was refused before it started."""
-        self._append(uuid.uuid4().hex[:12], token, action, what, reason)
+        self._append(uuid.uuid4().hex[:12], token, action, target, reason)
 
-    def _append(self, change: str, token: str, action: str, what: str, outcome: str) -> None:
+    def _append(self, change: str, token: str, action: str, target: str, outcome: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"at": now, "change": change, "token": token, "action": action, "study": what, "outcome": outcome}
+        line = {"at": now, "change": change, "token": token, "action": action, "study": target, "outcome": outcome}
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             os.write(
