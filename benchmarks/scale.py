@@ -35,7 +35,7 @@ from benchmarks.replay import Replay, published
 from search_spaces.plan import Plan
 from search_spaces.record import Row
 from search_spaces.study import Study
-from service.cluster import connection as cluster
+from service.cluster import connection
 from service.cluster.placement import fit, joined_nodes
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger
@@ -235,7 +235,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))  # this ends the nodes
     spec = study(arguments.cells, arguments.trials)
     if arguments.join:
-        cluster.connect(arguments.join)
+        connection.connect(arguments.join)
         train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
         home = open_home(arguments.home)
         found = simulate(spec, home, arguments.at_once, train, arguments.deliver)

@@ -30,7 +30,7 @@ from search_spaces.record import TERMINAL
 from search_spaces.study import Study
 from service.cluster.connection import free_port
 from service.cluster.jobs import Jobs
-from service.cluster.local_head import stop
+from service.cluster.local_head import stop_head
 from service.home.layout import Home
 from service.home.location import open_home
 from service.home.studies import read_ledger, registered, with_ledger
@@ -63,7 +63,7 @@ class Server:
     def __init__(self, home: Home, port: int, log: Path, *, active: int = 4, **environment: str) -> None:
         self.port, self._log = port, log
         self._command = [str(Path(sys.executable).with_name("oec")), "serve", "--home", str(home.path)]
-        self._command += ["--port", str(port), "--rate", "1000", "--burst", "1000", "--max-active", str(active)]
+        self._command += ["--port", str(port), "--max-active", str(active)]
         self._environment = {**os.environ, **environment}
         self.process = self._start()
 
@@ -225,7 +225,7 @@ def wrong(told: Told, home: Home) -> list[str]:
     note = json.loads((home.service / "ray.json").read_text())
     jobs = Jobs(note["dashboard"])
     deadline = time.monotonic() + ENDS_S
-    while any(job.live for job in jobs.all()) and time.monotonic() < deadline:
+    while any(job.is_active for job in jobs.all()) and time.monotonic() < deadline:
         time.sleep(0.5)
     audit = [json.loads(line) for line in (home.service / "audit.jsonl").read_text().splitlines()]
     asked = {line["study"].partition(" ")[0] for line in audit if line["outcome"] == "asked"}
@@ -276,7 +276,7 @@ def main() -> None:
         found = wrong(told, home)
     finally:
         server.end()
-        stop(home)
+        stop_head(home)
     for what, seconds in sorted(told.seconds.items()):
         p50, p95, p99 = percentiles(seconds)
         print(f"{what:8} {len(seconds):5} answers, ms: p50 {p50:7.0f}  p95 {p95:7.0f}  p99 {p99:7.0f}")

@@ -20,8 +20,6 @@ from service.home.location import open_folder
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where studies may find data; HOME/data by default.")
 @click.option("--max-active", type=int, help="Studies that are being run at once; 4 by default.")
 @click.option("--max-cells", type=int, help="Cells of a study; 2,000 by default.")
-@click.option("--rate", type=float, help="Requests a second of a token; 10 by default.")
-@click.option("--burst", type=int, help="Requests that it may make at once after a pause; 40 by default.")
 @click.option(
     "--stop-ray", is_flag=True, help="End the Ray of this machine that an earlier service started, and leave."
 )
@@ -30,14 +28,14 @@ def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> Non
     """Studies over HTTP: API, page and metrics. Needs tokens, see `oec token add`."""
     place = open_folder(home)
     if stop_ray:
-        from service.cluster.local_head import stop as stop_head
+        from service.cluster.local_head import stop_head
 
         click.echo("its Ray has ended" if stop_head(place) else "no Ray of this home runs")
         return
     from service.http.server import serve as listen
     from service.http.settings import Settings
 
-    listen(place, host, port, Settings.given(limits), plain())
+    listen(place, host, port, Settings.from_options(limits), plain())
 
 
 @click.group()
@@ -85,5 +83,5 @@ def list_tokens(home: str) -> None:
     table = Table("name", "role", "created", "expires")
     for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"
-        table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (over)' * one.expired}")
+        table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (over)' * one.is_expired}")
     plain().print(table)

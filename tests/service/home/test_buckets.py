@@ -24,7 +24,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
-from service.cluster.jobs import portable
+from service.cluster.entrypoint import portable_home
 from service.home import bucket_ledger, copies, writer
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
@@ -111,10 +111,10 @@ def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
 
 def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
     study = Study.load("short")
-    assert portable(study, "s3://bucket/home/") == "s3://bucket/home"
+    assert portable_home(study, "s3://bucket/home/") == "s3://bucket/home"
     data = study.data.model_copy(update={"path": "s3://bucket/*.bin"})
     with pytest.raises(InvalidInput) as refused:
-        portable(study.model_copy(update={"data": data}), "s3://bucket/home")
+        portable_home(study.model_copy(update={"data": data}), "s3://bucket/home")
     assert refused.value.field == "data.path"
 
 
