@@ -1,4 +1,5 @@
-"""Nothing in the packages reads what could run: homes, checkpoints, token files and study files come from anywhere."""
+"""The packages never load formats that can run code, because homes, checkpoints, token files and study files may come
+from anyone."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ CALLS = {"torch.load", "np.load", "numpy.load", "yaml.load", "yaml.unsafe_load",
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_reader_of_code(path: Path) -> None:
+def test_module_loads_no_code(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             named = {alias.name.partition(".")[0] for alias in node.names}
