@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 cells crashed, perhaps all of the first; 2 bad input; 75 i
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from rich.table import Table
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
-from search_spaces.study import Study, json_schema, shipped
+from search_spaces.study import Study
+from search_spaces.study_file import shipped
 from service import exit_codes
 from service.cli.job_commands import jobs, logs, stop, submit
 from service.cli.options import (
@@ -282,7 +284,7 @@ def methods() -> None:
 @main.command()
 def schema() -> None:
     """The JSON schema of a study file."""
-    click.echo(json_schema())
+    click.echo(json.dumps(Study.model_json_schema(), indent=2))
 
 
 @main.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 
 from search_spaces.record import State
-from search_spaces.study import Study, json_schema
+from search_spaces.study import Study
 from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
@@ -136,7 +135,7 @@ router = APIRouter(
 @router.get("/schema", response_model=dict[str, Any])
 def schema() -> dict[str, Any]:
     """The JSON schema of a study."""
-    found: dict[str, Any] = json.loads(json_schema())
+    found: dict[str, Any] = Study.model_json_schema()
     return found
 
 

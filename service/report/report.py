@@ -32,7 +32,8 @@ from dashboards.sensitivity import Grid, curves, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import listed, sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study, shipped
+from search_spaces.study import Study
+from search_spaces.study_file import shipped
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry

@@ -7,7 +7,7 @@ from collections import Counter
 
 from search_spaces.cell import Cell, CurveKey
 from search_spaces.edge import Search, search
-from search_spaces.plan import Curve, Plan, within
+from search_spaces.plan import Curve, Plan, limit_to_budget
 from search_spaces.refine import Budget
 from service.home.ledger import Ledger
 
@@ -60,7 +60,7 @@ class Refinement:
             wanted[entry.cell.scale] -= entry.origin == "refine"
         for curve, found in self.edges():
             wanted[curve.scale] += found.cells_left
-        return within(wanted, self._budget_left())
+        return limit_to_budget(wanted, self._budget_left())
 
     def _budget_left(self) -> float:
         """Cells; infinite without a budget, 0 once its minutes are used up."""

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
-from search_spaces.cell import Cell, rounded
+from search_spaces.cell import Cell, round_significant
 from search_spaces.plan import Plan, refinement_space
 from search_spaces.record import Row
 from service.home.ledger import Entry, Ledger
@@ -75,7 +75,7 @@ class CurveSearch:
         """A trial that the sampler proposes, as a cell of the first seed."""
         trial = self._ask()
         params = {
-            name: min(max(rounded(value), self.space[name].low), self.space[name].high)
+            name: min(max(round_significant(value), self.space[name].low), self.space[name].high)
             for name, value in trial.params.items()
         }
         gamma, seed = params.get("gamma"), self.plan.study.seeds[0]

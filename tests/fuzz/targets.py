@@ -22,7 +22,8 @@ from dashboards.sensitivity import curves
 from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
-from search_spaces.study import SHIPPED, Study
+from search_spaces.study import Study
+from search_spaces.study_file import SHIPPED
 from service.cli.overview import status_tables
 from service.home.layout import Home
 from service.home.ledger import Ledger

@@ -66,8 +66,8 @@ FIELDS = {
     ),
     "one attention norm without a list": (smoke(attention_norms="qk-norm"), "attention_norms", "'qk-norm'"),
     "no attention norms": (smoke(attention_norms=[]), "attention_norms", "empty", "at least one"),
-    "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "twice"),
-    "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "twice"),
+    "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "duplicate"),
+    "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "duplicate"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
     "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
     "batch not divided": (
@@ -90,7 +90,6 @@ FIELDS = {
     "budget of nothing": (
         smoke(refine={"budget": {"cells": 5}}),
         "refine.budget",
-        "no",
         "refine.trials or refine.edge",
     ),
     "weights of no kind": (smoke(keep_weights="all"), "keep_weights", "'all'", "none, last or {every: STEPS}"),
