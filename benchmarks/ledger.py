@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 
@@ -22,7 +23,7 @@ def finished(path: Path, study: Study) -> None:
     """The ledger of a study that has run to its end."""
     with Ledger(path, study.name, write=True) as ledger:
         ledger.plan(Plan(study, "data").cells)
-        result = {"val_loss": 2.0, "l_init": 5.0, "train_seconds": 1.0}
+        result = CellResult(state="finished", val_loss=2.0, l_init=5.0, train_seconds=1.0)
         for event in (
             {"event": "running"},
             {"event": "finished", "result": result},

@@ -29,8 +29,9 @@ from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.study import Intervals, Study
 from service.cluster.connection import ENVIRONMENT
+from service.home.data import prepare_tokens
 from service.home.location import open_home
-from service.sweep.run import run, tokens_of
+from service.sweep.run import run_study
 
 
 def study(cells: int, workers: int) -> Study:
@@ -52,7 +53,7 @@ def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
     """Times of a study through the engine, from its own ledger."""
     home, spec = open_home(folder), study(cells, workers)
     began = time.time()
-    run(spec, home, address=None, retry_crashed=False, console=Console(stderr=True))
+    run_study(spec, home, address=None, retry_crashed=False, console=Console(stderr=True))
     lines = [json.loads(line) for line in home.ledger(spec.name).read_text().splitlines()]
     at = {(line["event"], line.get("cell")): datetime.fromisoformat(line["at"]).timestamp() for line in lines}
     ends = sorted(moment for (event, _), moment in at.items() if event in ("finished", "diverged"))
@@ -74,7 +75,7 @@ def cold(cells: int, folder: Path) -> list[float]:
 
     spec = study(cells, 2)
     home = open_home(folder)
-    tokens = tokens_of(spec, home, print)
+    tokens = prepare_tokens(spec, home, print)
     ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), resources={"trial_slot": 1}, log_to_driver=False)
 
     def train_worker(config: dict[str, object]) -> None:

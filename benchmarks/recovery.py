@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from search_spaces.methods import label
+from search_spaces.record import Row
 from service.home.location import open_home
 from service.home.studies import read_ledger, require_study
 from trainers.rows import read
@@ -22,13 +23,13 @@ from trainers.rows import read
 BACK = 32.0
 
 
-def back_at(rows: Sequence[dict[str, float]]) -> float:
+def back_at(rows: Sequence[Row]) -> float:
     """The step from which on ``|logits_mean|`` stays within ``BACK``; infinite if it ends outside."""
     step = math.inf
     for row in reversed(rows):
-        if abs(row.get("logits_mean", math.inf)) > BACK:
+        if abs(row.metrics.get("logits_mean", math.inf)) > BACK:
             break
-        step = row["step"]
+        step = row.step
     return step
 
 

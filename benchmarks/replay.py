@@ -17,6 +17,7 @@ from functools import cache
 
 from dashboards.published import GAMMA, L_INIT, RUNS_CSV
 from search_spaces.cell import Cell
+from search_spaces.record import CellResult, Row
 from trainers.job import Event, Job
 from trainers.rows import Rows
 
@@ -46,26 +47,25 @@ class Replay:
             share = number / self.evaluations
             time.sleep(max(0.0, began + share * seconds / self.speedup - time.time()))
             val_loss = loss + (L_INIT - loss) * (1 - share) ** 4
-            row = {"step": round(share * steps), "time": time.time(), "val_loss": val_loss, **diagnostics}
+            row = Row(round(share * steps), time.time(), {"val_loss": val_loss, **diagnostics})
             rows.append(row)
-            yield [{"kind": "row", **row}]
+            yield [row]
         _ended_at = time.time()
+        times = {"slot": os.getpid(), "ended_at": _ended_at}
+        if waited is not None:
+            times["waited_seconds"] = waited
         yield [
-            {
-                "kind": "done",
-                "state": "diverged" if loss > L_INIT else "finished",
-                "val_loss": loss,
-                "train_loss": loss,
-                "l_init": L_INIT,
-                "steps": steps,
-                "tokens": job.cell.tokens,
-                "train_seconds": seconds,
-                "tokens_per_second": job.cell.tokens / seconds,
-                **diagnostics,
-                "slot": os.getpid(),
-                "waited_seconds": waited,
-                "ended_at": _ended_at,
-            }
+            CellResult(
+                state="diverged" if loss > L_INIT else "finished",
+                val_loss=loss,
+                train_loss=loss,
+                l_init=L_INIT,
+                steps=steps,
+                tokens=job.cell.tokens,
+                train_seconds=seconds,
+                tokens_per_second=job.cell.tokens / seconds,
+                metrics={**diagnostics, **times},
+            )
         ]
 
 

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Ledger
@@ -84,9 +85,16 @@ def filled(folder: Path, cells: int) -> Home:
         for cell in planned:
             loss = 3.0 + 0.2 * (math.log10(cell.lr) + 2) ** 2 + rng.normal(0, 0.02)
             diverged = cell.lr > 0.3 and rng.random() < 0.5
-            result = {"val_loss": None if diverged else loss, "l_init": 10.8, "train_seconds": 60.0, "steps": ROWS}
-            result |= {key: math.exp(rng.normal()) * cell.lr for key in MEASURED}
-            ends.append({"event": "diverged" if diverged else "finished", "cell": cell.id, "result": result})
+            state: EndState = "diverged" if diverged else "finished"
+            result = CellResult(
+                state=state,
+                val_loss=None if diverged else loss,
+                l_init=10.8,
+                train_seconds=60.0,
+                steps=ROWS,
+                metrics={key: math.exp(rng.normal()) * cell.lr for key in MEASURED},
+            )
+            ends.append({"event": state, "cell": cell.id, "result": result})
             path = home.metrics(cell.id, "many")
             path.parent.mkdir(parents=True)
             os.link(kinds[len(ends) % FILES], path)

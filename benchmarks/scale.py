@@ -32,19 +32,19 @@ from rich.table import Table
 
 from benchmarks.nodes import Nodes
 from benchmarks.replay import Replay, published
-from search_spaces.cell import Cell
 from search_spaces.plan import Plan
+from search_spaces.record import Row
 from search_spaces.study import Study
 from service.cluster import connection as cluster
-from service.cluster import placement
+from service.cluster.placement import fit, joined_nodes
 from service.home.layout import Home
-from service.home.ledger import Ledger
+from service.home.ledger import Entry, Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
 from service.mlflow.address import tracking_uri
-from service.mlflow.sink import MlflowSink, Store
+from service.mlflow.sink import MlflowSink
+from service.mlflow.store import Store
 from service.sweep.progress import Progress
-from trainers.job import Event
 
 DATA = "published"
 """Stands where the digest of the tokens stands: none are read."""
@@ -95,11 +95,11 @@ class Marks:
         self._at = {round(cells * tenth / 10) for tenth in range(1, 11)} | {1, 1000}
         self.marks: list[Mark] = []
 
-    def running(self, cell: Cell) -> None: ...
+    def on_start(self, entry: Entry) -> None: ...
 
-    def row(self, cell: Cell, row: Event) -> None: ...
+    def on_row(self, entry: Entry, row: Row) -> None: ...
 
-    def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+    def on_end(self, entry: Entry) -> None:
         self._ended += 1
         if self._ended in self._at:
             rss = psutil.Process().memory_info().rss
@@ -124,19 +124,19 @@ class Simulated:
 
 
 def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:
-    """The sweep of ``service.sweep.run.train`` on the cluster that this process has joined."""
+    """The sweep of ``service.sweep.run.run_study`` on the cluster that this process has joined."""
     from service.sweep.sweep import sweep
 
     plan = Plan(spec, DATA)
     register_study(home, spec)
-    fits = placement.concurrency(spec.resources, placement.joined())
+    fits = fit(spec.resources, joined_nodes()).cells
     ledger = TimedLedger(home.ledger(spec.name), spec.name, write=True)
     with ledger:
         ledger.plan(plan.cells)
         sink = MlflowSink(tracking_uri(home), home, spec)
         marks = Marks(plan.cell_count, sink)
         with Progress(plan, ledger, Console(stderr=True)) as progress:
-            sweep(plan, train, home, ledger, [progress, sink, marks], at_once=min(at_once, fits))
+            sweep(plan, train, home, ledger, [progress, sink, marks], max_concurrent=min(at_once, fits))
         over = time.monotonic()
         sink.close(deliver_s)
         delivered = time.monotonic() - over
@@ -168,13 +168,13 @@ def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
         ledger.plan(plan.cells)
         missing = len(ledger.missing()) + sum(Refinement(plan, ledger).cells_left.values())
         yield f"read the ledger, {missing} cells missing", passed()
-        CellSearch(plan, ledger, open_storage(home.optuna(spec.name)), ledger.missing())
+        CellSearch(plan, ledger, open_storage(home.study(spec.name) / "optuna.journal"), ledger.missing())
         yield "open Optuna's journal", passed()
         store = Store(tracking_uri(home), home, spec)
         store.connect()
         yield "know what MLflow has, its import included", passed()
         for entry in ledger.ended():
-            store.deliver(entry.cell, entry.record(spec.name))
+            store.deliver(entry)
         yield "see that MLflow lacks nothing", passed()
         yield "memory at the end, MiB", psutil.Process().memory_info().rss / 2**20
 
@@ -195,7 +195,7 @@ def show(found: Simulated, at_once: int, home: Home) -> Iterator[Table | str]:
         )
     yield table
     results = [line["result"] for line in found.ended]
-    waited = [result["waited_seconds"] for result in results if result["waited_seconds"] is not None]
+    waited = [result["waited_seconds"] for result in results if "waited_seconds" in result]
     slots = len({result["slot"] for result in results})
     cells, took = len(ends), ends[-1] - ends[0]
     yield f"{cells:,} cells in {took:.0f} s on {slots} slots of {at_once}: {cells / took:.1f} cells/s"
@@ -205,7 +205,10 @@ def show(found: Simulated, at_once: int, home: Home) -> Iterator[Table | str]:
     yield f"a write to the ledger, synced: {spread(found.append_seconds[2:])}"
     yield f"the ledger: {found.ledger_bytes / 2**20:.1f} MiB, {found.ledger_bytes / cells:,.0f} bytes a cell"
     yield f"MLflow has everything {found.delivered_seconds:.1f} s after the last cell; undelivered {found.undelivered}"
-    for what, path in (("Optuna's journal", home.optuna("scale")), ("mlflow.db", home.path / "mlflow.db")):
+    for what, path in (
+        ("Optuna's journal", home.study("scale") / "optuna.journal"),
+        ("mlflow.db", home.path / "mlflow.db"),
+    ):
         yield f"{what}: {path.stat().st_size / 2**20:.1f} MiB, {path.stat().st_size / cells:,.0f} bytes a cell"
     ray_files = sum(len(files) for _, _, files in os.walk(home.ray))
     files = sum(len(files) for _, _, files in os.walk(home.path))

@@ -26,12 +26,12 @@ from typing import Any
 import httpx2
 import yaml
 
+from search_spaces.record import TERMINAL
 from search_spaces.study import Study
 from service.cluster.connection import free_port
 from service.cluster.jobs import Jobs
 from service.cluster.local_head import stop
 from service.home.layout import Home
-from service.home.ledger import TERMINAL
 from service.home.location import open_home
 from service.home.studies import read_ledger, registered, with_ledger
 from service.http.tokens import TokenFile

@@ -144,7 +144,7 @@ def disturbed(
                 break
             if code not in RESUMABLE:
                 reasons = [
-                    entry.result["reason"] for entry in ledger_of(run.home, NAME).ended() if entry.state == "crashed"
+                    entry.result.reason for entry in ledger_of(run.home, NAME).ended() if entry.state == "crashed"
                 ]
                 raise AssertionError("\n".join([f"exit code {code}:", *reasons, run.log.read_text()[-4000:]]))
             again = Run(run.study, run.home, NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)

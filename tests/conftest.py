@@ -71,8 +71,8 @@ def trained(first: Path) -> Path:
 
 SHARED = {
     "tests/docs/": "trained",
-    "tests/service/test_run.py": "trained",
-    "tests/service/embedded/": "embedded",
+    "tests/service/sweep/test_run.py": "trained",
+    "tests/service/sweep/embedded/": "embedded",
 }
 """By how their tests begin: modules of which one process has all, and what it starts for them."""
 

@@ -116,7 +116,7 @@ def test_curves_grow_and_what_a_study_says_is_text(browser: Browser, home: Home)
         expect(page.locator("#running tbody tr")).to_have_count(1)
         expect(page.locator("#study .description")).to_have_text(EVIL)
         for cell in CELLS[2:]:
-            ledger.end(cell.id, "finished", FINISHED)
+            ledger.end(cell.id, FINISHED)
         expect(page.locator("#charts .point")).to_have_count(6)
         ledger.close()
         expect(page.locator("#study .where")).to_contain_text(re.compile("^ended"))
@@ -179,7 +179,7 @@ def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("#charts .point")).to_have_count(4)
         ledger = read_ledger(home, "by-hand")
         for entry in ledger.entries.values():
-            loss = f"{entry.result['val_loss']:.4g}"
+            loss = f"{entry.result.val_loss:.4g}"
             title = page.locator(f"#charts .point[data-cell='{entry.cell.id}'] title")
             expect(title).to_contain_text(loss.rstrip("0"))
         page.close()

@@ -18,7 +18,7 @@ from dashboards.tables import TABLE_COLUMNS
 from search_spaces.plan import Plan
 from search_spaces.record import COLUMNS, STATES
 from search_spaces.study import MethodChoice, Study
-from service.home import ledger
+from service.home.ledger import FORMAT
 from service.home.writer import Writer
 from service.mlflow.store import EXPERIMENT
 from tests.docs.blocks import names, rows, section
@@ -66,7 +66,7 @@ def test_the_lines_of_a_ledger(trained: Path) -> None:
     optional = {"reused_from"}
     for line in lines:
         assert set(line) - {"seq", "at", "event"} == documented[line["event"]] - optional, line["event"]
-    assert f"`format` is {ledger.FORMAT}" in section(PAGE, "Ledger")
+    assert f"`format` is {FORMAT}" in section(PAGE, "Ledger")
 
 
 def test_the_writer_of_a_ledger_in_a_bucket() -> None:

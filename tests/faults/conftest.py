@@ -14,9 +14,9 @@ import yaml
 
 from search_spaces.plan import Plan
 from search_spaces.study import Study
+from service.home.data import prepare_tokens
 from service.home.layout import Home
 from service.home.location import open_home
-from service.sweep.run import tokens_of
 from tests.faults.running import NAME, STEPS
 from tests.trainers.pair import joined
 from trainers.loop import Trainer
@@ -38,7 +38,7 @@ def cells(folder: Path, steps: int, workers: int = 2, lrs: Sequence[float] = (1e
 def without_ray(file: Path, folder: Path) -> Losses:
     """The losses of a study by cell, from as many processes as it has workers."""
     study, home = Study.load(str(file)), open_home(folder)
-    tokens_of(study, home, print)  # made once, not by each
+    prepare_tokens(study, home, print)  # made once, not by each
     if study.resources.workers == 1:
         rank_of(0, study, home)
     else:
@@ -49,7 +49,7 @@ def without_ray(file: Path, folder: Path) -> Losses:
 
 def rank_of(rank: int, study: Study, home: Home) -> None:
     torch.set_num_threads(1)
-    tokens = tokens_of(study, home, print)
+    tokens = prepare_tokens(study, home, print)
     every = {"evaluate_every": study.evaluate_every, "checkpoint_every": study.checkpoint_every}
     with joined(rank, home.path) if study.resources.workers == 2 else nullcontext(World.single()) as world:
         trainer = Trainer(world, tokens)

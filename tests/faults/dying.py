@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
+from search_spaces.record import CellResult, Row
 from tests.trainers import tiny
 from trainers.loop import Trainer
-from trainers.result import Result
 from trainers.world import World
 
 INTERVALS = {"evaluate_every": 4, "checkpoint_every": 2}
@@ -24,8 +24,8 @@ SERVER.set_forkserver_preload([__name__])  # torch is imported once, in a proces
 
 
 def train(
-    folder: Path, tokens: Path, rows: list[dict[str, float]] | None = None, keep_weights: KeepWeights = NO_WEIGHTS
-) -> Result:
+    folder: Path, tokens: Path, rows: list[Row] | None = None, keep_weights: KeepWeights = NO_WEIGHTS
+) -> CellResult:
     torch.set_num_threads(1)
     trainer = Trainer(World.single(), tiny.opened(tokens))
     told = (rows if rows is not None else []).append

@@ -15,10 +15,11 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from search_spaces.record import TERMINAL
 from service.home.layout import Home
-from service.home.ledger import TERMINAL, Ledger
+from service.home.ledger import Ledger
 from service.home.studies import with_ledger
-from service.mlflow.sink import EXPERIMENT, REASON_CHARACTERS
+from service.mlflow.store import EXPERIMENT, MAX_REASON_CHARACTERS
 from trainers.rows import read
 
 GONE_S = 60.0
@@ -65,7 +66,7 @@ def starts(home: Path, study: str) -> list[int]:
 
 
 def losses(home: Path, study: str) -> dict[str, float | None]:
-    return {cell: entry.result.get("val_loss") for cell, entry in ledger_of(home, study).entries.items()}
+    return {cell: entry.result.val_loss for cell, entry in ledger_of(home, study).entries.items()}
 
 
 def one_end_a_cell(home: Path, study: str) -> None:
@@ -100,16 +101,16 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
         run = children[cell_id]
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert run.data.tags["oec.state"] == entry.state
-        assert run.data.tags["oec.reason"] == entry.result.get("reason", "")[:REASON_CHARACTERS]
+        assert run.data.tags["oec.reason"] == entry.result.reason[:MAX_REASON_CHARACTERS]
         assert float(run.data.params["lr"]) == entry.cell.lr
         assert run.data.params["method"] == entry.cell.method
         assert run.info.status == ("FAILED" if entry.state == "crashed" else "FINISHED")
         if entry.state in ("finished", "diverged"):
-            assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result["val_loss"], rel=1e-6)
-            assert run.data.metrics["l_init"] == pytest.approx(entry.result["l_init"], rel=1e-6)
+            assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result.val_loss, rel=1e-6)
+            assert run.data.metrics["l_init"] == pytest.approx(entry.result.l_init, rel=1e-6)
         if entry.reused_from is None:
             rows = read(Home(home).metrics(cell_id, study))
-            curve = {(row["step"], row["val_loss"]) for row in rows if "val_loss" in row}
+            curve = {(row.step, row.val_loss) for row in rows if row.val_loss is not None}
             delivered = {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "val_loss")}
             if entry.state == "pruned":  # its workers hear of it a moment later, and may write one row more
                 last = max((step for step, _ in delivered), default=-1)

@@ -70,7 +70,7 @@ def test_a_study_gets_the_nodes_that_it_asks_for_and_lets_go_of_them(nodes: Node
     assert "resources.autoscale" in refused.stderr
     grows = study(tmp_path, concurrency=2, autoscale=True)
     planned = oec("plan", grows, "--cluster", nodes.address, home=home, **nodes.environment).stdout
-    assert "on a cluster that grows to 2 CPU: 2 cells at once, 2 workers" in planned
+    assert "on a cluster that grows to 2 CPU: 2 cells in parallel, 2 workers" in planned
     run = Run(grows, home, NAME, **cluster)
     try:
         run.until(lambda: nodes.alive() == 3, "a node for each of two cells at once")

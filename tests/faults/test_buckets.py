@@ -113,7 +113,7 @@ def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) ->
         driver.kill()
         driver.wait()
     assert max(steps(url)) > 150
-    assert "not being run" in oec("watch", NAME, "--once", home=url, **elsewhere).stdout
+    assert "not running" in oec("watch", NAME, "--once", home=url, **elsewhere).stdout
 
 
 @pytest.mark.long

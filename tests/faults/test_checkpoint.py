@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.keep_weights import KeepWeights
+from search_spaces.record import Row
 from tests.faults.dying import INTERVALS, exit_code, train, train_until, train_within
 from tests.trainers import tiny
 from trainers.loop import Trainer
@@ -45,10 +46,10 @@ def whole(folder: Path) -> list[int]:
 def resumes(folder: Path, tokens: Path, undisturbed: float | None) -> None:
     """The cell goes on behind the newest whole checkpoint, to the loss of an undisturbed run, and leaves nothing."""
     last = max(whole(folder), default=0)
-    rows: list[dict[str, float]] = []
+    rows: list[Row] = []
     result = train(folder, tokens, rows)
     assert result.state == "finished"
-    assert [row["step"] for row in rows] == [step for step in (0, 4, 8) if step > last or not last]
+    assert [row.step for row in rows] == [step for step in (0, 4, 8) if step > last or not last]
     assert result.val_loss == undisturbed
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 4, 8], "a row is missing or doubled"
@@ -126,8 +127,8 @@ def test_a_flipped_byte_in_a_checkpoint_is_named_and_the_one_before_used(
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
-    rows: list[dict[str, float]] = []
+    rows: list[Row] = []
     with pytest.warns(UserWarning, match=rf"{newest.name} passed over: its content does not match"):
         result = train(tmp_path, tokens, rows)
-    assert [row["step"] for row in rows] == [8]
+    assert [row.step for row in rows] == [8]
     assert result.val_loss == undisturbed

@@ -56,7 +56,7 @@ def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
         kill(head)
         run.driver.wait(NOTICED_S)
         assert run.driver.returncode == 75, run.log.read_text()
-        assert "the same command goes on" in run.log.read_text()
+        assert "run the same command to resume" in run.log.read_text()
     finally:
         run.close()
     assert len(ledger_of(home, NAME).missing()) == 1

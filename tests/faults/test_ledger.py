@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
 from service.home.layout import Home
-from service.home.ledger import Ledger, LedgerLocked
+from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import read_ledger, register_study
+from service.home.writer import LedgerLocked
 from service.mlflow.address import tracking_uri
 from service.mlflow.sink import MlflowSink, sync
 from tests.faults.invariants import agree
 
 CELLS = Plan(Study.load("short"), "data").cells
-RESULT = {"val_loss": 2.0, "l_init": 5.0}
+RESULT = CellResult(state="finished", val_loss=2.0, l_init=5.0)
 PROCESSES = multiprocessing.get_context("spawn")
 
 
@@ -34,9 +36,9 @@ def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> N
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])
-        ledger.end(CELLS[0].id, "crashed", {"reason": "x"})
-        ledger.running(CELLS[0].id)
-        ledger.end(CELLS[0].id, "finished", RESULT)
+        ledger.end(CELLS[0].id, CellResult(state="crashed", reason="x"))
+        ledger.start(CELLS[0].id)
+        ledger.end(CELLS[0].id, RESULT)
         before = ledger.records()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,7 +47,7 @@ def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> N
     with Ledger(path, "short", write=True) as ledger:
         assert ledger.records() == before
         assert ledger.missing() == list(CELLS[1:3])
-        ledger.end(CELLS[1].id, "finished", RESULT)
+        ledger.end(CELLS[1].id, RESULT)
     assert json.loads(path.read_text().splitlines()[-1])["seq"] == len(lines) + 1
 
 
@@ -75,7 +77,7 @@ def write_for_ever(path: Path) -> None:
         for seed in range(10**9):
             cell = CELLS[0].model_copy(update={"seed": seed})
             ledger.plan([cell])
-            ledger.end(cell.id, "finished", RESULT)
+            ledger.end(cell.id, RESULT)
 
 
 @pytest.mark.fault("SIGKILL of a ledger's writer")
@@ -97,7 +99,7 @@ def test_a_writer_that_is_killed_leaves_whole_lines_and_no_lock(tmp_path: Path, 
     with Ledger(path, "short", write=True) as ledger:
         assert len(ledger.entries) >= lines // 2
         for cell in ledger.missing():
-            ledger.end(cell.id, "finished", RESULT)
+            ledger.end(cell.id, RESULT)
     assert {entry.state for entry in Ledger(path, "short").entries.values()} == {"finished"}
 
 
@@ -111,9 +113,9 @@ def deliver(home: Home, name: str, start: Any) -> None:
         start.wait()
         sink = MlflowSink(tracking_uri(home), home, study)
         for cell in cells:
-            sink.running(cell)
-            ledger.end(cell.id, "finished", RESULT)
-            sink.ended(cell, ledger.entries[cell.id].record(name))
+            sink.on_start(ledger.entries[cell.id])
+            ledger.end(cell.id, RESULT)
+            sink.on_end(ledger.entries[cell.id])
         sink.close(300)
         sync(tracking_uri(home), home, study, ledger, home.study(name) / "report")
 

@@ -17,17 +17,20 @@ from mlflow import MlflowClient
 
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.home.location import open_home
+from service.mlflow import address
 from service.mlflow import sink as mlflow_sink
-from service.mlflow.database import prepare
-from service.mlflow.sink import MlflowSink, check, sync
+from service.mlflow.address import check_store
+from service.mlflow.database import create_database
+from service.mlflow.sink import MlflowSink, sync
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")
 CELL = Plan(STUDY, "data").cells[0]
-RECORD = {"state": "finished", "val_loss": 2.5, "l_init": 5.5, "reason": ""}
+RESULT = CellResult(state="finished", val_loss=2.5, l_init=5.5)
 DEADLINE_S = 120.0
 
 
@@ -103,15 +106,15 @@ def test_a_server_that_does_not_let_us_in_is_refused_before_anything_starts(serv
 @pytest.mark.parametrize("server", [200], indirect=True)
 def test_the_question_carries_the_users_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-the-test")
-    check(server.uri)
+    check_store(server.uri)
     assert server.authorization == ["Bearer of-the-test"]
 
 
 @pytest.mark.fault("MLflow answers 500, or not at all")
 @pytest.mark.parametrize("server", [500, None], indirect=True, ids=["fails", "does not answer"])
 def test_a_server_with_a_fault_does_not_hold_up_the_start(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_sink, "CHECK_TIMEOUT_S", 0.2)
-    check(server.uri)
+    monkeypatch.setattr(address, "CHECK_TIMEOUT_S", 0.2)
+    check_store(server.uri)
     server.seen(1)
     assert len(server.requests) == 1, "the question is asked once"
 
@@ -128,19 +131,20 @@ def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
     home, uri = open_home(tmp_path), server.uri.replace("//", "//me:secret@")
     with Ledger(home.ledger("smoke"), "smoke", write=True) as ledger, caplog.at_level(logging.WARNING):
         ledger.plan([CELL])
-        ledger.end(CELL.id, "finished", RECORD)
+        entry = ledger.entries[CELL.id]
+        ledger.end(CELL.id, RESULT)
         sink = MlflowSink(uri, home, STUDY)
         server.seen(1)
         for _ in range(100):  # none of these waits: the thread is in its first request, or between two
-            sink.running(CELL)
-            sink.row(CELL, {"kind": "row", "step": 1})
-        sink.ended(CELL, RECORD)
+            sink.on_start(entry)
+            sink.on_row(entry, Row(1, 0.0, {}))
+        sink.on_end(entry)
         sink.close(DEADLINE_S)
         assert not sink._thread.is_alive(), "the thread did not give up"
         attempts = len(server.requests)
         assert attempts == 2 * 3, "connecting and delivering, three times each"
-        assert f"did not take cell {CELL.id}" in caplog.text
-        with pytest.raises(InvalidInput, match="does not take study smoke") as refused:
+        assert f"did not accept cell {CELL.id}" in caplog.text
+        with pytest.raises(InvalidInput, match="does not accept study smoke") as refused:
             sync(uri, home, STUDY, ledger, tmp_path / "report")
         assert "secret" not in caplog.text + str(refused.value)
         assert len(server.requests) == attempts + 1
@@ -150,7 +154,7 @@ def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
 @pytest.mark.fault("SIGKILL while MLflow's database is made")
 def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     uri, new = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db-new"
-    maker = multiprocessing.get_context("spawn").Process(target=prepare, args=(uri,))
+    maker = multiprocessing.get_context("spawn").Process(target=create_database, args=(uri,))
     maker.start()
     while not new.exists() or new.stat().st_size < 200_000:  # it has 600,000 bytes in the end
         assert maker.is_alive(), "it was through before it could be killed"
@@ -158,6 +162,6 @@ def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     maker.kill()
     maker.join()
     assert not (tmp_path / "mlflow.db").exists()
-    prepare(uri)
+    create_database(uri)
     assert [one.name for one in MlflowClient(uri).search_experiments()] == ["Default"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]

@@ -59,7 +59,7 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     """The first cell meets two deaths: of the trial's actor, which owns the group; of a Ray Train worker in mid-step.
     After it the group stays warm: at one rank's loss, which ends the cell on both, and at ``oec stop``. In the last
     cell the driver is interrupted; the same command goes on there, and does not take a stop request that was left for
-    one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/test_jobs.py``; a driver is killed in
+    one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/cluster/test_jobs.py``; a driver is killed in
     ``tests/faults/test_buckets.py``."""
     lrs, flag = [1e-3, 1.2e-3, 1.4e-3, 1.6e-3, 2e-3], tmp_path / "poison"
     path = changed(study, tmp_path, lrs=lrs, resources={"workers": 2, "max_failures": 3})
@@ -105,7 +105,7 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     assert [cell.id for cell in ledger_of(run.home, NAME).missing()] == [last]
     nothing_runs = oec("stop", NAME, home=run.home)
     assert nothing_runs.returncode == 2
-    assert "is not being run" in nothing_runs.stderr
+    assert "is not running" in nothing_runs.stderr
     request = run.home / "studies" / NAME / "stop" / "study"
     request.parent.mkdir(exist_ok=True)
     request.touch()
@@ -195,6 +195,6 @@ def test_the_pruner_ends_a_trial_and_the_group_stays_warm(
     entries = list(ledger_of(run.home, NAME).entries.values())
     pruned = [entry for entry in entries if entry.state == "pruned"]
     assert {entry.origin for entry in pruned} == {"refine"}, "a cell of the grid was pruned"
-    assert all(entry.result["reason"].startswith("the median pruner: val_loss ") for entry in pruned)
+    assert all(entry.result.reason.startswith("the median pruner: val_loss ") for entry in pruned)
     assert len(entries) == 12
     agree(run.home, NAME)

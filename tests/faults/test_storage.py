@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 from tests.faults.invariants import nothing_left_over
@@ -38,14 +39,14 @@ def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(
         ledger.plan(CELLS[:2])
         fill(small, leaving=0)
         before = path.read_bytes()
-        long = {"reason": "x" * 20_000}  # a part of this line fits
+        long = CellResult(state="crashed", reason="x" * 20_000)  # a part of this line fits
         with pytest.raises(OSError, match="No space left on device"):
-            ledger.end(CELLS[0].id, "crashed", long)
+            ledger.end(CELLS[0].id, long)
         assert path.read_bytes() == before, "a part of a line was left"
         assert ledger.entries[CELLS[0].id].state == "planned"
         (small / "filler").unlink()
-        ledger.end(CELLS[0].id, "crashed", long)
-        ledger.end(CELLS[1].id, "finished", {"val_loss": 1.0})
+        ledger.end(CELLS[0].id, long)
+        ledger.end(CELLS[1].id, CellResult(state="finished", val_loss=1.0))
         assert Ledger(path, "short").records() == ledger.records()
 
 
@@ -66,8 +67,8 @@ def test_a_cell_on_a_full_storage_fails_by_name_and_resumes_when_there_is_room(s
     undisturbed = trainer.run(tiny.cell(), tmp_path / "undisturbed", **intervals)
     remount(small, "size=64m")
 
-    def last_checkpoint_does_not_fit(row: dict[str, float]) -> None:
-        if row["step"] == 4:
+    def last_checkpoint_does_not_fit(row: Row) -> None:
+        if row.step == 4:
             fill(small, leaving=64 * 1024)
 
     with pytest.raises(Exception, match="No space left on device"):
@@ -76,7 +77,7 @@ def test_a_cell_on_a_full_storage_fails_by_name_and_resumes_when_there_is_room(s
     assert left == ["step-00000002.json", "step-00000002.safetensors"]
     (small / "filler").unlink()
     rows: list[float] = []
-    resumed = trainer.run(tiny.cell(), small / "cell", **intervals, on_row=lambda row: rows.append(row["step"]))
+    resumed = trainer.run(tiny.cell(), small / "cell", **intervals, on_row=lambda row: rows.append(row.step))
     assert rows == [4, 8], "it did not go on from its checkpoint"
     assert resumed.val_loss == undisturbed.val_loss
 
@@ -101,7 +102,7 @@ def test_a_study_on_a_full_home_is_refused_and_leaves_nothing_half_done(
     done = oec("run", tmp_path / "study.yaml", home=home)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "No space left on device" in done.stderr
-    assert "make room, and the same command goes on" in done.stderr
+    assert "make room, then run the same command to resume" in done.stderr
     assert "Traceback" not in done.stderr
     nothing_left_over(home)
 

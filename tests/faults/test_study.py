@@ -34,7 +34,7 @@ def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
         ledger = ledger_of(home, name)
         crashed = [entry for entry in ledger.entries.values() if entry.state == "crashed"]
         assert len(crashed) == 3
-        assert all("Traceback" in entry.result["reason"] for entry in crashed)
+        assert all("Traceback" in entry.result.reason for entry in crashed)
         assert {entry.state for entry in ledger.entries.values()} <= {"crashed", "running", "planned"}
         assert starts(home, name)[:3] == [1] * 3
         remount(cells, "size=64m")

@@ -22,9 +22,10 @@ from dashboards.sensitivity import curves
 from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
 from search_spaces.study_file import SHIPPED
-from service.cli.overview import status_tables
+from service.cli.status import status_tables
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home
@@ -84,9 +85,10 @@ def ledger(home: Home) -> Target:
     with Ledger(path, study.name, write=True) as written:
         written.plan(plan.cells)
         for i, cell in enumerate(plan.cells):
-            written.running(cell.id)
-            state = ("finished", "diverged", "crashed")[i % 3]
-            written.end(cell.id, state, {"val_loss": 2.5 + i, "l_init": 5.0, "train_seconds": 1.0, "reason": "x"})
+            written.start(cell.id)
+            state: EndState = ("finished", "diverged", "crashed")[i % 3]
+            result = CellResult(state=state, val_loss=2.5 + i, l_init=5.0, train_seconds=1.0, reason="x")
+            written.end(cell.id, result)
     valid = path.read_bytes()
 
     def read(content: bytes) -> None:
@@ -106,7 +108,7 @@ def metrics(home: Home) -> Target:
     register_study(home, study)
     with Ledger(home.ledger(name), name, write=True) as written:
         written.plan([cell])
-        written.end(cell.id, "finished", {"val_loss": 2.0, "l_init": 5.0})
+        written.end(cell.id, CellResult(state="finished", val_loss=2.0, l_init=5.0))
     path = home.metrics(cell.id, name)
     path.parent.mkdir(parents=True)
     rows = [{"step": i, "time": 1e9 + i, "val_loss": 5.0 - i / 10, "train_loss": 5.0, "lr": 1e-3} for i in range(6)]

@@ -11,8 +11,7 @@ from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home import copies
 from service.home.layout import Home
-from service.home.ledger import IDENTITY, Ledger
-from service.home.studies import register_study
+from service.home.studies import register_study, write_ledger
 from trainers import weights
 from trainers.data import Shards, Tokens, write_shard
 from trainers.loop import Trainer
@@ -48,8 +47,7 @@ def train(home: Home, study: Study, tokens: Tokens, trainer: Trainer | None = No
     """As a driver and its workers would."""
     trainer = trainer or Trainer(World.single(), tokens)
     register_study(home, study)
-    journal = home.journal(study.name)
-    with Ledger(home.ledger(study.name), study.name, write=True, journal=journal) as ledger:
+    with write_ledger(home, study.name) as ledger:
         ledger.plan(Plan(study, tokens.digest).cells)
         for cell in ledger.missing():
             folder = home.workplace(cell.id, study.name)
@@ -61,6 +59,5 @@ def train(home: Home, study: Study, tokens: Tokens, trainer: Trainer | None = No
                 keep_weights=study.keep_weights,
                 mirror=copies.mirror(home, folder, home.cell(cell.id, study.name), archive=weights.FOLDER),
             )
-            record = {name: value for name, value in result.record().items() if name not in IDENTITY}
-            ledger.end(cell.id, result.state, record)
+            ledger.end(cell.id, result)
     return study

@@ -12,14 +12,16 @@ from dashboards.tables import TABLE_COLUMNS
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
+from search_spaces.record import STATES, CellResult, EndState
 from search_spaces.study import Study
+from service import exit_codes
 from service.cli import commands as cli
-from service.home.ledger import STATES
+from service.home.ledger import Entry
 from service.home.location import open_home
 from service.http.app import PAGE, create
 from service.http.guard import OPEN
 from service.http.settings import Settings
-from service.mlflow import sink as mlflow_sink
+from service.mlflow import store
 from trainers.diagnostics import keys
 
 
@@ -74,7 +76,7 @@ def test_command_line() -> None:
         "token remove": ["--home", "name"],
         "token list": ["--home"],
     }  # fmt: skip
-    assert (cli.EXIT_CRASHED, cli.EXIT_BAD_INPUT, cli.EXIT_INTERRUPTED) == (1, 2, 75)
+    assert (exit_codes.CRASHED, exit_codes.BAD_INPUT, exit_codes.INTERRUPTED) == (1, 2, 75)
 
 
 def test_routes_of_the_service(tmp_path: Path) -> None:
@@ -126,19 +128,29 @@ def test_columns() -> None:
 
 
 def test_mlflow_keys() -> None:
-    assert mlflow_sink.EXPERIMENT == "oec"
+    assert store.EXPERIMENT == "oec"
     cell = Plan(Study.load("smoke"), "data").cells[1]
-    assert [param.key for param in mlflow_sink.params(cell)] == [
+    assert [param.key for param in store.params(cell)] == [
         "scale", "attention_norm", "method", "gamma", "lr", "seed", "data", "V",
         *(f"model.{name}" for name in ("tied", "init", "dropout", "initial_mean_logit")),
         *(f"training.{name}" for name in type(cell.training).model_fields),
         "parameters",
     ]  # fmt: skip
-    record = {"gamma": 1e-4, "lr": 1.0, "seed": 1, "val_loss": 2.0, "train_loss": 3.0, "l_init": 4.0, "steps": 5}
-    assert list(mlflow_sink.result_metrics(record)) == ["final_val_loss", "final_train_loss", "l_init", "steps"]
-    for state, loss, drawn in (("finished", 2.0, 2.0), ("diverged", 9.0, 4.0), ("diverged", None, 4.0)):
-        metrics = mlflow_sink.result_metrics(record | {"state": state, "val_loss": loss, "lr": 0.1})
-        assert (metrics["curve_loss"], metrics["log10_lr"]) == (drawn, -1.0)
+
+    def metrics(state: EndState, val_loss: float | None) -> dict[str, float]:
+        assert state != "stopped"
+        result = CellResult(state=state, val_loss=val_loss, train_loss=3.0, l_init=4.0, steps=5, torch="2.13.0+cpu")
+        return store.result_metrics(Entry(cell.id, cell.model_copy(update={"lr": 0.1}), "grid", state, result))
+
+    assert list(metrics("crashed", 2.0)) == ["final_val_loss", "final_train_loss", "l_init", "steps"]
+    outcomes: tuple[tuple[EndState, float | None, float], ...] = (
+        ("finished", 2.0, 2.0),
+        ("diverged", 9.0, 4.0),
+        ("diverged", None, 4.0),
+    )
+    for state, loss, drawn in outcomes:
+        found = metrics(state, loss)
+        assert (found["curve_loss"], found["log10_lr"]) == (drawn, -1.0)
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Ledger
@@ -23,7 +24,10 @@ from service.http.tokens import TokenFile
 
 STUDY = Study.load("smoke")
 CELLS = list(Plan(STUDY, "data").cells)
-FINISHED = {"val_loss": 2.5, "l_init": 5.5, "train_seconds": 2.0, "steps": 20, "tokens_per_second": 2560.0}
+TOKENS_PER_SECOND = 2560.0
+FINISHED = CellResult(
+    state="finished", val_loss=2.5, l_init=5.5, train_seconds=2.0, steps=20, tokens_per_second=TOKENS_PER_SECOND
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ def begin(home: Home, study: Study = STUDY) -> Ledger:
     ledger = Ledger(home.ledger(study.name), study.name, write=True)
     ledger.plan(CELLS)
     for cell in CELLS[:3]:
-        ledger.running(cell.id)
-    ledger.end(CELLS[0].id, "finished", FINISHED)
-    ledger.end(CELLS[1].id, "diverged", {"val_loss": None, "l_init": 5.5, "reason": "the loss is nan"})
+        ledger.start(cell.id)
+    ledger.end(CELLS[0].id, FINISHED)
+    ledger.end(CELLS[1].id, CellResult(state="diverged", l_init=5.5, reason="the loss is nan"))
     path = home.metrics(CELLS[2].id, study.name)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"step": 10, "time": 2.0, "val_loss": 3.25}) + "\n")

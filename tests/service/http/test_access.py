@@ -65,9 +65,9 @@ def test_what_is_open_tells_nothing(service: Served) -> None:
         before = service.anybody.get(path)
         assert before.status_code == 200, path
         assert before.content, f"{path} is empty"
-        for secret in ("smoke", "a-reader", "a-runer", str(service.home.layout.path)):
+        for secret in ("smoke", "a-reader", "a-runer", str(service.home.path)):
             assert secret not in before.text, (path, secret)
-    other = service.home.layout.path.parent / "empty"
+    other = service.home.path.parent / "empty"
     empty = served(open_home(other))
     assert all(empty.anybody.get(path).text == service.anybody.get(path).text for path in OPEN), "it is not static"
 
@@ -77,7 +77,7 @@ def test_a_reader_changes_nothing(service: Served) -> None:
         answer = service.reader.post(path, json={})
         assert answer.status_code == 403, (path, answer.text)
     assert service.reader.get("/api/v1/studies").status_code == 200
-    audit = [json.loads(line) for line in (service.home.layout.service / "audit.jsonl").read_text().splitlines()]
+    audit = [json.loads(line) for line in (service.home.service / "audit.jsonl").read_text().splitlines()]
     assert [line["outcome"] for line in audit] == ["refused: role read"] * 3
     assert {line["token"] for line in audit} == {"a-reader"}
 
@@ -107,7 +107,7 @@ def test_tokens_are_hashed_private_and_end(home: Home) -> None:
 
 def test_a_removed_token_ends_at_once(service: Served) -> None:
     assert service.reader.get("/api/v1/studies").status_code == 200
-    assert oec("token", "remove", "a-reader", home=service.home.layout.path).returncode == 0
+    assert oec("token", "remove", "a-reader", home=service.home.path).returncode == 0
     assert service.reader.get("/api/v1/studies").status_code == 401
     assert service.runner.get("/api/v1/studies").status_code == 200
 
@@ -183,7 +183,7 @@ def test_a_name_in_a_path_can_not_leave_the_home(service: Served, name: str) -> 
 def test_two_services_of_a_home_agree(service: Served) -> None:
     other = client(served_again(service), service.reader.headers["Authorization"].removeprefix("Bearer "))
     assert other.get("/api/v1/studies").json() == service.reader.get("/api/v1/studies").json()
-    with begin(service.home.layout, Study.load("smoke").model_copy(update={"name": "more"})):
+    with begin(service.home, Study.load("smoke").model_copy(update={"name": "more"})):
         assert other.get("/api/v1/studies").json() == service.reader.get("/api/v1/studies").json()
         assert [one["name"] for one in other.get("/api/v1/studies").json()["studies"]] == ["more", "smoke"]
 
@@ -192,4 +192,4 @@ def served_again(service: Served):  # type: ignore[no-untyped-def]
     from service.http.app import create
     from service.http.settings import Settings
 
-    return create(service.home.layout, Settings())
+    return create(service.home, Settings())

@@ -20,10 +20,10 @@ import yaml
 from schemathesis import GenerationMode
 
 from benchmarks.serve import Server
+from search_spaces.record import TERMINAL
 from search_spaces.study import Study
 from service.cluster.connection import free_port
 from service.cluster.local_head import began, noted, stop
-from service.home.ledger import TERMINAL
 from service.home.location import open_home
 from service.home.studies import read_ledger
 from service.http.tokens import TokenFile
@@ -87,9 +87,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("serve"))
     yield service
     service.server.end()
-    head = noted(service.home.layout)
+    head = noted(service.home)
     assert head is not None
-    assert stop(service.home.layout)
+    assert stop(service.home)
     assert began(head.pid) is None, "its Ray still runs"
 
 
@@ -114,12 +114,12 @@ def test_from_submission_to_the_end(service: Service) -> None:
             ids += [int(line.removeprefix("id: "))] if line.startswith("id: ") else []
             last = line if line.startswith("event: ") else last
     assert last == "event: end"
-    ledger = read_ledger(service.home.layout, "first")
+    ledger = read_ledger(service.home, "first")
     assert ids == list(range(1, ledger.seq + 1))
     assert service.state("first") == "ended"
     (chart,) = service.get("/studies/first/curves")["charts"]
     losses = {point["cell"]: point["loss"] for point in chart["curves"][0]["points"]}
-    assert losses == {entry.cell.id: entry.result["val_loss"] for entry in ledger.entries.values()}
+    assert losses == {entry.id: entry.result.val_loss for entry in ledger.entries.values()}
     assert "2 cells" in service.get("/studies/first/logs")["text"]
     changed = service.post("/studies", study("first", steps=30))
     assert changed.status_code == 409
@@ -151,7 +151,7 @@ def test_stop_and_resume(service: Service) -> None:
     assert service.get("/studies/long")["cells"] == {"finished": 2}
     actions = [
         (line["action"], line["outcome"].partition(":")[0])
-        for line in map(json.loads, (service.home.layout.service / "audit.jsonl").read_text().splitlines())
+        for line in map(json.loads, (service.home.service / "audit.jsonl").read_text().splitlines())
         if line["study"].startswith("long")
     ]
     assert actions == [
@@ -175,12 +175,12 @@ def test_a_race_through_two_services_makes_one_job(service: Service) -> None:
 
 
 def test_sigkill_of_the_service_ends_no_study(service: Service) -> None:
-    head = noted(service.home.layout)
+    head = noted(service.home)
     assert service.post("/studies", study("killed", steps=1500)).status_code == 201
     service.until(lambda: service.get("/studies/killed")["cells"].get("running", 0) > 0, "cell that runs")
     service.server.kill()
     service.until(lambda: service.get("/studies")["cluster"], "service after its death")
-    assert noted(service.home.layout) == head, "it started another Ray"
+    assert noted(service.home) == head, "it started another Ray"
     assert service.state("killed") == "running"
     service.until(lambda: service.state("killed") == "ended", "end")
     assert set(service.get("/studies/killed")["cells"]) <= TERMINAL - {"crashed"}
@@ -205,7 +205,7 @@ def test_the_load_in_short_with_a_kill() -> None:
 
 
 def test_the_command_s_own_errors(service: Service) -> None:
-    taken = oec("serve", "--port", service.server.port, home=service.home.layout.path)
+    taken = oec("serve", "--port", service.server.port, home=service.home.path)
     assert taken.returncode == 2
     assert "can not be listened on" in taken.stderr
-    assert oec("serve", "--rate", "0", home=service.home.layout.path).returncode == 2
+    assert oec("serve", "--rate", "0", home=service.home.path).returncode == 2

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 import uvicorn
 
+from service.background import wait_until
 from service.home.layout import Home
-from service.home.shared_storage import until
 from service.http.tokens import TokenFile
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
 
@@ -32,7 +32,7 @@ def listening(service: Served) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
-        until(lambda: server.started, WAIT_S)  # a bound socket refuses until the server listens
+        assert wait_until(lambda: server.started, WAIT_S, 0.05)  # a bound socket refuses until the server listens
         yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
     finally:
         server.should_exit = True
@@ -98,7 +98,7 @@ def test_every_event_once_and_then_the_end(home: Home) -> None:
         assert ids(late.until(lambda id, event, data: event == "state")) == [ledger.seq - 1, ledger.seq]
         before = ledger.seq
         for cell in CELLS[2:]:
-            ledger.end(cell.id, "finished", FINISHED)
+            ledger.end(cell.id, FINISHED)
         ledger.close()
         for watcher in (first, late):
             rest = watcher.until(lambda id, event, data: event == "closed")

@@ -18,7 +18,7 @@ from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import read_ledger, register_study
 from service.http.untrusted import study_of
-from tests.service.http.conftest import CELLS, FINISHED, STUDY, Served, served
+from tests.service.http.conftest import CELLS, STUDY, TOKENS_PER_SECOND, Served, served
 
 FILE: dict[str, Any] = yaml.safe_load(STUDY.to_yaml())
 YAML = {"Content-Type": "application/yaml"}
@@ -34,7 +34,7 @@ def test_a_plan_is_that_of_the_command_line(service: Served) -> None:
     assert [curve["label"] for curve in told["curves"]] == ["baseline", label("z-loss", 1e-4), "mu-centering"]
     assert told["tokens"] == sum(cell.tokens for cell in CELLS)
     assert told["measured"]
-    seconds = sum(cell.tokens for cell in CELLS) / FINISHED["tokens_per_second"] / told["max_concurrent"]
+    seconds = sum(cell.tokens for cell in CELLS) / TOKENS_PER_SECOND / told["max_concurrent"]
     assert told["seconds"] == pytest.approx(seconds)
     assert told["core_hours"] == pytest.approx(seconds / 3600 * told["max_concurrent"] * 2)
 
@@ -118,7 +118,7 @@ def test_cells_pages_and_states(service: Served) -> None:
 
 
 def test_curves_and_table_are_those_of_the_report(service: Served) -> None:
-    ledger = read_ledger(service.home.layout, "smoke")
+    ledger = read_ledger(service.home, "smoke")
     facts = {curve.label: curve for curve in curves(from_records(ledger.records()), STUDY.lrs)}
     told = service.reader.get("/api/v1/studies/smoke/curves").json()
     assert told["seq"] == ledger.seq

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
-from service.home.ledger import Ledger, LedgerLocked
+from service.home.ledger import Ledger
+from service.home.writer import LedgerLocked
 
 CELLS = Plan(Study.load("short"), "data").cells
 
@@ -27,9 +29,9 @@ def path(tmp_path: Path) -> Path:
 def test_replay_equals_what_was_written(path: Path) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS)
-        ledger.running(CELLS[0].id)
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.5})
-        ledger.end(CELLS[1].id, "diverged", {"val_loss": None, "reason": "loss is nan at step 3"})
+        ledger.start(CELLS[0].id)
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.5))
+        ledger.end(CELLS[1].id, CellResult(state="diverged", reason="loss is nan at step 3"))
         written = ledger.records()
     read = Ledger(path, "short")
     assert read.records() == written
@@ -45,14 +47,14 @@ def test_torn_tail_is_dropped_and_written_anew(cut: int, path: Path) -> None:
     path.unlink(missing_ok=True)
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
     whole = path.read_bytes()
     last = whole[:-1].rfind(b"\n") + 1
     path.write_bytes(whole[: last + cut % (len(whole) - last)])
     with Ledger(path, "short", write=True) as ledger:
         assert ledger.entries[CELLS[0].id].state == "planned"
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
-    assert Ledger(path, "short").entries[CELLS[0].id].result == {"val_loss": 1.0}
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
+    assert Ledger(path, "short").entries[CELLS[0].id].result == CellResult(state="finished", val_loss=1.0)
 
 
 def test_second_writer_is_refused_with_the_identity_of_the_first(path: Path) -> None:
@@ -65,22 +67,22 @@ def test_second_writer_is_refused_with_the_identity_of_the_first(path: Path) -> 
 
 
 @pytest.mark.parametrize("first", ["finished", "diverged", "pruned"])
-def test_a_cell_ends_once(path: Path, first: str) -> None:
+def test_a_cell_ends_once(path: Path, first: EndState) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
-        ledger.end(CELLS[0].id, first, {})
-        with pytest.raises(ValueError, match="can not become"):
-            ledger.end(CELLS[0].id, "finished", {})
+        ledger.end(CELLS[0].id, CellResult(state=first))
+        with pytest.raises(ValueError, match="cannot become"):
+            ledger.end(CELLS[0].id, CellResult(state="finished"))
 
 
 def test_a_crashed_cell_may_be_tried_again(path: Path) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:2])
-        ledger.end(CELLS[0].id, "crashed", {"reason": "out of memory"})
+        ledger.end(CELLS[0].id, CellResult(state="crashed", reason="out of memory"))
         assert ledger.missing() == [CELLS[1]]
         assert ledger.missing(retry_crashed=True) == list(CELLS[:2])
-        ledger.running(CELLS[0].id)
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 2.0})
+        ledger.start(CELLS[0].id)
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=2.0))
     assert Ledger(path, "short").entries[CELLS[0].id].state == "finished"
 
 
@@ -96,8 +98,8 @@ def test_format_of_a_line(path: Path) -> None:
     """Frozen: other programs read this file. A change is a decision with a line in the changelog."""
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
-        ledger.running(CELLS[0].id)
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0}, reused_from="other")
+        ledger.start(CELLS[0].id)
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0), reused_from="other")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [list(line) for line in lines] == [
         ["seq", "at", "event", "format", "study"],
@@ -123,13 +125,13 @@ def test_a_record_names_the_attention_norm(path: Path) -> None:
 def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
-        ledger.running(CELLS[0].id)
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
+        ledger.start(CELLS[0].id)
         assert ledger.entries[CELLS[0].id].state == "finished"
 
 
 def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> None:
-    """Counts by state and scale, cells of a curve and beside the grid: while it is written, and read again."""
+    """Counts by state and scale, cells of a curve and off the grid: while it is written, and read again."""
     plan = Plan(Study.load("short"), "data")
     path = tmp_path / "ledger.jsonl"
 
@@ -138,7 +140,7 @@ def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> Non
         assert ledger.counts() == Counter(entry.state for entry in entries)
         left = [entry for entry in entries if entry.state in ("planned", "running")]
         assert sum(ledger.left().values()) == len(left)
-        assert ledger.beside == [entry for entry in entries if entry.origin != "grid"]
+        assert ledger.off_grid == [entry for entry in entries if entry.origin != "grid"]
         for curve in plan.curves:
             assert ledger.curve(curve.key)[1] == [entry for entry in entries if entry.cell.curve == curve.key]
 
@@ -147,9 +149,10 @@ def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> Non
         ledger.plan(plan.cells[:1], origin="edge")
         for number, cell in enumerate(plan.cells[:8]):
             key, before = cell.curve, ledger.curve(cell.curve)[0]
-            ledger.running(cell.id)
-            ledger.end(cell.id, ("finished", "diverged", "crashed", "pruned")[number % 4], {"val_loss": 3.0})
+            ledger.start(cell.id)
+            state: EndState = ("finished", "diverged", "crashed", "pruned")[number % 4]
+            ledger.end(cell.id, CellResult(state=state, val_loss=3.0))
             assert ledger.curve(key)[0] == before + 2, "whoever remembers a curve sees that it changed"
-        ledger.running(plan.cells[2].id)
+        ledger.start(plan.cells[2].id)
         agrees(ledger)
     agrees(Ledger(path, "short"))

@@ -31,10 +31,10 @@ def test_every_cell_once_everywhere(tmp_path: Path) -> None:
     one_end_a_cell(home.path, "scale")
     entries = ledger_of(home.path, "scale").entries
     assert len(entries) == CELLS + 20 * TRIALS, "five scales, four methods"
-    slots = {entry.result["slot"] for entry in entries.values()}
+    slots = {entry.result.metrics["slot"] for entry in entries.values()}
     assert len(slots) == AT_ONCE, "cells shorter than the start of an actor, and every slot came up"
 
-    storage = JournalStorage(JournalFileBackend(str(home.optuna("scale"))))
+    storage = JournalStorage(JournalFileBackend(str(home.study("scale") / "optuna.journal")))
     trials = [t for one in storage.get_all_studies() for t in storage.get_all_trials(one._study_id)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert Counter(trial.user_attrs["cell"] for trial in trials) == Counter(list(entries))

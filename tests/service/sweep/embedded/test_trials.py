@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from service.sweep.tune_scheduler import AsSuggested, Silent
+from service.sweep.tune_controller import FifoScheduler, SilentReporter
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("embedded")]
 
@@ -58,13 +58,13 @@ def test_a_driver_holds_no_trial_that_has_ended(tmp_path: Path, capfd: pytest.Ca
     tune.Tuner(
         tune.with_resources(train, {"memory": 1e6}),
         tune_config=tune.TuneConfig(
-            search_alg=Numbers(), scheduler=AsSuggested(), num_samples=-1, max_concurrent_trials=2, reuse_actors=True
+            search_alg=Numbers(), scheduler=FifoScheduler(), num_samples=-1, max_concurrent_trials=2, reuse_actors=True
         ),
         run_config=tune.RunConfig(
             name="numbers",
             storage_path=str(tmp_path),
             failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[census, Silent()],
+            callbacks=[census, SilentReporter()],
             verbose=0,
         ),
     ).fit()

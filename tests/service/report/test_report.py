@@ -12,6 +12,7 @@ import pytest
 
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.home.location import open_home
@@ -35,8 +36,9 @@ def train(home: Path, shift: float, *torch: str) -> None:
         cells = Plan(study, "data").cells
         ledger.plan(cells)
         for cell in cells:
-            result = {"val_loss": 3 + shift * cell.lr, "l_init": 9.0, "train_seconds": 1.0, "torch": versions[cell.lr]}
-            ledger.end(cell.id, "finished", result)
+            loss = 3 + shift * cell.lr
+            result = CellResult(state="finished", val_loss=loss, l_init=9.0, train_seconds=1.0, torch=versions[cell.lr])
+            ledger.end(cell.id, result)
 
 
 @pytest.fixture(scope="module")

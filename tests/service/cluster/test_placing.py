@@ -36,7 +36,13 @@ def found() -> dict[str, dict[str, Any]]:
     with Nodes() as nodes:
         nodes.head(*node)
         nodes.worker(*node)
-        command = [sys.executable, "-m", "tests.service.placing", nodes.address, *map(json.dumps, CASES.values())]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.service.cluster.placing",
+            nodes.address,
+            *map(json.dumps, CASES.values()),
+        ]
         environment = {**os.environ, **nodes.environment}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

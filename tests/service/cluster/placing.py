@@ -1,7 +1,7 @@
 """Asks a running cluster for what worker groups ask for, and says what it got: a driver of its own, as Ray reads its
 token once a process.
 
-    python -m tests.service.placing ADDRESS RESOURCES...     each as JSON; a line of JSON for each is printed
+    python -m tests.service.cluster.placing ADDRESS RESOURCES...     each as JSON; a line of JSON for each is printed
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def devices_of(group: PlacementGroup, share: float) -> list[str]:
 
 def placed(resources: ResourceSpec) -> dict[str, Any]:
     """Place as many cells as should fit, then one more."""
-    fits, bound = placement.binding(resources, placement.joined())
-    cells = groups(resources, fits)
+    found = placement.fit(resources, placement.joined_nodes())
+    cells = groups(resources, found.cells)
     ready = sum(group.wait(READY_S) for group in cells)
     [more] = groups(resources, 1)
     over = more.wait(FULL_S)
@@ -52,7 +52,7 @@ def placed(resources: ResourceSpec) -> dict[str, Any]:
     used = [devices_of(group, share) for group in cells] if share else []
     for group in (*cells, more):
         remove_placement_group(group)
-    return {"fits": fits, "bound": bound, "ready": ready, "more": over, "nodes": nodes, "devices": used}
+    return {"fits": found.cells, "bound": found.bound_by, "ready": ready, "more": over, "nodes": nodes, "devices": used}
 
 
 def main() -> None:

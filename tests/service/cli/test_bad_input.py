@@ -22,7 +22,7 @@ from service.home.ledger import Ledger
 from tests.service.oec import OEC, environment, invoked, oec
 from trainers.data import write_shard
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def refused(result: subprocess.CompletedProcess[str], home: Path, *parts: str) -> None:
@@ -164,7 +164,7 @@ def test_home_that_is_not_writable(tmp_path: Path) -> None:
     [
         ("http://127.0.0.1:9", "not reachable"),
         ("http://localhost:port", "not an address"),
-        ("ftp://somewhere", "no MLflow store"),
+        ("ftp://somewhere", "is not an MLflow store"),
         ("sqlite:////nowhere/at/all/mlflow.db", "does not exist"),
     ],
 )
@@ -213,7 +213,7 @@ def test_study_changed_under_a_name_of_the_home(tmp_path: Path) -> None:
     cells = Plan(before, "data").cells
     with Ledger(folder / "ledger.jsonl", "mine", write=True) as ledger:
         ledger.plan(cells)
-        ledger.running(cells[0].id)
+        ledger.start(cells[0].id)
     (folder / "study.yaml").write_text(before.to_yaml())
     study = write(tmp_path / "study.yaml", smoke(lrs=[1, 2]))
     refused(oec("run", study, home=home), home, "'mine'", "lrs", "another name")

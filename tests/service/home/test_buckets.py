@@ -22,16 +22,17 @@ from rich.console import Console
 
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
 from service.cluster.jobs import portable
-from service.home import bucket_ledger as journals
-from service.home import shared_storage as storage
-from service.home.bucket_ledger import Journal, Writer
+from service.home import bucket_ledger, copies, writer
+from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
-from service.home.ledger import Ledger, LedgerLocked
-from service.home.location import open_home
-from service.home.signals import InBucket
+from service.home.ledger import Ledger
+from service.home.location import open_home, scratch
+from service.home.signals import BucketSignals
 from service.home.studies import is_running, register_study, with_ledger, write_ledger
+from service.home.writer import LedgerLocked, Writer
 from service.sweep import run
 from service.sweep.stop import stop_requests
 from tests.stores import Store, store
@@ -148,7 +149,7 @@ def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.Mon
 
 
 def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever of a run it is that meets it: the same command goes on once its rights are back."""
+    """Wherever in a run it shows: the same command resumes once the rights are back."""
 
     def refused(*_: object, **__: object) -> int:
         raise PermissionError("Access Denied")
@@ -156,14 +157,13 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
     home = Home(tmp_path, Bucket("s3://bucket/home"))
     monkeypatch.setattr(buckets, "_filesystem", lambda scheme: SimpleNamespace(pipe_file=refused))
     monkeypatch.setattr(
-        run, "_run", lambda study, home, **alone: stop_requests(home, "smoke").write("study", "oec stop")
+        run, "prepare_tokens", lambda study, home, report: stop_requests(home, "smoke").write("study", "oec stop")
     )
-    monkeypatch.setattr(run, "stop_on_sigterm", lambda: None)
-    with pytest.raises(InvalidInput, match=r"Access Denied.*goes on"):
-        run.run(Study.load("smoke"), home, **ALONE)
-    monkeypatch.setattr(run, "_run", refused)
+    with pytest.raises(InvalidInput, match=r"Access Denied.*run the same command to resume"):
+        run.run_study(Study.load("short"), home, **ALONE)
+    monkeypatch.setattr(run, "prepare_tokens", refused)
     with pytest.raises(PermissionError):
-        run.run(Study.load("smoke"), Home(tmp_path), **ALONE)
+        run.run_study(Study.load("short"), Home(tmp_path), **ALONE)
 
 
 def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
@@ -272,8 +272,9 @@ def test_objects_that_lead_out_of_the_folder_are_refused(bucket: Bucket, tmp_pat
     assert not (tmp_path / "file").exists()
 
 
-def test_texts_reach_every_machine(bucket: Bucket) -> None:
-    here, there = InBucket(bucket / "stop", every_s=0), pickle.loads(pickle.dumps(InBucket(bucket / "stop", every_s=0)))
+def test_signals_reach_every_machine(bucket: Bucket) -> None:
+    here = BucketSignals(bucket / "stop", max_age_s=0)
+    there = pickle.loads(pickle.dumps(here))
     assert there.read("study") is None
     here.write("study", "oec stop")
     assert there.read("study") == "oec stop"
@@ -281,8 +282,8 @@ def test_texts_reach_every_machine(bucket: Bucket) -> None:
     assert here.read("study") is None
 
 
-def test_texts_are_not_asked_for_all_the_time(s3: Store) -> None:
-    texts = InBucket(Bucket(s3.home()))
+def test_signals_are_not_read_from_the_bucket_every_time(s3: Store) -> None:
+    texts = BucketSignals(Bucket(s3.home()))
     assert texts.read("study") is None
     texts.write("study", "oec stop")
     assert texts.read("study") is None
@@ -297,31 +298,31 @@ def test_texts_are_not_asked_for_all_the_time(s3: Store) -> None:
     ),
     block=st.integers(1, 4),
 )
-def test_a_journal_holds_every_line_once(
+def test_a_bucket_ledger_holds_every_line_once(
     appended: list[tuple[list[str], bool]], block: int, s3: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several writers, one after the other, in blocks of any size."""
-    monkeypatch.setattr(journals, "BLOCK", block)
+    monkeypatch.setattr(bucket_ledger, "BLOCK", block)
     home, written, first = Bucket(s3.home()), b"", 1
-    writer = Journal(home, "short")
-    writer.take()
+    ledger = BucketLedger(home, "short")
+    ledger.take()
     seen = b""
     for lines, another in appended:
         if another:
-            writer.close()
-            writer = Journal(home, "short")
-            writer.take()
+            ledger.close()
+            ledger = BucketLedger(home, "short")
+            ledger.take()
         content = "".join(f"{line}\n" for line in lines).encode()
-        writer.append(first, content)
+        ledger.append(first, content)
         first, written = first + len(lines), written + content
-        assert Journal(home, "short").content() == written
+        assert BucketLedger(home, "short").content() == written
         if len(lines) % 2:  # as somebody who looks now and then
-            seen = Journal(home, "short").content(seen)
+            seen = BucketLedger(home, "short").content(seen)
             assert seen == written
-    writer.close()
-    assert Journal(home, "short").content(seen) == written
-    assert Journal(home, "short").content(b"of another study\n" + written) == written
-    assert Journal(home, "short").content() == written
+    ledger.close()
+    assert BucketLedger(home, "short").content(seen) == written
+    assert BucketLedger(home, "short").content(b"of another study\n" + written) == written
+    assert BucketLedger(home, "short").content() == written
 
 
 def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
@@ -332,32 +333,33 @@ def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
     lines.write("0000000004", b"4\n")
     lines.write("0000000005", b"5\n")
     home = Bucket(lines.url.removesuffix("/ledgers/short/lines"))
-    assert Journal(home, "short").content() == b"1\n2\n3\n4\n5\n"
+    assert BucketLedger(home, "short").content() == b"1\n2\n3\n4\n5\n"
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "BEAT_S", 0.3)
-    monkeypatch.setattr(journals, "LOST_S", 2.0)
-    monkeypatch.setattr(journals, "LOOK_S", 0.1)
+    monkeypatch.setattr(bucket_ledger, "BEAT_S", 0.3)
+    monkeypatch.setattr(bucket_ledger, "LOST_S", 2.0)
+    monkeypatch.setattr(bucket_ledger, "LOOK_S", 0.1)
+    monkeypatch.setattr(writer, "LOST_S", 2.0)
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this process is on another machine, as far as it can tell."""
-    monkeypatch.setattr(journals, "this_machine", lambda: "another")
+    monkeypatch.setattr(writer, "this_machine", lambda: "another")
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_second_writer_is_refused_with_the_identity_of_the_first(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Ledger(tmp_path / "one", "short", write=True, journal=Journal(bucket, "short")) as ledger:
+    with Ledger(tmp_path / "one", "short", write=True, bucket_ledger=BucketLedger(bucket, "short")) as ledger:
         ledger.plan(CELLS[:2])
         elsewhere(monkeypatch)
         with pytest.raises(LedgerLocked, match=f"pid {os.getpid()} on "):
-            Ledger(tmp_path / "two", "short", write=True, journal=Journal(bucket, "short"))
+            Ledger(tmp_path / "two", "short", write=True, bucket_ledger=BucketLedger(bucket, "short"))
         ledger.plan(CELLS[2:3])
-    with Ledger(tmp_path / "two", "short", write=True, journal=Journal(bucket, "short")) as ledger:
+    with Ledger(tmp_path / "two", "short", write=True, bucket_ledger=BucketLedger(bucket, "short")) as ledger:
         assert len(ledger.entries) == 3
         assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
 
@@ -366,17 +368,17 @@ def test_a_second_writer_is_refused_with_the_identity_of_the_first(
 def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = Ledger(tmp_path / "one", "short", write=True, journal=(silent := Journal(bucket, "short")))
+    lost = Ledger(tmp_path / "one", "short", write=True, bucket_ledger=(silent := BucketLedger(bucket, "short")))
     lost.plan(CELLS[:1])
     silent._over.set()  # its machine stands still
     elsewhere(monkeypatch)
-    with Ledger(tmp_path / "two", "short", write=True, journal=Journal(bucket, "short")) as ledger:
+    with Ledger(tmp_path / "two", "short", write=True, bucket_ledger=BucketLedger(bucket, "short")) as ledger:
         ledger.plan(CELLS[1:2])
         with pytest.raises(LedgerLocked, match="being run by another process"):
             lost.plan(CELLS[2:3])
         assert list(lost.entries) == [CELLS[0].id]
         ledger.plan(CELLS[3:4])
-    assert [line["cell"] for line in map(json.loads, Journal(bucket, "short").content().splitlines()[1:])] == [
+    assert [line["cell"] for line in map(json.loads, BucketLedger(bucket, "short").content().splitlines()[1:])] == [
         CELLS[0].id,
         CELLS[1].id,
         CELLS[3].id,
@@ -386,21 +388,22 @@ def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
 def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path: Path) -> None:
     url = s3.home()
     program = (
-        "import os, signal; from service.home.bucket_ledger import Journal; from trainers.storage.bucket import Bucket;"
-        f"journal = Journal(Bucket({url!r}), 'short'); journal.take(); journal.append(1, b'1\\n');"
+        "import os, signal; from service.home.bucket_ledger import BucketLedger;"
+        "from trainers.storage.bucket import Bucket;"
+        f"ledger = BucketLedger(Bucket({url!r}), 'short'); ledger.take(); ledger.append(1, b'1\\n');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    journal = Journal(Bucket(url), "short")
-    left = journal.writer()
+    ledger = BucketLedger(Bucket(url), "short")
+    left = ledger.writer()
     assert left is not None
-    assert not left.seems_there
+    assert not left.seems_alive
     began = time.monotonic()
-    journal.take()
-    assert time.monotonic() - began < journals.LOST_S / 2
-    assert journal.content() == b"1\n"
-    journal.close()
+    ledger.take()
+    assert time.monotonic() - began < writer.LOST_S / 2
+    assert ledger.content() == b"1\n"
+    ledger.close()
 
 
 def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,27 +413,27 @@ def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: p
 
     monkeypatch.setattr(Bucket, "create", overwrites)
     with pytest.raises(InvalidInput, match="makes one object twice"):
-        Journal(Bucket(s3.home()), "short").take()
+        BucketLedger(Bucket(s3.home()), "short").take()
 
 
 def test_a_damaged_writer_is_named(s3: Store) -> None:
     home = Bucket(s3.home())
     (home / "ledgers/short/writers").write("000001", b'{"pid": "rm -rf"}')
     with pytest.raises(InvalidInput, match="000001"):
-        Journal(home, "short").take()
+        BucketLedger(home, "short").take()
 
 
 def test_whether_somebody_writes_is_seen_from_another_machine(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(Path("/nowhere"), Bucket(s3.home()))
     assert not is_running(home, "short")
-    journal = Journal(home.bucket, "short")  # type: ignore[arg-type]
-    journal.take()
+    ledger = BucketLedger(home.bucket, "short")  # type: ignore[arg-type]
+    ledger.take()
     assert is_running(home, "short")
     elsewhere(monkeypatch)
     assert is_running(home, "short")
-    old = Writer.this().model_copy(update={"machine": "a third", "at": time.time() - 2 * journals.LOST_S})
-    assert not old.seems_there
-    journal.close()
+    old = Writer.this().model_copy(update={"machine": "a third", "at": time.time() - 2 * writer.LOST_S})
+    assert not old.seems_alive
+    ledger.close()
     assert not is_running(home, "short")
 
 
@@ -448,14 +451,14 @@ def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: 
     assert with_ledger(two) == ["short"]
     assert Study.load(str(two.study("short") / "study.yaml")).hash == study.hash
     assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
-    ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
-    two.pull("short")
-    one.pull("short")  # which this machine is writing: left alone
+    ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
+    copies.pull(two, "short")
+    copies.pull(one, "short")  # which this machine is writing: left alone
     assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
     key = f"studies/short/cells/{CELLS[0].id}/metrics.jsonl"
     for content in (b'{"step": 0}\n', b'{"step": 0}\n{"step": 1}\n'):
         one.bucket.write(key, content)  # type: ignore[union-attr]
-        two.bring([(CELLS[0].id, "short"), (CELLS[1].id, "short")])
+        copies.download_metrics(two, [(CELLS[0].id, "short"), (CELLS[1].id, "short")])
         assert two.metrics(CELLS[0].id, "short").read_bytes() == content
     assert not two.metrics(CELLS[1].id, "short").exists()
     ledger.close()
@@ -473,7 +476,7 @@ def test_a_study_that_was_only_planned_may_change(s3: Store, tmp_path: Path, mon
     with write_ledger(home, "short") as ledger:
         assert not ledger.entries
         ledger.plan(CELLS[:1])
-        ledger.end(CELLS[0].id, "finished", {"val_loss": 1.0})
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
     with pytest.raises(InvalidInput, match="is taken"):
         register_study(home, study)
 
@@ -481,5 +484,5 @@ def test_a_study_that_was_only_planned_may_change(s3: Store, tmp_path: Path, mon
 def test_scratch_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(InvalidInput, match="another user's"):
-        storage.scratch()
+    with pytest.raises(InvalidInput, match="belongs to another user"):
+        scratch()

@@ -15,13 +15,14 @@ from ray._private.worker import get_dashboard_url
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
+from service.home.data import prepare_tokens
 from service.home.layout import Home
 from service.home.location import open_home
-from service.sweep.run import tokens_of
 from service.sweep.worker_group import GroupConfig, WarmGroup
 from trainers.data import TokenFiles, Tokens
-from trainers.job import Event, Job
+from trainers.job import Job, result_in
 
 STUDY = Study.load("smoke")
 
@@ -33,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="module")
 def tokens(home: Home) -> Tokens:
-    return tokens_of(STUDY, home, print)
+    return prepare_tokens(STUDY, home, print)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def group(home: Home, tokens: Tokens, embedded: None) -> Iterator[WarmGroup]:
         micro_batch_memo=home.micro_batches,
     )
     group = WarmGroup(config)
-    assert done(group, job(home, cell(tokens, lr=9e-3)))["state"] == "finished"
+    assert done(group, job(home, cell(tokens, lr=9e-3))).state == "finished"
     yield group
     group.close(timeout_s=60)
     assert not group.alive, "the group did not end when it was closed"
@@ -60,8 +61,10 @@ def job(home: Home, cell: Cell, folder: str = "") -> Job:
     return Job(cell=cell, folder=home.cell(folder or cell.id), evaluate_every=10, checkpoint_every=5)
 
 
-def done(group: WarmGroup, job: Job) -> Event:
-    return [event for events in group.run(job) for event in events][-1]
+def done(group: WarmGroup, job: Job) -> CellResult:
+    result = result_in([event for events in group.run(job) for event in events])
+    assert result is not None
+    return result
 
 
 def workers() -> set[int]:
@@ -90,36 +93,36 @@ def test_cells_one_after_another_in_the_same_processes(group: WarmGroup, home: H
     again = done(group, job(home, cell(tokens), folder="again"))
     assert len(before) == 2
     assert workers() == before
-    assert [event["state"] for event in (first, second, again)] == ["finished"] * 3
-    assert again["val_loss"] == first["val_loss"], "the same cell twice is bit-equal"
-    assert second["val_loss"] != first["val_loss"]
+    assert [result.state for result in (first, second, again)] == ["finished"] * 3
+    assert again.val_loss == first.val_loss, "the same cell twice is bit-equal"
+    assert second.val_loss != first.val_loss
 
 
 def test_divergence_is_a_result_and_the_group_stays_warm(group: WarmGroup, home: Home, tokens: Tokens) -> None:
     before = workers()
     diverged = done(group, job(home, cell(tokens, lr=1e30)))
-    assert diverged["state"] == "diverged"
-    assert diverged["steps"] < 20, "a loss that is not finite ends the cell at once"
-    assert "not finite" in diverged["reason"] or "nan" in diverged["reason"] or "inf" in diverged["reason"]
-    assert done(group, job(home, cell(tokens, lr=3e-3)))["state"] == "finished"
+    assert diverged.state == "diverged"
+    assert (diverged.steps or 0) < 20, "a loss that is not finite ends the cell at once"
+    assert "not finite" in diverged.reason or "nan" in diverged.reason or "inf" in diverged.reason
+    assert done(group, job(home, cell(tokens, lr=3e-3))).state == "finished"
     assert workers() == before
 
 
 def test_an_exception_on_all_ranks_is_the_cells_result(group: WarmGroup, home: Home, tokens: Tokens) -> None:
     before = workers()
     crashed = done(group, job(home, cell(tokens, data="other tokens")))
-    assert crashed["state"] == "crashed"
-    assert "other tokens" in crashed["reason"]
-    assert "Traceback" in crashed["reason"]
-    assert done(group, job(home, cell(tokens, lr=4e-3)))["state"] == "finished"
+    assert crashed.state == "crashed"
+    assert "other tokens" in crashed.reason
+    assert "Traceback" in crashed.reason
+    assert done(group, job(home, cell(tokens, lr=4e-3))).state == "finished"
     assert workers() == before
 
 
 def test_a_cell_that_nobody_waits_for_is_dropped(group: WarmGroup, home: Home, tokens: Tokens) -> None:
     endless = STUDY.training.model_copy(update={"steps": 1_000_000})
     events = group.run(job(home, cell(tokens, training=endless)))
-    assert next(events)[0]["kind"] == "row"
+    assert isinstance(next(events)[0], Row)
     before = workers()
     events.close()  # type: ignore[attr-defined]
-    assert done(group, job(home, cell(tokens, lr=5e-3)))["state"] == "finished"
+    assert done(group, job(home, cell(tokens, lr=5e-3))).state == "finished"
     assert workers() == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import InvalidInput
-from service.home.shared_storage import IN_A_JOB, local
+from service.home.location import IN_A_JOB, local_folder
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from service.home.shared_storage import IN_A_JOB, local
     ],
 )
 def test_paths_and_file_urls(given: str, path: str) -> None:
-    assert local(given) == Path(path)
+    assert local_folder(given) == Path(path)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_paths_and_file_urls(given: str, path: str) -> None:
 )
 def test_what_is_no_folder_is_refused_with_what_would_do(given: str, remedy: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        local(given)
+        local_folder(given)
     assert (refused.value.field, refused.value.value) == ("--home", given)
     assert remedy in refused.value.remedy
 
@@ -43,11 +43,11 @@ def test_what_is_no_folder_is_refused_with_what_would_do(given: str, remedy: str
 @pytest.mark.parametrize("given", ["file://host/home", "file://"])
 def test_file_urls_of_no_folder_here(given: str) -> None:
     with pytest.raises(InvalidInput, match="file:///absolute/path"):
-        local(given)
+        local_folder(given)
 
 
 def test_a_relative_home_in_a_job_would_be_gone_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(IN_A_JOB, "{}")
-    assert local("/mnt/home") == Path("/mnt/home")
+    assert local_folder("/mnt/home") == Path("/mnt/home")
     with pytest.raises(InvalidInput, match="OEC_HOME"):
-        local("oec-home")
+        local_folder("oec-home")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
@@ -140,7 +141,7 @@ def test_weights_of_cells_that_another_study_trained(home: Path, tokens: Tokens)
     with Ledger(place.ledger("again"), "again", write=True) as ledger:
         ledger.plan(Plan(study, tokens.digest).cells)
         for cell in ledger.missing():
-            ledger.end(cell.id, "finished", {"val_loss": 5.0, "l_init": 6.0}, reused_from="kept")
+            ledger.end(cell.id, CellResult(state="finished", val_loss=5.0, l_init=6.0), reused_from="kept")
     done(invoked("analyze", "again", home=home))
     assert set(tables(home, "again")["embeddings"]["cell"]) == set(cells(home))
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
 from service.cli.watch import watch
 from service.home.layout import Home
@@ -30,19 +31,23 @@ def home(tmp_path: Path) -> Home:
     return open_home(tmp_path / "home")
 
 
+def finished(val_loss: float) -> CellResult:
+    return CellResult(state="finished", val_loss=val_loss, l_init=5.5, train_seconds=2.0, steps=20)
+
+
 def held(home: Home) -> Ledger:
     """A ledger as a driver has it: two cells of the baseline ended, one runs, one crashed."""
     register_study(home, STUDY)
     ledger = Ledger(home.ledger("smoke"), "smoke", write=True)
     ledger.plan(CELLS)
-    for cell, state, result in (
-        (CELLS[0], "finished", {"val_loss": 2.5, "l_init": 5.5, "train_seconds": 2.0, "steps": 20}),
-        (CELLS[1], "diverged", {"val_loss": None, "l_init": 5.5, "reason": "nan"}),
-        (CELLS[2], "crashed", {"reason": "x"}),
+    for cell, result in (
+        (CELLS[0], finished(2.5)),
+        (CELLS[1], CellResult(state="diverged", l_init=5.5, reason="nan")),
+        (CELLS[2], CellResult(state="crashed", reason="x")),
     ):
-        ledger.running(cell.id)
-        ledger.end(cell.id, state, result)
-    ledger.running(CELLS[3].id)
+        ledger.start(cell.id)
+        ledger.end(cell.id, result)
+    ledger.start(CELLS[3].id)
     path = home.metrics(CELLS[3].id, "smoke")
     path.parent.mkdir(parents=True)
     rows = [{"step": 0, "time": 1.0, "val_loss": 5.5}, {"step": 10, "time": 2.0, "val_loss": 3.25}]
@@ -67,7 +72,7 @@ def test_a_study_that_runs(home: Home) -> None:
 
 def test_one_that_was_left(home: Home) -> None:
     held(home).close()
-    assert "not being run" in oec("watch", "smoke", "--once", home=home.path).stdout
+    assert "not running" in oec("watch", "smoke", "--once", home=home.path).stdout
     missing = oec("watch", "nothing", home=home.path)
     assert missing.returncode == 2
     assert "STUDY: 'nothing' has no ledger in this home" in missing.stderr
@@ -87,7 +92,7 @@ def test_it_follows_the_study_and_ends_with_it(home: Home, tmp_path: Path) -> No
             assert time.monotonic() < deadline
             time.sleep(0.02)
         for cell in CELLS[3:]:
-            ledger.end(cell.id, "finished", {"val_loss": 2.125, "l_init": 5.5, "train_seconds": 2.0, "steps": 20})
+            ledger.end(cell.id, finished(2.125))
         assert watching.is_alive(), "it ended before the study"
         ledger.close()
         watching.join(60)
@@ -104,7 +109,7 @@ def test_the_page_while_it_runs_and_after(home: Home) -> None:
         assert str(page) in shown.stdout
         assert 'http-equiv="refresh" content="30"' in page.read_text(encoding="utf-8")
         for cell in CELLS[3:]:
-            ledger.end(cell.id, "finished", {"val_loss": 2.5, "l_init": 5.5, "train_seconds": 2.0, "steps": 20})
+            ledger.end(cell.id, finished(2.5))
     oec("watch", "smoke", "--page", home=home.path)
     written = page.read_text(encoding="utf-8")
     assert 'http-equiv="refresh"' not in written

@@ -9,10 +9,12 @@ import pytest
 from rich.console import Console
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState, Row
 from search_spaces.refine import RefineSpec
 from search_spaces.study import Study
-from service.home.ledger import Ledger
-from service.sweep.progress import Progress, clock_time
+from service.home.ledger import Entry, Ledger
+from service.pace import clock_time
+from service.sweep.progress import Progress
 
 PLAN = Plan(Study.load("smoke"), "data")
 
@@ -31,34 +33,40 @@ def ledger(tmp_path: Path) -> Ledger:
     return ledger
 
 
-def end(ledger: Ledger, progress: Progress, number: int, state: str, loss: float | None) -> None:
+def entry(ledger: Ledger, number: int) -> Entry:
+    return ledger.entries[PLAN.cells[number].id]
+
+
+def end(ledger: Ledger, progress: Progress, number: int, state: EndState, loss: float | None) -> None:
     cell = PLAN.cells[number]
-    progress.running(cell)
-    ledger.end(cell.id, state, {"val_loss": loss, "steps": 20, "tokens": cell.tokens})  # type: ignore[arg-type]
-    progress.ended(cell, ledger.entries[cell.id].record("smoke"))
+    ledger.end(cell.id, CellResult(state=state, val_loss=loss, steps=20, tokens=cell.tokens))
+    progress.on_end(ledger.entries[cell.id])
+
+
+def start_and_end(ledger: Ledger, progress: Progress, number: int, state: EndState, loss: float | None) -> None:
+    progress.on_start(entry(ledger, number))
+    end(ledger, progress, number, state, loss)
 
 
 def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
     """As a cell begins, so that those that run are counted as they mostly are; in the end, as a cell ends."""
     out, clock = io.StringIO(), Clock()
     with Progress(PLAN, ledger, Console(file=out, width=500), clock) as progress:
-        progress.running(PLAN.cells[0])
+        progress.on_start(entry(ledger, 0))
         clock.now = 10.0
-        progress.row(PLAN.cells[0], {"kind": "row", "step": 0})
+        progress.on_row(entry(ledger, 0), Row(0, 0.0, {}))
         clock.now = 20.0
-        end(ledger, progress, 0, "finished", 4.5)
+        start_and_end(ledger, progress, 0, "finished", 4.5)
         clock.now = 21.0
-        end(ledger, progress, 1, "diverged", None)  # sooner than a plain line is due
+        start_and_end(ledger, progress, 1, "diverged", None)  # sooner than a plain line is due
         clock.now = 40.0
-        progress.running(PLAN.cells[3])
-        end(ledger, progress, 2, "crashed", None)
-        progress.running(PLAN.cells[4])
-        progress.running(PLAN.cells[5])
+        progress.on_start(entry(ledger, 3))
+        start_and_end(ledger, progress, 2, "crashed", None)
+        progress.on_start(entry(ledger, 4))
+        progress.on_start(entry(ledger, 5))
         for number, now in ((3, 50.0), (4, 51.0), (5, 52.0)):
             clock.now = now
-            cell = PLAN.cells[number]
-            ledger.end(cell.id, "finished", {"val_loss": 5.0, "steps": 20, "tokens": cell.tokens})
-            progress.ended(cell, ledger.entries[cell.id].record("smoke"))
+            end(ledger, progress, number, "finished", 5.0)
     lines = out.getvalue().splitlines()
     best = "best tiny baseline 4.500 at 0.001"
     assert lines == [
@@ -78,21 +86,21 @@ def test_what_refinement_may_still_take_counts(ledger: Ledger) -> None:
     clock = Clock()
     progress = Progress(Plan(study, "data"), ledger, Console(file=io.StringIO()), clock)
     assert "0/21 cells" in progress.line()
-    progress.running(PLAN.cells[0])
-    progress.row(PLAN.cells[0], {"kind": "row", "step": 0})
+    progress.on_start(entry(ledger, 0))
+    progress.on_row(entry(ledger, 0), Row(0, 0.0, {}))
     clock.now = 10.0
-    end(ledger, progress, 0, "diverged", None)
+    start_and_end(ledger, progress, 0, "diverged", None)
     assert "1/17 cells" in progress.line()
-    assert progress.eta_seconds() == pytest.approx(16 * 10.0)
+    assert progress.seconds_left() == pytest.approx(16 * 10.0)
 
 
 def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledger) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
     with Progress(PLAN, ledger, console) as progress:
-        end(ledger, progress, 0, "finished", 4.5)
-        progress.running(PLAN.cells[4])
-        progress.row(PLAN.cells[4], {"kind": "row", "step": 10})
+        start_and_end(ledger, progress, 0, "finished", 4.5)
+        progress.on_start(entry(ledger, 4))
+        progress.on_row(entry(ledger, 4), Row(10, 0.0, {}))
         progress._live.refresh()
     shown = out.getvalue()
     assert "z-loss (gamma=0.0001) lr=0.1 seed=1   50%" in shown
@@ -101,7 +109,7 @@ def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledg
 
 def test_without_a_measurement_nothing_is_promised(ledger: Ledger) -> None:
     progress = Progress(PLAN, ledger, Console(file=io.StringIO()))
-    assert progress.eta_seconds() is None
+    assert progress.seconds_left() is None
     assert progress.tokens_per_second() is None
     assert "starting workers" in progress.line()
 

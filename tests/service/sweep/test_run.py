@@ -13,18 +13,19 @@ from mlflow import MlflowClient
 
 from dashboards.edges import edge_of
 from dashboards.files import NOT_DRAWN
-from dashboards.runs import RUN_COLUMNS, from_records, read_mlflow
+from dashboards.runs import from_records, read_mlflow
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
+from search_spaces.record import RUN_COLUMNS
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Ledger
-from service.mlflow.sink import EXPERIMENT
-from service.sweep.run import reuse
+from service.mlflow.store import EXPERIMENT
+from service.sweep.run import reuse_results
 from tests.conftest import write
 from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
-from trainers.storage.files import swept
+from trainers.storage.files import remove_unfinished
 
 
 def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:
@@ -37,14 +38,14 @@ def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:
     assert len(ended) == len(set(ended)) == 12
     cells = trained / "studies" / "first" / "cells"
     for entry in ledger.entries.values():
-        assert set(entry.result) <= set(RUN_COLUMNS), "a result has a column that no table knows"
-        assert entry.result["val_loss"] is not None
-        assert entry.result["torch"] == torch.__version__
+        assert set(entry.result.record()) <= set(RUN_COLUMNS), "a result has a column that no table knows"
+        assert entry.result.val_loss is not None
+        assert entry.result.torch == torch.__version__
         rows = [json.loads(line) for line in (cells / entry.cell.id / "metrics.jsonl").read_text().splitlines()]
         assert next(row["step"] for row in rows) == 0
         if entry.state == "finished":
             assert rows[-1]["step"] == 20
-            assert rows[-1]["val_loss"] == entry.result["val_loss"]
+            assert rows[-1]["val_loss"] == entry.result.val_loss
         assert not (cells / entry.cell.id / "checkpoints").exists()
 
 
@@ -105,7 +106,7 @@ def test_a_study_of_which_some_cells_are_known_trains_the_others(trained: Path, 
     study = Study.load(str(write(tmp_path, "second", lrs=[1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 30.0])))
     with Ledger(tmp_path / "ledger.jsonl", "second", write=True) as ledger:
         ledger.plan(Plan(study, ledger_of(trained, "first").ended()[0].cell.data).cells)
-        reuse(ledger, Home(trained), study, retry_crashed=False)
+        reuse_results(ledger, Home(trained), retry_crashed=False)
         assert [entry.reused_from for entry in ledger.ended()] == ["first"] * 6
         assert {entry.cell.lr for entry in ledger.ended()} == {1e-3, 30.0}
         assert len(ledger.missing()) == 15
@@ -123,7 +124,7 @@ def test_other_commands_read_the_home(trained: Path, first: Path, tmp_path: Path
     assert "12 that were not evaluated in time" in forecast.stdout
     assert "no forecast: needs at least" in forecast.stdout
     plan = oec("plan", first, home=trained)
-    assert "at most 21 cells, 15 of them beside the grid (6 already in the home)" in plan.stdout
+    assert "at most 21 cells, 15 of them off the grid (6 already in the home)" in plan.stdout
     sync = oec("sync", "first", home=trained)
     assert sync.stdout == "12 cells are in MLflow\n"
     agree(trained, "first")
@@ -135,7 +136,7 @@ def test_one_cell_without_ray_gives_the_same_loss(trained: Path, first: Path, tm
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
     printed = {name: value for name, *rest in lines for value in rest}
     (entry,) = [entry for cell, entry in ledger_of(trained, "first").entries.items() if cell == printed["cell"]]
-    assert float(printed["val_loss"]) == pytest.approx(entry.result["val_loss"], rel=1e-5), "one process and two"
+    assert float(printed["val_loss"]) == pytest.approx(entry.result.val_loss, rel=1e-5), "one process and two"
 
 
 HIDDEN = """
@@ -161,7 +162,7 @@ def test_without_the_package_that_draws_a_study_ends_with_page_and_tables(
     shutil.copytree(trained, home)
     report = home / "studies" / "first" / "report"
     shutil.rmtree(report)
-    done = oec("run", first, home=home, PYTHONPATH=f"{path}:{Path(__file__).parents[2]}")
+    done = oec("run", first, home=home, PYTHONPATH=f"{path}:{Path(__file__).parents[3]}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(NOT_DRAWN) == 1
     assert "Traceback" not in done.stdout + done.stderr
@@ -177,5 +178,5 @@ def test_a_half_written_file_of_a_killed_run_goes_with_the_next_one(tmp_path: Pa
     (folder / "cells" / "c").mkdir(parents=True)
     (folder / f".study.yaml-{'0' * 32}").touch()
     (folder / ".kept-0").touch()
-    assert [path.name for path in swept(folder)] == [f".study.yaml-{'0' * 32}"]
+    assert [path.name for path in remove_unfinished(folder)] == [f".study.yaml-{'0' * 32}"]
     assert [path.name for path in folder.glob(".*")] == [".kept-0"]

@@ -12,16 +12,19 @@ from mlflow import MlflowClient
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
+from search_spaces.record import NO_RESULT, CellResult, State
 from search_spaces.study import Study
 from service.home.layout import Home
-from service.home.ledger import Ledger
+from service.home.ledger import Entry, Ledger
 from service.home.location import open_home
-from service.mlflow.sink import EXPERIMENT, MlflowSink, Store, check, sync
+from service.mlflow.address import check_store
+from service.mlflow.sink import MlflowSink, sync
+from service.mlflow.store import EXPERIMENT, Store
 from tests.timing import within
 
 STUDY = Study.load("smoke")
 CELL = Plan(STUDY, "data").cells[1]
-RECORD = {"state": "finished", "val_loss": 2.5, "l_init": 5.5, "steps": 20, "gamma": CELL.gamma, "reason": ""}
+RESULT = CellResult(state="finished", val_loss=2.5, l_init=5.5, steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +59,21 @@ def child(uri: str, study: str, cell: Cell = CELL) -> tuple[MlflowClient, str]:
     return client, run.info.run_id
 
 
-def deliver(store: Store, record: dict[str, object]) -> None:
-    """As for a cell that another study of the home, ``trained``, has trained."""
-    store.deliver(CELL, record, reused_from="trained")
+def entry(state: State, result: CellResult) -> Entry:
+    """As of a cell that another study of the home, ``trained``, has trained."""
+    return Entry(CELL.id, CELL, "grid", state, result, reused_from="trained")
+
+
+def deliver(store: Store, result: CellResult) -> None:
+    assert result.state not in (None, "stopped")
+    store.deliver(entry(result.state, result))
 
 
 def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
     for _ in range(2):  # a second process that knows nothing of the first
         store = Store(uri, home, named("twice"))
-        deliver(store, {"state": "running"})
-        deliver(store, RECORD)
+        store.deliver(entry("running", NO_RESULT))
+        deliver(store, RESULT)
     client, run_id = child(uri, "twice")
     history = client.get_metric_history(run_id, "val_loss")
     assert [(point.step, point.timestamp) for point in history] == [(step, 1000500 + 1000 * step) for step in range(30)]
@@ -83,14 +91,14 @@ def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
 def test_a_run_that_a_kill_left_without_its_params_gets_them(home: Home, uri: str) -> None:
     store = Store(uri, home, named("killed"))
     store._create(store.connect(), CELL.label, {"oec.cell": CELL.id, "mlflow.parentRunId": store._parent})
-    deliver(Store(uri, home, named("killed")), RECORD)
+    deliver(Store(uri, home, named("killed")), RESULT)
     client, run_id = child(uri, "killed")
     assert client.get_run(run_id).data.params["lr"] == str(CELL.lr)
 
 
 def test_a_crash_is_a_failed_run_with_its_reason(home: Home, uri: str) -> None:
     store = Store(uri, home, named("crash"))
-    deliver(store, {"state": "crashed", "reason": "Traceback\n" + "x" * 10_000})
+    deliver(store, CellResult(state="crashed", reason="Traceback\n" + "x" * 10_000))
     client, run_id = child(uri, "crash")
     run = client.get_run(run_id)
     assert run.info.status == "FAILED"
@@ -99,14 +107,14 @@ def test_a_crash_is_a_failed_run_with_its_reason(home: Home, uri: str) -> None:
 
 def test_two_studies_of_one_store_keep_apart(home: Home, uri: str) -> None:
     for name in ("one", "two"):
-        deliver(Store(uri, home, named(name)), RECORD)
+        deliver(Store(uri, home, named(name)), RESULT)
     assert child(uri, "one")[1] != child(uri, "two")[1]
 
 
 def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<html></html>")
     store = Store(uri, home, named("report"))
-    deliver(store, RECORD)
+    deliver(store, RESULT)
     store.artifacts(tmp_path)
     client, run_id = child(uri, "report")
     parent = client.get_run(client.get_run(run_id).data.tags["mlflow.parentRunId"])
@@ -116,8 +124,8 @@ def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> 
 
 
 def test_a_crash_that_was_tried_again_is_no_crash_any_more(home: Home, uri: str) -> None:
-    deliver(Store(uri, home, named("again")), {"state": "crashed", "reason": "out of memory"})
-    deliver(Store(uri, home, named("again")), RECORD)
+    deliver(Store(uri, home, named("again")), CellResult(state="crashed", reason="out of memory"))
+    deliver(Store(uri, home, named("again")), RESULT)
     client, run_id = child(uri, "again")
     run = client.get_run(run_id)
     assert run.data.tags["oec.state"] == "finished"
@@ -130,21 +138,21 @@ def test_a_store_that_is_down_stops_nothing_and_is_told_later(home: Home, uri: s
     study = named("down")
     with Ledger(home.ledger("down"), "down", write=True) as ledger:
         ledger.plan([CELL])
-        ledger.end(CELL.id, "finished", RECORD, reused_from="trained")
+        ledger.end(CELL.id, RESULT, reused_from="trained")
         sink = MlflowSink(DOWN, home, study)
         began = time.monotonic()
-        sink.running(CELL)
-        sink.ended(CELL, RECORD)
+        sink.on_start(ledger.entries[CELL.id])
+        sink.on_end(ledger.entries[CELL.id])
         assert time.monotonic() - began < within(0.5), "the sweep waited for MLflow"
         sink.close(timeout_s=0.1)
-        with pytest.raises(InvalidInput, match="does not take study down"):
+        with pytest.raises(InvalidInput, match="does not accept study down"):
             sync(DOWN, home, study, ledger, tmp_path)
         (tmp_path / "report.html").write_text("<html></html>")
         assert sync(uri, home, study, ledger, tmp_path) == 1
         client, run_id = child(uri, "down")
         assert client.get_run(run_id).data.metrics["final_val_loss"] == 2.5
         assert sync(uri, home, study, ledger, tmp_path) == 1
-        with pytest.raises(InvalidInput, match="does not take study down"):
+        with pytest.raises(InvalidInput, match="does not accept study down"):
             sync(DOWN, home, study, ledger, tmp_path)  # what one store has, another one still lacks
 
 
@@ -158,11 +166,11 @@ DOWN = "http://127.0.0.1:9"
         ("http://[bad", "is not an address"),
         ("http://me:secret@127.0.0.1:9", "is not reachable"),
         ("postgresql+psycopg2://me:secret@127.0.0.1:9/mlflow", "is not reachable"),
-        ("file:///tmp/mlruns", "is no MLflow store"),
-        ("nonsense", "is no MLflow store"),
+        ("file:///tmp/mlruns", "is not an MLflow store"),
+        ("nonsense", "is not an MLflow store"),
     ],
 )
 def test_an_address_that_can_not_be_used_is_refused_at_once(uri: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as refused:
-        check(uri)
+        check_store(uri)
     assert "secret" not in str(refused.value)

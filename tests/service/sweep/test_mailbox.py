@@ -29,9 +29,9 @@ def test_a_cell_whose_group_died_too_often_has_crashed(max_failures: int) -> Non
             assert await mailbox.events(0.0) == []
             await mailbox.started()  # the group anew, as the one before is gone
         (end,) = await mailbox.events(0.0)
-        assert end["state"] == "crashed"
+        assert end.state == "crashed"
         times = f", failure {max_failures} of this cell" if max_failures > 1 else ""
-        assert end["reason"].startswith(f"its worker group died{times}: ")
+        assert end.reason.startswith(f"its worker group died{times}: ")
         assert await mailbox.take(0.0) is None
         await mailbox.put(JOB)
         assert await mailbox.take(0.0) == JOB, "the failures of one cell are not those of the next"

@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.sweep.search import CellSearch, open_storage
@@ -40,9 +41,8 @@ def started(plan: Plan, folder: Path) -> tuple[Ledger, CellSearch]:
 
 
 def finish(ledger: Ledger, search: CellSearch, trial: str, cell: Cell, loss: float | None) -> None:
-    state = "finished" if loss is not None else "diverged"
-    ledger.running(cell.id)
-    ledger.end(cell.id, state, {"val_loss": loss, "l_init": 5.0})
+    ledger.start(cell.id)
+    ledger.end(cell.id, CellResult(state="diverged" if loss is None else "finished", val_loss=loss, l_init=5.0))
     search.on_trial_complete(trial, {"events": []})
 
 
@@ -77,10 +77,9 @@ def test_grid_first_and_exact_then_refinement(sampler: str, tmp_path: Path) -> N
     assert [cell.gamma is None for cell in refined] == [True, True, False, False]
     trials = optuna_trials(tmp_path)
     assert {trial.user_attrs["cell"]: trial.value for trial in trials} == {
-        entry.cell.id: 5.0 if entry.state == "diverged" else entry.result["val_loss"]
-        for entry in ledger.entries.values()
+        entry.id: 5.0 if entry.state == "diverged" else entry.result.val_loss for entry in ledger.entries.values()
     }
-    lr_of = {entry.cell.id: entry.cell.lr for entry in ledger.entries.values()}
+    lr_of = {entry.id: entry.cell.lr for entry in ledger.entries.values()}
     assert all(trial.params["lr"] == pytest.approx(lr_of[trial.user_attrs["cell"]], rel=1e-3) for trial in trials)
     ledger.close()
 
@@ -89,7 +88,7 @@ def test_after_a_killed_driver_optuna_agrees_with_the_ledger(plan: Plan, tmp_pat
     ledger, search = started(plan, tmp_path)
     cells = [suggested(search, str(number)) for number in range(3)]
     finish(ledger, search, "0", cells[0], 3.0)
-    ledger.end(cells[1].id, "finished", {"val_loss": 4.0, "l_init": 5.0})  # killed before Optuna was told
+    ledger.end(cells[1].id, CellResult(state="finished", val_loss=4.0, l_init=5.0))  # killed before Optuna was told
     search._curves["tiny", "qk-norm", "baseline"].study.enqueue_trial({"lr": 1e-3})  # killed between enqueue and ask
     ledger.close()
 
@@ -121,7 +120,7 @@ def test_a_refinement_cut_short_is_trained_before_new_ones_are_proposed(plan: Pl
 def test_a_crashed_cell_is_no_value_to_the_sampler(plan: Plan, tmp_path: Path) -> None:
     ledger, search = started(plan, tmp_path)
     cell = suggested(search, "0")
-    ledger.end(cell.id, "crashed", {"reason": "out of memory"})
+    ledger.end(cell.id, CellResult(state="crashed", reason="out of memory"))
     search.on_trial_complete("0", None, error=True)
     assert [trial.state for trial in optuna_trials(tmp_path)] == [TrialState.FAIL]
     ledger.close()
@@ -130,7 +129,7 @@ def test_a_crashed_cell_is_no_value_to_the_sampler(plan: Plan, tmp_path: Path) -
 def test_a_cell_without_a_finite_start_is_no_value(plan: Plan, tmp_path: Path) -> None:
     ledger, search = started(plan, tmp_path)
     cell = suggested(search, "0")
-    ledger.end(cell.id, "diverged", {"val_loss": None, "l_init": None})
+    ledger.end(cell.id, CellResult(state="diverged"))
     search.on_trial_complete("0", {"events": []})
     assert [trial.state for trial in optuna_trials(tmp_path)] == [TrialState.FAIL]
     ledger.close()
@@ -162,8 +161,8 @@ def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: 
     storage = open_storage(tmp_path / "optuna.journal")
     search = CellSearch(plan, ledger, storage, ledger.missing(), lambda cell, reason: asked.append((cell, reason)))
 
-    def evaluated(trial: str, step: int, loss: float) -> None:
-        search.on_trial_result(trial, {"events": [{"kind": "row", "step": step, "val_loss": loss}]})
+    def evaluated(trial: str, step: int, loss: float | None) -> None:
+        search.on_trial_result(trial, {"events": [Row(step, 0.0, {} if loss is None else {"val_loss": loss})]})
 
     for number, _ in enumerate(plan.cells):
         cell = suggested(search, str(number))
@@ -173,12 +172,12 @@ def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: 
     first, second = suggested(search, "r0"), suggested(search, "r1")
     evaluated("r0", 200, 2.9)
     evaluated("r1", 10, 8.0)
-    evaluated("r1", 190, float("nan"))
+    evaluated("r1", 190, None)
     assert asked == [], "better than the median, still warming up, or not finite"
     evaluated("r1", 200, 8.0)
     assert asked == [(second.id, "the median pruner: val_loss 8 at step 200")]
     finish(ledger, search, "r0", first, 2.8)
-    ledger.end(second.id, "pruned", {"reason": asked[0][1]})
+    ledger.end(second.id, CellResult(state="pruned", reason=asked[0][1]))
     search.on_trial_complete("r1", {"events": []})
     states = {trial.user_attrs["cell"]: trial.state for trial in optuna_trials(tmp_path)}
     assert (states[first.id], states[second.id]) == (TrialState.COMPLETE, TrialState.PRUNED)

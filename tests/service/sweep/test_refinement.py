@@ -13,11 +13,12 @@ from dashboards.runs import from_records
 from search_spaces.cell import Cell
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.sweep.refinement import Refinement
 from service.sweep.search import CellSearch, open_storage
-from tests.service.test_search import optuna_trials
+from tests.service.sweep.test_search import optuna_trials
 
 LIMITS = {"baseline": 0.05, "z-loss": 0.5, "mu-centering": 1e9}
 """Learning rate from which a method diverges in these tests."""
@@ -72,10 +73,13 @@ class Sweep:
     def end_first(self, crash: bool = False) -> None:
         trial, cell = next(iter(self.running.items()))
         del self.running[trial]
-        state = "crashed" if crash else "diverged" if cell.lr >= LIMITS[cell.method] else "finished"
-        self.ledger.running(cell.id)
-        self.ledger.end(cell.id, state, {"val_loss": 3.0, "l_init": 5.0, "train_seconds": 30.0})
-        self.search.on_trial_complete(trial, {"events": []}, error=crash)
+        state: EndState = "crashed" if crash else "diverged" if cell.lr >= LIMITS[cell.method] else "finished"
+        self.end(trial, cell, CellResult(state=state, val_loss=3.0, l_init=5.0, train_seconds=30.0))
+
+    def end(self, trial: str, cell: Cell, result: CellResult) -> None:
+        self.ledger.start(cell.id)
+        self.ledger.end(cell.id, result)
+        self.search.on_trial_complete(trial, {"events": []}, error=result.state == "crashed")
 
     def run(self, cells: int | None = None) -> None:
         """To the end, or until so many cells have ended."""

@@ -10,7 +10,7 @@ import pytest
 from search_spaces.errors import InvalidInput
 from service.cluster.working_dir import Shipment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def make(folder: Path, files: dict[str, str | int]) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from dashboards.forecast import FEATURES
 from search_spaces.cell import Cell
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, EndState, Row
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Ledger
@@ -32,9 +33,8 @@ def write_rows(home: Home, study: str, cell: Cell) -> None:
     rows = Rows(folder / "metrics.jsonl")
     for step in range(0, STEPS + 1, 10):
         growth = math.exp(cell.lr * step / 10)
-        rows.append(
-            {"step": step, "val_loss": 5.0, "logits_mean": -growth, "qkv_norm/0": growth, "proj_norm/0": growth}
-        )
+        metrics = {"val_loss": 5.0, "logits_mean": -growth, "qkv_norm/0": growth, "proj_norm/0": growth}
+        rows.append(Row(step, 0.0, metrics))
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
         two.plan(cells)
         for cell in cells[:-1]:
             write_rows(home, "one", cell)
-            result = {"steps": STEPS, "train_seconds": 10.0}
-            state = "diverged" if diverges(cell) else "finished"
-            one.end(cell.id, state, result)
-            two.end(cell.id, state, result, reused_from="one")
+            state: EndState = "diverged" if diverges(cell) else "finished"
+            result = CellResult(state=state, steps=STEPS, train_seconds=10.0)
+            one.end(cell.id, result)
+            two.end(cell.id, result, reused_from="one")
         write_rows(home, "one", cells[-1])
-        one.running(cells[-1].id)
+        one.start(cells[-1].id)
     return home
 
 

@@ -31,14 +31,14 @@ def test_as_many_as_fit_and_not_one_more(workers: int, cpus: int, gpus: int, lim
             node["CPU"], node["GPU"], placed = node["CPU"] - cpus, node["GPU"] - gpus, placed + 1
     if placed < workers:
         with pytest.raises(InvalidInput):
-            placement.concurrency(resources, cluster)
+            placement.fit(resources, cluster)
     else:
-        assert placement.concurrency(resources, cluster) == min(limit, placed // workers)
+        assert placement.fit(resources, cluster).cells == min(limit, placed // workers)
 
 
 @given(shares, st.integers(1, 8))
 def test_a_share_of_an_accelerator_lies_on_one_device(share: float, devices: int) -> None:
-    fits = placement.concurrency(ResourceSpec(gpus_per_worker=share), [{"CPU": 10**6, "GPU": devices}])
+    fits = placement.fit(ResourceSpec(gpus_per_worker=share), [{"CPU": 10**6, "GPU": devices}]).cells
     units = round(share / GPU_UNIT)
     assert fits % devices == 0
     assert (fits // devices) * units <= 10_000 < (fits // devices + 1) * units
@@ -46,7 +46,7 @@ def test_a_share_of_an_accelerator_lies_on_one_device(share: float, devices: int
 
 @pytest.mark.parametrize(("share", "fits"), [(0.25, 8), (0.3, 6), (0.5, 4), (0.3333, 6), (0.34, 4), (0.6, 2), (1, 2)])
 def test_cells_on_two_devices(share: float, fits: int) -> None:
-    assert placement.concurrency(ResourceSpec(gpus_per_worker=share), [{"CPU": 64, "GPU": 2}]) == fits
+    assert placement.fit(ResourceSpec(gpus_per_worker=share), [{"CPU": 64, "GPU": 2}]).cells == fits
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_cells_on_two_devices(share: float, fits: int) -> None:
 )
 def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], cluster: str, message: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        placement.concurrency(ResourceSpec.model_validate(resources), placement.declared(cluster))
+        placement.fit(ResourceSpec.model_validate(resources), placement.declared(cluster))
     assert message in str(refused.value)
 
 
@@ -80,27 +80,32 @@ def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], clu
         ({"gpus_per_worker": 0.25, "cpus_per_worker": 2}, "2xCPU=4,GPU=1", (4, "CPU")),
     ],
 )
-def test_what_binds(resources: dict[str, float], cluster: str, expected: tuple[int, str]) -> None:
+def test_what_limits_the_cells(resources: dict[str, float], cluster: str, expected: tuple[int, str]) -> None:
     """A cell of two workers may be split over nodes, a worker never is."""
-    assert placement.binding(ResourceSpec.model_validate(resources), placement.declared(cluster)) == expected
+    found = placement.fit(ResourceSpec.model_validate(resources), placement.declared(cluster))
+    assert found == placement.Fit(*expected)
 
 
 def test_nodes_of_which_none_has_both() -> None:
     cluster = [{"CPU": 64.0}, {"CPU": 2.0, "GPU": 8.0}]
-    assert placement.binding(ResourceSpec(gpus_per_worker=1), cluster) == (2, "the nodes' mix of CPU and GPU")
+    assert placement.fit(ResourceSpec(gpus_per_worker=1), cluster) == placement.Fit(2, "the nodes' mix of CPU and GPU")
 
 
 def test_trials_take_memory_where_the_cluster_says_how_much_there_is() -> None:
     gigabyte = 2.0**30
-    assert placement.binding(ResourceSpec(), [{"CPU": 64, "memory": 4 * gigabyte}]) == (8, "memory")
-    with pytest.raises(InvalidInput, match="256 MiB of memory' holds no trial, of 512 MiB"):
-        placement.binding(ResourceSpec(), [{"CPU": 64, "memory": gigabyte / 4}])
+    assert placement.fit(ResourceSpec(), [{"CPU": 64, "memory": 4 * gigabyte}]) == placement.Fit(8, "memory")
+    with pytest.raises(InvalidInput, match="256 MiB of memory' cannot hold one trial, which takes 512 MiB"):
+        placement.fit(ResourceSpec(), [{"CPU": 64, "memory": gigabyte / 4}])
 
 
 def test_a_cluster_that_grows_is_asked_for_what_the_study_may_have() -> None:
     grows = ResourceSpec(autoscale=True, concurrency=6)
-    assert placement.at_once(grows, [{"CPU": 0}]) == 6
-    assert placement.at_once(ResourceSpec(concurrency=6), [{"CPU": 2}]) == 2
+    assert placement.fit(grows, [{"CPU": 0}], can_grow=True) == placement.Fit(6, "resources.concurrency")
+    assert placement.fit(ResourceSpec(concurrency=6), [{"CPU": 2}], can_grow=True) == placement.Fit(2, "CPU")
+    with pytest.raises(InvalidInput, match="1 workers x 1 CPU = 1 CPU, of 0"):
+        placement.fit(grows, [{"CPU": 0}])
+    few = placement.fit(grows, [{"CPU": 0}], cells=4, can_grow=True)
+    assert few == placement.Fit(4, "the number of cells")
 
 
 TEXTS = ["64", "CPU=", "CPU=x", "CPU=-4", "TPU=4", "CPU=4;GPU=1", "CPU=4,", "localhost", "0xCPU=4", "2xx4", "x", "2x"]
@@ -139,12 +144,14 @@ def test_a_plan_for_a_cluster(tmp_path: Path) -> None:
         return oec("plan", study, "--cluster", cluster, home=tmp_path).stdout.splitlines()[-1]
 
     one = shown("CPU=16")
-    assert one.startswith("on 16 CPU: 16 cells at once, 16 workers, bound by CPU; about ")
+    assert one.startswith("on 16 CPU: 16 cells in parallel, 16 workers, limited by CPU; about ")
     assert one.endswith("core-hours")
-    assert shown("CPU=64").startswith("on 64 CPU: 49 cells at once, 49 workers, bound by the number of cells; about ")
+    assert shown("CPU=64").startswith(
+        "on 64 CPU: 49 cells in parallel, 49 workers, limited by the number of cells; about "
+    )
     four = shown("4xCPU=16,GPU=1", gpus_per_worker=0.25, cpus_per_worker=3)
-    assert four.startswith("on 4 nodes with 64 CPU, 4 GPU: 16 cells at once, 16 workers, bound by GPU; about ")
-    assert four.endswith("accelerator-hours")
+    assert four.startswith("on 4 nodes with 64 CPU, 4 GPU: 16 cells in parallel, 16 workers, limited by GPU; about ")
+    assert four.endswith("GPU-hours")
     refused = oec("plan", "short", "--cluster", "GPU=1", home=tmp_path)
     assert refused.returncode == 2
     assert "1 workers x 1 CPU = 1 CPU, of 0" in refused.stderr

@@ -31,7 +31,7 @@ from trainers.rows import read
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEADLINE_S = 240.0
 FINISHED = r"6/6 cells \| 0 running \| [\d,]+ tokens/s \| \d+:\d\d elapsed \| 0:00 left \| best tiny "
 
@@ -249,7 +249,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     assert re.search(rf"{second} +long +stopped +75 ", oec("jobs", home=home, **url(cluster)).stdout)
     (cell,) = ledger_of(home, "long").entries
     rows = read(Home(home).metrics(cell, "long"))
-    assert rows[1]["time"] < stopped_at < rows[-1]["time"], "it began anew instead of going on from its checkpoint"
+    assert rows[1].time < stopped_at < rows[-1].time, "it began anew instead of going on from its checkpoint"
 
 
 def test_rays_own_command_with_a_working_directory(

@@ -10,44 +10,52 @@ import pytest
 import ray
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult
 from search_spaces.study import Study
-from service.home.ledger import Ledger
+from service.home.data import prepare_tokens
+from service.home.ledger import Entry, Ledger
 from service.home.location import open_home
-from service.sweep.run import tokens_of
-from service.sweep.sweep import ALIKE, CrashedAlike, sweep, warm
-from tests.service.embedded.conftest import ELSEWHERE
+from service.sweep.sweep import SAME_CRASHES, SameCrashes, by_worker_group, sweep
+from tests.service.sweep.embedded.conftest import ELSEWHERE
 
 CELLS = Plan(Study.load("short"), "data").cells
 
 
-def crash(line: str) -> dict[str, str]:
-    return {"state": "crashed", "reason": f"Traceback (most recent call last):\n  File\n{line}\n"}
+def ended(number: int, result: CellResult) -> Entry:
+    assert result.state not in (None, "stopped")
+    return Entry(CELLS[number].id, CELLS[number], "grid", result.state, result)
+
+
+def crash(number: int, line: str) -> Entry:
+    reason = f"Traceback (most recent call last):\n  File\n{line}\n"
+    return ended(number, CellResult(state="crashed", reason=reason))
 
 
 def test_the_first_cells_that_crash_alike_end_the_sweep_with_their_error() -> None:
-    alike = CrashedAlike()
-    for cell in CELLS[:ALIKE]:
-        assert not alike.stop_all()
-        alike.ended(cell, crash(f"OSError: [Errno 28] No space left on device: '/home/cells/{cell.id}/metrics.jsonl'"))
-    assert alike.stop_all()
-    assert alike.error == f"OSError: [Errno 28] No space left on device: '/home/cells/{cell.id}/metrics.jsonl'"
+    same = SameCrashes()
+    for number in range(SAME_CRASHES):
+        assert not same.stop_all()
+        line = f"OSError: [Errno 28] No space left on device: '/home/cells/{CELLS[number].id}/metrics.jsonl'"
+        same.on_end(crash(number, line))
+    assert same.stop_all()
+    assert same.error == line
 
 
 def test_different_errors_do_not() -> None:
-    alike = CrashedAlike()
-    for number, cell in enumerate(CELLS[: 2 * ALIKE]):
-        alike.ended(cell, crash("RuntimeError: one" if number else "RuntimeError: another"))
-    assert not alike.stop_all()
+    same = SameCrashes()
+    for number in range(2 * SAME_CRASHES):
+        same.on_end(crash(number, "RuntimeError: one" if number else "RuntimeError: another"))
+    assert not same.stop_all()
 
 
 def test_crashes_behind_a_cell_that_worked_do_not() -> None:
-    for state in ("finished", "diverged"):
-        alike = CrashedAlike()
-        alike.ended(CELLS[0], crash("RuntimeError: one"))
-        alike.ended(CELLS[1], {"state": state})
-        for cell in CELLS[2:9]:
-            alike.ended(cell, crash("RuntimeError: one"))
-        assert not alike.stop_all()
+    for works in (CellResult(state="finished"), CellResult(state="diverged")):
+        same = SameCrashes()
+        same.on_end(crash(0, "RuntimeError: one"))
+        same.on_end(ended(1, works))
+        for number in range(2, 9):
+            same.on_end(crash(number, "RuntimeError: one"))
+        assert not same.stop_all()
 
 
 @pytest.mark.usefixtures("embedded")
@@ -75,11 +83,11 @@ def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> Non
     home = open_home(tmp_path)
     few = {"methods": ["baseline"], "lrs": [1e-3], "refine": {}, "resources": {"workers": 1}}
     study = Study.model_validate(Study.load("smoke").model_dump(exclude_none=True) | few)
-    tokens = tokens_of(study, home, print)
+    tokens = prepare_tokens(study, home, print)
     plan = Plan(study, tokens.digest)
     with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
         ledger.plan(plan.cells)
-        sweep(plan, warm(study, tokens, home), home, ledger, [], at_once=1)
+        sweep(plan, by_worker_group(study, tokens, home), home, ledger, [], max_concurrent=1)
         assert ledger.counts()["finished"] == 1
     groups = ray.util.placement_group_table()
     assert groups, "no group was placed, so that none could be left"

@@ -18,8 +18,8 @@ from rich.console import Console
 from search_spaces.study import DataSpec
 from service.cli.prepare import Progress
 from tests import fineweb, hub
+from tests.service.cli.test_bad_input import refused
 from tests.service.oec import invoked, oec, start
-from tests.service.test_bad_input import refused
 from trainers.data import prepare
 
 SIZES = ("--shard-tokens", 20_000, "--val-tokens", 10_000)

@@ -1,0 +1,66 @@
+"""An installed copy, as `pip install` makes it, rather than this checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from search_spaces.study import SHIPPED
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"search_spaces", "trainers", "service", "dashboards"}
+STUDY = """\
+name: one
+scales: [tiny]
+data: {source: text, path: TEXT, tokenizer: bytes}
+methods: [baseline]
+lrs: [1.0e-2]
+training: {steps: 20, batch_size: 4, sequence_length: 32, warmup_steps: 2, precision: float32, eval_sequences: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with a copy of the packages; it takes their dependencies from this one."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(folder)
+    uv = Path(sys.executable).with_name("uv")
+    install = [str(uv), "pip", "install", "--quiet", "--no-deps", "--python", str(folder / "bin" / "python")]
+    subprocess.run([*install, str(ROOT)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_it_installs_the_four_packages_and_their_data_only(environment: Path) -> None:
+    (site,) = environment.glob("lib/python*/site-packages")
+    installed = {path.name for path in site.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")}
+    assert installed == PACKAGES, "a folder such as tests would be everybody's `import tests`"
+    assert {path.name for path in (site / "search_spaces" / "studies").iterdir()} == {
+        path.name for path in SHIPPED.iterdir()
+    }
+    assert (site / "dashboards" / "report.html.j2").is_file()
+    assert (site / "service" / "http" / "page" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_packages_of_the_same_names_where_a_study_starts_do_not_replace_ours(environment: Path, tmp_path: Path) -> None:
+    here = tmp_path / "repository"
+    for name in PACKAGES:
+        (here / name).mkdir(parents=True)
+        (here / name / "__init__.py").write_text("raise RuntimeError('the package of another project')\n")
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy.\n" * 200)
+    (here / "one.yaml").write_text(STUDY.replace("TEXT", str(text)))
+    command = [str(environment / "bin" / "oec"), "run", "one.yaml", "--home", str(tmp_path / "home")]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1/1 cells" in done.stdout
