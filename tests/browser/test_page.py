@@ -22,7 +22,8 @@ from dashboards.embeddings import measured as embedding_of
 from dashboards.published import RUNS_CSV
 from dashboards.report import Known, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
-from service.report.report import load, report
+from service.report.report import report
+from service.report.sources import load
 from tests.timing import within
 
 pytestmark = pytest.mark.slow

@@ -30,8 +30,8 @@ from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
-from service.report.forecast import beginnings
-from service.report.report import load
+from service.report.forecast import load_features
+from service.report.sources import load
 from service.sweep.refinement import Refinement
 from tests import loss_overview
 from trainers import checkpoint as checkpoints
@@ -116,7 +116,7 @@ def metrics(home: Home) -> Target:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        beginnings(home, (name,))
+        load_features(home, (name,))
         load(name, home)
 
     return Target((valid,), read)
