@@ -26,6 +26,7 @@ from service.home.location import open_home
 @click.option(
     "--sequences",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Evaluate on the first N sequences; default: as many as the run's validation.",
 )
 @click.option(

@@ -25,7 +25,7 @@ from service.cluster import connection as cluster
 from service.cluster.working_dir import Shipment
 from service.exit_codes import INTERRUPTED
 from service.home.location import local_folder
-from trainers.storage.bucket import checked, is_bucket
+from trainers.storage.bucket import is_bucket, validate_url
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -293,7 +293,7 @@ def portable(study: Study, home: str | None) -> str | None:
     """
     paths = {"data.path": study.data.path, "data.validation": study.data.validation}
     if home and is_bucket(home):
-        at: str | None = checked(home)
+        at: str | None = validate_url(home)
     else:
         at = paths["--home"] = str(local_folder(home)) if home else None
     for field, path in paths.items():

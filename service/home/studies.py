@@ -80,7 +80,7 @@ def register_study(home: Home, study: Study) -> None:
         if before.hash != study.hash:
             home.ledger(study.name).unlink(missing_ok=True)
             if home.bucket:
-                BucketLedger(home.bucket, study.name).forget()
+                BucketLedger(home.bucket, study.name).clear()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, study.to_yaml())
     if home.bucket:

@@ -65,7 +65,7 @@ class MlflowSink:
         self._queue.put(None)
         self._thread.join(timeout_s)
         self._closing.set()
-        self._store.remember()
+        self._store.save_run_ids()
 
     def _deliver_all(self) -> None:
         self._retry("connect", self._store.connect)  # while the workers start, not while the first cells train
@@ -104,9 +104,9 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, as
         store = Store(uri, home, study)
         for entry in ended:
             store.deliver(entry)
-        store.remember()
+        store.save_run_ids()
         if report.is_dir():
-            store.artifacts(report)
+            store.log_artifacts(report)
     except Exception as error:  # whatever the store's client raises
         reason = redact(str(error)).splitlines()[0]
         problem = f"does not accept study {study.name} ({type(error).__name__}: {reason})"
