@@ -1,5 +1,4 @@
-"""Figures with every scale in one, as arXiv 2601.02031 draws them: the methods at one strength each, and each method at
-all of its strengths."""
+"""Figures that show every scale at once, as in arXiv 2601.02031: methods at one gamma, and a method at all gammas."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import altair as alt
 import pandas as pd
@@ -29,71 +29,76 @@ from dashboards.charts import (
     tooltip,
 )
 from dashboards.facts import DECIMALS, lrs_facts
-from dashboards.tables import listed
-from dashboards.views import DASHES, SHAPES, Line
+from dashboards.tables import join_words
+from dashboards.views import DASHES, SHAPES, Line, rank_in
 from search_spaces.methods import METHODS, label
 
-STRENGTH_COLORS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
-"""Of strengths, from the smallest to the largest; of fewer, those that are farthest apart."""
+GAMMA_COLORS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
+"""Colors from the smallest gamma to the largest; fewer gammas use the colors that are farthest apart."""
 SYMBOL_COLOR = "#5b6570"
-"""Of the scales' symbols in a legend: no method's."""
-FRAME = 1 / 3
-"""Where nothing diverged, a figure of losses shows this part of the way from the lowest to ``l_init``: without a limit
-one curve far above would press the others flat."""
+"""The color of the scales' symbols in a legend, which no method has."""
+FRAME_SHARE = 1 / 3
+"""If nothing diverged, a loss figure shows this share of the range from the lowest loss to ``l_init``. Without a limit,
+one curve far above the others would flatten them."""
 SIZE = re.compile(r"([\d.]+)([MB])")
-"""The name of a scale that is its number of parameters."""
+"""A scale named by its number of parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The lines of one figure, at every scale; a line has the same name and color at each."""
+class ScaleComparison:
+    """The lines of one figure at every scale; a line keeps its name and color across scales."""
 
-    of: str
-    """What tells it from the others: the attention norm or the method that its lines share, the method whose strengths
-    they are."""
+    name: str
+    """The attention norm or method that its lines share, or the method whose gammas they are."""
     lines: tuple[Line, ...]
-    colors: str
-    """What has a color each."""
+    color_meaning: Literal["attention norm", "method", "gamma"]
     note: str = ""
-    """A sentence on the strengths."""
+    """A sentence about the gammas."""
 
 
-def all_scales(lines: Sequence[Line]) -> tuple[list[Figure], list[Figure]]:
-    """The figures of methods at one strength each, and those of each method's strengths; none of one scale."""
+def multi_scale_figures(lines: Sequence[Line]) -> tuple[list[Figure], list[Figure]]:
+    """The figures of methods at one gamma each, and the figures of each method's gammas; none for a single scale."""
     main, sweeps = comparisons(lines)
     return (
-        [figure for one in main for figure in (*_losses(one, "loss"), *_lrs_over_scale(one))],
-        [figure for one in sweeps for figure in (*_losses(one, "lrs"), *_lrs_over_scale(one))],
+        [figure for each in main for figure in (*_losses(each, "loss"), *_lrs_over_scale(each))],
+        [figure for each in sweeps for figure in (*_losses(each, "lrs"), *_lrs_over_scale(each))],
     )
 
 
-def comparisons(lines: Sequence[Line]) -> tuple[list[Comparison], list[Comparison]]:
-    """What can be compared at several scales, of each group of lines that share an attention norm or a method: its
-    methods at one strength each; and each method that has several strengths, with the baseline."""
-    main: list[Comparison] = []
-    sweeps: list[Comparison] = []
-    for group in dict.fromkeys(line.of for line in lines):
-        of_group = [line for line in lines if line.of == group and line.curve.points]
+def comparisons(lines: Sequence[Line]) -> tuple[list[ScaleComparison], list[ScaleComparison]]:
+    """What can be compared at several scales, for each group of lines that share an attention norm or a method.
+
+    First its methods at one gamma each; then each method that has several gammas, with the baseline.
+    """
+    main: list[ScaleComparison] = []
+    sweeps: list[ScaleComparison] = []
+    for group in dict.fromkeys(line.group for line in lines):
+        of_group = [line for line in lines if line.group == group and line.curve.points]
         if len({line.curve.scale for line in of_group}) < 2:
             continue
-        by_name: dict[str, list[Line]] = {}
+        lines_by_name: dict[str, list[Line]] = {}
         for line in of_group:
-            by_name.setdefault(_without_strength(line), []).append(line)
-        several = {name: of_name for name, of_name in by_name.items() if len(_gammas(of_name)) > 1}
-        chosen = {name: _main_strength(of_name) for name, of_name in several.items()}
-        at_one = [
+            lines_by_name.setdefault(_without_gamma(line), []).append(line)
+        several = {name: of_name for name, of_name in lines_by_name.items() if len(_gammas(of_name)) > 1}
+        main_gammas = {name: _main_gamma(of_name) for name, of_name in several.items()}
+        at_main_gamma = [
             replace(line, name=name)
-            for name, of_name in by_name.items()
+            for name, of_name in lines_by_name.items()
             for line in of_name
-            if line.curve.gamma == chosen.get(name, line.curve.gamma)
+            if line.curve.gamma == main_gammas.get(name, line.curve.gamma)
         ]
-        compared = "attention norm" if len({line.curve.method for line in at_one}) == 1 else "method"
+        one_method = len({line.curve.method for line in at_main_gamma}) == 1
         main.append(
-            Comparison(of=group, lines=_told_apart(at_one), colors=compared, note=_chosen(several, chosen)),
+            ScaleComparison(
+                name=group,
+                lines=_assign_styles(at_main_gamma),
+                color_meaning="attention norm" if one_method else "method",
+                note=_gamma_note(several, main_gammas),
+            )
         )
         for name, of_name in several.items():
-            of = f"{group}, {name}" if group else name
-            sweeps.append(Comparison(of=of, lines=_sweep(of_name, of_group), colors="strength"))
+            sweep = f"{group}, {name}" if group else name
+            sweeps.append(ScaleComparison(name=sweep, lines=_gamma_sweep(of_name, of_group), color_meaning="gamma"))
     return main, sweeps
 
 
@@ -101,18 +106,18 @@ def _gammas(lines: Iterable[Line]) -> list[float]:
     return sorted({line.curve.gamma for line in lines if line.curve.gamma is not None})
 
 
-def _without_strength(line: Line) -> str:
-    strength = label(line.curve.method, line.curve.gamma).removeprefix(line.curve.method)
-    return line.name.replace(strength, "", 1) if strength else line.name
+def _without_gamma(line: Line) -> str:
+    gamma = label(line.curve.method, line.curve.gamma).removeprefix(line.curve.method)
+    return line.name.replace(gamma, "", 1) if gamma else line.name
 
 
-def _strength(line: Line, gamma: float) -> str:
+def _gamma_label(line: Line, gamma: float) -> str:
     """E.g. ``gamma=0.1``."""
     return label(line.curve.method, gamma).removeprefix(line.curve.method).strip(" ()")
 
 
-def _main_strength(lines: Sequence[Line]) -> float:
-    """Of a method's lines: the strength at most scales; of several, the one nearest to its default."""
+def _main_gamma(lines: Sequence[Line]) -> float:
+    """The gamma that occurs at the most scales in a method's lines; among several, the one nearest to the default."""
     method = METHODS.get(lines[0].curve.method)
     default = (method and method.default_gamma) or math.nan
 
@@ -123,38 +128,38 @@ def _main_strength(lines: Sequence[Line]) -> float:
     return min(_gammas(lines), key=rank)
 
 
-def _chosen(lines: dict[str, list[Line]], chosen: dict[str, float]) -> str:
-    """E.g. ``z-loss and mu-loss at gamma=0.0001.``"""
-    by_strength: dict[str, list[str]] = {}
-    for name, gamma in chosen.items():
-        by_strength.setdefault(_strength(lines[name][0], gamma), []).append(name)
-    said = [f"{listed(names)} at {strength}" for strength, names in by_strength.items()]
-    return f"{listed(said)}." if said else ""
+def _gamma_note(lines: dict[str, list[Line]], gammas: dict[str, float]) -> str:
+    """E.g. ``z-loss and mu-loss are shown at gamma=0.0001.``"""
+    names_by_gamma: dict[str, list[str]] = {}
+    for name, gamma in gammas.items():
+        names_by_gamma.setdefault(_gamma_label(lines[name][0], gamma), []).append(name)
+    parts = [
+        f"{join_words(names)} {'is' if len(names) == 1 else 'are'} shown at {gamma}"
+        for gamma, names in names_by_gamma.items()
+    ]
+    return f"{join_words(parts)}." if parts else ""
 
 
-def _told_apart(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Those that share a color, by dash and shape."""
-    alike: dict[str, list[str]] = {}
-    found = []
+def _assign_styles(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """``lines`` with a dash and shape that distinguish lines of the same color."""
+    names_by_color: dict[str, list[str]] = {}
+    styled = []
     for line in lines:
-        names = alike.setdefault(line.color, [])
-        if line.name not in names:
-            names.append(line.name)
-        rank = names.index(line.name)
-        found.append(replace(line, dash=DASHES[rank % len(DASHES)], shape=SHAPES[rank % len(SHAPES)]))
-    return tuple(found)
+        rank = rank_in(names_by_color.setdefault(line.color, []), line.name)
+        styled.append(replace(line, dash=DASHES[rank % len(DASHES)], shape=SHAPES[rank % len(SHAPES)]))
+    return tuple(styled)
 
 
-def _sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line, ...]:
-    """Each strength with a look of its own, after the baseline of the same study and attention norm."""
+def _gamma_sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line, ...]:
+    """The baseline of the same study and attention norm, then each gamma in its own style."""
     gammas = _gammas(lines)
-    last = len(STRENGTH_COLORS) - 1
-    of_gamma = {gamma: STRENGTH_COLORS[round(rank * last / (len(gammas) - 1))] for rank, gamma in enumerate(gammas)}
-    strengths = [
+    last = len(GAMMA_COLORS) - 1
+    color_by_gamma = {gamma: GAMMA_COLORS[round(rank * last / (len(gammas) - 1))] for rank, gamma in enumerate(gammas)}
+    sweep = [
         replace(
             line,
-            name=_strength(line, line.curve.gamma),
-            color=of_gamma[line.curve.gamma],
+            name=_gamma_label(line, line.curve.gamma),
+            color=color_by_gamma[line.curve.gamma],
             dash=DASHES[0],
             shape=SHAPES[gammas.index(line.curve.gamma) % len(SHAPES)],
         )
@@ -167,12 +172,14 @@ def _sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line, ...]:
         for line in of_group
         if line.curve.method == "baseline" and (line.curve.study, line.curve.attention_norm) in same
     ]
-    return (*baselines, *strengths)
+    return (*baselines, *sweep)
 
 
 def mean_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a learning rate of a line with a result there: scale, label, lr, loss (the mean over the seeds, NaN if
-    one of them has no result), seeds, diverged (so many of them), l_init."""
+    """One row per line and learning rate with a result: scale, label, lr, loss, seeds, diverged, l_init.
+
+    ``loss`` is the mean over seeds, NaN if a seed has no result; ``diverged`` counts the diverged seeds.
+    """
     rows = []
     for line in lines:
         diverged = Counter(point.lr for point in line.curve.points if point.diverged)
@@ -193,51 +200,51 @@ def mean_facts(lines: Iterable[Line]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["scale", "label", "lr", "loss", "seeds", "diverged", "l_init"])
 
 
-def _losses(comparison: Comparison, section: Section) -> list[Figure]:
-    """One figure, or none where not one learning rate has a result of every seed."""
+def _losses(comparison: ScaleComparison, section: Section) -> list[Figure]:
+    """One figure; none if no learning rate has a result for every seed."""
     facts = mean_facts(comparison.lines)
     if facts["loss"].isna().all():
         return []
     scales = list(dict.fromkeys(facts["scale"]))
     cells, diverged = int(facts["seeds"].sum()), int(facts["diverged"].sum())
     low, top, l_init = (float(value) for value in (facts["loss"].min(), facts["loss"].max(), facts["l_init"].max()))
-    limit = low + FRAME * (l_init - low)
+    limit = low + FRAME_SHARE * (l_init - low)
     above = 0 if diverged else int((facts["loss"] > limit).sum())
     top = limit if above else max(top, l_init) if diverged else top
     margin = 0.03 * (top - low) or 0.1
     scale_y = alt.Scale(domain=[low - margin, top + margin], nice=False)
-    look = {scale: DASHES[i % len(DASHES)] for i, scale in enumerate(scales)}
-    marks = {scale: SHAPES[i % len(SHAPES)] for i, scale in enumerate(scales)}
+    dash_by_scale = {scale: DASHES[i % len(DASHES)] for i, scale in enumerate(scales)}
+    shape_by_scale = {scale: SHAPES[i % len(SHAPES)] for i, scale in enumerate(scales)}
     base = chart_of("facts").encode(
         x=log_axis(facts, "lr", "learning rate"),
         y=alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y),
         color=colors(comparison.lines),
         detail="scale:N",
     )
-    shown = tooltip("label:N", "scale:N", "lr:Q", "seeds:Q", "diverged:Q", loss=".4f")
+    details = tooltip("label:N", "scale:N", "lr:Q", "seeds:Q", "diverged:Q", loss=".4f")
     legend = alt.Legend(symbolFillColor=SYMBOL_COLOR, symbolStrokeColor=SYMBOL_COLOR)
     layers = [
         base.mark_line(strokeWidth=1.5, clip=True).encode(
-            strokeDash=alt.StrokeDash("scale:N", title=None, scale=by_name(look))
+            strokeDash=alt.StrokeDash("scale:N", title=None, scale=by_name(dash_by_scale))
         ),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=35, opacity=1, clip=True)
-        .encode(shape=alt.Shape("scale:N", title=None, scale=by_name(marks), legend=legend), tooltip=shown),
+        .encode(shape=alt.Shape("scale:N", title=None, scale=by_name(shape_by_scale), legend=legend), tooltip=details),
     ]
     if diverged:
         crosses = base.transform_filter("datum.diverged").mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1)
-        layers.append(crosses.encode(y=alt.Y("l_init:Q", scale=scale_y), tooltip=shown))
+        layers.append(crosses.encode(y=alt.Y("l_init:Q", scale=scale_y), tooltip=details))
     sentences = (
-        f"Color is the {comparison.colors}, the symbol is the scale.",
+        f"Colors show the {comparison.color_meaning}, symbols the scale.",
         comparison.note,
         "Points are means over seeds." if facts["seeds"].max() > 1 else "",
-        f"A cross at l_init stands where cells diverged: {diverged} of {cells}." if diverged else "",
-        f"Above the frame, up to {facts['loss'].max():.2f}: {above} of {len(facts)} points." if above else "",
+        f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "",
+        f"{above} of {len(facts)} points lie above the frame, up to {facts['loss'].max():.2f}." if above else "",
     )
     return [
         Figure(
-            name=_named("loss-scales", comparison.of),
-            title=_titled("Final loss over learning rate, all scales", comparison),
+            name=_figure_name("loss-scales", comparison.name),
+            title=_figure_title("Final loss over learning rate, all scales", comparison),
             caption=" ".join(filter(None, sentences)),
             view=None,
             section=section,
@@ -246,8 +253,8 @@ def _losses(comparison: Comparison, section: Section) -> list[Figure]:
     ]
 
 
-def _lrs_over_scale(comparison: Comparison) -> list[Figure]:
-    """One figure, or none where there are not two scales with an LRS."""
+def _lrs_over_scale(comparison: ScaleComparison) -> list[Figure]:
+    """One figure; none if fewer than two scales have an LRS."""
     lines = [line for line in comparison.lines if line.curve.LRS is not None]
     facts = lrs_facts(lines)
     scales = list(dict.fromkeys(facts["scale"]))
@@ -262,10 +269,10 @@ def _lrs_over_scale(comparison: Comparison) -> list[Figure]:
     base = chart_of("facts").encode(x=x, y=lrs_axis(facts), color=colors(lines))
     return [
         Figure(
-            name=_named("lrs-scale", comparison.of),
-            title=_titled("LRS over scale", comparison),
-            caption="Lower is less sensitive to the learning rate. Bars are 95 % intervals, where there are several "
-            f"seeds. {comparison.note}".rstrip(),
+            name=_figure_name("lrs-scale", comparison.name),
+            title=_figure_title("LRS over scale", comparison),
+            caption="Lower is less sensitive to the learning rate. With several seeds, bars are 95% intervals. "
+            f"{comparison.note}".rstrip(),
             view=None,
             section="lrs",
             spec=spec_of(
@@ -281,16 +288,16 @@ def _lrs_over_scale(comparison: Comparison) -> list[Figure]:
 
 
 def _size(scale: str) -> float:
-    """The number of parameters that a scale is named by; NaN if it is not."""
-    found = SIZE.fullmatch(scale)
-    return float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]] if found else math.nan
+    """The number of parameters that a scale is named by; NaN for any other name."""
+    match = SIZE.fullmatch(scale)
+    return float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]] if match else math.nan
 
 
-def _named(kind: str, of: str) -> str:
-    return f"{kind}-{of}" if of else kind
+def _figure_name(kind: str, name: str) -> str:
+    return f"{kind}-{name}" if name else kind
 
 
-def _titled(title: str, comparison: Comparison) -> str:
-    if comparison.colors == "strength":
-        return f"{title}, strengths of {comparison.of}"
-    return f"{title}, {comparison.of}" if comparison.of else title
+def _figure_title(title: str, comparison: ScaleComparison) -> str:
+    if comparison.color_meaning == "gamma":
+        return f"{title}, {comparison.name} by gamma"
+    return f"{title}, {comparison.name}" if comparison.name else title

@@ -1,8 +1,8 @@
-"""The shape of an embedding matrix: what arXiv 2601.02031 says of the output embedding, from the weights alone.
+"""Geometry of an embedding matrix: the measures of arXiv 2601.02031, computed from the weights alone.
 
-The same definitions as the diagnostics of a run (``trainers.diagnostics``), in float64 and without torch.
+The definitions are those of a run's diagnostics (``trainers.diagnostics``), in float64 and without torch.
 
-Legend: V rows, one a token; D model width; R rows that are looked at together.
+Legend: V rows, one per token; D model width; R rows of a block.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-ROWS = 4096
-"""Rows at a time in float64: 49 MB at a width of 1,504."""
+BLOCK_ROWS = 4096
+"""Rows converted to float64 at a time: 49 MB at a width of 1,504."""
 BINS = 60
-"""Of a histogram."""
+"""Default number of bins of a histogram."""
 MEASURES = (
     "b_ratio",
     "mu_norm",
@@ -32,23 +32,23 @@ MEASURES = (
     "singular_min",
     "singular_max",
 )
-"""What there is to say of a matrix. ``e_mu`` are the dot products of its rows with mu, the mean row."""
+"""The measures of a matrix. ``e_mu`` is the dot product of a row with mu, the mean row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """What was found of a matrix; every number is NaN where an element of it is not finite."""
+    """The measures of a matrix, all NaN if an element is not finite."""
 
     measures: dict[str, float]
-    """By name of ``MEASURES``."""
+    """Values by name, with the keys ``MEASURES``."""
     e_mu_V: Float64
     """Dot product of each row with mu."""
     row_norm_V: Float64
     singular_D: Float64
-    """Singular values, the largest first."""
+    """Singular values in descending order."""
 
 
-def measured(E_VD: NDArray[np.floating]) -> Embedding:
+def measure_embedding(E_VD: NDArray[np.floating]) -> Embedding:
     if not np.isfinite(E_VD).all():
         nothing = np.full(0, math.nan)
         measures = dict.fromkeys(MEASURES, math.nan)
@@ -78,7 +78,8 @@ def measured(E_VD: NDArray[np.floating]) -> Embedding:
 def b_ratio(e_mu_V: Float64, mu_square: float) -> float:
     """``max(|mu|² - min a, max a - |mu|²) / max(-min a, max a)``, ``a_i = e_i . mu``: arXiv 2601.02031.
 
-    The bound on the logits along mu after centering over the one before; below 1, centering tightens it.
+    This is the bound on the logits along mu after centering, divided by the bound before; below 1, centering tightens
+    the bound.
     """
     low, high = float(e_mu_V.min()), float(e_mu_V.max())
     before = max(-low, high)
@@ -86,9 +87,9 @@ def b_ratio(e_mu_V: Float64, mu_square: float) -> float:
 
 
 def isotropy(E_VD: NDArray[np.floating], eigenvectors_DD: Float64) -> float:
-    """``min Z(c) / max Z(c)``, ``Z(c) = sum_i exp(e_i . c)``, c over the unit eigenvectors of ``EᵀE``; 1 is isotropic.
+    """``min Z(c) / max Z(c)``, ``Z(c) = sum_i exp(e_i . c)``, over the unit eigenvectors c of ``EᵀE``; 1 is isotropic.
 
-    Mu & Viswanath, 2018, equation 2, in log space. Each eigenvector has the sign of the larger Z.
+    Equation 2 of Mu & Viswanath, 2018, in log space. Each eigenvector gets the sign with the larger Z.
     """
     log_z_D = np.full(eigenvectors_DD.shape[1], -math.inf)
     minus_log_z_D = log_z_D.copy()
@@ -101,7 +102,7 @@ def isotropy(E_VD: NDArray[np.floating], eigenvectors_DD: Float64) -> float:
 
 
 def histogram(values: Float64, bins: int = BINS) -> Iterator[tuple[float, float, int]]:
-    """Lower and upper bound and number of values of each of ``bins`` bins of one width; of equal values, of one bin."""
+    """Lower bound, upper bound and count of ``bins`` bins of equal width; a single bin if all values are equal."""
     if not len(values):
         return
     low, high = float(values.min()), float(values.max())
@@ -113,12 +114,12 @@ def histogram(values: Float64, bins: int = BINS) -> Iterator[tuple[float, float,
 
 
 def _logsumexp(x_RD: Float64) -> Float64:
-    """Over the rows. SciPy's would be imported by every report."""
+    """The log-sum-exp over rows. Importing SciPy's would slow down every report."""
     largest_D = x_RD.max(axis=0)
     summed: Float64 = largest_D + np.log(np.exp(x_RD - largest_D).sum(axis=0))
     return summed
 
 
 def _blocks(E_VD: NDArray[np.floating]) -> Iterator[Float64]:
-    for start in range(0, len(E_VD), ROWS):
-        yield E_VD[start : start + ROWS].astype(np.float64)
+    for start in range(0, len(E_VD), BLOCK_ROWS):
+        yield E_VD[start : start + BLOCK_ROWS].astype(np.float64)

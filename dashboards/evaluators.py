@@ -1,4 +1,7 @@
-"""Importance of hyperparameters for the final loss, by Optuna's evaluators."""
+"""Hyperparameter importance for the final loss, estimated by Optuna's evaluators.
+
+A module of its own, because importing Optuna and scikit-learn takes a second.
+"""
 
 from __future__ import annotations
 
@@ -18,49 +21,57 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState, create_trial
 
-from dashboards.importance import MOST, REPETITIONS, SHARE
-
 EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
     "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=8, seed=seed),
     "PED-ANOVA": lambda seed: PedAnovaImportanceEvaluator(),
 }
-"""A random forest's mean decrease of impurity says what moves the loss anywhere; PED-ANOVA what it takes to be among
-the best (arXiv 2304.10255). fANOVA takes some 50 times as long for what the forest says."""
+"""The mean decrease in impurity of a random forest tells what moves the loss anywhere; PED-ANOVA tells what matters for
+being among the best (arXiv 2304.10255). fANOVA takes some 50 times as long and agrees with the forest."""
 
 
-def repeated(cells: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """By evaluator and hyperparameter of these columns, a value a repetition."""
+def importance_shares(
+    cells: pd.DataFrame, names: Sequence[str], *, max_cells: int, repetitions: int, sample_share: float
+) -> dict[str, dict[str, list[float]]]:
+    """Importance of the hyperparameters ``names`` by evaluator and hyperparameter, one value per repetition.
+
+    Args:
+        cells: the columns ``names`` and ``loss``.
+        names: columns of ``cells``.
+        max_cells: if there are more cells, a random sample of this size is used.
+        repetitions: how often the importance is estimated.
+        sample_share: share of the cells drawn for each repetition.
+    """
     space = {name: _distribution(cells[name]) for name in names}
-    looked_at = cells if len(cells) <= MOST else cells.sample(MOST, random_state=0)
+    used = cells if len(cells) <= max_cells else cells.sample(max_cells, random_state=0)
     trials = [
         create_trial(
             params={key: row[key] if isinstance(space[key], FloatDistribution) else str(row[key]) for key in space},
             distributions=space,
             value=row["loss"],
         )
-        for row in looked_at.to_dict("records")
+        for row in used.to_dict("records")
     ]
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line a study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs a line per study otherwise
     storage = optuna.storages.InMemoryStorage()
     whole = optuna.create_study(storage=storage)
     whole.add_trials(trials)
     rng = np.random.default_rng(0)
-    found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in space} for name in EVALUATORS}
-    for repetition in range(REPETITIONS):
-        drawn = rng.choice(len(trials), size=int(np.ceil(SHARE * len(trials))), replace=False)
-        study = _Drawn(whole.study_name, storage, drawn)
+    shares: dict[str, dict[str, list[float]]] = {name: {key: [] for key in space} for name in EVALUATORS}
+    for repetition in range(repetitions):
+        sample = rng.choice(len(trials), size=int(np.ceil(sample_share * len(trials))), replace=False)
+        study = _StudySubset(whole.study_name, storage, sample)
         for name, make in EVALUATORS.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                # Sorted, as Optuna sorts the distributions: a forest's shares go by the order of the names given.
-                shares = get_param_importances(study, evaluator=make(repetition), params=sorted(space))
-            for key, share in shares.items():
-                found[name][key].append(float(share))
-    return found
+                # Sorted, as Optuna sorts the distributions: a forest assigns shares by the order of the names given.
+                importances = get_param_importances(study, evaluator=make(repetition), params=sorted(space))
+            for key, share in importances.items():
+                shares[name][key].append(float(share))
+    return shares
 
 
 def _distribution(values: pd.Series) -> BaseDistribution:
-    """Seeds are numbers too: Optuna compares the choices of a category one by one, at every trial."""
+    """The distribution of a column. Seeds are floats, because Optuna compares categories one by one at every trial."""
     if values.name in ("lr", "gamma"):
         return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
     if values.name == "seed":
@@ -68,15 +79,15 @@ def _distribution(values: pd.Series) -> BaseDistribution:
     return CategoricalDistribution(sorted(str(value) for value in values.unique()))
 
 
-class _Drawn(optuna.Study):
-    """Some trials of a study, as a study: adding them to another copies each, which takes longer than an evaluator."""
+class _StudySubset(optuna.Study):
+    """Some trials of a study, as a study. Adding them to a new study would copy each, slower than any evaluator."""
 
-    def __init__(self, name: str, storage: optuna.storages.BaseStorage, drawn: Iterable[int]) -> None:
+    def __init__(self, name: str, storage: optuna.storages.BaseStorage, sample: Iterable[int]) -> None:
         super().__init__(name, storage)
-        self._drawn = list(drawn)
+        self._sample = list(sample)
 
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[optuna.trial.FrozenTrial]:
-        every = super().get_trials(deepcopy, states)
-        return [every[i] for i in self._drawn]
+        trials = super().get_trials(deepcopy, states)
+        return [trials[i] for i in self._sample]

@@ -1,4 +1,4 @@
-"""What the figures of curves draw, as tables: one row a cell or a curve."""
+"""The data behind the figures of curves, as tables with one row per cell or curve."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pandas as pd
 from dashboards.views import Line
 
 DECIMALS = 7
-"""Of a loss in a figure; others have as many digits."""
+"""Decimals of a loss in a figure, and significant digits of other values."""
 
 
 def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a cell with a result: scale, label, lr, seed, loss (``l_init`` if diverged), diverged, cell, url (of its
-    run in MLflow, if known), mean, low, high.
+    """One row per cell with a result: scale, label, lr, seed, loss, diverged, cell, url, mean, low, high.
 
-    ``mean`` is that over the seeds at this learning rate, NaN if one of them has no result; ``low`` to ``high`` is its
-    95 % interval, NaN for one seed.
+    ``loss`` is ``l_init`` if the cell diverged. ``url`` is the address of its MLflow run, if known. ``mean`` averages
+    over seeds at this learning rate, NaN if a seed has no result; ``low`` to ``high`` is its 95% interval, NaN for one
+    seed.
     """
     rows = [
         {
@@ -44,8 +44,10 @@ def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
 
 
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row a curve that has an LRS: study, scale, method, label, gamma, LRS, low, high (its interval, or LRS
-    twice)."""
+    """One row per curve with an LRS: study, scale, method, label, gamma, LRS, low, high.
+
+    ``low`` to ``high`` is the interval of LRS; both equal LRS if there is no interval.
+    """
     rows = [
         {
             "study": line.curve.study,
@@ -64,7 +66,7 @@ def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
 
 
 def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:
-    """One row a cell at which ``column`` is a finite number: scale, label, lr, seed, diverged, cell, value."""
+    """One row per cell with a finite number in ``column``: scale, label, lr, seed, diverged, cell, value."""
     rows = [
         {
             "scale": line.curve.scale,

@@ -1,6 +1,6 @@
-"""Figures: tables of facts first, then a thin drawing of each.
+"""The figures of a report, each a thin drawing of a table of facts.
 
-A diverged cell is drawn, as a cross at ``l_init``, never dropped.
+A diverged cell is drawn as a cross at ``l_init``, never dropped.
 """
 
 from __future__ import annotations
@@ -15,44 +15,45 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from dashboards.all_scales import all_scales
+from dashboards.all_scales import multi_scale_figures
 from dashboards.charts import (
     CELL,
     CROSS,
     LOSS_TITLE,
     LRS_TOOLTIP,
-    SHORT,
+    TICK_LABEL,
     Figure,
     by_name,
     chart_of,
     colors,
     dashes,
     log_axis,
+    log_ticks,
     lrs_axis,
     shapes,
     spec_of,
-    ticks,
     tooltip,
 )
 from dashboards.facts import diagnostic_facts, loss_facts, lrs_facts
-from dashboards.published import GAMMA, L_INIT, RUNS_CSV, near_published
+from dashboards.published import GAMMA, RUNS_CSV, near_published
 from dashboards.runs import read_csv
+from dashboards.sensitivity import ended_runs
 from dashboards.steps import LAYER_NORMS, METRICS
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
 
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
-INTERVAL = "#5b6570"
-"""Colour of an interval that is drawn over a bar."""
+INTERVAL_COLOR = "#5b6570"
+"""The color of an interval drawn on top of a bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostic:
-    """A column of the runs that is drawn over the learning rate."""
+    """A column of the runs that is plotted against the learning rate."""
 
     column: str
     title: str
     axis: Literal["log", "signed"]
-    """``signed`` is symmetric logarithmic: for what may be 0 or negative."""
+    """``signed`` is a symmetric logarithmic axis, for values that may be 0 or negative."""
 
 
 DIAGNOSTICS = (
@@ -67,22 +68,22 @@ DIAGNOSTICS = (
 
 
 def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
-    """Every figure that the curves have data for, the loss curves first: all scales in one, then view by view.
+    """Every figure that the curves have data for; loss curves come first, for all scales and then for each view.
 
-    ``published`` offers the published curves of the same scale and vocabulary as an overlay.
+    With ``published``, the published curves of the same scale and vocabulary are available as an overlay.
     """
-    seen = views(lines)
-    main, sweeps = all_scales(lines)
-    drawn = [*main, *(_loss_figure(view, published) for view in seen)]
-    drawn += [_lrs_bars(view) for view in seen if any(line.curve.LRS is not None for line in view.lines)]
-    drawn += sweeps
-    drawn += [figure for view in seen for figure in _lrs_over_gamma(view)]
+    all_views = views(lines)
+    main, sweeps = multi_scale_figures(lines)
+    figures = [*main, *(_loss_figure(view, published) for view in all_views)]
+    figures += [_lrs_bars(view) for view in all_views if any(line.curve.LRS is not None for line in view.lines)]
+    figures += sweeps
+    figures += [figure for view in all_views for figure in _lrs_over_gamma(view)]
     for diagnostic in DIAGNOSTICS:
-        for view in seen:
+        for view in all_views:
             facts = diagnostic_facts(view.lines, diagnostic.column)
             if not facts.empty:
-                drawn.append(_diagnostic_figure(view, diagnostic, facts))
-    return drawn
+                figures.append(_diagnostic_figure(view, diagnostic, facts))
+    return figures
 
 
 def _loss_figure(view: View, published: bool) -> Figure:
@@ -91,36 +92,36 @@ def _loss_figure(view: View, published: bool) -> Figure:
     facts = facts if link else facts.drop(columns="url")
     starts = [line.curve.l_init for line in view.lines if math.isfinite(line.curve.l_init)]
     l_init = float(np.mean(starts or math.nan))
-    # The ceiling is drawn where a curve comes near it: elsewhere it would press the curves flat, and words do.
+    # l_init is drawn only if a curve comes near it; otherwise it would flatten the curves, and the caption states it.
     near = bool((facts["loss"] > (facts["loss"].min() + l_init) / 2).any())
     scale_y = alt.Scale(zero=False)
     if several := bool(facts["low"].notna().any()):
-        # A band may be far wider than what was seen: it is cut at the frame, which the losses make.
+        # A band may be much wider than the range of the losses, so the losses set the frame and the band is clipped.
         low, high = float(facts["loss"].min()), float(facts["loss"].max())
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     y = alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y)
     base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), y=y, color=colors(view.lines))
-    shown = [*tooltip(*CELL, loss=".4f"), alt.Tooltip("diverged:N")]
+    details = [*tooltip(*CELL, loss=".4f"), alt.Tooltip("diverged:N")]
     layers: list[alt.Chart] = [
         base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=dashes(view.lines)),
         base.transform_filter("!datum.diverged")
         .mark_point(filled=True, size=50, opacity=1)
-        .encode(shape=shapes(view.lines), tooltip=shown, **link),
+        .encode(shape=shapes(view.lines), tooltip=details, **link),
     ]
     if several:
         band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1, clip=True)
         layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2=alt.Y2("high:Q")))
     diverging = [line.name for line in view.lines if line.curve.diverged]
-    apart = min(9, 60 / max(1, len(diverging)))
+    spacing = min(9, 60 / max(1, len(diverging)))
     for i, name in enumerate(diverging):
         layers.append(
             base.transform_filter(alt.FieldEqualPredicate(equal=name, field="label"))
             .transform_filter("datum.diverged")
-            # Those of several curves meet at one place: each curve is shifted by its own few pixels.
+            # Crosses of several curves would coincide, so each curve is shifted by a few pixels.
             .mark_point(
-                shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=apart * (i - (len(diverging) - 1) / 2)
+                shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=spacing * (i - (len(diverging) - 1) / 2)
             )
-            .encode(tooltip=shown, **link)
+            .encode(tooltip=details, **link)
         )
     ceiling = {"ceiling": pd.DataFrame({"l_init": [l_init]})} if near else {}
     if near:
@@ -129,12 +130,12 @@ def _loss_figure(view: View, published: bool) -> Figure:
             top.mark_rule(strokeDash=[4, 4], color=GREY),
             top.mark_text(x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=GREY),
         ]
-    outside = "" if near or math.isnan(l_init) else f" The loss at initialisation, {l_init:.2f}, lies above the frame."
+    outside = "" if near or math.isnan(l_init) else f" The loss at initialization, {l_init:.2f}, is above the frame."
     return Figure(
         name=f"loss-{view.name}",
         title="Final loss over learning rate",
-        caption=("Lines are means over seeds, bands their 95 % intervals. " if several else "")
-        + f"A cross at l_init is a diverged cell: {int(facts['diverged'].sum())} of {len(facts)}.{outside}",
+        caption=("Lines are means over seeds, bands their 95% intervals. " if several else "")
+        + f"Crosses at l_init mark diverged cells: {int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
         section="loss",
         spec=spec_of(layers, {"facts": facts, **ceiling}),
@@ -144,10 +145,9 @@ def _loss_figure(view: View, published: bool) -> Figure:
 
 @cache
 def _published_layers(scale: str) -> tuple[dict[str, Any], ...]:
-    """A thin dotted line a method of the published main comparison at a scale, a diverged run at ``l_init``."""
+    """One dotted line per method of the published main comparison at a scale."""
     runs = read_csv(RUNS_CSV)
-    runs = runs[(runs["scale"] == scale) & runs["gamma"].fillna(GAMMA).eq(GAMMA)]
-    runs = runs.assign(loss=runs["val_loss"].fillna(L_INIT).clip(upper=L_INIT))
+    runs = ended_runs(runs[(runs["scale"] == scale) & runs["gamma"].fillna(GAMMA).eq(GAMMA)])
     return tuple(
         {
             "data": {"values": of[["lr", "loss"]].assign(label=f"{method}, published").to_dict("records")},
@@ -172,15 +172,14 @@ def _lrs_bars(view: View) -> Figure:
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",
-        caption="Lower is less sensitive to the learning rate. Lines are 95 % intervals, where there are several "
-        "seeds.",
+        caption="Lower is less sensitive to the learning rate. With several seeds, lines are 95% intervals.",
         view=view.name,
         section="lrs",
         spec=spec_of(
             [
                 base.mark_bar(opacity=0.85).encode(x=alt.X("LRS:Q", title=title)),
                 base.mark_rule(strokeWidth=1.5).encode(
-                    x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"), color=alt.value(INTERVAL)
+                    x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)
                 ),
             ],
             {"facts": facts},
@@ -190,42 +189,42 @@ def _lrs_bars(view: View) -> Figure:
 
 
 def _lrs_over_gamma(view: View) -> list[Figure]:
-    """One figure, or none where no method has an LRS at two strengths."""
+    """One figure; none if no method has an LRS at two gammas."""
     facts = lrs_facts(view.lines)
-    tried = facts[facts["gamma"] > 0]  # the axis is logarithmic
-    tried = tried[tried.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
-    if tried.empty:
+    swept = facts[facts["gamma"] > 0]  # the axis is logarithmic
+    swept = swept[swept.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
+    if swept.empty:
         return []
-    methods = [name for name in dict.fromkeys(facts["method"]) if name in {*tried["method"], "baseline"}]
+    methods = [name for name in dict.fromkeys(facts["method"]) if name in {*swept["method"], "baseline"}]
     color = alt.Color(
         "method:N", title=None, scale=alt.Scale(domain=methods, range=[color_of(name) for name in methods])
     )
-    x = log_axis(tried, "gamma", "strength")
+    x = log_axis(swept, "gamma", "gamma")
     studies = list(dict.fromkeys(facts["study"]))
-    looks = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
+    dash_by_study = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
-    dashes = alt.StrokeDash("study:N", title=None, scale=by_name(looks), legend=legend)
-    apart = {"strokeDash": dashes} if len(studies) > 1 else {}
-    base = chart_of("tried").encode(x=x, y=lrs_axis(facts), color=color)
+    dashes = alt.StrokeDash("study:N", title=None, scale=by_name(dash_by_study), legend=legend)
+    by_study = {"strokeDash": dashes} if len(studies) > 1 else {}
+    base = chart_of("swept").encode(x=x, y=lrs_axis(facts), color=color)
     reference = chart_of("baselines")
-    rule = reference.mark_rule() if apart else reference.mark_rule(strokeDash=[4, 4])
+    rule = reference.mark_rule() if by_study else reference.mark_rule(strokeDash=[4, 4])
     return [
         Figure(
             name=f"lrs-gamma-{view.name}",
-            title="LRS over strength",
-            caption="Level lines are the baselines; dashes tell the studies apart."
-            if apart
+            title="LRS over gamma",
+            caption="Horizontal lines are the baselines; dashes distinguish the studies."
+            if by_study
             else "The dashed line is the baseline.",
             view=view.name,
             section="lrs",
             spec=spec_of(
                 [
                     base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
-                    base.mark_line().encode(**apart),
+                    base.mark_line().encode(**by_study),
                     base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP),
-                    rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **apart),
+                    rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_study),
                 ],
-                {"tried": tried, "baselines": facts[facts["method"] == "baseline"]},
+                {"swept": swept, "baselines": facts[facts["method"] == "baseline"]},
             ),
         )
     ]
@@ -237,39 +236,39 @@ def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) 
         "value:Q",
         title=diagnostic.title[0].lower() + diagnostic.title[1:],
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
-        axis=alt.Axis(values=SIGNED_TICKS if signed else ticks(facts["value"]), labelExpr=SHORT),
+        axis=alt.Axis(values=SIGNED_TICKS if signed else log_ticks(facts["value"]), labelExpr=TICK_LABEL),
     )
     base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), color=colors(view.lines))
-    shown = [*tooltip(*CELL, value=".4~g"), alt.Tooltip("diverged:N")]
+    details = [*tooltip(*CELL, value=".4~g"), alt.Tooltip("diverged:N")]
     return Figure(
         name=f"{diagnostic.column.replace('_', '-')}-{view.name}",
         title=diagnostic.title,
-        caption="At the end of training; lines are means over seeds.",
+        caption="Values at the end of training; lines are means over seeds.",
         view=view.name,
         section="why",
         spec=spec_of(
             [
                 base.mark_line().encode(y=y.aggregate("mean"), strokeDash=dashes(view.lines)),
-                base.mark_point(filled=True, size=40, opacity=1).encode(y=y, shape=shapes(view.lines), tooltip=shown),
+                base.mark_point(filled=True, size=40, opacity=1).encode(y=y, shape=shapes(view.lines), tooltip=details),
             ],
             {"facts": facts},
         ),
     )
 
 
-OUTCOMES = {"finished": GREY, "diverged": "#d55e00", "running": "#56b4e9"}
+STATE_COLORS = {"finished": GREY, "diverged": "#d55e00", "running": "#56b4e9"}
 
 
-def forecast_figure(runs: pd.DataFrame) -> Iterator[Figure]:
-    """Of ``dashboards.forecast``: the probability that a run ends diverged, and how it ended; none without one."""
+def forecast_figures(runs: pd.DataFrame) -> Iterator[Figure]:
+    """The forecast probability that each run diverges, and how the run ended; none without a forecast."""
     facts = runs.dropna(subset="probability")[["cell", "label", "lr", "state", "probability"]]
     if facts.empty:
         return
-    there = {state: color for state, color in OUTCOMES.items() if (facts["state"] == state).any()}
+    present = {state: color for state, color in STATE_COLORS.items() if (facts["state"] == state).any()}
     base = chart_of("facts").encode(
         x=log_axis(facts, "lr", "learning rate"),
         y=alt.Y("probability:Q", title="probability that it diverges", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("state:N", title=None, scale=by_name(there)),
+        color=alt.Color("state:N", title=None, scale=by_name(present)),
         tooltip=tooltip("label:N", "cell:N", "lr:Q", "state:N", probability=".2f"),
     )
     layers = []
@@ -281,8 +280,9 @@ def forecast_figure(runs: pd.DataFrame) -> Iterator[Figure]:
         layers.append(diverged.mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1))
     yield Figure(
         name="forecast",
-        title="The forecast, and what happened",
-        caption="From the first fifth of each run, by a model that saw no run of its curve. A cross diverged.",
+        title="Forecast and outcome",
+        caption="Forecast from the first fifth of each run, by a model fitted to other curves. Crosses mark diverged "
+        "runs.",
         view=None,
         section="forecast",
         spec=spec_of(layers, {"facts": facts}),

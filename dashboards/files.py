@@ -1,4 +1,4 @@
-"""What a report writes beside its page: every figure and every table in every format, of the sizes of a paper."""
+"""Writes the figures and tables of a report in every format, with figures sized for a paper."""
 
 from __future__ import annotations
 
@@ -16,80 +16,83 @@ from search_spaces.errors import InvalidInput
 
 FIGURE_FORMATS = ("png", "svg", "pdf")
 DATA_FORMATS = ("csv", "parquet")
-"""Of the runs, which are too many to read."""
-NOT_DRAWN = "No figures were drawn: vl-convert-python is not installed here (pip install vl-convert-python)."
+"""Formats for the table of runs, which is too long to be read as Markdown or LaTeX."""
+NOT_DRAWN = "No figures were drawn because vl-convert-python is not installed (pip install vl-convert-python)."
 FORMATS = ("html", *FIGURE_FORMATS, *RENDERERS)
 
-POINT = 0.65
-"""Points on paper of a pixel of a figure: its text of 11 and 12 pixels becomes 7 and 8 points high."""
+POINTS_PER_PIXEL = 0.65
+"""Points on paper per pixel of a figure; text of 11 and 12 pixels becomes 7 and 8 points high."""
 PPI = 300
 """Resolution of a PNG."""
-WIDTHS = {"": 6.9, "-column": 3.3}
-"""Inches of a figure over two columns and over one, by what the names of its files end in."""
-HEIGHT = {"": 300, "-column": 230}
-"""Pixels of what the axes enclose."""
-CHARACTER, SYMBOL = 6, 32
-"""Pixels of a legend's entry: a character on average, and the symbol with the gaps."""
+WIDTHS_IN = {"": 6.9, "-column": 3.3}
+"""Width of a figure over two columns and over one, by the suffix of its file name."""
+HEIGHTS_PX = {"": 300, "-column": 230}
+"""Height of the plot area, by the same suffix."""
+CHARACTER_PX, SYMBOL_PX = 6, 32
+"""Width of a legend entry in pixels: an average character, and the symbol with its padding."""
 SIZE = re.compile(r'\b(width|height)="([\d.]+)"')
-"""The first two of an SVG are those of the whole."""
+"""The first two matches in an SVG are the size of the whole image."""
 AXIS = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400}
 
 
 def can_draw() -> bool:
-    """Whether the package that draws figures is installed. It is large, and a machine for training may lack it."""
+    """Whether the package that draws figures is installed; it is large, and a training machine may lack it."""
     return find_spec("vl_convert") is not None
 
 
-def chosen(names: Mapping[str, Collection[str]], formats: Collection[str], only: Sequence[str]) -> dict[str, list[str]]:
-    """The formats that are wanted of each name: those of ``formats`` that it has, if a glob of ``only`` matches it.
+def select_formats(
+    names: Mapping[str, Collection[str]], formats: Collection[str], only: Sequence[str]
+) -> dict[str, list[str]]:
+    """The formats to write for each name: those of ``formats`` that it supports, if a glob of ``only`` matches it.
 
     Raises:
-        InvalidInput: no such format; a glob matches nothing that there is in these formats.
+        InvalidInput: a format is unknown, or a glob matches nothing that exists in these formats.
     """
     for form in formats:
         if form not in FORMATS:
-            raise InvalidInput("--format", form, "is no format", f"choose from {', '.join(FORMATS)}")
-    there = {name: [form for form in formats if form in has] for name, has in names.items()}
-    there = {name: forms for name, forms in there.items() if forms}
-    remedy = f"there are {', '.join(there)}"
+            raise InvalidInput("--format", form, "is not a valid format", f"choose from {', '.join(FORMATS)}")
+    available = {name: [form for form in formats if form in supported] for name, supported in names.items()}
+    available = {name: forms for name, forms in available.items() if forms}
+    remedy = f"choose from {', '.join(available)}"
     for glob in only:
-        if not any(fnmatchcase(name, glob) for name in there):
+        if not any(fnmatchcase(name, glob) for name in available):
             raise InvalidInput("--only", glob, f"matches nothing to write as {', '.join(formats)}", remedy)
-    return {name: forms for name, forms in there.items() if not only or any(fnmatchcase(name, glob) for glob in only)}
+    return {
+        name: forms for name, forms in available.items() if not only or any(fnmatchcase(name, glob) for glob in only)
+    }
 
 
-def stem(figure: Figure) -> str:
-    """What the files of a figure are named by. A view has a name from elsewhere: nothing in it may lead out of the
-    folder."""
+def file_stem(figure: Figure) -> str:
+    """The stem of a figure's file names. Names may come from outside, so nothing in them may leave the folder."""
     return re.sub(r"[^\w.-]+", "-", figure.name)
 
 
-def save(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) -> list[Path]:
-    """Write a file of each width and format, without the title, which a caption says; their paths.
+def save_figure(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) -> list[Path]:
+    """Write a figure in each width and format, without its title, which belongs in the caption of a paper.
 
-    None where nothing ``can_draw``.
+    Returns the paths, none unless the figure package is installed.
     """
     if not can_draw():
         return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for ending in WIDTHS:
+    for ending in WIDTHS_IN:
         svg = _svg(figure, ending)
         for form in formats:
-            path = folder / f"{stem(figure)}{ending}.{form}"
-            path.write_bytes(_converted(svg, form))
+            path = folder / f"{file_stem(figure)}{ending}.{form}"
+            path.write_bytes(_convert(svg, form))
             paths.append(path)
     return paths
 
 
-def write_at_once(path: Path, text: str) -> None:
-    """In place of what is there, which others read, or write, at the same time."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file that other processes may be reading or writing."""
     new = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
         new.write_text(text, encoding="utf-8")
         new.replace(path)
     finally:
-        new.unlink(missing_ok=True)  # a half of it, where there is no room
+        new.unlink(missing_ok=True)  # a partial file, if the disk is full
 
 
 def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:
@@ -99,35 +102,35 @@ def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:
 
 
 def _svg(figure: Figure, ending: str) -> str:
-    """As wide as its place on paper and as high as its legend needs, in points."""
+    """The SVG of a figure, sized in points for its column width."""
     import vl_convert
 
     size: dict[str, Any] = {
-        "width": WIDTHS[ending] * 72 / POINT,
-        "height": HEIGHT[ending],
+        "width": WIDTHS_IN[ending] * 72 / POINTS_PER_PIXEL,
+        "height": HEIGHTS_PX[ending],
         "autosize": {"type": "fit-x", "contains": "padding"},
         "background": "white",
         "padding": 2,
     }
-    columns = max(1, int(size["width"] / (SYMBOL + CHARACTER * _longest(figure))))
+    columns = max(1, int(size["width"] / (SYMBOL_PX + CHARACTER_PX * _longest_label(figure))))
     legend = LEGEND | {"columns": columns, "labelFontSize": AXIS["labelFontSize"]}
     config = figure.spec["config"] | {"legend": legend, "axis": AXIS}
     svg = vl_convert.vegalite_to_svg(figure.spec | size | {"config": config}, vl_version=VEGA_LITE)
-    # The viewBox goes on to measure in pixels, and so scales what is drawn.
-    return SIZE.sub(lambda found: f'{found[1]}="{float(found[2]) * POINT:g}"', svg, count=2)
+    # The viewBox stays in pixels, which scales the drawing.
+    return SIZE.sub(lambda match: f'{match[1]}="{float(match[2]) * POINTS_PER_PIXEL:g}"', svg, count=2)
 
 
-def _longest(figure: Figure) -> int:
-    """Characters of the longest entry of the legend."""
+def _longest_label(figure: Figure) -> int:
+    """The number of characters of the longest legend entry."""
     colors = [layer["encoding"].get("color", {}) for layer in figure.spec["layer"]]
     return max((len(str(name)) for color in colors for name in color.get("scale", {}).get("domain", ())), default=0)
 
 
-def _converted(svg: str, form: str) -> bytes:
+def _convert(svg: str, form: str) -> bytes:
     import vl_convert
 
     if form == "png":
         return vl_convert.svg_to_png(svg, scale=1, ppi=PPI)
-    if form == "pdf":  # takes a number for points, as SVG does for pixels of 1/96 inch
+    if form == "pdf":  # treats a plain number as points; SVG treats it as pixels of 1/96 inch
         return vl_convert.svg_to_pdf(svg)
     return SIZE.sub(r'\1="\2pt"', svg, count=2).encode()

@@ -1,4 +1,4 @@
-"""How much of the final loss each hyperparameter decides, by Optuna's evaluators, and every cell on parallel axes."""
+"""The importance of each hyperparameter for the final loss, and a parallel-coordinates plot of every cell."""
 
 from __future__ import annotations
 
@@ -10,53 +10,50 @@ import numpy as np
 import pandas as pd
 
 from dashboards.charts import Figure, chart_of, spec_of, tooltip
-from dashboards.sensitivity import studies
-from dashboards.tables import shown
+from dashboards.sensitivity import ended_runs, studies
+from dashboards.tables import format_value
 from dashboards.views import GREY, View
 
 COLUMNS = ("study", "scale", "of", "hyperparameter", "evaluator", "importance", "low", "high", "cells")
-"""``importance`` is the mean over repetitions, ``low`` to ``high`` their span; shares of 1. ``cells`` are those that
-counted."""
-FEWEST, MOST = 12, 150
-"""Cells that it takes, and that are looked at, drawn at random where there are more."""
+"""``importance`` is the mean over repetitions and ``low`` to ``high`` their range, as shares of 1. ``cells`` counts the
+runs that ended."""
+MIN_CELLS, MAX_CELLS = 12, 150
+"""No importance is estimated from fewer cells; if there are more than the maximum, a random sample is used."""
 REPETITIONS = 5
-SHARE = 0.8
-"""Of the cells, drawn for each repetition."""
+SAMPLE_SHARE = 0.8
+"""Share of the cells drawn for each repetition."""
 ALL = "all methods"
 HYPERPARAMETERS = ("lr", "gamma", "method", "attention_norm", "seed")
 LEFT, RIGHT = {"align": "right", "dx": -6}, {"align": "left", "dx": 6}
 ABOVE, BELOW = {"align": "center", "dy": -9}, {"align": "center", "dy": 10}
-"""Where the text of an axis stands, clear of the lines: left of the first axis, right of the last one."""
+"""Offsets that keep the text of an axis clear of the lines: left of the first axis, right of the last."""
 LOW_TO_HIGH = ["#0072b2", "#8a8a8a", "#d55e00"]
-"""Colours of losses: each is seen on white and on black."""
-LINES = 300
-"""Cells on parallel axes; more are a smear."""
-
-
-def counted(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that ended, refinements among them, pruned ones not, with ``loss``: at most ``l_init``, and that if
-    diverged."""
-    ended = runs[runs["state"].isin(["finished", "diverged"])].dropna(subset=["l_init"])
-    loss = ended["val_loss"].where(ended["state"] == "finished", ended["l_init"]).clip(upper=ended["l_init"])
-    return ended.assign(loss=loss.astype(float), study=studies(ended))
+"""Colors of losses, each visible on white and on black."""
+MAX_LINES = 300
+"""The parallel axes show at most this many cells; more would blur."""
 
 
 def importance(runs: pd.DataFrame) -> pd.DataFrame:
-    """Columns ``COLUMNS``: for each study and scale over all methods, and for each method of several strengths.
+    """A table with ``COLUMNS``: for each study and scale, over all methods and for each method with several gammas.
 
-    Hyperparameters that take one value are left out, and so is what has fewer than two or ``FEWEST`` cells.
+    Includes refinements. Hyperparameters with a single value are left out, and so are groups with fewer than two
+    hyperparameters or ``MIN_CELLS`` cells.
     """
     rows: list[dict[str, object]] = []
-    for (study, scale), cells in counted(runs).groupby(["study", "scale"], sort=False):
+    ended = ended_runs(runs)
+    for (study, scale), cells in ended.assign(study=studies(ended)).groupby(["study", "scale"], sort=False):
         groups = [(ALL, cells.drop(columns="gamma"))]
         groups += [(str(method), of) for method, of in cells.groupby("method", sort=False) if of["gamma"].nunique() > 1]
         for name, of in groups:
             varied = [key for key in HYPERPARAMETERS if key in of and of[key].nunique() > 1]
-            if len(varied) < 2 or len(of) < FEWEST or np.ptp(of["loss"]) == 0:
+            if len(varied) < 2 or len(of) < MIN_CELLS or np.ptp(of["loss"]) == 0:
                 continue
-            from dashboards.evaluators import repeated  # Optuna and scikit-learn, a second: only where there is enough
+            from dashboards.evaluators import importance_shares  # imports Optuna and scikit-learn: a second
 
-            for evaluator, shares in repeated(of, varied).items():
+            shares_by_evaluator = importance_shares(
+                of, varied, max_cells=MAX_CELLS, repetitions=REPETITIONS, sample_share=SAMPLE_SHARE
+            )
+            for evaluator, shares in shares_by_evaluator.items():
                 rows += [
                     {"study": study, "scale": scale, "of": name, "hyperparameter": key, "evaluator": evaluator}
                     | {"importance": np.mean(values), "low": min(values), "high": max(values), "cells": len(of)}
@@ -65,11 +62,11 @@ def importance(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
-    """One picture a view and group; none where the table holds several studies."""
+def importance_figures(table: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
+    """One figure per view and group; none if the table has several studies."""
     if table["study"].nunique() > 1:
         return
-    for view in seen:
+    for view in all_views:
         for name, shares in table[table["scale"] == view.lines[0].curve.scale].groupby("of", sort=False):
             cells, evaluators = shares["cells"].iloc[0], list(shares["evaluator"].unique())
             base = chart_of("shares").encode(
@@ -86,8 +83,9 @@ def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Fi
             yield Figure(
                 name=f"importance-{name}-{view.name}".replace(" ", "-"),
                 title=f"Importance of each hyperparameter, {name}",
-                caption=f"Share of the final loss that it decides, over {cells} cells, refinements "
-                f"among them. Lines span {REPETITIONS} repetitions on {SHARE:.0%} of {min(MOST, cells)}.",
+                caption=f"Share of the variation in final loss explained by each hyperparameter, over {cells} cells "
+                f"including refinements. Lines show the range of {REPETITIONS} repetitions, each on {SAMPLE_SHARE:.0%} "
+                f"of {min(MAX_CELLS, cells)} cells.",
                 view=view.name,
                 section="importance",
                 spec=spec_of(
@@ -106,27 +104,27 @@ def importance_figures(table: pd.DataFrame, seen: Sequence[View]) -> Iterator[Fi
             )
 
 
-def parallel(runs: pd.DataFrame, seen: Sequence[View]) -> Iterator[Figure]:
-    """Every cell of a view's scale as a line over its hyperparameters to its loss; none of several studies."""
-    cells = counted(runs)
-    if cells["study"].nunique() > 1:
+def parallel_figures(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
+    """One figure per view with a line for each cell, from its hyperparameters to its loss; none for several studies."""
+    cells = ended_runs(runs)
+    if studies(cells).nunique() > 1:
         return
-    for view in seen:
+    for view in all_views:
         ended = cells[cells["scale"] == view.lines[0].curve.scale]
         axes = [key for key in ("method", "attention_norm", "gamma", "lr", "seed") if ended[key].nunique() > 1]
-        if len(ended) < FEWEST or len(axes) < 2 or np.ptp(ended["loss"]) == 0:
+        if len(ended) < MIN_CELLS or len(axes) < 2 or np.ptp(ended["loss"]) == 0:
             continue
-        drawn = ended if len(ended) <= LINES else ended.sample(LINES, random_state=0).sort_index()
-        yield _parallel(view, drawn, [*axes, "loss"], len(ended))
+        sample = ended if len(ended) <= MAX_LINES else ended.sample(MAX_LINES, random_state=0).sort_index()
+        yield _parallel_figure(view, sample, [*axes, "loss"], len(ended))
 
 
-def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], ended: int) -> Figure:
-    places, ticks = [], []
+def _parallel_figure(view: View, cells: pd.DataFrame, axes: Sequence[str], ended: int) -> Figure:
+    parts, ticks = [], []
     for axis in axes:
-        at, named = _scaled(cells[axis], axis)
-        places.append(pd.DataFrame({"cell": cells["cell"], "axis": axis, "place": at, "loss": cells["loss"]}))
-        ticks += [(axis, place, text) for place, text in named.items()]
-    lines = pd.concat(places).dropna(subset="place").assign(line=lambda table: table.index)
+        places, texts = _axis_positions(cells[axis], axis)
+        parts.append(pd.DataFrame({"cell": cells["cell"], "axis": axis, "place": places, "loss": cells["loss"]}))
+        ticks += [(axis, place, text) for place, text in texts.items()]
+    lines = pd.concat(parts).dropna(subset="place").assign(line=lambda table: table.index)
     x = alt.X(
         "axis:N",
         title=None,
@@ -141,49 +139,48 @@ def _parallel(view: View, cells: pd.DataFrame, axes: Sequence[str], ended: int) 
         legend=alt.Legend(orient="bottom", titleFontWeight="normal"),
     )
     base = chart_of("lines").encode(x=x, y=y)
-    shown = tooltip("cell:N", loss=".4f")
     styles: dict[tuple[tuple[str, Any], ...], list[dict[str, object]]] = {}
     for axis, place, text in ticks:
         style = {axes[0]: LEFT, axes[-1]: RIGHT}.get(axis, ABOVE if place == 1 else BELOW if place == 0 else RIGHT)
         styles.setdefault(tuple(style.items()), []).append({"axis": axis, "place": place, "text": text})
-    said = {f"labels{i}": pd.DataFrame(rows) for i, rows in enumerate(styles.values())}
+    tick_tables = {f"labels{i}": pd.DataFrame(rows) for i, rows in enumerate(styles.values())}
     labels = [
         chart_of(name).encode(x=x, y=y, text=alt.Text("text:N")).mark_text(fontSize=10, color=GREY, **dict(style))
-        for name, style in zip(said, styles, strict=True)
+        for name, style in zip(tick_tables, styles, strict=True)
     ]
-    shares = f"{len(cells)} of {ended} cells, drawn at random" if len(cells) < ended else f"{ended} cells"
+    count = f"a random sample of {len(cells)} of {ended} cells" if len(cells) < ended else f"{ended} cells"
     return Figure(
         name=f"parallel-{view.name}",
         title="Every cell at once",
-        caption=f"A line a cell: {shares}. A cell without a strength has no place on that axis; a diverged cell "
+        caption=f"One line per cell: {count}. The line of a cell without gamma skips that axis; a diverged cell "
         "ends at l_init.",
         view=view.name,
         section="importance",
         spec=spec_of(
             [
                 base.mark_line(opacity=0.5, strokeWidth=1.2).encode(
-                    detail=alt.Detail("line:N"), color=color, tooltip=shown
+                    detail=alt.Detail("line:N"), color=color, tooltip=tooltip("cell:N", loss=".4f")
                 ),
                 *labels,
             ],
-            {"lines": lines, **said},
+            {"lines": lines, **tick_tables},
         ),
     )
 
 
-def _scaled(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
-    """Places from 0 to 1 on an axis, and what stands there."""
+def _axis_positions(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
+    """Positions from 0 to 1 along an axis, and the text of its ticks by position."""
     if axis in ("method", "attention_norm", "seed"):
         names = list(dict.fromkeys(values))
         names = sorted(names) if axis == "seed" else names
-        at = {name: i / (len(names) - 1) for i, name in enumerate(names)}
-        return values.map(at).astype(float), {place: str(name) for name, place in at.items()}
+        places = {name: i / (len(names) - 1) for i, name in enumerate(names)}
+        return values.map(places).astype(float), {place: str(name) for name, place in places.items()}
     numbers = values.astype(float)
-    # A strength of zero has no place on a logarithmic axis.
-    measured = numbers if axis == "loss" else numbers.where(numbers > 0).map(np.log10)
-    low, high = measured.min(), measured.max()
+    # A gamma of zero has no position on a logarithmic axis.
+    positions = numbers if axis == "loss" else numbers.where(numbers > 0).map(np.log10)
+    low, high = positions.min(), positions.max()
     form = "best_loss" if axis == "loss" else "best_lr"
-    return (measured - low) / (high - low), {
-        0.0: shown(numbers[measured.notna()].min(), form),
-        1.0: shown(numbers.max(), form),
+    return (positions - low) / (high - low), {
+        0.0: format_value(numbers[positions.notna()].min(), form),
+        1.0: format_value(numbers.max(), form),
     }

@@ -1,7 +1,7 @@
-"""The tables of a page as columns that are kept once.
+"""Stores the tables of a page as deduplicated columns.
 
-Ten charts of the same cells share cells, labels, learning rates and seeds, and most columns take few values: written as
-JSON objects, row by row and chart by chart, 10,000 cells would be some 25 MB.
+Ten charts of the same cells share their cells, labels, learning rates and seeds, and most columns have few distinct
+values. As JSON objects, row by row and chart by chart, 10,000 cells would take some 25 MB.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_text = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-"""Made once: ``json.dumps`` makes an encoder a call, and a page has some 20,000 columns."""
-FEW = 4
-"""A column whose values occur so many times on average is kept as its values and a place among them a row."""
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+"""Created once, because ``json.dumps`` creates an encoder per call and a page has some 20,000 columns."""
+MIN_REPEATS = 4
+"""A column whose values each occur this often on average is stored as distinct values and an index per row."""
 
 
-class Columns:
-    """The columns of any number of tables, equal ones once."""
+class ColumnStore:
+    """The columns of any number of tables, each distinct column stored once."""
 
     def __init__(self) -> None:
-        self._places: dict[str, int] = {}
+        self._indices: dict[str, int] = {}
 
-    def table(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        """By name, the place of each column among all; the keys of all rows are those of the first."""
-        return {name: self.place([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    def add_table(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """The index of each column, by name; every row must have the keys of the first."""
+        return {name: self.add_column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
-    def place(self, values: Sequence[Any]) -> int:
-        """Of a column among all."""
-        return self._places.setdefault(_column(values), len(self._places))
+    def add_column(self, values: Sequence[Any]) -> int:
+        """The index of a column."""
+        return self._indices.setdefault(_encode_column(values), len(self._indices))
 
     def json(self) -> str:
-        """A list: each column its values, or ``{"of": values, "at": places}``."""
-        return f"[{','.join(self._places)}]"
+        """A list of columns, each a list of values or ``{"values": values, "indices": indices}``."""
+        return f"[{','.join(self._indices)}]"
 
 
-def _column(values: Sequence[Any]) -> str:
-    places: dict[tuple[type, Any], int] = {}
-    at = [places.setdefault((type(value), value), len(places)) for value in values]  # by type: 1 is not True
-    if len(places) * FEW > len(values):
-        return _text(list(values))
-    return _text({"of": [value for _, value in places], "at": at})
+def _encode_column(values: Sequence[Any]) -> str:
+    distinct: dict[tuple[type, Any], int] = {}
+    indices = [distinct.setdefault((type(value), value), len(distinct)) for value in values]  # 1 and True differ
+    if len(distinct) * MIN_REPEATS > len(values):
+        return _encode(list(values))
+    return _encode({"values": [value for _, value in distinct], "indices": indices})

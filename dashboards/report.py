@@ -1,4 +1,4 @@
-"""One study as a folder that needs nothing else: a page, figures, tables, and the runs behind them."""
+"""Writes the report of a study: a self-contained folder with a page, figures, tables, and the runs behind them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from dashboards import agreement
-from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, representative
-from dashboards.analysis import labels as cell_labels
+from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, representative_cells
+from dashboards.analysis import cell_labels as cell_labels
 from dashboards.answer import answer, best_by_scale
-from dashboards.charts import CellFigure, Figure, Section, rows
-from dashboards.figures import figures, forecast_figure
+from dashboards.charts import CellFigure, Figure, Section, json_rows
+from dashboards.figures import figures, forecast_figures
 from dashboards.files import (
     DATA_FORMATS,
     FIGURE_FORMATS,
     FORMATS,
     NOT_DRAWN,
     can_draw,
-    chosen,
-    save,
+    file_stem,
+    save_figure,
     save_sheet,
-    stem,
-    write_at_once,
+    select_formats,
+    write_atomically,
 )
 from dashboards.forecast import Forecast
-from dashboards.importance import importance, importance_figures, parallel
-from dashboards.packing import Columns as Packed
+from dashboards.importance import importance, importance_figures, parallel_figures
+from dashboards.packing import ColumnStore
 from dashboards.runs import records
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
@@ -46,38 +46,38 @@ from dashboards.tables import (
     Sheet,
     b_ratio_table,
     cost_table,
-    highest,
-    listed,
+    format_highest_lr,
+    format_value,
+    join_words,
+    make_sheet,
+    name_curves,
     sensitivity_table,
-    sheet,
     sheets,
-    shown,
-    whose,
 )
 from dashboards.vega import Script
-from dashboards.views import Line, View, lines, strengths, views
+from dashboards.views import Line, View, gammas_by_line, lines, views
 from search_spaces.errors import InvalidInput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What a report may say beside the table of runs; each part is left out where it is not known."""
+class ReportContext:
+    """What a report can show besides the table of runs; each part is omitted if it is unknown."""
 
     steps: Mapping[str, Columns] = field(default_factory=dict)
-    """By cell, what was measured along the way."""
+    """By cell, the measurements taken during training."""
     forecast: Forecast | None = None
     cores: int | None = None
-    """That a cell trains on."""
+    """Number of cores per cell."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """By cell, the address of its run in MLflow."""
+    """By cell, the address of its MLflow run."""
     published: bool = True
-    """Whether the published curves are offered beside those of the same scale and vocabulary."""
+    """Whether the page offers the published curves as an overlay on those of the same scale and vocabulary."""
     agreement: agreement.Agreement | None = None
-    """Of published runs: what they give beside what was published."""
+    """The comparison of published runs with the published numbers."""
     analysis: Analysis | None = None
-    """Of kept weights."""
+    """The analysis of kept weights."""
     refresh_s: int | None = None
-    """Seconds after which the page loads itself again: that of a study that is being run."""
+    """Seconds after which the page reloads, while its study is running."""
 
 
 def write_report(
@@ -90,179 +90,181 @@ def write_report(
     notes: Sequence[str] = (),
     formats: Collection[str] = FORMATS,
     only: Sequence[str] = (),
-    known: Known | None = None,
-    found: Sequence[CurveFacts] | None = None,
+    context: ReportContext | None = None,
+    facts: Sequence[CurveFacts] | None = None,
 ) -> Path:
-    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``; the path of the page, or of the
-    folder where no page is asked for.
+    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``.
 
-    The page is one file that works from disk without a network. Files of an earlier report are overwritten. Where the
-    package that draws is not installed, there are tables and a page of tables that says so.
+    The page is a single file that works from disk without a network. Files of an earlier report are overwritten. If the
+    package that draws figures is not installed, the report consists of tables and a page that says so.
 
     Args:
         runs: columns ``RUN_COLUMNS``.
-        title: the page's heading.
+        title: the heading of the page.
         grid: see ``dashboards.sensitivity.curves``.
-        provenance: what the section "How it was made" lists, by name.
+        provenance: the entries of the section "How this report was made", by name.
         notes: sentences for the reader, shown with the warnings.
-        formats: of ``FORMATS``.
-        only: globs of names: those of figures and tables, ``runs``, and ``report`` for the page; all if there are none.
-        known: what there is beside the runs.
-        found: the curves of ``with_measured`` runs, if they are there already.
+        formats: a selection of ``FORMATS``.
+        only: globs for the names of figures and tables, ``runs``, and ``report`` for the page; all if empty.
+        context: what the report can show besides the runs.
+        facts: the curves of the runs after ``add_measurements``, if they are already available.
+
+    Returns:
+        The path of the page, or of the folder if no page was requested.
 
     Raises:
-        InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.chosen``; only figures are wanted,
-            and the package that draws them is not installed.
-        OSError: the folder can not be written.
+        InvalidInput: see ``dashboards.sensitivity.curves`` and ``dashboards.files.select_formats``; or only figures
+            were requested, and the package that draws them is not installed.
+        OSError: the folder cannot be written.
     """
-    folder, known = Path(folder), known or Known()
+    folder, context = Path(folder), context or ReportContext()
     if not can_draw():
         if formats and set(formats) <= set(FIGURE_FORMATS):
             reason, remedy = "needs vl-convert-python, which is not installed", "pip install vl-convert-python"
             raise InvalidInput("--format", ", ".join(formats), reason, remedy)
         notes = [*notes, NOT_DRAWN]
     with Script() if "html" in formats else nullcontext() as vega:
-        found = curves(with_measured(runs, known), grid) if found is None else found
-        return _write(runs, found, folder, title, provenance or {}, notes, formats, only, known, vega)
+        facts = curves(add_measurements(runs, context), grid) if facts is None else facts
+        return _write(runs, facts, folder, title, provenance or {}, notes, formats, only, context, vega)
 
 
 def _write(
     runs: pd.DataFrame,
-    found: Sequence[CurveFacts],
+    facts: Sequence[CurveFacts],
     folder: Path,
     title: str,
     provenance: Mapping[str, str],
     notes: Sequence[str],
     formats: Collection[str],
     only: Sequence[str],
-    known: Known,
+    context: ReportContext,
     vega: Script | None,
 ) -> Path:
-    drawn = lines(found)
-    seen, shares = views(drawn), importance(runs)
-    charts = [*figures(drawn, published=known.published), *surfaces(runs, seen)]
-    charts += [*importance_figures(shares, seen), *parallel(runs, seen)]
-    charts += forecast_figure(known.forecast.runs) if known.forecast else ()
-    of_cells = cell_figures(known.analysis) if known.analysis else []
-    charts += b_ratio_figures(known.analysis) if known.analysis else ()
-    chosen_cells = representative(known.analysis).items() if known.analysis else ()
+    curve_lines = lines(facts)
+    all_views, shares = views(curve_lines), importance(runs)
+    charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
+    charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
+    charts += forecast_figures(context.forecast.runs) if context.forecast else ()
+    cell_charts = cell_figures(context.analysis) if context.analysis else []
+    charts += b_ratio_figures(context.analysis) if context.analysis else ()
+    cells = representative_cells(context.analysis).items() if context.analysis else ()
     files = [*charts]
-    files += [figure.of(*one) for figure in of_cells for one in chosen_cells if one[0] in figure.data]
+    files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
     folder.mkdir(parents=True, exist_ok=True)
-    cost = sheet("cost", cost_table(runs, found, known.cores))
-    tables = [*sheets(sensitivity_table(found)), cost, sheet("importance", shares)]
+    cost = make_sheet("cost", cost_table(runs, facts, context.cores))
+    tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
     if not (ratios := b_ratio_table(runs)).empty:
-        tables.append(Sheet(name="b_ratio", values=ratios, texts=ratios.map(_two_digits)))
-    tables += agreement.sheets(known.agreement) if known.agreement else ()
-    tables += known.analysis.sheets() if known.analysis else ()
-    wanted = chosen(
+        tables.append(Sheet(name="b_ratio", values=ratios, texts=ratios.map(_format_ratio)))
+    tables += agreement.sheets(context.agreement) if context.agreement else ()
+    tables += context.analysis.sheets() if context.analysis else ()
+    selected = select_formats(
         {
             "report": ("html",),
             "runs": DATA_FORMATS,
-            **{stem(figure): FIGURE_FORMATS for figure in files},
+            **{file_stem(figure): FIGURE_FORMATS for figure in files},
             **{table.name: tuple(RENDERERS) for table in tables},
         },
         formats,
         only,
     )
     for figure in files:
-        if stem(figure) in wanted:
-            save(figure, folder / "figures", wanted[stem(figure)])
+        if file_stem(figure) in selected:
+            save_figure(figure, folder / "figures", selected[file_stem(figure)])
     for table in tables:
-        if table.name in wanted:
-            save_sheet(table, folder / "tables", wanted[table.name])
-    if "runs" in wanted:
-        save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, wanted["runs"])
-    if "report" not in wanted or vega is None:
+        if table.name in selected:
+            save_sheet(table, folder / "tables", selected[table.name])
+    if "runs" in selected:
+        save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, selected["runs"])
+    if "report" not in selected or vega is None:
         return folder
     page = folder / "report.html"
-    made = _page(runs, drawn, charts, of_cells, cost, title, provenance, notes, known, vega.text())
-    write_at_once(page, made)
+    html = _page(runs, curve_lines, charts, cell_charts, cost, title, provenance, notes, context, vega.text())
+    write_atomically(page, html)
     return page
 
 
-def _two_digits(value: Any) -> str:
+def _format_ratio(value: Any) -> str:
     return value if isinstance(value, str) else MISSING if pd.isna(value) else f"{value:.2f}"
 
 
-def with_measured(runs: pd.DataFrame, known: Known) -> pd.DataFrame:
-    """``runs`` with the addresses, and the layers' norms at the end of training."""
-    if known.links:
-        runs = runs.assign(url=runs["cell"].map(known.links))
-    if known.steps:
-        last = {key: [at_end(known.steps.get(cell, {}), key) for cell in runs["cell"]] for key in LAYER_NORMS}
+def add_measurements(runs: pd.DataFrame, context: ReportContext) -> pd.DataFrame:
+    """``runs`` with the addresses of the MLflow runs and the layers' output norms at the end of training."""
+    if context.links:
+        runs = runs.assign(url=runs["cell"].map(context.links))
+    if context.steps:
+        last = {key: [at_end(context.steps.get(cell, {}), key) for cell in runs["cell"]] for key in LAYER_NORMS}
         runs = runs.assign(**last)
     return runs
 
 
 def _page(
     runs: pd.DataFrame,
-    drawn: Sequence[Line],
+    curve_lines: Sequence[Line],
     charts: Sequence[Figure],
-    of_cells: Sequence[CellFigure],
+    cell_charts: Sequence[CellFigure],
     cost: Sheet,
     title: str,
     provenance: Mapping[str, str],
     notes: Sequence[str],
-    known: Known,
+    context: ReportContext,
     vega: Markup,
 ) -> str:
-    found, seen = [line.curve for line in drawn], views(drawn)
-    by_strength = {name: f"{gamma:g}" for name, gamma in strengths(drawn).items()}
+    facts, all_views = [line.curve for line in curve_lines], views(curve_lines)
+    gamma_by_line = {name: f"{gamma:g}" for name, gamma in gammas_by_line(curve_lines).items()}
     listing = runs.assign(label=labels(runs))
     panels: dict[str, dict[str, dict[str, Any]]] = {}
     sections: dict[str, dict[str, None]] = {section: {} for section in get_args(Section)}
-    packed = Packed()
+    store = ColumnStore()
     for figure in charts:
-        data = {name: packed.table(rows) for name, rows in figure.spec["datasets"].items()}
+        data = {name: store.add_table(rows) for name, rows in figure.spec["datasets"].items()}
         spec = {key: value for key, value in figure.spec.items() if key != "datasets"}
         content = {"spec": spec, "data": data, "caption": figure.caption, "overlay": figure.overlay}
         panels.setdefault(figure.title, {})[figure.view or ""] = content
         sections[figure.section][figure.title] = None
-    silent = {column for column in cost.values if cost.values[column].isna().all()}
-    silent |= {column for column in ("study", "attention_norm") if cost.values[column].nunique() < 2}
-    everyone = [f"{curve.scale} {curve.label}" for curve in found]
-    warned: dict[str, list[str]] = {}
-    for name, curve in zip(everyone, found, strict=True):
+    trivial = {column for column in cost.values if cost.values[column].isna().all()}
+    trivial |= {column for column in ("study", "attention_norm") if cost.values[column].nunique() < 2}
+    everyone = [f"{curve.scale} {curve.label}" for curve in facts]
+    names_by_warning: dict[str, list[str]] = {}
+    for name, curve in zip(everyone, facts, strict=True):
         for warning in curve.warnings:
-            warned.setdefault(warning, []).append(name)
-    warnings = [f"{whose(names, everyone)}: {warning}." for warning, names in warned.items()]
-    if found and max(curve.seeds for curve in found) < 2:
-        warnings.insert(0, "One seed: no interval can be given.")
+            names_by_warning.setdefault(warning, []).append(name)
+    warnings = [f"{name_curves(names, everyone)}: {warning}." for warning, names in names_by_warning.items()]
+    if facts and max(curve.seeds for curve in facts) < 2:
+        warnings.insert(0, "With only one seed, there are no intervals.")
     return (
         Environment(loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .get_template("report.html.j2")
         .render(
             title=title,
-            answer=answer(found),
-            scales={curve.scale for curve in found},
-            norms={curve.attention_norm for curve in found},
-            views=[view.name for view in seen],
-            gammas=sorted(set(by_strength.values()), key=float),
-            strengths=_json(by_strength),
+            answer=answer(facts),
+            scales={curve.scale for curve in facts},
+            norms={curve.attention_norm for curve in facts},
+            views=[view.name for view in all_views],
+            gammas=sorted(set(gamma_by_line.values()), key=float),
+            gamma_by_line=_json(gamma_by_line),
             sections=sections,
             overall={figure.title for figure in charts if figure.view is None},
             specs=_json(panels),
             overlays=any(figure.overlay for figure in charts),
-            steps=_json(_steps(seen, known, packed)),
-            weights=_json(_of_cells(of_cells, known.steps, packed)),
-            listing=_json(packed.table(_listed(listing))),
+            steps=_json(_step_data(all_views, context, store)),
+            weights=_json(_cell_figure_data(cell_charts, context.steps, store)),
+            listing=_json(store.add_table(_run_list(listing))),
             LEFT=("cell", "scale", "method", "embedding", "data"),
-            columns=Markup(packed.json().replace("<", "\\u003c")),
-            metrics=METRICS if known.steps else {},
-            stepped=len(known.steps),
-            of_cells=of_cells,
-            analyzed=_analyzed(known.analysis) if known.analysis else {},
-            forecast=known.forecast,
-            refresh_s=known.refresh_s,
-            spent=_spent(cost.values),
-            cost=cost.texts.drop(columns=list(silent)).rename(columns=HEADINGS),
+            columns=Markup(store.json().replace("<", "\\u003c")),
+            metrics=METRICS if context.steps else {},
+            cells_with_steps=len(context.steps),
+            cell_charts=cell_charts,
+            analysis_tables=_analysis_tables(context.analysis) if context.analysis else {},
+            forecast=context.forecast,
+            refresh_s=context.refresh_s,
+            cost_sentence=_cost_sentence(cost.values),
+            cost=cost.texts.drop(columns=list(trivial)).rename(columns=HEADINGS),
             vega=vega,
-            lines=drawn,
-            best=list(best_by_scale([curve for curve in found if curve.LRS is not None]).values()),
-            intervals=any(curve.interval for curve in found),
-            highest=highest,
-            shown=shown,
+            lines=curve_lines,
+            best=list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
+            intervals=any(curve.interval for curve in facts),
+            format_highest_lr=format_highest_lr,
+            format_value=format_value,
             warnings=[*warnings, *notes],
             crashed=listing[listing["state"] == "crashed"].to_dict("records"),
             runs=len(listing),
@@ -271,40 +273,40 @@ def _page(
     )
 
 
-LISTED = ("cell", "scale", "lr", "seed", "state", "val_loss", "train_seconds")
-"""Columns of the table of every run on the page."""
+RUN_LIST_COLUMNS = ("cell", "scale", "lr", "seed", "state", "val_loss", "train_seconds")
+"""Columns of runs that the page's list of all runs uses."""
 
 
-def _listed(runs: pd.DataFrame) -> list[dict[str, str]]:
-    """The table of every run, as people read it: the page fills it in when it is opened."""
+def _run_list(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """The rows of the list of all runs, as displayed. The page fills it in when the reader opens it."""
     return [
         {
             "cell": run["cell"] or MISSING,
             "scale": run["scale"],
             "method": run["label"],
-            "lr": shown(run["lr"], "best_lr"),
+            "lr": format_value(run["lr"], "best_lr"),
             "seed": str(run["seed"]),
             "state": run["state"],
-            "loss": shown(run["val_loss"], "best_loss"),
-            "seconds": shown(run["train_seconds"], "seconds"),
+            "loss": format_value(run["val_loss"], "best_loss"),
+            "seconds": format_value(run["train_seconds"], "seconds"),
         }
-        for run in records(runs[list(LISTED)].assign(label=runs["label"]))
+        for run in records(runs[list(RUN_LIST_COLUMNS)].assign(label=runs["label"]))
     ]
 
 
-def _steps(seen: Sequence[View], known: Known, packed: Packed) -> dict[str, Any]:
-    """The cells that can be chosen, by view, with their columns, and the one specification of all their charts."""
+def _step_data(all_views: Sequence[View], context: ReportContext, store: ColumnStore) -> dict[str, Any]:
+    """The cells that the reader can select, their columns, and the specification shared by all their charts."""
     cells = [
         {
             "cell": point.cell,
             "view": view.name,
             "label": f"{line.name}, lr {point.lr:g}, seed {point.seed}" + (", diverged" if point.diverged else ""),
-            "url": known.links.get(point.cell),
+            "url": context.links.get(point.cell),
         }
-        for view in seen
+        for view in all_views
         for line in view.lines
         for point in line.curve.points
-        if point.cell in known.steps
+        if point.cell in context.steps
     ]
     chart = alt.Chart({"values": []}).mark_line(point={"size": 22}, strokeWidth=1.5)
     chart = chart.encode(
@@ -314,18 +316,19 @@ def _steps(seen: Sequence[View], known: Known, packed: Packed) -> dict[str, Any]
         color=alt.value("#0072b2"),
     ).properties(width="container", height=150)  # fmt: skip
     values = {
-        cell: {key: packed.place(column) for key, column in columns.items()} for cell, columns in known.steps.items()
+        cell: {key: store.add_column(column) for key, column in columns.items()}
+        for cell, columns in context.steps.items()
     }
     return {"cells": cells, "values": values, "spec": chart.to_dict()}
 
 
-def _of_cells(figures: Sequence[CellFigure], cells: Collection[str], packed: Packed) -> dict[str, Any]:
-    """By title, a figure of one cell and the data of each of ``cells``, which can be chosen."""
+def _cell_figure_data(figures: Sequence[CellFigure], cells: Collection[str], store: ColumnStore) -> dict[str, Any]:
+    """By title, the specification of each figure and its data for each of ``cells``."""
     return {
         figure.title: {
             "spec": figure.spec,
             "cells": {
-                cell: {name: packed.table(rows(table)) for name, table in tables.items()}
+                cell: {name: store.add_table(json_rows(table)) for name, table in tables.items()}
                 for cell, tables in figure.data.items()
                 if cell in cells
             },
@@ -334,32 +337,32 @@ def _of_cells(figures: Sequence[CellFigure], cells: Collection[str], packed: Pac
     }
 
 
-def _analyzed(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables of an analysis as people read them, by caption."""
+def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """The tables of an analysis as displayed, by caption."""
     captions = {
         "embeddings": "Output and input embeddings of kept weights; e·mu is the dot product of a row with mu.",
-        "losses": "Losses of kept weights on other tokens, in nats, and on the run's own validation tokens.",
+        "losses": "Loss of kept weights on other tokens and on the run's own validation tokens, in nats.",
     }
-    found = {}
-    for one in analysis.sheets():
-        silent = {"attention_norm", "gamma", "state", "digest"}
-        silent |= {name for name in ("scale", "seed", "step") if one.values[name].nunique() < 2}
-        texts = one.texts.assign(method=cell_labels(one.values))
-        texts = texts.drop(columns=[name for name in texts if name in silent])
-        found[captions[one.name]] = texts.rename(columns=HEADINGS)
-    return found
+    tables = {}
+    for sheet in analysis.sheets():
+        hidden = {"attention_norm", "gamma", "state", "digest"}
+        hidden |= {name for name in ("scale", "seed", "step") if sheet.values[name].nunique() < 2}
+        texts = sheet.texts.assign(method=cell_labels(sheet.values))
+        texts = texts.drop(columns=[name for name in texts if name in hidden])
+        tables[captions[sheet.name]] = texts.rename(columns=HEADINGS)
+    return tables
 
 
-def _spent(cost: pd.DataFrame) -> str:
-    """What the study took, in a sentence."""
+def _cost_sentence(cost: pd.DataFrame) -> str:
+    """The cost of the study, in two sentences."""
     states = {state: int(cost[state].sum()) for state in ("finished", "diverged", "crashed", "pruned", "waiting")}
-    cells = listed([f"{number} {state}" for state, number in states.items() if number] or ["none"])
-    hours = f"{shown(cost['hours'].sum(), 'hours')} hours of training, one cell after the other"
+    cells = join_words([f"{number} {state}" for state, number in states.items() if number] or ["none"])
+    hours = f"{format_value(cost['hours'].sum(), 'hours')} hours"
     if cost["core_hours"].notna().any():
-        hours += f", or {shown(cost['core_hours'].sum(), 'core_hours')} core-hours"
-    return f"Cells: {cells}. {hours}."
+        hours += f" ({format_value(cost['core_hours'].sum(), 'core_hours')} core-hours)"
+    return f"Cells: {cells}. Total training time: {hours}."
 
 
 def _json(content: Any) -> Markup:
-    """JSON that can stand in a script element: no ``<`` in it, so nothing in it can close the element."""
+    """JSON for a script element, without any ``<`` that could close the element."""
     return Markup(json.dumps(content, allow_nan=False).replace("<", "\\u003c"))

@@ -1,4 +1,4 @@
-"""Tables of curves: one row a curve, the layout of the published tables, and how each is written down."""
+"""Tables of curves: one row per curve, the layout of the published tables, and the formats that they are written in."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.overheads import method_overheads
 from dashboards.runs import OFF_CURVE
-from dashboards.sensitivity import CurveFacts, in_order, labels, studies
+from dashboards.sensitivity import CurveFacts, labels, sort_by_registry, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
@@ -39,9 +38,9 @@ TABLE_COLUMNS = (
     "overhead_percent",
     "note",
 )
-"""Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats;
-``highest_lr`` and all smaller ones converged, and where none diverged it is a lower bound; ``cells`` counts those with
-a result, ``diverged`` those of them that diverged."""
+"""Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats.
+``highest_lr`` and every smaller learning rate converged; it is a lower bound if none diverged. ``cells`` counts the
+cells with a result, ``diverged`` those among them that diverged."""
 
 HEADINGS: dict[str, str] = {
     "attention_norm": "attention norm",
@@ -51,8 +50,8 @@ HEADINGS: dict[str, str] = {
     "best_loss": "best loss",
     "best_lr": "best lr",
     "highest_lr": "highest lr",
-    "edge_low": "edge from",
-    "edge_high": "edge to",
+    "edge_low": "edge low",
+    "edge_high": "edge high",
     "overhead_percent": "time %",
     "core_hours": "core-hours",
     "tokens_per_second": "tokens/s",
@@ -66,9 +65,9 @@ HEADINGS: dict[str, str] = {
     "row_norm_max": "row norm max",
     "singular_min": "singular min",
     "singular_max": "singular max",
-    "val_loss": "own loss",
+    "val_loss": "val loss",
 }
-"""What people read above a column; its own name for the others."""
+"""Display headings; a column without an entry is shown under its own name."""
 
 FORMATS: dict[str, str] = {
     "gamma": "g",
@@ -109,14 +108,14 @@ FORMATS: dict[str, str] = {
     "low": ".2f",
     "high": ".2f",
 }
-"""How each number is written for people; CSV keeps every digit."""
+"""The format of each number in displayed tables; CSV and Parquet keep every digit."""
 
 MISSING = "–"
-"""What stands for a value that there is not."""
+"""The placeholder for a missing value."""
 
 
 def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
-    """One row a curve, columns ``TABLE_COLUMNS``; what can not be known is a missing value."""
+    """One row per curve, columns ``TABLE_COLUMNS``; a value that cannot be determined is missing."""
     rows = [
         {
             "study": curve.study,
@@ -160,14 +159,15 @@ COST_COLUMNS = (
     "tokens_per_second",
     "overhead_percent",
 )
-"""Columns of ``cost_table``. ``waiting`` are planned and running cells; ``hours`` is the training time of all cells,
-one after the other; ``tokens_per_second`` is the median over cells; ``overhead_percent`` is that of
-``method_overheads``."""
+"""Columns of ``cost_table``. ``waiting`` counts planned and running cells; ``hours`` is the total training time of all
+cells; ``tokens_per_second`` is the median over cells; ``overhead_percent`` comes from ``method_overheads``."""
 
 
 def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | None) -> pd.DataFrame:
-    """One row a method of a scale and attention norm, columns ``COST_COLUMNS``, refinements and pruned cells among
-    them; ``cores`` are those of a cell, if known."""
+    """One row per scale, attention norm and method, columns ``COST_COLUMNS``; includes refinements and pruned cells.
+
+    ``cores`` is the number of cores per cell, if known.
+    """
     keys = ["study", "scale", "attention_norm", "method"]
     overheads: dict[Any, float] = {**method_overheads(curves)}
     rows = []
@@ -185,119 +185,139 @@ def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | No
     return table.astype(dict.fromkeys(("core_hours", "tokens_per_second", "overhead_percent"), "float64"))
 
 
+def method_overheads(curves: Iterable[CurveFacts]) -> dict[tuple[str, str, str, str], float]:
+    """Extra training time of each method over the baseline, in percent, by study, scale, attention norm and method.
+
+    This is the mean of ``overhead_percent`` over the method's gammas, the rule of the tables of arXiv 2601.02031: they
+    average over the learning rates of each gamma, then over the gammas. A method without a number is left out.
+    """
+    percents: dict[tuple[str, str, str, str], list[float]] = {}
+    for curve in curves:
+        if curve.overhead_percent is not None:
+            key = (curve.study, curve.scale, curve.attention_norm, curve.method)
+            percents.setdefault(key, []).append(curve.overhead_percent)
+    return {key: sum(values) / len(values) for key, values in percents.items()}
+
+
 def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
-    """One column of ``sensitivity_table`` as the published tables have it: scales as rows, methods as columns."""
-    labelled = table.assign(label=labels(table))
-    wide = labelled.pivot(index="scale", columns="label", values=value)
-    columns = labelled.sort_values(["attention_norm", "method", "gamma", "study"], key=_rank)["label"].unique()
-    return wide.reindex(index=in_order(wide.index, SCALES), columns=columns).rename_axis(columns=None)
+    """A column of ``sensitivity_table`` in the layout of the published tables: scales as rows, methods as columns."""
+    labeled = table.assign(label=labels(table))
+    wide = labeled.pivot(index="scale", columns="label", values=value)
+    columns = labeled.sort_values(["attention_norm", "method", "gamma", "study"], key=_sort_key)["label"].unique()
+    return wide.reindex(index=sort_by_registry(wide.index, SCALES), columns=columns).rename_axis(columns=None)
 
 
 def b_ratio_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The B-ratio of the output embedding at the end of training in the layout of arXiv 2601.02031: a curve a row, a
-    learning rate a column, mean over seeds. Empty where no run recorded it."""
-    known = runs.assign(label=labels(runs)).dropna(subset="output_b_ratio")
-    known = known[~known["origin"].isin(OFF_CURVE)]
-    wide = known.pivot_table(index=["scale", "label"], columns="lr", values="output_b_ratio", sort=False)
+    """The B-ratio of the output embedding at the end of training, in the layout of arXiv 2601.02031.
+
+    One row per curve, one column per learning rate, averaged over seeds; empty if no run recorded a B-ratio.
+    """
+    measured = runs.assign(label=labels(runs)).dropna(subset="output_b_ratio")
+    measured = measured[~measured["origin"].isin(OFF_CURVE)]
+    wide = measured.pivot_table(index=["scale", "label"], columns="lr", values="output_b_ratio", sort=False)
     wide = wide.reindex(columns=sorted(wide.columns)).rename(columns=lambda lr: f"{lr:g}")
     return wide.rename_axis(columns=None).reset_index()
 
 
-def shown(value: Any, column: str) -> str:
-    """``value`` as people read it in ``column``."""
+def format_value(value: Any, column: str) -> str:
+    """``value`` as displayed in ``column``."""
     return MISSING if pd.isna(value) else format(value, FORMATS.get(column, ""))
 
 
-def highest(lr: float | None, diverged: int) -> str:
-    """``highest_lr`` as people read it, of a curve of which so many cells diverged."""
-    return shown(lr, "highest_lr") if diverged or pd.isna(lr) else f"≥ {shown(lr, 'highest_lr')}"
+def format_values(table: pd.DataFrame) -> pd.DataFrame:
+    """Every value of ``table`` as displayed."""
+    return pd.DataFrame({str(name): [format_value(value, str(name)) for value in table[name]] for name in table})
 
 
-def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """``sensitivity_table`` as people read it, without the columns that say nothing in any row."""
-    written = {str(column): [shown(value, str(column)) for value in table[column]] for column in table}
-    written["highest_lr"] = [highest(*pair) for pair in zip(table["highest_lr"], table["diverged"], strict=True)]
-    silent = {"attention_norm": {DEFAULT}, "study": set(written["study"][:1])}
-    return pd.DataFrame(
-        {name: values for name, values in written.items() if not set(values) <= silent.get(name, {MISSING, ""})}
-    )
+def format_highest_lr(lr: float | None, diverged: int) -> str:
+    """``highest_lr`` as displayed: a lower bound if no cell of the curve diverged."""
+    return format_value(lr, "highest_lr") if diverged or pd.isna(lr) else f"≥ {format_value(lr, 'highest_lr')}"
 
 
-def sheet(name: str, table: pd.DataFrame) -> Sheet:
-    """Any table, as people read it by ``FORMATS``."""
-    written = {str(column): [shown(value, str(column)) for value in table[column]] for column in table}
-    return Sheet(name=name, values=table, texts=pd.DataFrame(written))
+def format_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """``sensitivity_table`` as displayed, without the columns that carry no information in any row."""
+    texts = format_values(table)
+    pairs = zip(table["highest_lr"], table["diverged"], strict=True)
+    texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
+    trivial = {"attention_norm": {DEFAULT}, "study": set(texts["study"][:1])}
+    return texts[[name for name in texts if not set(texts[name]) <= trivial.get(str(name), {MISSING, ""})]]
+
+
+def make_sheet(name: str, table: pd.DataFrame) -> Sheet:
+    """A sheet of any table, displayed by ``FORMATS``."""
+    return Sheet(name=name, values=table, texts=format_values(table))
 
 
 MAX_EXCEPTIONS = 3
-"""Curves that a sentence about most of them names as exceptions; more are counted."""
+"""A sentence about most curves names up to this many exceptions; if there are more, it gives counts."""
 
 
-def whose(names: Sequence[str], everyone: Sequence[str]) -> str:
-    """Curves by name, for a sentence; ``everyone`` is all of them. Of more than half, the exceptions are named."""
+def name_curves(names: Sequence[str], everyone: Sequence[str]) -> str:
+    """A phrase for the curves ``names`` among ``everyone``; if they are a majority, it names the exceptions instead."""
     if len(names) == len(everyone) > 1:
         return "every curve"
     others = [name for name in everyone if name not in names]
     if len(names) <= max(MAX_EXCEPTIONS, len(others)):
-        return listed(names)
+        return join_words(names)
     if len(others) <= MAX_EXCEPTIONS:
-        return f"every curve but {listed(others)}"
+        return f"every curve but {join_words(others)}"
     return f"{len(names)} of {len(everyone)} curves"
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
-    """``sensitivity_table`` for a terminal of 80 columns, the notes below it."""
+    """``sensitivity_table`` for an 80-column terminal, with the notes below it."""
     everyone = [f"{scale} {name}" for scale, name in zip(table["scale"], labels(table), strict=True)]
-    noted: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for name, note in zip(everyone, table["note"], strict=True):
         if note:
-            noted.setdefault(note, []).append(name)
-    notes = [f"{whose(names, everyone)}: {note}" for note, names in noted.items()]
-    drawn = Table(title=title, box=SIMPLE, padding=0, caption=Text("\n".join(notes)), caption_justify="left")
-    written = texts(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
-    if {"study", "attention_norm"} & set(written):  # each takes the room of two
-        written = written.drop(columns=["diverged", "overhead_percent"], errors="ignore")
-    for column in map(str, written):
-        drawn.add_column(
+            names_by_note.setdefault(note, []).append(name)
+    notes = [f"{name_curves(names, everyone)}: {note}" for note, names in names_by_note.items()]
+    terminal = Table(title=title, box=SIMPLE, padding=0, caption=Text("\n".join(notes)), caption_justify="left")
+    texts = format_columns(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
+    if {"study", "attention_norm"} & set(texts):  # each is as wide as these two together
+        texts = texts.drop(columns=["diverged", "overhead_percent"], errors="ignore")
+    for column in map(str, texts):
+        terminal.add_column(
             HEADINGS.get(column, column).replace(" ", "\n", 1),
             justify="right" if column in FORMATS else "left",
         )
-    for row in written.to_numpy():
-        # As Text: names that come from a file are not to be read as markup.
-        drawn.add_row(*(Text(value) for value in row))
-    return drawn
+    for row in texts.to_numpy():
+        # Text, because Rich would interpret markup in names that come from a file.
+        terminal.add_row(*(Text(value) for value in row))
+    return terminal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table with a name, as numbers and as people read it."""
+    """A named table, as values and as displayed text."""
 
     name: str
-    """Names its files."""
+    """The stem of its files."""
     values: pd.DataFrame
     texts: pd.DataFrame
-    """Its columns that say something, as text."""
+    """The columns worth displaying, as text."""
 
 
 LAYOUTS = ("LRS", "best_loss", "best_lr", "overhead_percent")
-"""Columns of ``sensitivity_table`` that get a sheet in the published layout."""
+"""Columns of ``sensitivity_table`` that get their own sheet in the published layout."""
 
 
 def sheets(table: pd.DataFrame) -> list[Sheet]:
-    """``sensitivity_table``, and ``LAYOUTS``."""
-    found = [Sheet(name="sensitivity", values=table, texts=texts(table))]
+    """The sheet of ``sensitivity_table``, and one for each of ``LAYOUTS``."""
+    sheets = [Sheet(name="sensitivity", values=table, texts=format_columns(table))]
     for name in LAYOUTS:
         wide = published_layout(table, name).rename_axis(index="scale").reset_index()
-        written = {
-            column: [shown(value, name if column != "scale" else "") for value in wide[column]] for column in wide
+        texts = {
+            column: [format_value(value, name if column != "scale" else "") for value in wide[column]]
+            for column in wide
         }
-        found.append(Sheet(name=name, values=wide, texts=pd.DataFrame(written)))
-    return found
+        sheets.append(Sheet(name=name, values=wide, texts=pd.DataFrame(texts)))
+    return sheets
 
 
 def to_csv(sheet: Sheet) -> bytes:
@@ -311,15 +331,15 @@ def to_parquet(sheet: Sheet) -> bytes:
 
 
 def to_markdown(sheet: Sheet) -> bytes:
-    written = sheet.texts.map(_in_markdown).rename(columns=_in_markdown)
-    return f"{written.to_markdown(index=False, disable_numparse=True)}\n".encode()
+    texts = sheet.texts.map(_escape_markdown).rename(columns=_escape_markdown)
+    return f"{texts.to_markdown(index=False, disable_numparse=True)}\n".encode()
 
 
 def to_latex(sheet: Sheet) -> bytes:
     numeric = map(pd.api.types.is_numeric_dtype, (sheet.values[column] for column in sheet.texts))
     columns = "".join("r" if is_number else "l" for is_number in numeric)
-    written = sheet.texts.to_latex(index=False, escape=True, column_format=columns)
-    return written.replace("≥", r"$\geq$").encode()
+    latex = sheet.texts.to_latex(index=False, escape=True, column_format=columns)
+    return latex.replace("≥", r"$\geq$").encode()
 
 
 RENDERERS: dict[str, Callable[[Sheet], bytes]] = {
@@ -328,16 +348,16 @@ RENDERERS: dict[str, Callable[[Sheet], bytes]] = {
     "md": to_markdown,
     "tex": to_latex,
 }
-"""How a sheet is written to a file, by the file's extension: the first two keep every digit."""
+"""The function that writes a sheet, by file extension; CSV and Parquet keep every digit."""
 
 
-def _in_markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _rank(column: pd.Series[Any]) -> pd.Series[Any]:
-    """What a column of ``sensitivity_table`` is sorted by: names by their registry."""
+def _sort_key(column: pd.Series[Any]) -> pd.Series[Any]:
+    """The sort key of a column of ``sensitivity_table``: a name sorts by its position in its registry."""
     registries: dict[Hashable, Iterable[str]] = {"attention_norm": ATTENTION_NORMS, "method": METHODS}
     if column.name not in registries:
         return column
-    return column.map(in_order(column.unique(), registries[column.name]).index)
+    return column.map(sort_by_registry(column.unique(), registries[column.name]).index)

@@ -1,4 +1,4 @@
-"""Whether one curve's LRS is lower than another's by more than noise, and how far LRS depends on a strength."""
+"""Tests whether one curve's LRS is significantly lower than another's, and how much LRS depends on gamma."""
 
 from __future__ import annotations
 
@@ -9,109 +9,113 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr
 
-from dashboards.comparison import ALPHA, holm, of_seeds, two_sided, welch
+from dashboards.comparison import ALPHA, holm_adjust, seed_samples, two_sided_p, welch_p
 from dashboards.sensitivity import CurveFacts
 
 
 def less_sensitive(curves: Sequence[CurveFacts]) -> dict[int, set[int]]:
-    """By position in ``curves``, of one scale: the positions of those whose LRS is higher by more than noise.
+    """For each curve of one scale, the curves whose LRS is significantly higher, as indices into ``curves``.
 
-    Every two curves are tested by Student's t over seeds, in pairs where both have the same ones, and all p values are
-    corrected together by Holm: the chance of a wrong entry anywhere is at most ``ALPHA``, also for the curve that was
-    picked because it came out lowest. A curve of one seed is in no entry.
+    Each pair of curves is compared by Student's t over seeds (paired if both have the same seeds), and the p values of
+    all pairs are corrected by Holm's method. The chance of any wrong entry is therefore at most ``ALPHA``, even for a
+    curve that was picked because its LRS is the lowest. A curve with one seed is in no entry.
     """
-    samples = [of_seeds(curve).get("LRS", np.empty(0)) for curve in curves]
+    samples = [seed_samples(curve).get("LRS", np.empty(0)) for curve in curves]
     tested = [(a, b) for a, b in combinations(range(len(curves)), 2) if min(samples[a].size, samples[b].size) > 1]
-    p = np.array([_p(curves[a], curves[b]) for a, b in tested], dtype=float)
-    found: dict[int, set[int]] = {}
-    for (a, b), corrected in zip(tested, holm(p), strict=True):
+    p = np.array([_p_unequal(curves[a], curves[b]) for a, b in tested], dtype=float)
+    higher: dict[int, set[int]] = {}
+    for (a, b), corrected in zip(tested, holm_adjust(p), strict=True):
         if corrected < ALPHA:
             low, high = (a, b) if samples[a].mean() < samples[b].mean() else (b, a)
-            found.setdefault(low, set()).add(high)
-    return found
+            higher.setdefault(low, set()).add(high)
+    return higher
 
 
-def _p(a: CurveFacts, b: CurveFacts) -> float:
-    """Two-sided; 1 where all seeds say that the two are equal."""
-    x, y = of_seeds(a)["LRS"], of_seeds(b)["LRS"]
+def _p_unequal(a: CurveFacts, b: CurveFacts) -> float:
+    """Two-sided p value; 1 if the two curves are equal at every seed."""
+    x, y = seed_samples(a)["LRS"], seed_samples(b)["LRS"]
     if {point.seed for point in a.points} != {point.seed for point in b.points}:
-        return welch(x, y)
+        return welch_p(x, y)
     difference = x - y
-    if _without_noise(difference):
+    if _is_constant(difference):
         return 1.0 if np.allclose(difference, 0.0, atol=1e-12) else 0.0
-    return two_sided(_t(difference), difference.size - 1)
+    return two_sided_p(_t_statistic(difference), difference.size - 1)
 
 
-def _t(sample: npt.NDArray[np.float64]) -> float:
-    """Student's, of a mean of 0."""
+def _t_statistic(sample: npt.NDArray[np.float64]) -> float:
+    """Student's t for the hypothesis that the mean is 0."""
     return float(sample.mean() / (sample.std(ddof=1) / np.sqrt(sample.size)))
 
 
-def _without_noise(sample: npt.NDArray[np.float64]) -> bool:
-    """Whether all seeds say the same, of which no t-test can be made."""
+def _is_constant(sample: npt.NDArray[np.float64]) -> bool:
+    """Whether all seeds agree, so that a t-test is not defined."""
     return bool(np.ptp(sample) <= 1e-12 * np.abs(sample).max(initial=0.0))
 
 
-def strength_ranges(curves: Sequence[CurveFacts]) -> dict[str, float]:
-    """By method, in nats: the largest LRS less the smallest, over the strengths that all of them were tried at."""
+def lrs_ranges_over_gamma(curves: Sequence[CurveFacts]) -> dict[str, float]:
+    """By method, in nats: the largest minus the smallest LRS over the gammas that all methods were tried at."""
     return {
-        method: float(np.ptp([curve.LRS for curve in by_strength])) for method, by_strength in _shared(curves).items()
+        method: float(np.ptp([curve.LRS for curve in by_gamma]))
+        for method, by_gamma in _curves_at_shared_gammas(curves).items()
     }
 
 
 def less_dependent(curves: Sequence[CurveFacts]) -> dict[str, set[str]]:
-    """By method: those whose ``strength_ranges`` are larger by more than noise.
+    """By method: the methods whose ``lrs_ranges_over_gamma`` are significantly larger.
 
-    The range of A is larger than that of B if between some two strengths A's LRS moves by more than B's does between
-    any two. A move, the difference of two LRS of a seed, is linear in them and so has no bias, as a range has. ``|a| >
-    |b|`` is a + b > 0 and a - b > 0, of which each is a t-test over seeds; p is the largest of all these tests (that
-    all must hold makes it conservative), times the two strengths of A to choose. All pairs of methods are corrected
-    together by Holm. Curves that do not share their seeds, or have only one, are in no entry.
+    The range of A is larger than that of B if A's LRS changes more between some two gammas than B's does between any
+    two. The change, a difference of two LRS values of one seed, is linear in them and therefore unbiased, unlike a
+    range. ``|a| > |b|`` means that a + b > 0 and a - b > 0 (or the same for -a), each a t-test over seeds. The p value
+    is the largest of these tests, which is conservative, multiplied by the number of choices for A's pair of gammas.
+    The p values of all pairs of methods are corrected by Holm's method. Curves with different seeds or only one are in
+    no entry.
     """
-    moves = {method: _moves(by_strength) for method, by_strength in _shared(curves).items()}
-    tested = [(a, b) for a, b in permutations(moves, 2) if moves[a].shape == moves[b].shape and moves[a].shape[1] > 1]
-    p = np.array([_p_wider(moves[wide], moves[narrow]) for narrow, wide in tested], dtype=float)
-    found: dict[str, set[str]] = {}
-    for (narrow, wide), corrected in zip(tested, holm(p), strict=True):
+    changes = {method: _lrs_differences(by_gamma) for method, by_gamma in _curves_at_shared_gammas(curves).items()}
+    tested = [
+        (a, b) for a, b in permutations(changes, 2) if changes[a].shape == changes[b].shape and changes[a].shape[1] > 1
+    ]
+    p = np.array([_p_wider(changes[wide], changes[narrow]) for narrow, wide in tested], dtype=float)
+    wider: dict[str, set[str]] = {}
+    for (narrow, wide), corrected in zip(tested, holm_adjust(p), strict=True):
         if corrected < ALPHA:
-            found.setdefault(narrow, set()).add(wide)
-    return found
+            wider.setdefault(narrow, set()).add(wide)
+    return wider
 
 
-def _shared(curves: Sequence[CurveFacts]) -> dict[str, list[CurveFacts]]:
-    """By method: its curves at the strengths that all of the methods were tried at, ascending.
+def _curves_at_shared_gammas(curves: Sequence[CurveFacts]) -> dict[str, list[CurveFacts]]:
+    """By method: its curves at the gammas that all methods were tried at, by ascending gamma.
 
-    Of the curves of one scale, those with an LRS; methods without a strength, and attention norms beside the first, are
-    left out. Nothing where fewer than two strengths are shared.
+    Uses the curves of one scale that have an LRS and the attention norm of the first curve. Methods without gamma or
+    with only one are left out; the result is empty if the others share fewer than two gammas.
     """
-    tried: dict[str, dict[float, CurveFacts]] = {}
+    curves_by_method: dict[str, dict[float, CurveFacts]] = {}
     for curve in curves:
         if curve.gamma is not None and curve.LRS is not None and curve.attention_norm == curves[0].attention_norm:
-            tried.setdefault(curve.method, {}).setdefault(curve.gamma, curve)
-    several = {method: of_method for method, of_method in tried.items() if len(of_method) > 1}
+            curves_by_method.setdefault(curve.method, {}).setdefault(curve.gamma, curve)
+    several = {method: by_gamma for method, by_gamma in curves_by_method.items() if len(by_gamma) > 1}
     shared = set.intersection(*map(set, several.values())) if several else set()
     if len(shared) < 2:
         return {}
-    return {method: [of_method[gamma] for gamma in sorted(shared)] for method, of_method in several.items()}
+    return {method: [by_gamma[gamma] for gamma in sorted(shared)] for method, by_gamma in several.items()}
 
 
-def _moves(by_strength: Sequence[CurveFacts]) -> npt.NDArray[np.float64]:
-    """``(two strengths, seed)``: how far LRS moves between them. No seed where the curves do not have the same."""
-    if len({frozenset(point.seed for point in curve.points) for curve in by_strength}) > 1:
+def _lrs_differences(by_gamma: Sequence[CurveFacts]) -> npt.NDArray[np.float64]:
+    """The change of LRS between two gammas, shape ``(pair of gammas, seed)``; empty if the curves differ in seeds."""
+    if len({frozenset(point.seed for point in curve.points) for curve in by_gamma}) > 1:
         return np.empty((0, 0))
-    found = np.stack([of_seeds(curve)["LRS"] for curve in by_strength])
-    return np.stack([found[i] - found[j] for i, j in combinations(range(len(found)), 2)])
+    samples = [seed_samples(curve)["LRS"] for curve in by_gamma]
+    return np.stack([a - b for a, b in combinations(samples, 2)])
 
 
 def _p_wider(wide: npt.NDArray[np.float64], narrow: npt.NDArray[np.float64]) -> float:
-    """Of the moves of two methods, whose seeds are paired."""
-    candidates = np.concatenate([wide, -wide])  # a move up or down; its sign is not known beforehand
-    p = [max(_p_above(move + sign * other) for other in narrow for sign in (1, -1)) for move in candidates]
+    """One-sided p value that ``wide`` changes more than ``narrow``; both have paired ``_lrs_differences``."""
+    candidates = np.concatenate([wide, -wide])  # the sign of the change is not known in advance
+    p = [max(_p_above(change + sign * other) for other in narrow for sign in (1, -1)) for change in candidates]
     return min(1.0, min(p) * len(candidates))
 
 
 def _p_above(sample: npt.NDArray[np.float64]) -> float:
-    """One-sided, of a mean above 0."""
-    if _without_noise(sample):
+    """One-sided p value for a mean above 0."""
+    if _is_constant(sample):
         return 0.0 if sample.mean() > 1e-12 else 1.0
-    return float(stdtr(sample.size - 1, -_t(sample)))
+    return float(stdtr(sample.size - 1, -_t_statistic(sample)))

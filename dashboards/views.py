@@ -1,9 +1,9 @@
-"""Which curves stand in one chart, what each is called there, and how it is drawn.
+"""Groups curves into charts, and gives each curve a name and a line style.
 
-A chart compares methods under one attention norm, or, where a study has more norms than methods, attention norms
-under one method. Colour is what is compared (Okabe and Ito's palette, safe for colour-blind readers), the same in
-every figure of a study; dash and shape tell apart what shares a colour: the strengths of a method, the norms of a
-kind, the studies.
+A chart compares methods under one attention norm or, if a study has more norms than methods, attention norms under one
+method. Color encodes what is compared, consistently across all figures of a study (Okabe and Ito's palette, which is
+safe for color-blind readers). Dash and shape distinguish lines of the same color: the gammas of a method, norms of the
+same kind, or studies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import label
 
 GREY = "#8a8a8a"
-"""Of what the others are compared with: neither black nor white, so that it is seen on both backgrounds."""
+"""The color of the reference; visible on both a white and a black background."""
 COLORS = {
     "baseline": GREY,
     "z-loss": "#e69f00",
@@ -32,15 +32,15 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross"
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A curve as it is drawn."""
+    """A curve with its name and line style."""
 
     curve: CurveFacts
     name: str
-    """What the legend calls it."""
-    of: str
-    """What it shares with the other lines of its chart, beside the scale: an attention norm, a method, or nothing."""
+    """The name in the legend."""
+    group: str
+    """What the lines of its chart share besides the scale: an attention norm, a method, or nothing."""
     color: str
-    """Hexadecimal."""
+    """A hexadecimal RGB value."""
     dash: tuple[int, ...]
     shape: str
 
@@ -55,68 +55,72 @@ class View:
 
 
 def lines(curves: Sequence[CurveFacts]) -> list[Line]:
-    """Every curve with its name and looks, in their order."""
+    """One line per curve, in the same order."""
     norms = {curve.attention_norm for curve in curves}
     methods = {(curve.method, curve.gamma) for curve in curves}
     compares_norms = len(norms) > len(methods)
     several = len({curve.study for curve in curves}) > 1
-    drawn = []
-    alike: dict[str, list[str]] = {}
+    lines = []
+    names_by_color: dict[str, list[str]] = {}
     for curve in curves:
         method = label(curve.method, curve.gamma)
         if len(norms) == 1:
-            name, of, color = curve.label, "", color_of(curve.method)
+            name, group, color = curve.label, "", color_of(curve.method)
         elif compares_norms:
-            name, of, color = curve.attention_norm, method, color_of_norm(curve.attention_norm)
+            name, group, color = curve.attention_norm, method, color_of_norm(curve.attention_norm)
         else:
-            name, of, color = method, curve.attention_norm, color_of(curve.method)
+            name, group, color = method, curve.attention_norm, color_of(curve.method)
         if several and len(norms) > 1:
             name = f"{curve.study}: {name}"
-        of_color = alike.setdefault(color, [])
-        if name not in of_color:
-            of_color.append(name)
-        rank = of_color.index(name)
+        rank = rank_in(names_by_color.setdefault(color, []), name)
         dash, shape = DASHES[rank % len(DASHES)], SHAPES[rank % len(SHAPES)]
-        drawn.append(Line(curve=curve, name=name, of=of, color=color, dash=dash, shape=shape))
-    return drawn
+        lines.append(Line(curve=curve, name=name, group=group, color=color, dash=dash, shape=shape))
+    return lines
 
 
-def views(drawn: Iterable[Line]) -> list[View]:
-    """The lines with a result, those of one chart together."""
-    found: dict[str, list[Line]] = {}
-    for line in drawn:
+def rank_in(names: list[str], name: str) -> int:
+    """The index of ``name`` in ``names``, appending it if it is new."""
+    if name not in names:
+        names.append(name)
+    return names.index(name)
+
+
+def views(lines: Iterable[Line]) -> list[View]:
+    """The lines that have a result, grouped by chart."""
+    lines_by_view: dict[str, list[Line]] = {}
+    for line in lines:
         if line.curve.points:
-            name = f"{line.curve.scale}, {line.of}" if line.of else line.curve.scale
-            found.setdefault(name, []).append(line)
-    return [View(name=name, lines=tuple(of_view)) for name, of_view in found.items()]
+            name = f"{line.curve.scale}, {line.group}" if line.group else line.curve.scale
+            lines_by_view.setdefault(name, []).append(line)
+    return [View(name=name, lines=tuple(of_view)) for name, of_view in lines_by_view.items()]
 
 
-def strengths(drawn: Sequence[Line]) -> dict[str, float]:
-    """The strength of each line that is one of several of its method, by the line's name.
+def gammas_by_line(lines: Sequence[Line]) -> dict[str, float]:
+    """The gamma of each line, by name, for methods that have several gammas.
 
-    Empty where lines of one name differ in it: there the views tell the strengths apart.
+    Empty if lines of the same name differ in gamma, because the views separate the gammas in that case.
     """
     of_method: dict[str, set[float | None]] = {}
     of_name: dict[str, set[float | None]] = {}
-    for line in drawn:
+    for line in lines:
         of_method.setdefault(line.curve.method, set()).add(line.curve.gamma)
         of_name.setdefault(line.name, set()).add(line.curve.gamma)
     if any(len(gammas) > 1 for gammas in of_name.values()):
         return {}
     return {
         line.name: line.curve.gamma
-        for line in drawn
+        for line in lines
         if line.curve.gamma is not None and len(of_method[line.curve.method]) > 1
     }
 
 
 def color_of(method: str) -> str:
-    """The one colour of a method, hexadecimal."""
+    """The color of a method, in hexadecimal."""
     return COLORS.get(method, UNKNOWN_COLOR)
 
 
 def color_of_norm(name: str) -> str:
-    """The colour of an attention norm, hexadecimal: one for each kind, as thirteen could not be told apart."""
+    """The color of an attention norm, in hexadecimal: one per kind, because thirteen colors look too much alike."""
     variant = ATTENTION_NORMS.get(name)
     if variant is None:
         return UNKNOWN_COLOR

@@ -39,11 +39,11 @@ def report(
     of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project. OURS=THEIRS maps one of its
     columns, and OURS==VALUE sets a column to the same value for all runs.
     """
-    from dashboards.elsewhere import mapping
+    from dashboards.external_runs import parse_columns
     from service.report.report import report as write_report
     from service.report.sources import load_all
 
-    write_report(load_all(sources, open_home(home), mapping(columns)), out, plain_console(), formats, only)
+    write_report(load_all(sources, open_home(home), parse_columns(columns)), out, plain_console(), formats, only)
 
 
 @click.command()

@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards import analysis
-from dashboards.analysis import Analysis, labels
+from dashboards.analysis import Analysis, cell_labels
 from dashboards.charts import Figure
-from dashboards.embeddings import Embedding, measured
-from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, can_draw, save, save_sheet
+from dashboards.embeddings import Embedding, measure_embedding
+from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, can_draw, save_figure, save_sheet
 from dashboards.runs import records
-from dashboards.tables import HEADINGS, RENDERERS, shown
+from dashboards.tables import HEADINGS, RENDERERS, format_value
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from service.home import copies
@@ -84,7 +84,7 @@ def analyze(
     if not sources:
         raise InvalidInput("STUDY", study, "has no kept weights in this home", NOT_KEPT)
     tokens = _tokens(shards, sources, sequences) if shards else None
-    found = Analysis.of(_rows(home, sources, tokens, data or shards or "", sequences, console))
+    found = Analysis.from_rows(_rows(home, sources, tokens, data or shards or "", sequences, console))
     print_tables(found, console)
     _merge(before, found).write(folder)
     copies.upload(home, folder)
@@ -105,9 +105,9 @@ def analyze_files(files: Sequence[Path], embedding: str | None, out: Path | None
         raise InvalidInput("--weights", duplicates.pop(), "is given twice", "give each file once")
     by_table: dict[str, list[dict[str, Any]]] = {}
     for name, path in zip(names, files, strict=True):
-        matrices = {which: measured(matrix) for which, matrix in embeddings(path, embedding).items()}
-        _extend(by_table, analysis.rows_of({"cell": name}, matrices))
-    found = Analysis.of(by_table)
+        matrices = {which: measure_embedding(matrix) for which, matrix in embeddings(path, embedding).items()}
+        _extend(by_table, analysis.table_rows({"cell": name}, matrices))
+    found = Analysis.from_rows(by_table)
     print_tables(found, console)
     out = out or Path(f"{stems[0]}-analysis")
     try:
@@ -115,7 +115,7 @@ def analyze_files(files: Sequence[Path], embedding: str | None, out: Path | None
         for sheet in found.sheets():
             save_sheet(sheet, out / "tables", RENDERERS)
         for figure in [*analysis.b_ratio_figures(found), *_cell_figures(found)]:
-            save(figure, out / "figures", FIGURE_FORMATS)
+            save_figure(figure, out / "figures", FIGURE_FORMATS)
     except OSError as error:
         raise InvalidInput("--out", str(out), f"cannot be written ({error.strerror})", "choose a folder") from error
     if not can_draw():
@@ -124,9 +124,9 @@ def analyze_files(files: Sequence[Path], embedding: str | None, out: Path | None
 
 
 def _cell_figures(found: Analysis) -> Iterator[Figure]:
-    chosen = analysis.representative(found).items()
+    chosen = analysis.representative_cells(found).items()
     for figure in analysis.cell_figures(found):
-        yield from (figure.of(cell, name) for cell, name in chosen if cell in figure.data)
+        yield from (figure.for_cell(cell, name) for cell, name in chosen if cell in figure.data)
 
 
 def print_tables(found: Analysis, console: Console) -> None:
@@ -137,7 +137,7 @@ def print_tables(found: Analysis, console: Console) -> None:
 
 def _table(title: str, found: pd.DataFrame, columns: Sequence[str]) -> Table:
     table = Table(title=title, box=SIMPLE, padding=0)
-    cells = found.assign(cell=labels(found))
+    cells = found.assign(cell=cell_labels(found))
     varying = [name for name in ("scale", "seed", "step") if found[name].nunique() > 1]
     if found["lr"].notna().any():
         varying.append("lr")
@@ -146,7 +146,7 @@ def _table(title: str, found: pd.DataFrame, columns: Sequence[str]) -> Table:
         heading = "" if name == "cell" else HEADINGS.get(name, name).replace(" ", "\n", 1)
         table.add_column(heading, justify="left" if left else "right")
     for row in records(cells[["cell", *varying, *columns]]):
-        table.add_row(*(Text(shown(value, str(name))) for name, value in row.items()))
+        table.add_row(*(Text(format_value(value, str(name))) for name, value in row.items()))
     return table
 
 
@@ -194,10 +194,10 @@ def _rows(
             console.print(f"skipped weights {kept.path}: {why}", soft_wrap=True)
             continue
         output = weights.TIED if kept.cell.model.tied else weights.OUTPUT
-        found: dict[str, Embedding] = {"output": measured(embeddings(kept.path, output)["output"])}
+        found: dict[str, Embedding] = {"output": measure_embedding(embeddings(kept.path, output)["output"])}
         if not kept.cell.model.tied:
-            found["input"] = measured(embeddings(kept.path, weights.TIED)["output"])
-        _extend(by_table, analysis.rows_of(source.row, found))
+            found["input"] = measure_embedding(embeddings(kept.path, weights.TIED)["output"])
+        _extend(by_table, analysis.table_rows(source.row, found))
         if evaluate and tokens:
             loss, count = evaluate(kept, sequences)
             by_table.setdefault("losses", []).append(

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from dashboards.forecast import COLUMNS, FEATURES, SEEN, Forecast, beginning
+from dashboards.forecast import COLUMNS, FEATURES, OBSERVED_SHARE, Forecast, extract_features
 from search_spaces.cell import digest
 from search_spaces.record import Row
 from service.home import copies
@@ -54,7 +54,7 @@ def forecast_features(entry: Entry, rows: Sequence[Row]) -> dict[str, Any]:
         "steps": cell.training.steps,
         "taken": entry.result.steps,
         "seconds": entry.result.train_seconds,
-        **beginning(rows, cell.training.steps),
+        **extract_features(rows, cell.training.steps),
     }
 
 
@@ -69,8 +69,8 @@ def tables(forecast: Forecast, cells: bool) -> Iterator[RenderableType]:
     ended = forecast.ended
     yield (
         f"{len(ended)} runs to forecast, {(ended['state'] == 'diverged').sum()} of which diverged after the first "
-        f"{SEEN:.0%} of their steps. Excluded: {forecast.known} runs that diverged earlier, and {forecast.unseen} "
-        f"without an evaluation by then."
+        f"{OBSERVED_SHARE:.0%} of their steps. Excluded: {forecast.diverged_early} runs that diverged earlier, and "
+        f"{forecast.not_evaluated} without an evaluation by then."
     )
     if forecast.reason:
         yield f"no forecast: {forecast.reason}"

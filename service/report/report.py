@@ -10,10 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from dashboards.agreement import agreement, published_studies, terminal_tables
-from dashboards.comparison import compare
-from dashboards.comparison import tables as comparison_tables
+from dashboards.comparison import compare, comparison_tables
 from dashboards.files import FORMATS, NOT_DRAWN, can_draw
-from dashboards.report import with_measured, write_report
+from dashboards.report import add_measurements, write_report
 from dashboards.sensitivity import curves, studies
 from dashboards.tables import sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
@@ -33,15 +32,15 @@ def report(
         formats: see ``dashboards.report.write_report``; default: all.
         only: see ``dashboards.report.write_report``.
     """
-    found = curves(with_measured(source.runs, source.known), source.grid)
-    known, notes = source.known, source.notes
+    found = curves(add_measurements(source.runs, source.context), source.grid)
+    context, notes = source.context, source.notes
     published = published_studies(source.runs)
     replicated = agreement(curve for curve in found if curve.study in published)
     if replicated is None or len(replicated.curves) < len(found):
         title = f"Learning-rate sensitivity: {source.title}"
         console.print(terminal_table(sensitivity_table(found), title=title))
     if replicated is not None:
-        known, notes = replace(known, agreement=replicated), (*notes, replicated.sentence)
+        context, notes = replace(context, agreement=replicated), (*notes, replicated.sentence)
         for table in terminal_tables(replicated):
             console.print(table)
     for note in notes:
@@ -57,8 +56,8 @@ def report(
             notes=notes,
             formats=formats or FORMATS,
             only=only,
-            known=known,
-            found=found,
+            context=context,
+            facts=found,
         )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"cannot be written ({error.strerror})", "choose a folder") from error
@@ -84,7 +83,7 @@ def write_live_page(name: str, home: Home, refresh_s: int | None, folder: Path |
         provenance=source.provenance,
         notes=source.notes,
         formats=("html",),
-        known=replace(source.known, refresh_s=refresh_s),
+        context=replace(source.context, refresh_s=refresh_s),
     )
 
 

@@ -19,14 +19,14 @@ import pandas as pd
 from dashboards import analysis
 from dashboards.agreement import published_studies
 from dashboards.analysis import Analysis
-from dashboards.elsewhere import read_experiment
+from dashboards.external_runs import read_experiment
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
-from dashboards.report import Known
+from dashboards.report import ReportContext
 from dashboards.runs import from_records, read_csv, read_mlflow
 from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
-from dashboards.tables import listed
+from dashboards.tables import join_words
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from search_spaces.study_file import shipped
@@ -57,7 +57,7 @@ class Source:
     """Caveats for the reader."""
     folder: Path
     """The default folder for its report."""
-    known: Known = field(default_factory=Known)
+    context: ReportContext = field(default_factory=ReportContext)
 
 
 def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> Source:
@@ -66,7 +66,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     Args:
         source: the name of a study in this home, ``HOME:STUDY`` for another home, ``mlflow:STUDY``, the path of a CSV,
             or ``published`` for the runs that come with the package, unless a study of the home has that name.
-        columns: for a CSV or an experiment (``mlflow:EXPERIMENT``) of another project, see ``dashboards.elsewhere``.
+        columns: see ``dashboards.external_runs``, for a CSV or an experiment (``mlflow:EXPERIMENT``) of another project.
 
     Raises:
         InvalidInput: the source does not exist or is damaged, or ``columns`` does not apply to it.
@@ -122,11 +122,11 @@ def _from_home(name: str, home: Home) -> Source:
         provenance=provenance(study) | trained_with(runs),
         notes=(*([study.description] if study.description else []), *notes),
         folder=home.study(name) / "report",
-        known=context,
+        context=context,
     )
 
 
-def _context(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Known, list[str]]:
+def _context(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[ReportContext, list[str]]:
     """What the home has of a study in addition to its ledger, and notes for the reader."""
     # If there are too many cells for the page, it shows those of the first seeds.
     started = [(cell_id, entry) for cell_id, entry in entries.items() if entry.state in FORECAST_STATES]
@@ -144,7 +144,7 @@ def _context(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Kn
         except InvalidInput:
             damaged.append(cell_id)
             steps.pop(cell_id, None)
-    context = Known(
+    context = ReportContext(
         steps=steps,
         forecast=forecast(forecast_table(features)) if features else None,
         cores=study.resources.workers * study.resources.cpus_per_worker,
@@ -194,7 +194,7 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
         grid=None,
         provenance={"command": command, "table": path.name, **_environment()},
         folder=Path(path.stem),
-        known=Known(published=not published_studies(runs)),
+        context=ReportContext(published=not published_studies(runs)),
     )
 
 
@@ -222,20 +222,20 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
     titles = [name if titles.count(title) > 1 else title for name, title in zip(names, titles, strict=True)]
     named = list(zip(titles, sources, strict=True))
     return Source(
-        title=listed(titles),
+        title=join_words(titles),
         runs=pd.concat([_with_title(title, source.runs) for title, source in named], ignore_index=True),
         grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
         notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),
         folder=Path(re.sub(r"[^\w.-]+", "-", "-and-".join(titles))),
-        known=_merge_contexts([source.known for source in sources]),
+        context=_merge_contexts([source.context for source in sources]),
     )
 
 
-def _merge_contexts(contexts: Sequence[Known]) -> Known:
+def _merge_contexts(contexts: Sequence[ReportContext]) -> ReportContext:
     """The context of several studies, without forecasts and analyses, and without cores if they differ."""
     cores = {context.cores for context in contexts}
-    return Known(
+    return ReportContext(
         steps={cell: columns for context in contexts for cell, columns in context.steps.items()},
         links={cell: link for context in contexts for cell, link in context.links.items()},
         cores=cores.pop() if len(cores) == 1 else None,
@@ -265,7 +265,7 @@ def provenance(study: Study) -> dict[str, str]:
 def trained_with(runs: pd.DataFrame) -> dict[str, str]:
     """The versions of PyTorch that trained the runs, if recorded; they may differ from the installed one."""
     versions = sorted(set(runs["torch"].dropna()))
-    return {"trained with": f"torch {listed(versions)}"} if versions else {}
+    return {"trained with": f"torch {join_words(versions)}"} if versions else {}
 
 
 def _environment() -> dict[str, str]:

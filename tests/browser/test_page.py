@@ -17,10 +17,10 @@ from rich.console import Console
 
 from benchmarks.report import filled
 from benchmarks.report import shown as times_shown
-from dashboards.analysis import CELL_COLUMNS, Analysis, rows_of
-from dashboards.embeddings import measured as embedding_of
+from dashboards.analysis import CELL_COLUMNS, Analysis, table_rows
+from dashboards.embeddings import measure_embedding as embedding_of
 from dashboards.published import RUNS_CSV
-from dashboards.report import Known, write_report
+from dashboards.report import ReportContext, write_report
 from dashboards.runs import RUN_COLUMNS, from_records, read_csv
 from service.report.report import report
 from service.report.sources import load
@@ -60,17 +60,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, pd.
     """Page and runs, by name."""
     tables = {"made up": made_up(), "published": read_csv(RUNS_CSV)}
     folder = tmp_path_factory.mktemp("pages")
-    known = {"made up": measured(tables["made up"])}
+    contexts = {"made up": measured(tables["made up"])}
     return {
         name: (
-            write_report(runs, folder / name, title=f"{name} <i>&", formats=("html",), known=known.get(name)),
+            write_report(runs, folder / name, title=f"{name} <i>&", formats=("html",), context=contexts.get(name)),
             runs,
         )
         for name, runs in tables.items()
     }
 
 
-def measured(runs: pd.DataFrame) -> Known:
+def measured(runs: pd.DataFrame) -> ReportContext:
     """Steps of every cell that ended, and addresses of some."""
     ended = runs[runs["state"].isin(["finished", "diverged"])]
     steps = {
@@ -83,7 +83,7 @@ def measured(runs: pd.DataFrame) -> Known:
         for i, cell in enumerate(ended["cell"])
     }
     links = {cell: f"http://127.0.0.1:5000/#/experiments/1/runs/{i}" for i, cell in enumerate(ended["cell"])}
-    return Known(steps=steps, links=links, cores=2, analysis=analyzed(ended))
+    return ReportContext(steps=steps, links=links, cores=2, analysis=analyzed(ended))
 
 
 def analyzed(ended: pd.DataFrame) -> Analysis:
@@ -92,9 +92,9 @@ def analyzed(ended: pd.DataFrame) -> Analysis:
     for number, run in enumerate(ended[::2].to_dict("records")):
         E_VD = np.random.default_rng(number).normal(size=(30 + number, 4)) + 1.0
         cell = {name: run.get(name, 20) for name in CELL_COLUMNS}
-        for name, rows in rows_of(cell, {"output": embedding_of(E_VD)}).items():
+        for name, rows in table_rows(cell, {"output": embedding_of(E_VD)}).items():
             told.setdefault(name, []).extend(rows)
-    return Analysis.of(told)
+    return Analysis.from_rows(told)
 
 
 class Opened:
@@ -141,7 +141,7 @@ class Opened:
 def opened(
     browser: Browser, pages: dict[str, tuple[Path, pd.DataFrame]], request: pytest.FixtureRequest
 ) -> Iterator[tuple[Opened, pd.DataFrame]]:
-    """The test's parameter: name of the page, size of the screen, colour scheme."""
+    """The test's parameter: name of the page, size of the screen, color scheme."""
     name, size, scheme = request.param
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -168,9 +168,9 @@ def test_every_choice_draws_the_numbers_of_the_table(opened: tuple[Opened, pd.Da
     runs = runs.assign(tried=runs.groupby("method")["gamma"].transform("nunique"))
     for view in shown.page.eval_on_selector_all("#view option", texts):
         shown.page.select_option("#view", view)
-        for gamma in shown.page.eval_on_selector_all("#strength option", texts) or [None]:
+        for gamma in shown.page.eval_on_selector_all("#gamma option", texts) or [None]:
             if gamma is not None:
-                shown.page.select_option("#strength", gamma)
+                shown.page.select_option("#gamma", gamma)
             shown.drawn()
             drawn = runs[runs["scale"] == view.partition(",")[0]]
             drawn = drawn[(drawn["tried"] < 2) | (drawn["gamma"] == float(gamma))] if gamma else drawn
@@ -187,8 +187,8 @@ def test_every_choice_draws_the_numbers_of_the_table(opened: tuple[Opened, pd.Da
 
 
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
-def test_one_strength_alone(opened: tuple[Opened, pd.DataFrame]) -> None:
-    """Legends and bars name the lines that are drawn, each in the colour that it had."""
+def test_a_single_gamma(opened: tuple[Opened, pd.DataFrame]) -> None:
+    """Legends and bars name the lines that are drawn, each in the color that it had."""
     shown, _ = opened
     page = shown.page
     named = f"[data-panel='{LOSS}'] svg .mark-text.role-legend-label text"
@@ -200,16 +200,16 @@ def test_one_strength_alone(opened: tuple[Opened, pd.DataFrame]) -> None:
     of_each = "[bar.ariaLabel.match(/label: (.+?);/)[1], bar.getAttribute('fill')]"
     looks = f"bars => Object.fromEntries(bars.map(bar => {of_each}))"
     before = page.eval_on_selector_all(bars, looks)
-    page.select_option("#strength", "0.1")
+    page.select_option("#gamma", "0.1")
     shown.drawn()
     assert page.eval_on_selector_all(named, texts) == ["baseline", "z-loss (gamma=0.1)"]
     after = page.eval_on_selector_all(bars, looks)
     assert after == {name: look for name, look in before.items() if name != "z-loss (gamma=0.0001)"}
     assert len(after) == len(before) - 1 > 0
-    assert "several strengths, 0.1 is drawn." in page.inner_text(f"[data-panel='{LOSS}'] figcaption")
-    over = "[data-panel='LRS over strength']"
-    assert "is drawn" not in page.inner_text(f"{over} figcaption")
-    assert len(page.query_selector_all(f"{over} svg [aria-roledescription=point]")) == 2, "it is over all strengths"
+    assert "Methods with several gammas are shown at 0.1." in page.inner_text(f"[data-panel='{LOSS}'] figcaption")
+    over = "[data-panel='LRS over gamma']"
+    assert "are shown at" not in page.inner_text(f"{over} figcaption")
+    assert len(page.query_selector_all(f"{over} svg [aria-roledescription=point]")) == 2, "it is over all gammas"
 
 
 @pytest.mark.parametrize("opened", EVERYWHERE, indirect=True)
@@ -231,7 +231,7 @@ def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataF
     shown, runs = opened
     for summary in shown.page.query_selector_all("summary"):
         summary.click()
-    shown.page.wait_for_function(f"document.querySelectorAll('#every tbody tr').length === {len(runs)}")
+    shown.page.wait_for_function(f"document.querySelectorAll('#all-runs tbody tr').length === {len(runs)}")
     text = shown.page.inner_text("main")
     assert "made up <i>&" in text
     assert "<script>alert(1)</script>" in text, "the reason of the crashed cell"
@@ -248,8 +248,8 @@ def test_runs_are_listed_by_hundreds(browser: Browser, tmp_path: Path) -> None:
     runs = pd.concat(of_seeds, ignore_index=True)
     page = browser.new_page()
     shown = Opened(page, write_report(runs, tmp_path, title="many", formats=("html",)))
-    rows = "document.querySelectorAll('#every tbody tr').length"
-    page.focus("#every summary")
+    rows = "document.querySelectorAll('#all-runs tbody tr').length"
+    page.focus("#all-runs summary")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{rows} === 200")
     page.focus("#more")
@@ -258,7 +258,7 @@ def test_runs_are_listed_by_hundreds(browser: Browser, tmp_path: Path) -> None:
     page.keyboard.press("Enter")
     page.wait_for_function(f"{rows} === {len(runs)}")
     assert not page.is_visible("#more")
-    assert page.inner_text("#every tbody tr:last-child code") == runs["cell"].iloc[-1]
+    assert page.inner_text("#all-runs tbody tr:last-child code") == runs["cell"].iloc[-1]
     assert shown.complaints == []
     page.close()
 
@@ -346,8 +346,8 @@ def test_published_curves_come_and_go(browser: Browser, tmp_path: Path) -> None:
 def test_a_page_that_loads_itself_again_stays_as_it_was_left(browser: Browser, tmp_path: Path) -> None:
     runs = read_csv(RUNS_CSV).query("method == 'baseline'")
     runs = runs.assign(cell=[f"cell-{i}" for i in range(len(runs))])
-    known = replace(measured(runs), refresh_s=5)
-    path = write_report(runs, tmp_path, title="live", formats=("html",), known=known)
+    context = replace(measured(runs), refresh_s=5)
+    path = write_report(runs, tmp_path, title="live", formats=("html",), context=context)
     page = browser.new_page()
     shown = Opened(page, path)
     page.select_option("#view", "221M")
@@ -355,10 +355,10 @@ def test_a_page_that_loads_itself_again_stays_as_it_was_left(browser: Browser, t
     shown.drawn()
     cell = page.eval_on_selector_all("#cell option", "options => options[2].value")
     page.select_option("#cell", cell)
-    page.evaluate("every.open = true; scrollTo(0, 600)")
+    page.evaluate("allRuns.open = true; scrollTo(0, 600)")
     page.evaluate("before = true")
     page.wait_for_function("typeof before === 'undefined' && main.ariaBusy === 'false'")
-    choices = "[choice.value, published.checked, cell.value, every.open, scrollY]"
+    choices = "[view.value, published.checked, cell.value, allRuns.open, scrollY]"
     assert page.evaluate(choices) == ["221M", True, cell, True, 600]
     assert shown.complaints == []
     page.close()

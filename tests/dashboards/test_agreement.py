@@ -1,4 +1,4 @@
-"""What published runs give, beside what was published."""
+"""Published runs, recomputed and compared with the published numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dashboards.sensitivity import curves
 from tests import loss_overview
 
 ALL = (
-    "Computed from these runs, 50 of 50 LRS, 50 of 50 best losses, 50 of 50 best learning rates and 15 of 15 extra "
-    "training times agree with the published ones to the last published digit."
+    "Recomputed from these runs, 50 of 50 LRS, 50 of 50 best losses, 50 of 50 best learning rates and 15 of 15 extra "
+    "training times match the published numbers to the last digit."
 )
 
 
@@ -45,7 +45,7 @@ def test_every_published_number_follows_from_the_runs(runs: pd.DataFrame) -> Non
     assert of(runs).sentence == ALL
 
 
-def test_the_numbers_stand_beside_the_published_ones(runs: pd.DataFrame) -> None:
+def test_each_number_has_its_published_counterpart(runs: pd.DataFrame) -> None:
     found = of(runs)
     assert len(found.curves) == 50
     assert len(found.overheads) == 15
@@ -87,14 +87,14 @@ def test_a_curve_with_a_missing_run_agrees_with_nothing(runs: pd.DataFrame) -> N
     assert re.search(r"16M +baseline +– +– +≠ 0\.306", drawn(found))
 
 
-def test_extra_times_need_every_strength(runs: pd.DataFrame) -> None:
+def test_extra_times_need_every_gamma(runs: pd.DataFrame) -> None:
     main = of(runs[runs["gamma"].fillna(published.GAMMA) == published.GAMMA])
     assert "20 of 20 LRS" in main.sentence
     assert "5 of 5 extra training times" in main.sentence
     assert set(main.overheads["method"]) == {"mu-centering"}
     without_baseline = of(runs[runs["method"] == "z-loss"])
     assert without_baseline.overheads.empty
-    assert "20 of 20 best learning rates agree" in without_baseline.sentence
+    assert "20 of 20 best learning rates match" in without_baseline.sentence
     assert [sheet.name for sheet in sheets(without_baseline)] == ["published"]
     assert "Extra training time" not in drawn(without_baseline)
 
@@ -109,14 +109,14 @@ def test_sheets_have_every_number(runs: pd.DataFrame) -> None:
     assert of_curves.texts.loc[0, ["LRS", "best_loss", "best_loss_published"]].tolist() == ["0.306", "3.84", "3.84"]
 
 
-def test_two_studies_are_told_apart(runs: pd.DataFrame) -> None:
+def test_two_studies_are_distinguished(runs: pd.DataFrame) -> None:
     both = pd.concat([runs, runs[runs["scale"] == "16M"].assign(study="[b]main[/b]")], ignore_index=True)
     found = of(both)
     assert "60 of 60 LRS" in found.sentence
     assert "[b]main[/b]" in drawn(found)
 
 
-def test_published_runs_are_known_in_whatever_file_they_are(runs: pd.DataFrame, tmp_path: Path) -> None:
+def test_published_runs_are_recognized_in_any_file(runs: pd.DataFrame, tmp_path: Path) -> None:
     assert published_studies(runs) == {"oec_published_runs"}
     assert published_studies(runs.sample(frac=1, random_state=1).head(9)) == {"oec_published_runs"}
     runs.assign(study="mine").to_csv(tmp_path / "runs.csv", index=False)
@@ -137,7 +137,7 @@ def test_other_runs_are_not_taken_for_published_ones(runs: pd.DataFrame, changes
     assert published_studies(mixed) == {"theirs"}
 
 
-def test_without_published_curves_there_is_nothing_to_agree() -> None:
+def test_without_published_curves_there_is_no_comparison() -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     assert published_studies(runs) == frozenset()
     assert agreement(curves(runs)) is None

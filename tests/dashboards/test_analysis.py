@@ -1,4 +1,4 @@
-"""What was found of kept weights: as tables and back, and as figures."""
+"""The analysis of kept weights: tables that read back, and figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dashboards.analysis import TABLES, Analysis, b_ratio_figures, cell_figures, representative, rows_of
-from dashboards.embeddings import measured
-from dashboards.files import save
+from dashboards.analysis import TABLES, Analysis, b_ratio_figures, cell_figures, representative_cells, table_rows
+from dashboards.embeddings import measure_embedding
+from dashboards.files import save_figure
 from search_spaces.errors import InvalidInput
 
 
@@ -37,10 +37,10 @@ def matrix(seed: int, shift: float = 1.0) -> np.ndarray:
 def analysis(*cells: dict[str, Any], shift: float = 1.0, **tables: Any) -> Analysis:
     told: dict[str, list[dict[str, Any]]] = dict(tables)
     for seed, one in enumerate(cells):
-        found = {"output": measured(matrix(seed, shift)), "input": measured(matrix(100 + seed, 0.0))}
-        for name, rows in rows_of(one, found).items():
+        found = {"output": measure_embedding(matrix(seed, shift)), "input": measure_embedding(matrix(100 + seed, 0.0))}
+        for name, rows in table_rows(one, found).items():
             told.setdefault(name, []).extend(rows)
-    return Analysis.of(told)
+    return Analysis.from_rows(told)
 
 
 LOSS = cell("a") | {"data": "theirs", "digest": "0" * 16, "tokens": 640, "loss": 3.5, "val_loss": None}
@@ -65,7 +65,7 @@ def test_nothing_was_analyzed(tmp_path: Path) -> None:
 def test_a_damaged_table_is_named(tmp_path: Path, content: str) -> None:
     analysis(cell("a")).write(tmp_path)
     (tmp_path / "histograms.csv").write_text(content, encoding="latin-1")
-    with pytest.raises(InvalidInput, match=r"histograms.csv' is no table of an analysis .*; remove its folder"):
+    with pytest.raises(InvalidInput, match=r"histograms.csv' is not a valid analysis table .*; delete its folder"):
         Analysis.read(tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_the_histogram_of_b_ratios_counts_the_last_weights_of_each_cell() -> Non
             ("f", "output", None, {}),
         )
     ]
-    (figure,) = b_ratio_figures(Analysis.of({"embeddings": rows}))
+    (figure,) = b_ratio_figures(Analysis.from_rows({"embeddings": rows}))
     facts = figure.spec["datasets"]["facts"]
     assert {(row["label"], row["low"], row["high"]): row["cells"] for row in facts} == {
         ("baseline", 0.675, 0.725): 2,
@@ -94,14 +94,14 @@ def test_the_histogram_of_b_ratios_counts_the_last_weights_of_each_cell() -> Non
 
 
 def test_without_a_b_ratio_there_is_no_histogram() -> None:
-    assert b_ratio_figures(Analysis.of({})) == []
+    assert b_ratio_figures(Analysis.from_rows({})) == []
 
 
 def test_the_figures_of_a_cell_are_of_its_last_weights() -> None:
     found = analysis(cell("a", step=10), cell("a"), cell("b", lr=1.0))
     figures = cell_figures(found)
     assert [figure.name for figure in figures] == ["e-mu", "row-norms", "singular-values"]
-    last = found.last().set_index("cell")
+    last = found.last_outputs().set_index("cell")
     for figure in figures:
         assert set(figure.data) == {"a", "b"}
         for name, tables in figure.data.items():
@@ -119,8 +119,8 @@ def test_the_figures_of_a_cell_are_of_its_last_weights() -> None:
 def test_a_matrix_that_is_not_finite_has_no_figure() -> None:
     broken = matrix(0)
     broken[0, 0] = np.nan
-    rows = rows_of(cell("a", state="diverged"), {"output": measured(broken)})
-    found = Analysis.of(rows)
+    rows = table_rows(cell("a", state="diverged"), {"output": measure_embedding(broken)})
+    found = Analysis.from_rows(rows)
     assert cell_figures(found) == []
     assert b_ratio_figures(found) == []
     assert len(found.embeddings) == 1
@@ -134,16 +134,16 @@ def test_files_are_of_the_largest_learning_rate_of_the_first_curve_that_converge
         cell("d", lr=1.0, method="mu-loss", gamma=1.0),
         cell("e", scale="16M", state="diverged"),
     )
-    assert representative(analysis(*cells)) == {"b": "tiny", "e": "16M"}
-    elsewhere = analysis({"cell": "theirs"}, {"cell": "ours"})
-    assert representative(elsewhere) == {"theirs": "theirs", "ours": "ours"}
-    assert cell_figures(elsewhere)[0].of("ours", "ours").name == "e-mu-ours"
+    assert representative_cells(analysis(*cells)) == {"b": "tiny", "e": "16M"}
+    files = analysis({"cell": "theirs"}, {"cell": "ours"})
+    assert representative_cells(files) == {"theirs": "theirs", "ours": "ours"}
+    assert cell_figures(files)[0].for_cell("ours", "ours").name == "e-mu-ours"
 
 
 def test_every_figure_can_be_drawn(tmp_path: Path) -> None:
     found = analysis(cell("a"), cell("b", method="z-loss", gamma=1e-4))
-    for figure in (*b_ratio_figures(found), *(one.of("a", "tiny") for one in cell_figures(found))):
-        (wide, _) = save(figure, tmp_path, ["svg"])
+    for figure in (*b_ratio_figures(found), *(one.for_cell("a", "tiny") for one in cell_figures(found))):
+        (wide, _) = save_figure(figure, tmp_path, ["svg"])
         drawn = wide.read_text()
         assert drawn.count("mark-rect") + drawn.count("mark-line") >= 1, figure.name
         assert "B-ratio" in drawn

@@ -1,4 +1,4 @@
-"""Two studies side by side: what moved, and how often noise is taken for it."""
+"""The comparison of two studies: what changed, and how often noise is mistaken for a change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from made_up import L_INIT, curve, study
 from rich.console import Console
 
-from dashboards.comparison import ALPHA, Comparison, compare, tables
+from dashboards.comparison import ALPHA, Comparison, compare, comparison_tables
 from dashboards.sensitivity import curves
 
 LOSSES = [3.5, 3.0, 3.2, 3.4]
@@ -22,7 +22,7 @@ def compared(before: list[list[dict[str, object]]], after: list[list[dict[str, o
 
 
 def seeds(losses: list[float], noise: float, count: int = 3, **changes: object) -> list[list[dict[str, object]]]:
-    """Curves over seeds around ``losses``, whose last learning rate has noise of its own."""
+    """Curves over seeds around ``losses``, with noise at the last learning rate."""
     shifts = np.linspace(-noise, noise, count)
     return [curve([*losses[:-1], losses[-1] + shift], seed=s, **changes) for s, shift in enumerate(shifts)]
 
@@ -34,23 +34,23 @@ def row(found: Comparison, measure: str) -> pd.Series:
 
 def said(found: Comparison) -> str:
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    for renderable in tables(found, "A", "B"):
+    for renderable in comparison_tables(found, "A", "B"):
         console.print(renderable, soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_move_beyond_the_noise_is_one() -> None:
+def test_a_change_beyond_the_noise_is_reported() -> None:
     found = compared(seeds(LOSSES, 0.01), seeds([3.5, 3.0, 3.2, 4.4], 0.01))
     lrs = row(found, "LRS")
     assert lrs["change"] == pytest.approx(1 / 3)
-    assert (lrs["verdict"], row(found, "best_loss")["verdict"]) == ("moved", "equal")
-    assert "LRS moved by more than noise: tiny baseline" in said(found)
+    assert (lrs["verdict"], row(found, "best_loss")["verdict"]) == ("changed", "equal")
+    assert "LRS changed significantly: tiny baseline" in said(found)
 
 
-def test_a_move_within_the_noise_is_none() -> None:
+def test_a_change_within_the_noise_is_not_reported() -> None:
     found = compared(seeds(LOSSES, 0.5), seeds([3.5, 3.0, 3.2, 3.5], 0.5))
     assert row(found, "LRS")["verdict"] == "within noise"
-    assert "No LRS and no best loss moved by more than noise." in said(found)
+    assert "No LRS and no best loss changed significantly." in said(found)
 
 
 def test_the_test_is_welchs() -> None:
@@ -59,11 +59,11 @@ def test_the_test_is_welchs() -> None:
     assert row(found, "LRS")["p"] == pytest.approx(0.218, abs=0.005)
 
 
-def test_one_seed_says_that_noise_is_not_known() -> None:
+def test_with_one_seed_the_noise_is_unknown() -> None:
     found = compared([curve(LOSSES)], seeds([3.5, 3.1, 3.2, 4.4], 0.01))
     assert row(found, "LRS")["verdict"] == row(found, "best_loss")["verdict"] == "noise unknown"
     assert math.isnan(row(found, "LRS")["p"])
-    assert "a change can not be told from noise" in said(found)
+    assert "a change cannot be told from noise" in said(found)
 
 
 def test_equal_studies_are_equal() -> None:
@@ -93,10 +93,10 @@ def test_curves_of_one_study_only_are_named() -> None:
 def test_different_grids_are_compared_where_they_meet() -> None:
     found = compared([curve(LOSSES)], [curve(LOSSES)[:3]])
     assert set(found.rows["verdict"]) == {"equal"}, "an LRS over other learning rates is another number"
-    assert "compared over the learning rates of both: 0.001, 0.01, 0.1" in said(found)
+    assert "compared over the learning rates that both have: 0.001, 0.01, 0.1" in said(found)
     nowhere = compared([curve(LOSSES)], [[record | {"lr": 5.0} for record in curve(LOSSES)[:1]]])
     assert nowhere.rows.empty
-    assert "learning rates of both: none" in said(nowhere)
+    assert "learning rates that both have: none" in said(nowhere)
 
 
 def test_a_curve_that_is_not_complete_is_not_judged() -> None:
@@ -104,22 +104,19 @@ def test_a_curve_that_is_not_complete_is_not_judged() -> None:
     broken[0] |= {"state": "crashed", "val_loss": None}
     found = compared([curve(LOSSES)], [broken])
     assert row(found, "LRS")["verdict"] == "unknown"
-    assert "the second is not complete, without a result: lr=0.001 seed=1 (crashed)" in said(found)
+    assert "the second is incomplete; cells without a result: lr=0.001 seed=1 (crashed)" in said(found)
 
 
-def test_other_texts_do_not_compare() -> None:
+def test_losses_on_different_texts_are_not_comparable() -> None:
     text = said(compared([curve(LOSSES)], [curve(LOSSES, l_init=10.8)]))
     assert f"the loss before training is {L_INIT:.2f} and 10.80 nats" in text
 
 
 def test_studies_without_a_curve_in_common() -> None:
-    assert (
-        said(compared([], [curve(LOSSES)]))
-        == "No curve of A is also in B: nothing to compare.\nOnly in B: tiny baseline\n"
-    )
+    assert said(compared([], [curve(LOSSES)])) == "A and B have no curve in common.\nOnly in B: tiny baseline\n"
 
 
-def test_noise_alone_is_seldom_called_a_move() -> None:
+def test_noise_alone_is_rarely_called_a_change() -> None:
     """Four curves of equal methods, three seeds each, whose noise grows towards the last learning rate."""
     rng = np.random.default_rng(0)
     wrong, repetitions = 0, 80
@@ -132,5 +129,5 @@ def test_noise_alone_is_seldom_called_a_move() -> None:
         ]
 
     for _ in range(repetitions):
-        wrong += bool((compared(noisy(), noisy()).rows["verdict"] == "moved").any())
-    assert wrong / repetitions <= ALPHA + 0.04, f"noise was called a move in {wrong} of {repetitions} comparisons"
+        wrong += bool((compared(noisy(), noisy()).rows["verdict"] == "changed").any())
+    assert wrong / repetitions <= ALPHA + 0.04, f"noise was called a change in {wrong} of {repetitions} comparisons"

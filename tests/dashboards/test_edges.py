@@ -12,7 +12,7 @@ from made_up import curve, run, study
 from dashboards.edges import edge_of
 from dashboards.runs import from_records, read_csv
 from dashboards.sensitivity import curves
-from dashboards.tables import sensitivity_table, texts
+from dashboards.tables import format_columns, sensitivity_table
 from search_spaces.edge import Edge
 
 
@@ -73,4 +73,4 @@ def test_a_curve_and_its_row_of_the_table_tell_the_edge() -> None:
     assert [one.edge for one in found] == [Edge(low=0.3162, high=0.5623), None]
     row = sensitivity_table(found).iloc[0]
     assert (row["edge_low"], row["edge_high"], row["LRS"]) == (0.3162, 0.5623, found[0].LRS)
-    assert "edge_low" not in texts(sensitivity_table(found[1:])), "what nobody searched for is no column"
+    assert "edge_low" not in format_columns(sensitivity_table(found[1:])), "what nobody searched for is no column"

@@ -1,4 +1,4 @@
-"""The shape of an embedding matrix: against definitions, against the published code's output, and against the
+"""The geometry of an embedding matrix, checked against definitions, the output of the published code, and the
 diagnostics of a run."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashboards import embeddings
-from dashboards.embeddings import MEASURES, b_ratio, histogram, measured
+from dashboards.embeddings import MEASURES, b_ratio, histogram, measure_embedding
 from trainers import diagnostics
 
 
@@ -26,7 +26,7 @@ def matrix(seed: int, V: int = 50, D: int = 7, shift: float = 0.0) -> np.ndarray
 @given(st.integers(0, 1000), st.integers(2, 60), st.integers(1, 12), st.sampled_from([0.0, 0.3, 5.0, 60.0]))
 def test_the_measures_are_those_of_a_run(seed: int, V: int, D: int, shift: float) -> None:
     E_VD = matrix(seed, V, D, shift)
-    found = measured(E_VD).measures
+    found = measure_embedding(E_VD).measures
     assert tuple(found) == MEASURES
     of_run = {name: float(value) for name, value in diagnostics.embedding(torch.from_numpy(E_VD).double()).items()}
     of_run["b_ratio"] = float(diagnostics.b_ratio(torch.from_numpy(E_VD).double()))
@@ -36,13 +36,13 @@ def test_the_measures_are_those_of_a_run(seed: int, V: int, D: int, shift: float
 
 def test_what_there_is_of_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     E_VD = matrix(1, shift=2.0)
-    found = measured(E_VD)
+    found = measure_embedding(E_VD)
     mu_D = E_VD.astype(float).mean(axis=0)
     np.testing.assert_allclose(found.e_mu_V, E_VD.astype(float) @ mu_D, rtol=1e-12)
     np.testing.assert_allclose(found.row_norm_V, np.linalg.norm(E_VD.astype(float), axis=1))
     np.testing.assert_allclose(found.singular_D, np.linalg.svd(E_VD.astype(float), compute_uv=False))
-    monkeypatch.setattr(embeddings, "ROWS", 8)  # 50 rows in seven parts
-    in_parts = measured(E_VD)
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 8)  # 50 rows in seven parts
+    in_parts = measure_embedding(E_VD)
     assert in_parts.measures == pytest.approx(found.measures, rel=1e-9)
     np.testing.assert_allclose(in_parts.e_mu_V, found.e_mu_V, rtol=1e-12)
 
@@ -54,20 +54,20 @@ def test_the_b_ratio_of_the_published_checkpoint() -> None:
 
 
 def test_the_isotropy_of_rows_that_are_pushed_overflows_nowhere() -> None:
-    assert 0 <= measured(matrix(0, shift=500.0)).measures["isotropy"] < 1e-200
+    assert 0 <= measure_embedding(matrix(0, shift=500.0)).measures["isotropy"] < 1e-200
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_of_a_matrix_that_is_not_finite_nothing_is_told(bad: float) -> None:
     E_VD = matrix(0)
     E_VD[3, 2] = bad
-    found = measured(E_VD)
+    found = measure_embedding(E_VD)
     assert all(math.isnan(value) for value in found.measures.values())
     assert len(found.e_mu_V) == len(found.row_norm_V) == len(found.singular_D) == 0
 
 
 def test_of_zeros_there_are_no_ratios() -> None:
-    found = measured(np.zeros((5, 3), dtype=np.float32)).measures
+    found = measure_embedding(np.zeros((5, 3), dtype=np.float32)).measures
     assert math.isnan(found["b_ratio"])
     assert math.isnan(found["ratio_norm"])
     assert found["isotropy"] == 1.0

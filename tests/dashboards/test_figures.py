@@ -1,4 +1,4 @@
-"""Figures: the facts under each, one colour a method, and files that can be opened."""
+"""Figures: the facts behind each one, one color per method, and overlays and links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dashboards.facts import diagnostic_facts, loss_facts, lrs_facts
 from dashboards.figures import figures
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from dashboards.views import COLORS, GREY, Line, color_of_norm, lines, strengths, views
+from dashboards.views import COLORS, GREY, Line, color_of_norm, gammas_by_line, lines, views
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 
@@ -26,7 +26,7 @@ def drawn_of(runs: pd.DataFrame) -> list[Line]:
 
 @pytest.fixture(scope="module")
 def found() -> list[Line]:
-    """Two strengths, two seeds, a diverged and a crashed cell, no diagnostic but one."""
+    """Two gammas, two seeds, a diverged and a crashed cell, no diagnostic but one."""
     broken = curve([3.4, 3.1, 3.0, 3.3], method="z-loss", gamma=1e-1)
     broken[0] |= {"state": "crashed", "val_loss": None}
     return drawn_of(
@@ -44,7 +44,7 @@ def layers_with(spec: dict[str, Any], mark: str) -> list[dict[str, Any]]:
 
 
 def test_every_method_has_one_color_of_its_own() -> None:
-    assert set(COLORS) == set(METHODS), "a new method needs a colour in dashboards.views.COLORS"
+    assert set(COLORS) == set(METHODS), "a new method needs a color in dashboards.views.COLORS"
     assert len(set(COLORS.values())) == len(COLORS)
 
 
@@ -73,7 +73,7 @@ def test_which_figures_there_are(found: list[Line]) -> None:
     ]  # fmt: skip
     assert figures([]) == []
     names = {figure.name for figure in figures(lines(curves(read_csv(published.RUNS_CSV))))}
-    assert len(names) == 5 * 8 + 2 + 4, "eight a scale; all scales in one, of the methods and of two methods' strengths"
+    assert len(names) == 5 * 8 + 2 + 4, "8 per scale; all scales at once for the methods and for 2 gamma sweeps"
     assert {"loss-scales", "lrs-scale", "loss-scales-z-loss", "lrs-scale-mu-loss"} <= names
 
 
@@ -120,10 +120,10 @@ def test_where_nothing_comes_near_the_ceiling_words_say_where_it_is() -> None:
 
 
 def test_studies_are_told_apart() -> None:
-    strengths = [
+    swept = [
         curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma, study=name) for name in "AB" for gamma in (1, 2)
     ]
-    drawn = drawn_of(study(*strengths, *(curve([3.5, 3.0, 3.2, 3.4], study=name) for name in "AB")))
+    drawn = drawn_of(study(*swept, *(curve([3.5, 3.0, 3.2, 3.4], study=name) for name in "AB")))
     assert [line.name for line in drawn[:2]] == ["A: baseline", "A: mu-loss (gamma=1)"]
     assert len({(line.color, line.dash, line.shape) for line in drawn}) == len(drawn)
     gammas = figures(drawn)[2]
@@ -170,20 +170,20 @@ def test_norms_are_compared_under_one_method_each_where_there_are_more_of_them()
 
 def test_norms_can_be_told_apart() -> None:
     looks = {(line.color, line.dash, line.shape) for line in compared(*ATTENTION_NORMS, "from-elsewhere")}
-    assert len(looks) == len(ATTENTION_NORMS) + 1, "more norms of one colour than dashes: dashboards.views"
+    assert len(looks) == len(ATTENTION_NORMS) + 1, "more norms of one color than dashes: extend dashboards.views.DASHES"
     assert color_of_norm("none") == GREY
 
 
-def test_strengths_can_be_chosen_where_a_method_has_several(found: list[Line]) -> None:
-    assert strengths(found) == {"mu-loss (gamma=0.0001)": 1e-4, "mu-loss (gamma=0.1)": 1e-1}, "z-loss has one"
+def test_gamma_can_be_selected_if_a_method_has_several(found: list[Line]) -> None:
+    assert gammas_by_line(found) == {"mu-loss (gamma=0.0001)": 1e-4, "mu-loss (gamma=0.1)": 1e-1}, "z-loss has one"
     of_z_loss = [curve([3.5, 3.0, 3.2, 3.4], method="z-loss", gamma=gamma) for gamma in (1e-4, 1e-1)]
     under = [[run | {"attention_norm": norm} for norm in ATTENTION_NORMS for run in runs] for runs in of_z_loss]
-    assert strengths(drawn_of(study(*under))) == {}, "its views tell them apart already"
+    assert gammas_by_line(drawn_of(study(*under))) == {}, "its views separate them already"
 
 
 def test_one_norm_alone_is_named_where_it_is_not_the_default() -> None:
     assert [line.name for line in compared("none")] == ["baseline + none"]
-    assert [(line.name, line.of) for line in compared("qk-norm")] == [("baseline", "")]
+    assert [(line.name, line.group) for line in compared("qk-norm")] == [("baseline", "")]
 
 
 def test_published_curves_lie_over_those_of_the_same_scale_and_vocabulary() -> None:
@@ -192,7 +192,7 @@ def test_published_curves_lie_over_those_of_the_same_scale_and_vocabulary() -> N
     assert len(loss.overlay) == len(published.METHODS)
     first = loss.overlay[0]["data"]["values"]
     runs = read_csv(published.RUNS_CSV).query("scale == '16M' and method == 'baseline'")
-    assert all(len(layer["data"]["values"]) == 7 for layer in loss.overlay), "one strength, that of the main comparison"
+    assert all(len(layer["data"]["values"]) == 7 for layer in loss.overlay), "one gamma, that of the main comparison"
     assert [point["loss"] for point in first] == runs["val_loss"].tolist()
     assert {point["label"] for point in first} == {"baseline, published"}
     for other in (curve([3.9, 3.8, 3.9, 4.0], scale="16M"), curve([3.9, 3.8, 3.9, 4.0], l_init=10.84)):

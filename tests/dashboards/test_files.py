@@ -1,4 +1,4 @@
-"""Files: figures of the sizes of a paper, and the choice of what is written."""
+"""Files: figures in the sizes of a paper, and the selection of what is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from made_up import GRID, curve, study
 
 from dashboards.charts import Figure
 from dashboards.figures import figures
-from dashboards.files import FIGURE_FORMATS, FORMATS, NOT_DRAWN, chosen, save
+from dashboards.files import FIGURE_FORMATS, FORMATS, NOT_DRAWN, save_figure, select_formats
 from dashboards.report import write_report
 from dashboards.sensitivity import curves
 from dashboards.vega import Script
@@ -30,7 +30,7 @@ def figure_of(**changes: object) -> Figure:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return save(figure_of(), tmp_path_factory.mktemp("figures") / "new" / "folder")
+    return save_figure(figure_of(), tmp_path_factory.mktemp("figures") / "new" / "folder")
 
 
 def test_a_figure_is_written_for_two_columns_and_for_one(saved: list[Path]) -> None:
@@ -78,7 +78,7 @@ def test_long_names_of_a_legend_are_not_cut(tmp_path: Path) -> None:
     method = "a-method-from-elsewhere-with-a-name"
     records = [curve([3.5, 3.0, 3.2, 3.4], method=method, gamma=gamma) for gamma in (0.001, 0.002)]
     figure = figures(lines(curves(study(*records), GRID)))[0]
-    for path in save(figure, tmp_path, formats=("svg",)):
+    for path in save_figure(figure, tmp_path, formats=("svg",)):
         root = ElementTree.parse(path).getroot()
         ends = [x + 5.5 * len(text) for x, text in texts(root) if text.startswith(method)]
         assert len(ends) == 2
@@ -86,7 +86,7 @@ def test_long_names_of_a_legend_are_not_cut(tmp_path: Path) -> None:
 
 
 def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
-    for path in save(figure_of(scale="../../up"), tmp_path / "figures", formats=("svg",)):
+    for path in save_figure(figure_of(scale="../../up"), tmp_path / "figures", formats=("svg",)):
         assert path.parent == tmp_path / "figures"
         assert path.is_file()
 
@@ -95,24 +95,24 @@ THERE = {"report": ("html",), "runs": ("csv", "parquet"), "loss-16M": ("png", "p
 
 
 def test_everything_is_wanted_unless_told_otherwise() -> None:
-    assert chosen(THERE, FORMATS, ()).keys() == THERE.keys()
-    assert chosen(THERE, ("csv", "png"), ()) == {"runs": ["csv"], "loss-16M": ["png"], "LRS": ["csv"]}
-    assert chosen(THERE, ("csv", "pdf"), ("loss-*", "L*")) == {"loss-16M": ["pdf"], "LRS": ["csv"]}
+    assert select_formats(THERE, FORMATS, ()).keys() == THERE.keys()
+    assert select_formats(THERE, ("csv", "png"), ()) == {"runs": ["csv"], "loss-16M": ["png"], "LRS": ["csv"]}
+    assert select_formats(THERE, ("csv", "pdf"), ("loss-*", "L*")) == {"loss-16M": ["pdf"], "LRS": ["csv"]}
 
 
 @pytest.mark.parametrize(
     ("formats", "only", "field", "there"),
     [
         (("gif",), (), "--format", "choose from html, png, svg, pdf, csv, parquet, md, tex"),
-        (("pdf",), ("LRS",), "--only", "there are loss-16M"),
-        (FORMATS, ("loss-*", "nothing"), "--only", "there are report, runs, loss-16M, LRS"),
+        (("pdf",), ("LRS",), "--only", "choose from loss-16M"),
+        (FORMATS, ("loss-*", "nothing"), "--only", "choose from report, runs, loss-16M, LRS"),
     ],
 )
 def test_a_choice_of_nothing_is_refused(
     formats: tuple[str, ...], only: tuple[str, ...], field: str, there: str
 ) -> None:
     with pytest.raises(InvalidInput) as error:
-        chosen(THERE, formats, only)
+        select_formats(THERE, formats, only)
     assert error.value.field == field
     assert error.value.remedy == there
 

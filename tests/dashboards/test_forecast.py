@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dashboards.forecast import COLUMNS, FEATURES, NEEDED, SEEN, Forecast, beginning, forecast
+from dashboards.forecast import COLUMNS, FEATURES, MIN_RUNS, OBSERVED_SHARE, Forecast, extract_features, forecast
 
 STEPS = 100
 LIMIT = 1.0
@@ -17,7 +17,7 @@ LIMIT = 1.0
 def rows(heat: float, noise: np.random.Generator) -> list[dict[str, float]]:
     """A run's first rows. Output norms grow with the heat, the mean logit wanders with it; a hot run's loss rises."""
     found = []
-    for step in range(0, 2 * int(SEEN * STEPS) + 1, 5):
+    for step in range(0, 2 * int(OBSERVED_SHARE * STEPS) + 1, 5):
         t = step / STEPS
         blur = noise.normal(1.0, 0.05, 6)
         found.append(
@@ -45,7 +45,7 @@ def run(i: int, heat: float, noise: np.random.Generator, **changes: Any) -> dict
         "steps": STEPS,
         "taken": 60 if diverged else STEPS,
         "seconds": 6.0 if diverged else 10.0,
-        **beginning(rows(heat, noise), STEPS),
+        **extract_features(rows(heat, noise), STEPS),
     } | changes
 
 
@@ -103,12 +103,12 @@ def test_noise_is_told_from_a_forecast() -> None:
     assert own.recall < 0.5
 
 
-def test_runs_that_can_not_be_forecast_are_counted_apart() -> None:
+def test_runs_that_cannot_be_forecast_are_counted_separately() -> None:
     noise = np.random.default_rng(2)
     early = run(1000, 2.0, noise, taken=20)
     unseen = run(1001, 0.0, noise) | dict.fromkeys(FEATURES, math.nan)
     found = forecast(pd.concat([study(60), table([early, unseen])]))
-    assert (found.known, found.unseen, len(found.runs)) == (1, 1, 60)
+    assert (found.diverged_early, found.not_evaluated, len(found.runs)) == (1, 1, 60)
 
 
 def test_a_run_that_still_trains_has_a_probability_and_no_score() -> None:
@@ -124,11 +124,11 @@ def test_a_run_that_still_trains_has_a_probability_and_no_score() -> None:
 @pytest.mark.parametrize(
     ("runs", "reason"),
     [
-        (study(0), f"needs at least {NEEDED} runs"),
-        (study(6), "here are"),
-        (study(60).query("state == 'finished'"), "diverged after it, here are 0 of 0"),
-        (study(60).query("state == 'diverged'"), "did not diverge, here are 0 of 0"),
-        (study(60, curve="the only one"), "of two curves"),
+        (study(0), f"needs at least {MIN_RUNS} runs"),
+        (study(6), "there are"),
+        (study(60).query("state == 'finished'"), "diverged after it; there are 0 from 0"),
+        (study(60).query("state == 'diverged'"), "did not diverge; there are 0 from 0"),
+        (study(60, curve="the only one"), "from two curves"),
     ],
     ids=["none", "few", "no divergence", "nothing else", "one curve"],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_beginning_is_the_first_fifth() -> None:
         },
         {"step": 21, "val_loss": 1e9},
     ]
-    found = beginning(seen, STEPS)
+    found = extract_features(seen, STEPS)
     assert tuple(found) == ("loss", *FEATURES)
     assert found["loss"] == pytest.approx(7.0)
     assert found["norm_growth"] == pytest.approx(math.log(2 * 8) / 2)
@@ -162,4 +162,4 @@ def test_a_beginning_is_the_first_fifth() -> None:
 
 @pytest.mark.parametrize("steps", [[], [0], [0, 50, 100]])
 def test_a_run_without_an_evaluation_in_time_has_no_beginning(steps: list[int]) -> None:
-    assert beginning([{"step": step, "val_loss": 1.0} for step in steps], STEPS) == {}
+    assert extract_features([{"step": step, "val_loss": 1.0} for step in steps], STEPS) == {}

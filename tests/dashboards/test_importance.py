@@ -1,4 +1,4 @@
-"""The importance of known functions, and what counts."""
+"""The importance of known functions, and which runs count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from made_up import run, study
 
 from dashboards.evaluators import EVALUATORS
-from dashboards.importance import ALL, importance, importance_figures, parallel
+from dashboards.importance import ALL, importance, importance_figures, parallel_figures
 from dashboards.sensitivity import curves
 from dashboards.views import lines, views
 
@@ -73,7 +73,7 @@ def test_the_figures() -> None:
     seen = views(lines(curves(runs)))
     (bars,) = importance_figures(importance(runs), seen)
     assert "over 49 cells" in bars.caption
-    (every,) = parallel(runs, seen)
+    (every,) = parallel_figures(runs, seen)
     values = next(iter(every.spec["datasets"].values()))
     assert {row["axis"] for row in values} == {"gamma", "lr", "loss"}
     assert all(0 <= row["place"] <= 1 for row in values)

@@ -76,7 +76,7 @@ def test_a_run_that_was_not_evaluated_has_crashed_and_one_without_a_finite_loss_
     rows = [row(name, test_loss=loss) for name, loss in zip(names, ("", "nan", "3.9"), strict=True)]
     table = read_csv(loss_overview.write(tmp_path / "runs.csv", rows))
     assert table["state"].tolist() == ["crashed", "diverged", "finished"]
-    assert table["reason"].tolist() == ["there is no test_loss in the file", None, None]
+    assert table["reason"].tolist() == ["the file has no test_loss for it", None, None]
 
 
 def test_diagnostics_stand_in_our_columns(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_diagnostics_stand_in_our_columns(tmp_path: Path) -> None:
     assert table["train_seconds"].item() == 5180.0
 
 
-def test_columns_may_be_named_beside_it(tmp_path: Path) -> None:
+def test_further_columns_may_be_mapped(tmp_path: Path) -> None:
     path = loss_overview.write(tmp_path / "runs.csv", [row()])
     assert read_csv(path, {"l_init": "=10.85"})["l_init"].item() == 10.85
 
@@ -107,10 +107,10 @@ def test_columns_may_be_named_beside_it(tmp_path: Path) -> None:
         (f"{NAME}-beta2-0p99", "does not describe a run"),
         (NAME.replace("lr10", "lr"), "does not describe a run"),
         (NAME.replace("g1e-04", "g"), "does not describe a run"),
-        (NAME.replace("wor40Z", "wor40I"), "has an unknown method letter, I; known are A baseline, Z zloss"),
-        (NAME.replace("wor40Z", "wor40E"), "has the method letter E, which is muloss, and another method"),
-        (NAME.replace("zloss", "zlosswt"), "has the method letter Z, which is zloss, and another method"),
-        (NAME.replace("wor40Z", "wor40z"), "has the method letter z, which is zlosswt, and another method"),
+        (NAME.replace("wor40Z", "wor40I"), "has an unknown method letter, I; choose from A baseline, Z zloss"),
+        (NAME.replace("wor40Z", "wor40E"), "has the method letter E, which means muloss, but names another method"),
+        (NAME.replace("zloss", "zlosswt"), "has the method letter Z, which means zloss, but names another method"),
+        (NAME.replace("wor40Z", "wor40z"), "has the method letter z, which means zlosswt, but names another method"),
     ],
 )
 def test_a_bad_name_is_refused(tmp_path: Path, name: str, problem: str) -> None:
@@ -141,5 +141,5 @@ def test_every_letter_is_a_method_of_the_registry() -> None:
 
 def test_a_header_alone_holds_no_run() -> None:
     table = pd.DataFrame(columns=["name", "test_loss"])
-    with pytest.raises(InvalidInput, match="holds no run"):
+    with pytest.raises(InvalidInput, match="has no runs"):
         as_runs(table, "loss_overview")

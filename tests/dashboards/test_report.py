@@ -17,11 +17,11 @@ import pytest
 from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
-from dashboards.analysis import Analysis, rows_of
+from dashboards.analysis import Analysis, table_rows
 from dashboards.answer import answer
-from dashboards.embeddings import measured
+from dashboards.embeddings import measure_embedding
 from dashboards.forecast import forecast
-from dashboards.report import Known, write_report
+from dashboards.report import ReportContext, write_report
 from dashboards.runs import from_records, read_csv
 from dashboards.sensitivity import curves
 from dashboards.tables import b_ratio_table, cost_table
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
     def column(self, at: int) -> list[object]:
         one = json.loads(self.scripts[3])[at]
-        return one if isinstance(one, list) else [one["of"][place] for place in one["at"]]
+        return one if isinstance(one, list) else [one["values"][i] for i in one["indices"]]
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -94,9 +94,7 @@ def test_the_folder(evil: Path) -> None:
 
 
 def test_nothing_from_outside_is_markup(page: Page) -> None:
-    assert len(page.scripts) == 8, (
-        "figures, steps, runs, columns, strengths and weights as JSON, Vega, and the page's own"
-    )
+    assert len(page.scripts) == 8, "figures, steps, runs, columns, gammas and weights as JSON, Vega, and the page's own"
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
@@ -159,17 +157,17 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
 
 def test_the_answer_to_the_published_runs() -> None:
     found = curves(read_csv(published.RUNS_CSV))
-    seed = "This rests on one seed, which can not tell a small difference from chance."
+    seed = "With only one seed, small differences cannot be told from noise."
     assert answer([curve for curve in found if curve.gamma in (None, published.GAMMA)]) == (
-        "mu-centering at 16M and mu-loss (gamma=0.0001) at 29M, 57M, 109M and 221M are the least sensitive to the "
-        f"learning rate, with an LRS of 0.027 to 0.056, against 0.306 to 0.508 for the baseline. {seed}"
+        "mu-centering at 16M and mu-loss (gamma=0.0001) at 29M, 57M, 109M and 221M are least sensitive to the "
+        f"learning rate, with an LRS of 0.027 to 0.056, compared with 0.306 to 0.508 for the baseline. {seed}"
     )
     assert answer(found) == (
-        "mu-centering at 16M, mu-loss (gamma=0.0001) at 29M and 57M and mu-loss (gamma=100) at 109M and 221M are the "
-        "least sensitive to the learning rate, with an LRS of 0.027 to 0.055, against 0.306 to 0.508 for the baseline; "
-        "but the best loss of mu-loss (gamma=0.0001) at 29M is 3.586, where another curve reaches 3.561. "
-        "Over the strengths that were tried for all of them, LRS changes by 0.024 to 0.151 for mu-loss and 1.124 to "
-        f"2.091 for z-loss, least for mu-loss. {seed}"
+        "mu-centering at 16M, mu-loss (gamma=0.0001) at 29M and 57M and mu-loss (gamma=100) at 109M and 221M are "
+        "least sensitive to the learning rate, with an LRS of 0.027 to 0.055, compared with 0.306 to 0.508 for the "
+        "baseline. However, the best loss of mu-loss (gamma=0.0001) at 29M is 3.586, and another curve reaches 3.561. "
+        "Over the gammas that all of these methods were tried at, LRS varies by 0.024 to 0.151 for mu-loss and 1.124 "
+        f"to 2.091 for z-loss. {seed}"
     )
 
 
@@ -179,7 +177,7 @@ def said(*records: list[dict[str, object]]) -> str:
 
 def test_the_answer_where_the_baseline_wins() -> None:
     text = said(curve([3.1, 3.0, 3.1, 3.2]), curve([3.5, 3.0, 3.2, 3.4], method="mu-centering"))
-    assert text.startswith("baseline at tiny is the least sensitive to the learning rate, with an LRS of 0.133. ")
+    assert text.startswith("baseline at tiny is least sensitive to the learning rate, with an LRS of 0.133. ")
 
 
 def test_the_answer_says_which_curves_it_leaves_out() -> None:
@@ -190,13 +188,13 @@ def test_the_answer_says_which_curves_it_leaves_out() -> None:
 def test_the_answer_names_what_converges_at_the_highest_lr_where_norms_are_compared() -> None:
     stable = curve([3.5, 3.0, 3.2, 3.4], attention_norm="qkv-norm")
     text = said(stable, curve([3.5, 3.0, 3.2, math.nan]), curve([3.5, 3.0, math.nan, math.nan], attention_norm="none"))
-    assert text.startswith("baseline + qkv-norm at tiny is the least sensitive")
-    assert "against" not in text, "the best is a baseline itself"
-    assert "The highest learning rate that converges at tiny, ≥ 1, is that of baseline + qkv-norm. " in text
+    assert text.startswith("baseline + qkv-norm at tiny is least sensitive")
+    assert "compared with" not in text, "the best is a baseline itself"
+    assert "The highest learning rate that converges at tiny is ≥ 1, reached by baseline + qkv-norm. " in text
     many = [
         curve([3.5, 3.0, 3.2, math.nan], attention_norm=norm) for norm in ("none", "qk-norm", "attn-cap", "soft-clip")
     ]
-    assert "at tiny, 0.1, is that of 4 of 5 curves. " in said(curve([math.nan] * 4, attention_norm="qkv-norm"), *many)
+    assert "at tiny is 0.1, reached by 4 of 5 curves. " in said(curve([math.nan] * 4, attention_norm="qkv-norm"), *many)
     broken = [curve([math.nan] * 4, attention_norm=norm) for norm in ("none", "qk-norm")]
     assert "highest" not in said(*broken)
 
@@ -216,8 +214,8 @@ def test_the_answer_without_a_baseline() -> None:
 @pytest.mark.parametrize(
     ("shift", "words"),
     [
-        (0.0, "that is lower by more than noise than no other curve's at tiny (t-tests over 3 seeds"),
-        (1.0, "that is lower by more than noise than every other curve's at tiny (t-tests over 3 seeds"),
+        (0.0, "The lowest LRS is significantly lower than that of no other curve at tiny (t-tests over 3 seeds"),
+        (1.0, "The lowest LRS is significantly lower than that of every other curve at tiny (t-tests over 3 seeds"),
     ],
 )
 def test_the_answer_with_seeds_says_what_is_more_than_noise(shift: float, words: str) -> None:
@@ -226,8 +224,8 @@ def test_the_answer_with_seeds_says_what_is_more_than_noise(shift: float, words:
     assert words in said(*records, *others)
 
 
-def test_the_answer_says_whether_the_dependence_on_the_strength_is_more_than_noise() -> None:
-    def strengths(wild: float) -> list[list[dict[str, object]]]:
+def test_the_answer_says_whether_the_dependence_on_gamma_is_significant() -> None:
+    def swept(wild: float) -> list[list[dict[str, object]]]:
         moved = [("z-loss", 0.1, 0.0), ("z-loss", 1.0, wild), ("mu-loss", 0.1, 0.0), ("mu-loss", 1.0, 0.1)]
         return [
             curve([3.5 + s / 50 + by, 3.0, 3.2, 3.4], seed=s, method=method, gamma=gamma)
@@ -235,10 +233,9 @@ def test_the_answer_says_whether_the_dependence_on_the_strength_is_more_than_noi
             for s in range(3)
         ]
 
-    assert "0.033 for mu-loss and 0.333 for z-loss, least for mu-loss, by more than noise less than for any other." in (
-        said(*strengths(1.0))
-    )
-    assert "least for z-loss, by more than noise less than for no other." in said(*strengths(0.1))
+    words = "0.033 for mu-loss and 0.333 for z-loss; mu-loss varies significantly less than any other method."
+    assert words in said(*swept(1.0))
+    assert "z-loss varies significantly less than no other method." in said(*swept(0.1))
 
 
 def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
@@ -255,7 +252,7 @@ def headings(page: Path) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", page.read_text(encoding="utf-8").partition("<script")[0])
 
 
-def rich_known(runs: pd.DataFrame) -> Known:
+def rich_context(runs: pd.DataFrame) -> ReportContext:
     """Steps of every cell but the last, a forecast of all."""
     columns = {"step": [0, 10, 20], "val_loss": [6.9, 4.0, 3.1], "qkv_norm": [1.0, 2.0, None], "logits_mean": [0, 1, 2]}
     cells = list(runs["cell"])
@@ -264,7 +261,7 @@ def rich_known(runs: pd.DataFrame) -> Known:
         | {"steps": 100.0, "taken": 100.0, "seconds": 10.0, "loss": -1.0, "norm_growth": runs["lr"]}
         | {"attention_logit_max": 1.0, "logits_drift": 0.1}
     )
-    return Known(
+    return ReportContext(
         steps=dict.fromkeys(cells[:-1], columns),
         forecast=forecast(begun),
         cores=2,
@@ -275,29 +272,30 @@ def rich_known(runs: pd.DataFrame) -> Known:
 def test_the_order_of_the_page(tmp_path: Path) -> None:
     runs = study(*(curve([3.5, 3.0, 3.2, math.nan], method=name) for name in ("baseline", "mu-centering", "soft-cap")))
     assert headings(write_report(runs, tmp_path, title="plain", grid=GRID, formats=("html",))) == [
-        "Final loss over learning rate", "Learning-rate sensitivity", "What matters", "Cost", "How it was made"
+        "Final loss over learning rate", "Learning-rate sensitivity", "What matters", "Cost", "How this report was made"
     ]  # fmt: skip
-    page = write_report(runs, tmp_path, title="rich", grid=GRID, formats=("html",), known=rich_known(runs))
+    page = write_report(runs, tmp_path, title="rich", grid=GRID, formats=("html",), context=rich_context(runs))
     assert headings(page) == [
-        "Final loss over learning rate", "Learning-rate sensitivity", "Why", "What matters", "Cost", "How it was made"
+        "Final loss over learning rate", "Learning-rate sensitivity", "Why", "What matters", "Cost",
+        "How this report was made",
     ]  # fmt: skip
 
 
 def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, math.nan]))
-    known = rich_known(runs)
-    page = Page(write_report(runs, tmp_path, title="steps", grid=GRID, formats=("html",), known=known))
+    context = rich_context(runs)
+    page = Page(write_report(runs, tmp_path, title="steps", grid=GRID, formats=("html",), context=context))
     steps = json.loads(page.scripts[1])
     assert [cell["cell"] for cell in steps["cells"]] == list(runs["cell"][:-1])
-    assert steps["cells"][0]["url"] == known.links[runs["cell"][0]]
+    assert steps["cells"][0]["url"] == context.links[runs["cell"][0]]
     kept = {cell: {key: page.column(at) for key, at in of.items()} for cell, of in steps["values"].items()}
-    assert kept == known.steps
+    assert kept == context.steps
     assert len({of["step"] for of in steps["values"].values()}) == 1, "equal columns are kept once"
-    assert "3 of 4 cells are kept on this page" in page.text
+    assert "This page includes 3 of 4 cells" in page.text
     norms = json.loads(page.scripts[0])["Output norm of QKV, mean over layers"] if "QKV" in page.scripts[0] else {}
     assert norms == {}, "its last value is not finite"
-    assert "No forecast of divergence: it needs at least 5 runs" in page.text
-    assert "0.01 hours of training, one cell after the other, or 0.02 core-hours" in page.text
+    assert "There is no forecast of divergence, because it needs at least 5 runs" in page.text
+    assert "Total training time: 0.01 hours (0.02 core-hours)." in page.text
 
 
 def analysis(cells: list[str], method: str = "baseline") -> Analysis:
@@ -308,17 +306,17 @@ def analysis(cells: list[str], method: str = "baseline") -> Analysis:
         E_VD[0, 0] = math.nan if cell == cells[-1] else 0.0
         about = {"cell": cell, "scale": "tiny", "attention_norm": "qk-norm", "method": method, "gamma": None}
         about |= {"lr": 0.1, "seed": 1, "state": "finished", "step": 20}
-        for name, rows in rows_of(about, {"output": measured(E_VD)}).items():
+        for name, rows in table_rows(about, {"output": measure_embedding(E_VD)}).items():
             told.setdefault(name, []).extend(rows)
     told["losses"] = [about | {"data": EVIL, "digest": "0", "tokens": 64, "loss": 3.25, "val_loss": 3.0}]
-    return Analysis.of(told)
+    return Analysis.from_rows(told)
 
 
 def test_kept_weights_are_on_the_page_of_the_cells_that_can_be_chosen(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     cells = list(runs["cell"])
-    known = replace(rich_known(runs), analysis=analysis(cells))  # whose last cell has no steps
-    path = write_report(runs, tmp_path, title="weights", grid=GRID, formats=("html", "svg", "csv"), known=known)
+    context = replace(rich_context(runs), analysis=analysis(cells))  # whose last cell has no steps
+    path = write_report(runs, tmp_path, title="weights", grid=GRID, formats=("html", "svg", "csv"), context=context)
     page = Page(path)
     weights = json.loads(page.scripts[5])
     assert len(weights) == 3
@@ -337,8 +335,8 @@ def test_kept_weights_are_on_the_page_of_the_cells_that_can_be_chosen(tmp_path: 
 
 def test_names_in_an_analysis_are_no_markup(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4], method=EVIL, scale=EVIL))
-    known = replace(rich_known(runs), analysis=analysis([EVIL, "other"], EVIL))
-    page = Page(write_report(runs, tmp_path, title="evil", grid=GRID, formats=("html", "svg"), known=known))
+    context = replace(rich_context(runs), analysis=analysis([EVIL, "other"], EVIL))
+    page = Page(write_report(runs, tmp_path, title="evil", grid=GRID, formats=("html", "svg"), context=context))
     assert len(page.all("script")) == 8
     assert not page.all("img")
     assert {path.parent for path in tmp_path.rglob("*.svg")} == {tmp_path / "figures"}
@@ -347,8 +345,8 @@ def test_names_in_an_analysis_are_no_markup(tmp_path: Path) -> None:
 def test_only_a_study_that_runs_loads_itself_again(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     for seconds, expected in ((None, []), (30, ["30"])):
-        known = Known(refresh_s=seconds)
-        page = Page(write_report(runs, tmp_path, title="live", grid=GRID, formats=("html",), known=known))
+        context = ReportContext(refresh_s=seconds)
+        page = Page(write_report(runs, tmp_path, title="live", grid=GRID, formats=("html",), context=context))
         assert [m["content"] for m in page.all("meta") if m.get("http-equiv") == "refresh"] == expected
 
 
@@ -379,7 +377,7 @@ def test_b_ratios_stand_by_curve_and_learning_rate() -> None:
     assert b_ratio_table(study(curve([3.5, 3.0, 3.2, 3.4]))).empty
 
 
-def test_a_strength_of_zero_is_a_strength(tmp_path: Path) -> None:
+def test_a_gamma_of_zero_is_a_gamma(tmp_path: Path) -> None:
     """It is in the tables and the loss curves, and on no logarithmic axis."""
     losses = [3.5, 3.0, 3.2, 3.4]
     gammas = (0.0, 0.1, 0.5, 1.0)
@@ -388,7 +386,7 @@ def test_a_strength_of_zero_is_a_strength(tmp_path: Path) -> None:
     assert "z-loss (gamma=0)" in page.text
     panels = json.loads(page.scripts[0])
     assert "Importance of each hyperparameter, z-loss" in panels
-    for title in ("LRS over strength", "Loss over learning rate and strength, z-loss"):
+    for title in ("LRS over gamma", "Loss over learning rate and gamma, z-loss"):
         (figure,) = panels[title].values()
         drawn = [row["gamma"] for table in figure["data"].values() for row in page.rows(table) if "gamma" in row]
         assert min(gamma for gamma in drawn if gamma is not None) == pytest.approx(0.1)

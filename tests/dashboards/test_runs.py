@@ -101,7 +101,7 @@ def test_a_wrong_value_is_named(changes: dict[str, object], field: str) -> None:
     assert value in (changes[field], None) or math.isnan(float(str(value)))
 
 
-def test_a_method_without_strength_has_none() -> None:
+def test_a_method_without_gamma_has_none() -> None:
     table = from_records([run(gamma=0.0), run(method="mu-centering", gamma=0.0), run(method="z-loss", gamma=0.0)])
     assert table["gamma"].isna().tolist() == [True, True, False]
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
-from dashboards.overheads import method_overheads
 from dashboards.runs import from_records, read_csv
-from dashboards.sensitivity import CurveFacts, _interval, curves, highest_converging, lrs
+from dashboards.sensitivity import CurveFacts, _interval, curve_loss, curves, ended_runs, highest_converging, lrs
+from dashboards.tables import method_overheads
 from search_spaces.errors import InvalidInput
 
 LOSSES = st.lists(
@@ -62,14 +62,14 @@ def test_published_overheads(published_curves: dict[tuple[str, str, float | None
         assert f"{percent:.1f}" == f"{published.OVERHEAD_PERCENT[scale][methods.index(method)]:.1f}", (scale, method)
 
 
-def test_the_overhead_of_a_method_is_a_mean_over_its_strengths() -> None:
+def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
     def timed(seconds: list[float], **changes: object) -> list[dict[str, object]]:
         return [
             record | {"train_seconds": time}
             for record, time in zip(curve([3.5, 3.0, 3.2, 3.4], **changes), seconds, strict=True)
         ]
 
-    # By hand: the baseline's mean is 100, those of the strengths are 110 and 130, and their mean is 120.
+    # By hand: the baseline's mean is 100, those of the gammas are 110 and 130, and their mean is 120.
     found = curves(
         study(
             timed([70, 90, 110, 130]),
@@ -110,6 +110,30 @@ def test_the_two_divisors_differ_by_their_ratio(losses: list[float]) -> None:
 @given(LOSSES, st.sampled_from([math.nan, math.inf, L_INIT + 0.1, 1e9]))
 def test_however_a_run_diverged_it_counts_as_l_init(losses: list[float], broken: float) -> None:
     assert lrs([*losses, broken], L_INIT) == lrs([*losses, L_INIT], L_INIT)
+
+
+@pytest.mark.parametrize(
+    ("state", "val_loss", "l_init", "expected"),
+    [
+        ("finished", 3.0, L_INIT, 3.0),
+        ("finished", L_INIT, L_INIT, L_INIT),
+        ("finished", L_INIT + 0.1, L_INIT, L_INIT),
+        ("finished", math.nan, L_INIT, L_INIT),
+        ("finished", math.inf, L_INIT, L_INIT),
+        ("diverged", 3.0, L_INIT, L_INIT),
+        ("finished", 3.0, math.nan, 3.0),
+    ],
+)
+def test_the_loss_of_a_run_in_its_curve(state: str, val_loss: float, l_init: float, expected: float) -> None:
+    assert curve_loss(state, val_loss, l_init) == expected
+
+
+def test_ended_runs_have_the_losses_of_their_curves() -> None:
+    runs = study(curve([3.5, math.nan, 99.0, 3.4]), [run(state=state) for state in ("crashed", "pruned", "planned")])
+    assert ended_runs(runs)["loss"].tolist() == [3.5, L_INIT, L_INIT, 3.4]
+    (found,) = curves(study(curve([3.5, math.nan, 99.0, 3.4])))
+    assert ended_runs(runs)["loss"].tolist() == [point.loss for point in found.points]
+    assert ended_runs(study([run(l_init=None)])).empty
 
 
 @given(st.floats(0, L_INIT), st.integers(2, 9))
@@ -153,7 +177,7 @@ def test_a_missing_cell_is_named_and_not_averaged_around(state: str) -> None:
 def test_a_curve_of_two_versions_of_pytorch_says_so(versions: tuple[str | None, ...], warned: bool) -> None:
     cells = [cell | {"torch": version} for cell, version in zip(curve([3.0, 2.5, 2.0, 2.5]), versions, strict=True)]
     (found,) = curves(study(cells))
-    sentence = "its cells were trained with PyTorch 2.11.0+cu130 and 2.13.0+cpu; a part of their differences may be due"
+    sentence = "cells were trained with PyTorch 2.11.0+cu130 and 2.13.0+cpu, which may explain some of the differences"
     assert any(sentence in warning for warning in found.warnings) == warned
     assert warned or not any("PyTorch" in warning for warning in found.warnings)
 
@@ -333,7 +357,7 @@ def test_overhead_without_times_or_baseline_is_unknown() -> None:
     assert curves(untimed, GRID)[1].overhead_percent is None
 
 
-def test_curves_come_by_size_registry_and_strength() -> None:
+def test_curves_are_sorted_by_size_registry_and_gamma() -> None:
     records = [
         run(scale=scale, method=method, gamma=gamma)
         for scale in ("109M", "from elsewhere", "16M")
@@ -352,7 +376,7 @@ def test_attention_norms_come_in_the_order_of_the_registry_and_are_named() -> No
 
 
 def test_one_cell_twice_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="stands twice"):
+    with pytest.raises(InvalidInput, match="occurs twice"):
         curves(from_records([run(), run(val_loss=2.0)]))
 
 
@@ -393,7 +417,7 @@ def test_the_order_of_the_rows_does_not_matter(losses: list[float], order: list[
 
 
 def test_a_refinement_belongs_to_no_curve() -> None:
-    """Neither where it lies between the grid's learning rates, nor where it hits one of them with another strength."""
+    """Neither where it lies between the grid's learning rates, nor where it hits one of them with another gamma."""
     cell = {"scale": "tiny", "method": "z-loss", "gamma": 1e-4, "seed": 1, "state": "finished", "l_init": 7.0}
     grid = [
         {**cell, "lr": lr, "val_loss": loss, "origin": "grid"} for lr, loss in ((1e-3, 3.0), (1e-2, 2.0), (1e-1, 4.0))

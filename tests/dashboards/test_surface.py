@@ -1,4 +1,4 @@
-"""The surface of loss over learning rate and strength, of functions that are known."""
+"""The loss surface over learning rate and gamma, for known functions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dashboards.files import save
+from dashboards.files import save_figure
 from dashboards.runs import from_records
 from dashboards.sensitivity import curves
-from dashboards.surface import surface, surfaces, tried
+from dashboards.surface import surface, surface_points, surfaces
 from dashboards.views import lines, views
 
 
@@ -75,10 +75,10 @@ def test_what_is_drawn_are_the_runs_that_ended(tmp_path: Path) -> None:
     diverged = records[0] | {"cell": "diverged", "lr": 1e-1, "state": "diverged", "val_loss": None}
     pruned = records[0] | {"cell": "pruned", "lr": 5e-1, "gamma": 0.3, "state": "pruned", "origin": "refine"}
     runs = from_records([*records, refined, diverged, pruned])
-    found = tried(runs, "tiny", "qk-norm", "z-loss").set_index("cell")
+    found = surface_points(runs, "tiny", "qk-norm", "z-loss").set_index("cell")
     assert set(found.index) == {record["cell"] for record in records} | {"refined", "diverged"}
     assert found.loc["diverged", "loss"] == 7.0
     (figure,) = surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))
-    assert figure.title == "Loss over learning rate and strength, z-loss"
+    assert figure.title == "Loss over learning rate and gamma, z-loss"
     assert (figure.name, figure.view) == ("surface-z-loss-tiny", "tiny")
-    assert len(save(figure, tmp_path)) == 6, "three formats of two widths"
+    assert len(save_figure(figure, tmp_path)) == 6, "three formats of two widths"

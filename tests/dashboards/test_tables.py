@@ -18,11 +18,11 @@ from dashboards.tables import (
     LAYOUTS,
     RENDERERS,
     TABLE_COLUMNS,
+    name_curves,
     published_layout,
     sensitivity_table,
     sheets,
     terminal_table,
-    whose,
 )
 from search_spaces.methods import label
 
@@ -124,7 +124,7 @@ def test_the_highest_lr_of_a_whole_grid_is_a_lower_bound(table: pd.DataFrame) ->
     ],
 )
 def test_of_many_curves_the_few_are_named(named: str, everyone: str, said: str) -> None:
-    assert whose(list(named), list(everyone)) == said
+    assert name_curves(list(named), list(everyone)) == said
 
 
 def test_terminal_table_says_what_is_missing_below_it() -> None:
@@ -192,10 +192,10 @@ MAIN_COMPARISON = (("baseline", None), ("z-loss", 1e-4), ("mu-loss", 1e-4), ("mu
 def test_a_csv_of_raw_runs_gives_the_published_layout_for_a_gamma_sweep_of_any_length(
     gammas: tuple[float, ...], tmp_path: Path
 ) -> None:
-    """Scales as rows, methods and their strengths as columns; with one strength it is the published table."""
+    """Scales as rows, methods and their gammas as columns; with one gamma it is the published table."""
     published_runs = pd.read_csv(published.RUNS_CSV).query("gamma in (0, 0.0001)")
-    strength = published_runs["method"].isin(["z-loss", "mu-loss"])
-    parts = [published_runs[~strength], *(published_runs[strength].assign(gamma=gamma) for gamma in gammas)]
+    has_gamma = published_runs["method"].isin(["z-loss", "mu-loss"])
+    parts = [published_runs[~has_gamma], *(published_runs[has_gamma].assign(gamma=gamma) for gamma in gammas)]
     pd.concat(parts).to_csv(tmp_path / "sweep.csv", index=False)
     found = {sheet.name: sheet for sheet in sheets(sensitivity_table(curves(read_csv(tmp_path / "sweep.csv"))))}
     swept = [f"{method} (gamma={gamma:g})" for method in ("z-loss", "mu-loss") for gamma in gammas]

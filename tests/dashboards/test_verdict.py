@@ -1,4 +1,4 @@
-"""What the answer says of noise, on simulated studies of which the truth is known."""
+"""The significance tests of the answer, on simulated studies whose truth is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dashboards.sensitivity import CurveFacts, Point, _interval, lrs
-from dashboards.verdict import less_dependent, less_sensitive, strength_ranges
+from dashboards.verdict import less_dependent, less_sensitive, lrs_ranges_over_gamma
 
 TRUTH = np.array([3.4, 3.1, 3.0, 3.05, 3.2, 3.6, 4.1])
 """Expected loss at each of seven learning rates."""
@@ -78,7 +78,7 @@ def test_without_noise_or_with_one_seed() -> None:
     assert less_sensitive([other_seeds, curve(flat + np.array([1e-3, 0, -1e-3]))]) == {1: {0}}
 
 
-def test_the_range_of_lrs_is_over_the_strengths_that_all_were_tried_at() -> None:
+def test_the_range_of_lrs_is_over_the_gammas_that_all_methods_were_tried_at() -> None:
     def flat_but(by: float, method: str, gamma: float | None) -> CurveFacts:
         return curve(np.tile((TRUTH + by * (TRUTH > 3.0))[:, None], 2), method, gamma)
 
@@ -88,12 +88,12 @@ def test_the_range_of_lrs_is_over_the_strengths_that_all_were_tried_at() -> None
         *(flat_but(by, "mu-loss", gamma) for by, gamma in ((0.1, 0.1), (0.2, 1.0))),
         flat_but(0.0, "soft-cap", 30.0),
     ]
-    assert strength_ranges(tried) == {"z-loss": pytest.approx(0.6), "mu-loss": pytest.approx(0.1)}
-    assert strength_ranges(tried[:2]) == {}
+    assert lrs_ranges_over_gamma(tried) == {"z-loss": pytest.approx(0.6), "mu-loss": pytest.approx(0.1)}
+    assert lrs_ranges_over_gamma(tried[:2]) == {}
 
 
-def at_strengths(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ...]) -> list[CurveFacts]:
-    """Curves of methods whose LRS is moved so far at each strength; their noise is not equal."""
+def at_gammas(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ...]) -> list[CurveFacts]:
+    """Curves of methods whose LRS is shifted by these amounts at each gamma, with different noise."""
     return [
         curve(drawn(rng, seeds, shift) + 0.05 * k * rng.standard_normal((7, seeds)), method, 10.0**i)
         for k, (method, shifts) in enumerate(by_method.items())
@@ -102,17 +102,17 @@ def at_strengths(rng: np.random.Generator, seeds: int, **by_method: tuple[float,
 
 
 @pytest.mark.parametrize("truth", [(0.0, 0.0, 0.0), (0.0, 0.4, 0.8)])
-def test_methods_that_depend_equally_on_their_strength_are_hardly_ever_told_apart(truth: tuple[float, ...]) -> None:
+def test_methods_that_depend_equally_on_gamma_are_rarely_distinguished(truth: tuple[float, ...]) -> None:
     """Whether neither depends on it or both do, and the louder one is not taken for the one that depends on it."""
     rng = np.random.default_rng(len(set(truth)))
-    wrong = sum(bool(less_dependent(at_strengths(rng, 4, quiet=truth, loud=truth))) for _ in range(200))
+    wrong = sum(bool(less_dependent(at_gammas(rng, 4, quiet=truth, loud=truth))) for _ in range(200))
     assert wrong / 200 <= 0.05
 
 
-def test_the_method_that_depends_less_on_its_strength_is_said_to() -> None:
+def test_the_method_that_depends_less_on_gamma_is_reported() -> None:
     """Also where the other one falls as the one rises."""
     rng = np.random.default_rng(0)
-    found = [less_dependent(at_strengths(rng, 5, calm=(0.0, 0.1, 0.2), wild=(2.0, 1.0, 0.0))) for _ in range(50)]
+    found = [less_dependent(at_gammas(rng, 5, calm=(0.0, 0.1, 0.2), wild=(2.0, 1.0, 0.0))) for _ in range(50)]
     assert all(verdict in ({}, {"calm": {"wild"}}) for verdict in found)
     assert sum(map(bool, found)) > 45
 

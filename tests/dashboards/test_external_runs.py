@@ -1,4 +1,4 @@
-"""Tables of runs that something else wrote."""
+"""Runs that another program recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.elsewhere import mapping, read_experiment
+from dashboards.external_runs import parse_columns, read_experiment
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from search_spaces.errors import InvalidInput
@@ -28,7 +28,7 @@ def test_a_csv_with_names_and_values_of_its_own(tmp_path: Path) -> None:
     path.write_text(
         "optimizer,learning rate,lr,test/loss,test_loss\nlion,0.1,0,3.5,0\nlion,0.2,0,nan,0\nlion,0.3,0,8,0\n"
     )
-    (found,) = curves(read_csv(path, mapping(PAIRS)))
+    (found,) = curves(read_csv(path, parse_columns(PAIRS)))
     assert (found.scale, found.method, found.gamma, found.lr) == ("9M", "lion", None, (0.1, 0.2, 0.3))
     assert found.mean == (3.5, 7, 7)
     assert (found.diverged, found.LRS) == (2, 3.5)
@@ -37,14 +37,14 @@ def test_a_csv_with_names_and_values_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pair", "problem"),
     [
-        ("lr", "'lr' is no pair"),
-        ("lr=", "'lr=' is no pair"),
-        ("loss=test", "'loss' is no column of ours; choose from study, cell, scale"),
+        ("lr", "'lr' is not a valid pair"),
+        ("lr=", "'lr=' is not a valid pair"),
+        ("loss=test", "'loss' is not one of our columns; choose from study, cell, scale"),
     ],
 )
 def test_a_bad_pair_is_refused(pair: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem):
-        mapping([pair])
+        parse_columns([pair])
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
     with pytest.raises(
         InvalidInput, match="'lr=learning rate' names no column that there is; there are optimizer, rate"
     ):
-        read_csv(path, mapping(PAIRS))
+        read_csv(path, parse_columns(PAIRS))
     with pytest.raises(InvalidInput, match=r"lacks the columns scale, method, gamma, seed, val_loss.*--column"):
         read_csv(path, {"lr": "rate"})
 
@@ -72,7 +72,7 @@ def test_an_experiment_of_mlflow(tmp_path: Path) -> None:
         if loss is not None:
             client.log_metric(run, "test/loss", loss)
         client.set_terminated(run, status)
-    table = read_experiment(uri, "theirs", mapping(PAIRS)).sort_values("lr")
+    table = read_experiment(uri, "theirs", parse_columns(PAIRS)).sort_values("lr")
     assert table["state"].tolist() == ["finished", "diverged", "crashed"]
     assert table["lr"].tolist() == [0.1, 0.2, 0.3]
     assert table["val_loss"].iloc[0] == 3.5
@@ -80,5 +80,5 @@ def test_an_experiment_of_mlflow(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has no scale and no method.*learning rate, optimizer"):
         read_experiment(uri, "theirs", {"lr": "learning rate"})
     client.create_experiment("empty")
-    with pytest.raises(InvalidInput, match="holds no run"):
-        read_experiment(uri, "empty", mapping(PAIRS))
+    with pytest.raises(InvalidInput, match="has no runs"):
+        read_experiment(uri, "empty", parse_columns(PAIRS))
