@@ -153,7 +153,13 @@ def logs(job: str, cluster: str, follow: bool) -> None:
 @click.argument("study")
 @home_option
 @click.option("--cell", metavar="ID", help="Stop only this running cell, as pruned; the study continues.")
-@click.option("--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, help=f"For a job. {cluster_help}")
+@click.option(
+    "--cluster",
+    metavar="URL",
+    envvar="OEC_CLUSTER",
+    show_envvar=True,
+    help=f"Use this if the study runs as a job. {cluster_help}",
+)
 @bad_input_exits
 def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     """Ask a running STUDY to save its state and stop. Re-run `oec run` or `oec submit` to resume.

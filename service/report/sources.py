@@ -66,7 +66,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     Args:
         source: the name of a study in this home, ``HOME:STUDY`` for another home, ``mlflow:STUDY``, the path of a CSV,
             or ``published`` for the runs that come with the package, unless a study of the home has that name.
-        columns: see ``dashboards.external_runs``, for a CSV or an experiment (``mlflow:EXPERIMENT``) of another project.
+        columns: for a CSV or ``mlflow:EXPERIMENT`` of another project, see ``dashboards.external_runs``.
 
     Raises:
         InvalidInput: the source does not exist or is damaged, or ``columns`` does not apply to it.
