@@ -94,7 +94,7 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     assert time.monotonic() - asked < within(5) + took
     twice = oec("stop", NAME, "--cell", stopped, home=run.home)
     assert twice.returncode == 2
-    assert "is pruned; name a cell that is running" in twice.stderr
+    assert "is pruned; give a running cell" in twice.stderr
     run.until(lambda: newest_step(run.home, NAME, last) > 100, "a checkpoint of the last cell behind its second row")
     assert run.workers() == workers
 
