@@ -26,7 +26,7 @@ NO_STUDY = "(oec train)"
 
 @dataclass
 class Removable:
-    """Files of one kind of one study."""
+    """Files of item kind of item study."""
 
     study: str | None
     """None for cells of ``oec train``."""
@@ -60,10 +60,10 @@ def clean(home: Home, study: str | None, kinds: Sequence[Kind], yes: bool, conso
         if yes:  # the locks keep other processes from running the studies
             for name in names:
                 locks.enter_context(write_ledger(home, name))
-        found = [one for one in removable(home, names, train_cells=study is None) if not kinds or one.kind in kinds]
+        found = [item for item in removable(home, names, train_cells=study is None) if not kinds or item.kind in kinds]
         console.print(*_summary(found, study, kinds, yes), sep="\n", soft_wrap=True)
         if yes:
-            copies.remove_files(home, (name for one in found for name in one.files))
+            copies.remove_files(home, (name for item in found for name in item.files))
 
 
 def removable(home: Home, studies: Iterable[str], *, train_cells: bool) -> Iterator[Removable]:
@@ -77,7 +77,7 @@ def removable(home: Home, studies: Iterable[str], *, train_cells: bool) -> Itera
         open_ = {cell_id for cell_id, entry in entries.items() if entry.state not in TERMINAL - {"crashed"}}
         yield from _in_cells(home, name, open_)
     if train_cells:
-        yield from (one for one in _in_cells(home, None, set()) if one.kind == "weights")
+        yield from (item for item in _in_cells(home, None, set()) if item.kind == "weights")
 
 
 def _in_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Removable]:
@@ -88,7 +88,7 @@ def _in_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Remova
         if of_kind and not (of_kind.kind == "checkpoints" and cell_id in open_):
             of_kind.files[name] = size
             of_kind.cells.add(cell_id)
-    yield from (one for one in by_kind.values() if one.files)
+    yield from (item for item in by_kind.values() if item.files)
 
 
 def _summary(found: Sequence[Removable], study: str | None, kinds: Sequence[Kind], yes: bool) -> Iterator[Table | str]:
@@ -97,13 +97,13 @@ def _summary(found: Sequence[Removable], study: str | None, kinds: Sequence[Kind
         yield f"{f'study {study}' if study else 'this home'} has no {what}"
         return
     table = Table("study", "what", "cells", "files", "size")
-    for one in found:
-        numbers = (str(len(one.cells)), str(len(one.files)), decimal(one.bytes))
-        table.add_row(one.study or NO_STUDY, KINDS[one.kind], *numbers)
+    for item in found:
+        numbers = (str(len(item.cells)), str(len(item.files)), decimal(item.bytes))
+        table.add_row(item.study or NO_STUDY, KINDS[item.kind], *numbers)
     yield table
-    total = decimal(sum(one.bytes for one in found))
+    total = decimal(sum(item.bytes for item in found))
     if yes:
         yield f"removed: {total}"
         return
-    options = " ".join(f"--{kind}" for kind in dict.fromkeys(one.kind for one in found))
+    options = " ".join(f"--{kind}" for kind in dict.fromkeys(item.kind for item in found))
     yield f"nothing was removed; to free {total}, run `oec clean {f'{study} ' if study else ''}{options} --yes`"

@@ -117,19 +117,19 @@ class CurveSearch:
 
     def _reconcile(self) -> None:
         """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, and every outcome
-        is told once."""
-        told = set()
+        is recorded once."""
+        recorded = set()
         for trial in self.study.get_trials(deepcopy=False):
             number = trial.number
             if trial.state == TrialState.COMPLETE:
-                told.add(trial.user_attrs["cell"])
+                recorded.add(trial.user_attrs["cell"])
             elif trial.state == TrialState.WAITING:
                 number = self.study.ask(self._distributions).number  # dequeues the oldest WAITING trial, this one
             if not trial.state.is_finished():
                 self.study.tell(number, state=TrialState.FAIL)
         for cell_id, entry in self.ledger.entries.items():
             value = entry.outcome.loss
-            if self._in_box(entry.cell) and value is not None and cell_id not in told:
+            if self._in_box(entry.cell) and value is not None and cell_id not in recorded:
                 self._add(entry.cell, TrialState.COMPLETE, value, {})
 
     def _add(self, cell: Cell, state: TrialState, value: float | None, losses: dict[int, float]) -> None:
