@@ -101,7 +101,7 @@ FIELDS = {
         "sequence_length",
         "10000000",
     ),
-    "name leaves the home": (smoke(name="../mine"), "name", "'../mine'", "folder"),
+    "name leaves the home": (smoke(name="../mine"), "name", "'../mine'", "not a valid name"),
     "missing field": ({"name": "mine"}, "scales", "missing"),
     "text without a path": (smoke(data={"source": "text"}), "data", "data.path"),
     "text that is not there": (smoke(data={"source": "text", "path": "/nowhere"}), "data.path", "/nowhere"),
