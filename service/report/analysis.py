@@ -74,13 +74,14 @@ def analyze(
     Raises:
         InvalidInput: the study or a cell does not exist, no weights were kept, or the tokens do not fit the model.
     """
-    from service.report.report import load, report
+    from service.report.report import report
+    from service.report.sources import load
 
     require_study(home, study)
     folder = home.study(study) / analysis.FOLDER
     copies.download_folder(home, f"studies/{study}/{analysis.FOLDER}")
     before = Analysis.read(folder)
-    sources = list(_sources(home, study, cells, console))
+    sources = list(_weight_files(home, study, cells, console))
     if not sources:
         raise InvalidInput("STUDY", study, "has no kept weights in this home", NOT_KEPT)
     tokens = _tokens(shards, sources, sequences) if shards else None
@@ -150,7 +151,7 @@ def _table(title: str, found: pd.DataFrame, columns: Sequence[str]) -> Table:
     return table
 
 
-def _sources(home: Home, study: str, cells: Sequence[str], console: Console) -> Iterator[WeightsFile]:
+def _weight_files(home: Home, study: str, cells: Sequence[str], console: Console) -> Iterator[WeightsFile]:
     """The kept weights of the cells of a study, in the order of its ledger and of steps."""
     entries = read_ledger(home, study).entries
     if unknown := [cell for cell in cells if cell not in entries]:
