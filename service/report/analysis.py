@@ -192,7 +192,7 @@ def _rows(
         try:
             described.verified(kept.path, kept.cell.id)
         except Damaged as why:
-            console.print(f"weights {kept.path} passed over: {why}", soft_wrap=True)
+            console.print(f"weights {kept.path} skipped: {why}", soft_wrap=True)
             continue
         output = weights.TIED if kept.cell.model.tied else weights.OUTPUT
         found: dict[str, Embedding] = {"output": measure_embedding(embeddings(kept.path, output)["output"])}

@@ -152,7 +152,7 @@ def test_damaged_weights_are_named_and_the_others_analyzed(home: Path) -> None:
     torn = list(cells(home).values())[1] / "weights" / "step-00000006.json"
     torn.write_text(torn.read_text()[:50])
     printed = done(invoked("analyze", "kept", home=home))
-    assert f"weights {broken} passed over: its content does not match its SHA-256" in printed
+    assert f"weights {broken} skipped: its content does not match its SHA-256" in printed
     assert f"weights {torn.with_suffix('.safetensors')} passed over: its JSON file is torn" in printed
     assert tables(home)["embeddings"]["cell"].nunique() == 2
 
