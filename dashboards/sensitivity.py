@@ -21,7 +21,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS, label
-from search_spaces.record import Outcome, State
+from search_spaces.record import Outcome
 from search_spaces.scales import SCALES
 
 Floats = npt.NDArray[np.float64]
@@ -150,24 +150,19 @@ class CurveFacts:
         return tuple(warnings)
 
 
-def curve_loss(state: State, val_loss: float, l_init: float) -> float:
-    """The loss, in nats, at which a run that ended counts in a curve, see ``Outcome``; NaN if it is unknown."""
-    loss = Outcome.of(state, val_loss, l_init).loss
-    return math.nan if loss is None else loss
-
-
 def ended_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that finished or diverged and recorded ``l_init``, with a column ``loss`` from ``curve_loss``."""
+    """The runs that finished or diverged and recorded ``l_init``, with a column ``loss`` from ``Outcome``."""
     ended = runs[runs["state"].isin(["finished", "diverged"])].dropna(subset=["l_init"])
     rows = zip(ended["state"], ended["val_loss"], ended["l_init"], strict=True)
-    return ended.assign(loss=np.array([curve_loss(*row) for row in rows], dtype=np.float64))
+    return ended.assign(loss=np.array([Outcome.of(*row).loss for row in rows], dtype=np.float64))
 
 
 def lrs(losses: npt.ArrayLike, l_init: float, divisor: Divisor = "published") -> float:
     """Learning-rate sensitivity of one curve, in nats.
 
     Args:
-        losses: final loss at each learning rate, shape ``(n,)``; each counts by ``curve_loss``.
+        losses: final loss at each learning rate, shape ``(n,)``; NaN, infinity or a loss above ``l_init`` counts as
+            ``l_init``.
         l_init: loss at initialization.
         divisor: ``published`` divides by n - 1, as the tables of arXiv 2601.02031 do; ``definition`` divides by n,
             as arXiv 2309.14322 defines it.
@@ -181,7 +176,8 @@ def lrs(losses: npt.ArrayLike, l_init: float, divisor: Divisor = "published") ->
     needed = 2 if divisor == "published" else 1
     if curve.ndim != 1 or curve.size < needed:
         raise InvalidInput("losses", curve.shape, "is not a valid shape", f"give at least {needed} losses in one row")
-    return _lrs(np.array([curve_loss("finished", loss, l_init) for loss in curve.tolist()]), divisor)
+    outcomes = [Outcome.of("finished", loss, l_init) for loss in curve.tolist()]
+    return _lrs(np.array([outcome.loss for outcome in outcomes], dtype=np.float64), divisor)
 
 
 def highest_converging(lrs: Iterable[float], converged: Iterable[bool | None]) -> float | None:
@@ -319,7 +315,6 @@ def _curve(
     name = f"{scale} {group['label'].iloc[0]}"
     l_init = float(group["l_init"].mean())
     cells: dict[tuple[float, int], dict[Hashable, Any]] = {}
-    not_planned: dict[Hashable, Any] = {"state": "not planned"}
     for run in records(group):
         place = run["lr"], run["seed"]
         if place in cells:
@@ -331,22 +326,21 @@ def _curve(
     losses = np.full((len(grid), len(seeds)), np.nan)
     for i, lr in enumerate(grid):
         for j, seed in enumerate(seeds):
-            run = cells.get((lr, seed), not_planned)
-            diverged = run["state"] == "diverged"
-            if not diverged and run["state"] != "finished":
-                missing.append(f"lr={lr:g} seed={seed} ({run['state']})")
+            run = cells.get((lr, seed))
+            loss = run and Outcome.of(run["state"], run["val_loss"], l_init).loss
+            if run is None or loss is None:
+                reason = "not planned" if run is None else run["state"]
+                reason += ", and no run of the curve recorded l_init" if reason == "diverged" else ""
+                missing.append(f"lr={lr:g} seed={seed} ({reason})")
                 continue
-            if diverged and math.isnan(l_init):
-                missing.append(f"lr={lr:g} seed={seed} (diverged, and no run of the curve recorded l_init)")
-                continue
-            losses[i, j] = curve_loss(run["state"], run["val_loss"], l_init)
+            losses[i, j] = loss
             points.append(
                 Point(
                     cell=run["cell"] or f"{name} lr={lr:g} seed={seed}",
                     lr=lr,
                     seed=seed,
-                    loss=float(losses[i, j]),
-                    diverged=diverged,
+                    loss=loss,
+                    diverged=run["state"] == "diverged",
                     run=run,
                 )
             )
@@ -374,7 +368,7 @@ def _curve(
 
 
 def _lrs(curve: Floats, divisor: Divisor) -> float:
-    """LRS of a curve of ``curve_loss`` values."""
+    """LRS of a curve of losses that are at most ``l_init``."""
     return float((curve - curve.min()).sum() / (curve.size - (divisor == "published")))
 
 

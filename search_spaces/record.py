@@ -135,7 +135,10 @@ class Row:
         metrics = {sys.intern(name): value for name, value in content.items() if name not in ("step", "time")}
         if not all(type(value) in (int, float) for value in content.values()):
             raise ValueError("a value is not a number")
-        return cls(int(content["step"]), float(content.get("time", 0.0)), metrics)
+        try:
+            return cls(int(content["step"]), float(content.get("time", 0.0)), metrics)
+        except OverflowError as error:
+            raise ValueError(str(error)) from error
 
     def to_json(self) -> dict[str, float]:
         return {"step": self.step, "time": self.time, **self.metrics}
@@ -174,8 +177,17 @@ class CellResult:
 
     @classmethod
     def from_record(cls, state: EndState, record: Mapping[str, Any]) -> CellResult:
-        """The inverse of ``record``, for a line of a ledger."""
+        """The inverse of ``record``, for a line of a ledger.
+
+        Raises:
+            ValueError: ``record`` is not a result.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError("the result is not an object")
         own = {name: record[name] for name in _RESULT if record.get(name) is not None}
+        for name, value in own.items():
+            if not isinstance(value, str if COLUMNS[name].kind == "text" else (int, float)):
+                raise ValueError(f"{name} has the value {value!r}")
         rest = record.keys() - _RESULT
         metrics = {sys.intern(name): record[name] for name in record if name in rest and record[name] is not None}
         return cls(state=state, metrics=metrics, **own)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-from service.cluster import connection as cluster
+from service.cluster.connection import configure_ray
 
-cluster.configure()
+configure_ray()
 # What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with suppress(ModuleNotFoundError):  # tests/cuda runs on machines without most of what other tests need

@@ -66,7 +66,7 @@ def test_a_cell_to_stop_can_not_be_a_path(tmp_path: Path) -> None:
     with Ledger(home.ledger("smoke"), "smoke", write=True):
         done = oec("stop", "smoke", "--cell", "../../../x", home=home.path)
     assert done.returncode == 2
-    assert "is no cell of smoke" in done.stderr
+    assert "is not a cell of smoke" in done.stderr
     assert not list(tmp_path.glob("**/x"))
 
 

@@ -81,13 +81,14 @@ def submit(
     follow: bool,
 ) -> None:
     """Run STUDY as a job on a Ray cluster. Re-run the same command to resume."""
-    from service.cluster.jobs import Jobs, portable
-    from service.cluster.working_dir import Shipment
+    from service.cluster.entrypoint import portable_home
+    from service.cluster.jobs import Jobs
+    from service.cluster.working_dir import WorkingDir
 
     spec = Study.load(study)
-    portable(spec, home)
+    portable_home(spec, home)
     driver_labels = dict(label(text) for text in labels)
-    shipment = Shipment.of(working_dir, max_megabytes=max_megabytes) if working_dir else None
+    shipment = WorkingDir.scan(working_dir, max_megabytes=max_megabytes) if working_dir else None
     there = Jobs(cluster)
     if shipment:
         click.echo(f"working directory {shipment}")
@@ -188,9 +189,9 @@ def follow_job(there: Jobs, job: str) -> int:
 
 def exit_code(ended: JobInfo) -> int:
     """The exit code of the study; bad input if the job never started, interrupted if its driver was lost."""
-    from service.cluster.jobs import NOT_FOUND
+    from service.cluster.entrypoint import EXIT_COMMAND_NOT_FOUND
 
-    if ended.exit_code in (None, NOT_FOUND):
+    if ended.exit_code in (None, EXIT_COMMAND_NOT_FOUND):
         click.echo(f"oec: job {ended.id} {ended.status.lower()}: {ended.message}", err=True)
         return exit_codes.BAD_INPUT if ended.exit_code else exit_codes.INTERRUPTED
     return ended.exit_code or 0
@@ -209,7 +210,7 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
     from service.sweep.stop import stop as stop_study
 
     there = Jobs(cluster)
-    job = next((job for job in there.all() if job.study == study and job.live), None)
+    job = next((job for job in there.all() if job.study == study and job.is_active), None)
     if job is None:
         raise InvalidInput("STUDY", study, "is not running as a job on this cluster", "`oec jobs` lists the jobs")
     if job.home and runs_in(job.home, study):
@@ -219,7 +220,7 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
             "--cell", cell, "is in a home that this machine cannot access", "run the command on one that can"
         )
     there.stop(job.id)
-    return wait_until(lambda: not there.get(job.id).live, STOP_TIMEOUT_S, POLL_S)
+    return wait_until(lambda: not there.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
 
 
 def runs_in(home: str, study: str) -> bool:

@@ -77,12 +77,12 @@ def plan(study: str, home: str, cluster: str | None) -> None:
     """Show what STUDY will train: curves, cells, tokens, and the estimated time. Trains nothing."""
     from search_spaces.plan import Plan
     from service.cli.plan_view import cluster_line, plan_tables
-    from service.cluster.connection import nodes_of
+    from service.cluster.connection import cluster_nodes
     from service.home.data import prepare_tokens
 
     console = plain_console()
     spec, place = Study.load(study), open_home(home)
-    nodes = nodes_of(cluster) if cluster else None
+    nodes = cluster_nodes(cluster) if cluster else None
     planned = Plan(spec, prepare_tokens(spec, place, console.print).digest)
     for renderable in plan_tables(planned, place):
         console.print(renderable, soft_wrap=True)

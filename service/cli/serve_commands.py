@@ -41,14 +41,14 @@ def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> Non
     """Serve studies over HTTP: API, web page and metrics. Requires tokens, see `oec token add`."""
     place = open_folder(home)
     if stop_ray:
-        from service.cluster.local_head import stop as stop_head
+        from service.cluster.local_head import stop_head
 
         click.echo("the local Ray cluster has stopped" if stop_head(place) else "this home has no running Ray cluster")
         return
     from service.http.server import serve as listen
     from service.http.settings import Settings
 
-    listen(place, host, port, Settings.given(limits), plain_console())
+    listen(place, host, port, Settings.from_options(limits), plain_console())
 
 
 @click.group()
@@ -102,5 +102,5 @@ def list_tokens(home: str) -> None:
     table = Table("name", "role", "created", "expires")
     for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"
-        table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (expired)' * one.expired}")
+        table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (expired)' * one.is_expired}")
     plain_console().print(table)

@@ -26,11 +26,11 @@ from search_spaces.errors import InvalidInput
 from service.home import copies
 from service.home.layout import Home
 from service.home.studies import read_ledger, require_study
-from trainers import described, rows, weights
+from trainers import rows, tensor_files, weights
 from trainers.data import Shards
-from trainers.described import Damaged
 from trainers.embedding_files import embeddings
-from trainers.weights import Kept
+from trainers.tensor_files import DamagedFile
+from trainers.weights import KeptWeights
 
 SHOWN = ("b_ratio", "mu_norm", "e_mu_min", "e_mu_max", "isotropy", "row_norm_mean")
 """Measures shown on the terminal; the tables have all of them."""
@@ -44,7 +44,7 @@ NOT_KEPT = (
 class WeightsFile:
     """A file of kept weights, with the columns of its cell."""
 
-    kept: Kept
+    kept: KeptWeights
     study: str
     """The study that trained it."""
     row: dict[str, Any]
@@ -162,7 +162,7 @@ def _weight_files(home: Home, study: str, cells: Sequence[str], console: Console
         trained_in = entry.reused_from or study
         copies.download_folder(home, f"studies/{trained_in}/cells/{cell_id}/{weights.FOLDER}", ".json")
         with warnings.catch_warnings(record=True) as skipped:
-            found = list(weights.kept(home.cell(cell_id, trained_in) / weights.FOLDER, cell_id))
+            found = list(weights.find_kept(home.cell(cell_id, trained_in) / weights.FOLDER, cell_id))
         for warning in skipped:
             console.print(str(warning.message), soft_wrap=True)
         for kept in found:
@@ -190,8 +190,8 @@ def _rows(
         kept, name = source.kept, f"studies/{source.study}/cells/{source.row['cell']}/{weights.FOLDER}"
         copies.download_folder(home, name, source.kept.path.name)
         try:
-            described.verified(kept.path, kept.cell.id)
-        except Damaged as why:
+            tensor_files.read_verified(kept.path, kept.cell.id)
+        except DamagedFile as why:
             console.print(f"weights {kept.path} skipped: {why}", soft_wrap=True)
             continue
         output = weights.TIED if kept.cell.model.tied else weights.OUTPUT

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.data import Shards
-from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine, shape_key
-from trainers.weights import Kept
+from trainers.numerics import flush_denormals
+from trainers.weights import KeptWeights
 from trainers.world import World
 
 PASS_TOKENS = 4096
@@ -26,8 +26,8 @@ class Evaluator:
         self._world = World.single("cuda" if torch.cuda.is_available() else "cpu")
         self._engine: Engine | None = None
 
-    @denormals_as_zeros()
-    def __call__(self, kept: Kept, sequences: int | None = None) -> tuple[float, int]:
+    @flush_denormals()
+    def __call__(self, kept: KeptWeights, sequences: int | None = None) -> tuple[float, int]:
         """The mean cross-entropy over the first sequences, computed as in the run's validation, and the number of
         tokens.
 

@@ -44,8 +44,8 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
     with Interrupts() as interrupts:
         try:
             check_store(tracking_uri(home))
-            if connection.address(address) is None:
-                fit(study.resources, connection.this_machine())
+            if connection.resolve_address(address) is None:
+                fit(study.resources, connection.local_nodes())
             tokens = prepare_tokens(study, home, console.print)
             plan = Plan(study, tokens.digest)
             register_study(home, study)
@@ -120,7 +120,7 @@ def _sweep_on_ray(
     interrupts: Interrupts,
 ) -> None:
     """Connect to Ray, sweep, disconnect."""
-    connection.configure()
+    connection.configure_ray()
     import ray  # takes seconds, and the checks above do not need it
 
     from service.sweep.sweep import by_worker_group, sweep
@@ -130,7 +130,7 @@ def _sweep_on_ray(
         stack.callback(ray.shutdown)
         with interrupts.deferred():
             connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
-        if connection.address(address):
+        if connection.resolve_address(address):
             check_shared(home)
         max_concurrent = fit(plan.study.resources, joined_nodes(), can_grow=True).cells
         workers = plan.study.resources.workers

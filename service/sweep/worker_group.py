@@ -101,7 +101,7 @@ class WarmGroup:
                 compile=resources.compile,
                 micro_batch_memo=config.micro_batch_memo,
                 threads=resources.cpus_per_worker,
-                share=resources.gpus_per_worker or 1.0,
+                memory_share=resources.gpus_per_worker or 1.0,
                 agreement_timeout_s=config.agreement_timeout_s,
             ),
             scaling_config=scaling(resources),

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: what is drawn, every control, no network, no error, readable by everybody."""
+"""The page of a report in a real browser: charts, controls, accessibility, no network access and no errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from dashboards.analysis import CELL_COLUMNS, Analysis, table_rows
 from dashboards.embeddings import measure_embedding as embedding_of
 from dashboards.published import RUNS_CSV
 from dashboards.report import ReportContext, write_report
-from dashboards.runs import RUN_COLUMNS, from_records, read_csv
+from dashboards.runs import from_records, read_csv
+from search_spaces.record import RUN_COLUMNS
 from service.report.report import report
 from service.report.sources import load
 from tests.timing import within
@@ -87,7 +88,7 @@ def measured(runs: pd.DataFrame) -> ReportContext:
 
 
 def analyzed(ended: pd.DataFrame) -> Analysis:
-    """Made-up weights of every second cell, each with another number of rows."""
+    """Synthetic weights of every second cell, each with a different number of rows."""
     told: dict[str, list[dict[str, object]]] = {}
     for number, run in enumerate(ended[::2].to_dict("records")):
         E_VD = np.random.default_rng(number).normal(size=(30 + number, 4)) + 1.0
@@ -98,7 +99,7 @@ def analyzed(ended: pd.DataFrame) -> Analysis:
 
 
 class Opened:
-    """A page with what went wrong on it."""
+    """A page and the errors that occurred on it."""
 
     def __init__(self, page: Page, path: Path) -> None:
         self.page, self.complaints = page, list[str]()
@@ -158,7 +159,7 @@ EVERYWHERE = [
     ("published", "desktop", "dark"),
     ("published", "phone", "light"),
 ]
-"""Every two of page, size and scheme meet."""
+"""Every pair of page, size and scheme occurs."""
 
 
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light"), ("published", "desktop", "light")], indirect=True)
@@ -188,7 +189,7 @@ def test_every_choice_draws_the_numbers_of_the_table(opened: tuple[Opened, pd.Da
 
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
 def test_a_single_gamma(opened: tuple[Opened, pd.DataFrame]) -> None:
-    """Legends and bars name the lines that are drawn, each in the color that it had."""
+    """Legends and bars show only the lines that are drawn, each in its original color."""
     shown, _ = opened
     page = shown.page
     named = f"[data-panel='{LOSS}'] svg .mark-text.role-legend-label text"
@@ -213,8 +214,8 @@ def test_a_single_gamma(opened: tuple[Opened, pd.DataFrame]) -> None:
 
 
 @pytest.mark.parametrize("opened", EVERYWHERE, indirect=True)
-def test_everybody_can_read_it(opened: tuple[Opened, pd.DataFrame]) -> None:
-    """No finding of axe that is serious, nothing wider than the screen, every control and table by the keyboard."""
+def test_the_page_is_accessible(opened: tuple[Opened, pd.DataFrame]) -> None:
+    """axe reports nothing serious, nothing is wider than the screen, and the keyboard reaches every control."""
     shown, _ = opened
     findings = Axe().run(shown.page).response["violations"]
     assert [found["id"] for found in findings if found["impact"] in ("serious", "critical")] == []
@@ -242,8 +243,8 @@ def test_details_open_and_text_of_a_study_is_text(opened: tuple[Opened, pd.DataF
     assert set(RUN_COLUMNS) >= {"cell", "val_loss"}
 
 
-def test_runs_are_listed_by_hundreds(browser: Browser, tmp_path: Path) -> None:
-    """By the keyboard alone: the list is opened, and then each further press shows more of it."""
+def test_runs_are_listed_in_batches_of_200(browser: Browser, tmp_path: Path) -> None:
+    """With the keyboard alone, the list opens, and each further press shows more of it."""
     of_seeds = [made_up().assign(seed=lambda runs, i=i: runs["seed"] + 2 * i) for i in range(12)]
     runs = pd.concat(of_seeds, ignore_index=True)
     page = browser.new_page()
@@ -265,7 +266,7 @@ def test_runs_are_listed_by_hundreds(browser: Browser, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light")], indirect=True)
 def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
-    """Every cell of the view can be chosen, its charts show its numbers, and it leads to its run."""
+    """Every cell of the view can be selected, its charts show its numbers, and it links to its run."""
     shown, runs = opened
     page, steps = shown.page, json.loads(shown.page.inner_text("#steps"))
     for view in ("29M", "16M"):
@@ -299,7 +300,7 @@ def test_a_cell_step_by_step(opened: tuple[Opened, pd.DataFrame]) -> None:
 
 @pytest.mark.parametrize("opened", [("made up", "desktop", "light"), ("made up", "phone", "dark")], indirect=True)
 def test_the_weights_of_the_chosen_cell(opened: tuple[Opened, pd.DataFrame]) -> None:
-    """Their histograms count every row of E, and a cell without weights has none."""
+    """The histograms count every row of E; a cell without weights has no histogram."""
     shown, _ = opened
     page, weights = shown.page, json.loads(shown.page.inner_text("#weights"))
     bars = "[data-weights='Norms of the rows of the output embedding'] svg [aria-roledescription=bar]"
@@ -343,7 +344,7 @@ def test_published_curves_come_and_go(browser: Browser, tmp_path: Path) -> None:
     page.close()
 
 
-def test_a_page_that_loads_itself_again_stays_as_it_was_left(browser: Browser, tmp_path: Path) -> None:
+def test_a_page_that_reloads_keeps_its_state(browser: Browser, tmp_path: Path) -> None:
     runs = read_csv(RUNS_CSV).query("method == 'baseline'")
     runs = runs.assign(cell=[f"cell-{i}" for i in range(len(runs))])
     context = replace(measured(runs), refresh_s=5)
@@ -371,7 +372,7 @@ def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path
     assert path.stat().st_size < 15e6
     found = times_shown(browser, path)
     assert found["first"] < within(10), "it takes three seconds"
-    assert found["longest"] < within(3), "no task may keep the page from answering"
+    assert found["longest"] < within(3), "no task may block the page for long"
     page = browser.new_page()
     shown = Opened(page, path)
     choices = page.eval_on_selector_all("#view option", "options => options.map(o => o.value)")

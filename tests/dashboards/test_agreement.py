@@ -11,11 +11,11 @@ import pytest
 from made_up import curve, study
 from rich.console import Console
 
+from benchmarks import loss_overview
 from dashboards import published
 from dashboards.agreement import Agreement, agreement, published_studies, sheets, terminal_tables
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from tests import loss_overview
 
 ALL = (
     "Recomputed from these runs, 50 of 50 LRS, 50 of 50 best losses, 50 of 50 best learning rates and 15 of 15 extra "
@@ -67,7 +67,7 @@ def test_the_terminal_shows_both_in_80_columns(runs: pd.DataFrame) -> None:
     assert "≠" not in text
 
 
-def test_a_number_that_differs_is_marked_and_named(runs: pd.DataFrame) -> None:
+def test_numbers_that_differ_are_marked_and_listed(runs: pd.DataFrame) -> None:
     changed = runs.copy()
     of_curve = (changed["scale"] == "29M") & (changed["method"] == "mu-centering")
     changed.loc[of_curve & (changed["lr"] == 0.3), "val_loss"] += 0.01
@@ -80,7 +80,7 @@ def test_a_number_that_differs_is_marked_and_named(runs: pd.DataFrame) -> None:
     assert sheet.values["LRS_published"].dtype == "float64"
 
 
-def test_a_curve_with_a_missing_run_agrees_with_nothing(runs: pd.DataFrame) -> None:
+def test_a_curve_with_a_missing_run_matches_no_published_number(runs: pd.DataFrame) -> None:
     found = of(runs.drop(index=runs.index[3]))
     assert "49 of 50 LRS" in found.sentence
     assert "LRS of 16M baseline, best loss of 16M baseline and best lr of 16M baseline" in found.sentence
@@ -129,7 +129,7 @@ def test_published_runs_are_recognized_in_any_file(runs: pd.DataFrame, tmp_path:
     "changes",
     [{"train_seconds": 4877.5}, {"train_seconds": None}, {"attention_norm": "none"}, {"scale": "23M"}, {"seed": 2}],
 )
-def test_other_runs_are_not_taken_for_published_ones(runs: pd.DataFrame, changes: dict[str, object]) -> None:
+def test_other_runs_are_not_recognized_as_published(runs: pd.DataFrame, changes: dict[str, object]) -> None:
     other = runs.head(7).copy()
     for column, value in changes.items():
         other.loc[0, column] = value

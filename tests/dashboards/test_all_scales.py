@@ -105,7 +105,7 @@ def test_points_are_means_over_seeds() -> None:
     assert "Points are means over seeds." in figure.caption
 
 
-def test_without_a_mean_there_are_no_losses_to_draw() -> None:
+def test_without_a_mean_there_is_no_loss_figure() -> None:
     records = at_two_scales(seed=1) + [
         record | {"state": "running", "val_loss": None} for record in at_two_scales(seed=2)
     ]
@@ -118,7 +118,7 @@ def test_equal_losses_have_a_frame() -> None:
     assert low < 3.0 < top
 
 
-def test_one_scale_has_no_such_figure() -> None:
+def test_a_single_scale_has_no_multi_scale_figure() -> None:
     assert multi_scale_figures(drawn_of(curve([3.5, 3.0, 3.2, 3.4]))) == ([], [])
     assert multi_scale_figures([]) == ([], [])
 
@@ -187,7 +187,7 @@ def test_each_of_many_gammas_has_its_own_shape() -> None:
     assert len({line.shape for line in sweep.lines}) == 8
 
 
-def test_a_curve_without_lrs_is_in_the_losses_alone() -> None:
+def test_a_curve_without_lrs_is_only_in_the_loss_figure() -> None:
     broken = at_two_scales(method="mu-centering")
     broken[0] |= {"state": "crashed", "val_loss": None}
     main, _ = multi_scale_figures(drawn_of(at_two_scales(), broken))

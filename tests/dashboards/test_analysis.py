@@ -46,7 +46,7 @@ def analysis(*cells: dict[str, Any], shift: float = 1.0, **tables: Any) -> Analy
 LOSS = cell("a") | {"data": "theirs", "digest": "0" * 16, "tokens": 640, "loss": 3.5, "val_loss": None}
 
 
-def test_tables_and_back(tmp_path: Path) -> None:
+def test_tables_read_back_as_written(tmp_path: Path) -> None:
     found = analysis(cell("a"), cell("b", method="z-loss", gamma=1e-4), cell("12e5", seed=2), losses=[LOSS])
     found.write(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.csv" for name in TABLES)
@@ -57,7 +57,7 @@ def test_tables_and_back(tmp_path: Path) -> None:
     assert again.embeddings["cell"].tolist() == ["a", "a", "b", "b", "12e5", "12e5"], "an id is not a number"
 
 
-def test_nothing_was_analyzed(tmp_path: Path) -> None:
+def test_a_folder_without_an_analysis_gives_none(tmp_path: Path) -> None:
     assert Analysis.read(tmp_path) is None
 
 
@@ -97,7 +97,7 @@ def test_without_a_b_ratio_there_is_no_histogram() -> None:
     assert b_ratio_figures(Analysis.from_rows({})) == []
 
 
-def test_the_figures_of_a_cell_are_of_its_last_weights() -> None:
+def test_the_figures_of_a_cell_use_its_last_weights() -> None:
     found = analysis(cell("a", step=10), cell("a"), cell("b", lr=1.0))
     figures = cell_figures(found)
     assert [figure.name for figure in figures] == ["e-mu", "row-norms", "singular-values"]
@@ -116,7 +116,7 @@ def test_the_figures_of_a_cell_are_of_its_last_weights() -> None:
     assert (bins["low"].min(), bins["high"].max()) == (marks["value"].iloc[2], marks["value"].iloc[3])
 
 
-def test_a_matrix_that_is_not_finite_has_no_figure() -> None:
+def test_a_non_finite_matrix_has_no_figure() -> None:
     broken = matrix(0)
     broken[0, 0] = np.nan
     rows = table_rows(cell("a", state="diverged"), {"output": measure_embedding(broken)})
@@ -126,7 +126,7 @@ def test_a_matrix_that_is_not_finite_has_no_figure() -> None:
     assert len(found.embeddings) == 1
 
 
-def test_files_are_of_the_largest_learning_rate_of_the_first_curve_that_converged() -> None:
+def test_the_representative_cell_has_the_largest_converged_lr_of_the_first_curve() -> None:
     cells = (
         cell("a", lr=0.1),
         cell("b", lr=1.0),

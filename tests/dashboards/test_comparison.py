@@ -72,14 +72,14 @@ def test_equal_studies_are_equal() -> None:
     assert said(found) == "Equal: tiny baseline\n"
 
 
-def test_learning_rates_move_by_factors() -> None:
+def test_learning_rates_change_by_factors() -> None:
     found = compared([curve([3.5, 3.0, 3.2, math.nan])], [curve([3.0, 3.5, math.nan, math.nan])])
     best, highest = row(found, "best_lr"), row(found, "highest_lr")
     assert (best["before"], best["after"], best["change"]) == pytest.approx((1e-2, 1e-3, 0.1))
     assert (highest["before"], highest["after"]) == (0.1, 0.01)
 
 
-def test_curves_of_one_study_only_are_named() -> None:
+def test_curves_of_only_one_study_are_listed() -> None:
     centering = curve(LOSSES, method="mu-centering")
     found = compared(
         [curve(LOSSES), curve(LOSSES, method="z-loss", gamma=1e-4), centering],
@@ -90,16 +90,16 @@ def test_curves_of_one_study_only_are_named() -> None:
     assert "Only in A: tiny baseline and tiny z-loss (gamma=0.0001)" in said(found)
 
 
-def test_different_grids_are_compared_where_they_meet() -> None:
+def test_different_grids_are_compared_at_common_learning_rates() -> None:
     found = compared([curve(LOSSES)], [curve(LOSSES)[:3]])
-    assert set(found.rows["verdict"]) == {"equal"}, "an LRS over other learning rates is another number"
+    assert set(found.rows["verdict"]) == {"equal"}, "an LRS over other learning rates is not comparable"
     assert "compared over the learning rates that both have: 0.001, 0.01, 0.1" in said(found)
     nowhere = compared([curve(LOSSES)], [[record | {"lr": 5.0} for record in curve(LOSSES)[:1]]])
     assert nowhere.rows.empty
     assert "learning rates that both have: none" in said(nowhere)
 
 
-def test_a_curve_that_is_not_complete_is_not_judged() -> None:
+def test_an_incomplete_curve_gets_no_verdict() -> None:
     broken = curve(LOSSES)
     broken[0] |= {"state": "crashed", "val_loss": None}
     found = compared([curve(LOSSES)], [broken])
@@ -117,7 +117,7 @@ def test_studies_without_a_curve_in_common() -> None:
 
 
 def test_noise_alone_is_rarely_called_a_change() -> None:
-    """Four curves of equal methods, three seeds each, whose noise grows towards the last learning rate."""
+    """Four curves of equal methods, three seeds each, whose noise grows toward the last learning rate."""
     rng = np.random.default_rng(0)
     wrong, repetitions = 0, 80
 

@@ -35,7 +35,7 @@ GRID_RUNS = curve([3.5, 3.0, 3.2, math.nan])
         ([edge_run(0.3162, True, state="pruned")], Edge(low=0.1, high=1.0)),
     ],
 )
-def test_the_runs_that_searched_narrow_the_grid(searched: list[dict[str, Any]], edge: Edge) -> None:
+def test_edge_search_runs_narrow_the_bracket(searched: list[dict[str, Any]], edge: Edge) -> None:
     assert edge_of(study(GRID_RUNS, searched)) == edge
 
 
@@ -52,7 +52,7 @@ def test_every_seed_has_to_converge() -> None:
     assert edge_of(study(two, [edge_run(0.3162, False)])) == Edge(low=0.1, high=0.3162), "no further seed was needed"
 
 
-def test_what_searched_an_edge_belongs_to_no_curve(tmp_path: Any) -> None:
+def test_edge_search_runs_belong_to_no_curve(tmp_path: Any) -> None:
     with_edge = study(GRID_RUNS, [edge_run(0.3162, True), edge_run(10.0, False)])
     with_edge.to_csv(tmp_path / "runs.csv", index=False)
     for runs in (with_edge, read_csv(tmp_path / "runs.csv")):
@@ -61,11 +61,11 @@ def test_what_searched_an_edge_belongs_to_no_curve(tmp_path: Any) -> None:
     assert edge_of(read_csv(tmp_path / "runs.csv")) == Edge(low=0.3162, high=1.0)
 
 
-def test_no_runs_show_nothing() -> None:
+def test_no_runs_have_no_edge() -> None:
     assert edge_of(from_records([])) == Edge()
 
 
-def test_a_curve_and_its_row_of_the_table_tell_the_edge() -> None:
+def test_a_curve_and_its_table_row_have_the_edge() -> None:
     searched = [edge_run(0.3162, True), edge_run(0.5623, False)]
     found = curves(
         study(curve([3.5, 3.0, 3.2, math.inf]), curve([3.4, 3.1, 3.0, 3.3], method="mu-centering"), searched)
@@ -73,4 +73,4 @@ def test_a_curve_and_its_row_of_the_table_tell_the_edge() -> None:
     assert [one.edge for one in found] == [Edge(low=0.3162, high=0.5623), None]
     row = sensitivity_table(found).iloc[0]
     assert (row["edge_low"], row["edge_high"], row["LRS"]) == (0.3162, 0.5623, found[0].LRS)
-    assert "edge_low" not in format_columns(sensitivity_table(found[1:])), "what nobody searched for is no column"
+    assert "edge_low" not in format_columns(sensitivity_table(found[1:])), "no column without an edge search"

@@ -24,7 +24,7 @@ def matrix(seed: int, V: int = 50, D: int = 7, shift: float = 0.0) -> np.ndarray
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(2, 60), st.integers(1, 12), st.sampled_from([0.0, 0.3, 5.0, 60.0]))
-def test_the_measures_are_those_of_a_run(seed: int, V: int, D: int, shift: float) -> None:
+def test_the_measures_match_the_diagnostics_of_a_run(seed: int, V: int, D: int, shift: float) -> None:
     E_VD = matrix(seed, V, D, shift)
     found = measure_embedding(E_VD).measures
     assert tuple(found) == MEASURES
@@ -34,7 +34,7 @@ def test_the_measures_are_those_of_a_run(seed: int, V: int, D: int, shift: float
         assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-7), name
 
 
-def test_what_there_is_of_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_values_of_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     E_VD = matrix(1, shift=2.0)
     found = measure_embedding(E_VD)
     mu_D = E_VD.astype(float).mean(axis=0)
@@ -53,12 +53,12 @@ def test_the_b_ratio_of_the_published_checkpoint() -> None:
     assert b_ratio(np.array([-2.9141207, 9.550041]), 4.894086) == pytest.approx(0.818, abs=5e-4)
 
 
-def test_the_isotropy_of_rows_that_are_pushed_overflows_nowhere() -> None:
+def test_the_isotropy_of_shifted_rows_does_not_overflow() -> None:
     assert 0 <= measure_embedding(matrix(0, shift=500.0)).measures["isotropy"] < 1e-200
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_of_a_matrix_that_is_not_finite_nothing_is_told(bad: float) -> None:
+def test_the_measures_of_a_non_finite_matrix_are_nan(bad: float) -> None:
     E_VD = matrix(0)
     E_VD[3, 2] = bad
     found = measure_embedding(E_VD)
@@ -66,7 +66,7 @@ def test_of_a_matrix_that_is_not_finite_nothing_is_told(bad: float) -> None:
     assert len(found.e_mu_V) == len(found.row_norm_V) == len(found.singular_D) == 0
 
 
-def test_of_zeros_there_are_no_ratios() -> None:
+def test_the_ratios_of_a_zero_matrix_are_nan() -> None:
     found = measure_embedding(np.zeros((5, 3), dtype=np.float32)).measures
     assert math.isnan(found["b_ratio"])
     assert math.isnan(found["ratio_norm"])

@@ -23,7 +23,7 @@ PAIRS = (
 )
 
 
-def test_a_csv_with_names_and_values_of_its_own(tmp_path: Path) -> None:
+def test_a_csv_with_mapped_columns_and_constants(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_text(
         "optimizer,learning rate,lr,test/loss,test_loss\nlion,0.1,0,3.5,0\nlion,0.2,0,nan,0\nlion,0.3,0,8,0\n"
@@ -47,7 +47,7 @@ def test_a_bad_pair_is_refused(pair: str, problem: str) -> None:
         parse_columns([pair])
 
 
-def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_column_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_text("optimizer,rate\nlion,0.1\n")
     with pytest.raises(
@@ -58,7 +58,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
         read_csv(path, {"lr": "rate"})
 
 
-def test_an_experiment_of_mlflow(tmp_path: Path) -> None:
+def test_an_mlflow_experiment(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -60,14 +60,14 @@ def test_a_curve_without_lrs_is_not_in_its_facts(found: list[Line]) -> None:
     assert set(lrs_facts(found)["label"]) == {"baseline", "mu-loss (gamma=0.0001)", "mu-loss (gamma=0.1)"}
 
 
-def test_a_diagnostic_that_is_not_finite_is_not_drawn() -> None:
+def test_a_non_finite_diagnostic_is_not_drawn() -> None:
     records = curve([3.5, 3.0, 3.2, 3.4])
     for record, value in zip(records, (1.0, math.nan, math.inf, 0.0), strict=True):
         record["logits_mean"] = value
     assert diagnostic_facts(drawn_of(study(records)), "logits_mean")["value"].tolist() == [1.0, 0.0]
 
 
-def test_which_figures_there_are(found: list[Line]) -> None:
+def test_the_names_of_the_figures(found: list[Line]) -> None:
     assert [figure.name for figure in figures(found)] == [
         "loss-tiny", "lrs-tiny", "lrs-gamma-tiny", "output-mu-norm-tiny"
     ]  # fmt: skip
@@ -159,7 +159,7 @@ def test_methods_are_compared_under_one_norm_each() -> None:
     ]
 
 
-def test_norms_are_compared_under_one_method_each_where_there_are_more_of_them() -> None:
+def test_norms_are_compared_under_one_method_each_if_they_outnumber_the_methods() -> None:
     drawn = compared(*ATTENTION_NORMS, methods=("baseline", "mu-centering"))
     seen = {view.name: [line.name for line in view.lines] for view in views(drawn)}
     assert seen == {f"tiny, {method}": list(ATTENTION_NORMS) for method in ("baseline", "mu-centering")}
@@ -168,7 +168,7 @@ def test_norms_are_compared_under_one_method_each_where_there_are_more_of_them()
     assert dict(zip(colors["domain"], colors["range"], strict=True))["qkv-norm"] == color_of_norm("qkv-norm")
 
 
-def test_norms_can_be_told_apart() -> None:
+def test_norms_have_distinct_styles() -> None:
     looks = {(line.color, line.dash, line.shape) for line in compared(*ATTENTION_NORMS, "from-elsewhere")}
     assert len(looks) == len(ATTENTION_NORMS) + 1, "more norms of one color than dashes: extend dashboards.views.DASHES"
     assert color_of_norm("none") == GREY
@@ -181,12 +181,12 @@ def test_gamma_can_be_selected_if_a_method_has_several(found: list[Line]) -> Non
     assert gammas_by_line(drawn_of(study(*under))) == {}, "its views separate them already"
 
 
-def test_one_norm_alone_is_named_where_it_is_not_the_default() -> None:
+def test_a_single_norm_is_named_unless_it_is_the_default() -> None:
     assert [line.name for line in compared("none")] == ["baseline + none"]
     assert [(line.name, line.group) for line in compared("qk-norm")] == [("baseline", "")]
 
 
-def test_published_curves_lie_over_those_of_the_same_scale_and_vocabulary() -> None:
+def test_published_curves_overlay_those_of_the_same_scale_and_vocabulary() -> None:
     mine = curve([3.9, 3.8, 3.9, 4.0], scale="16M", l_init=10.84)
     (loss, *_) = figures(drawn_of(study(mine)))
     assert len(loss.overlay) == len(published.METHODS)
@@ -200,7 +200,7 @@ def test_published_curves_lie_over_those_of_the_same_scale_and_vocabulary() -> N
     assert not figures(drawn_of(study(mine)), published=False)[0].overlay
 
 
-def test_points_lead_to_their_runs_where_these_are_known() -> None:
+def test_points_link_to_their_runs_if_known() -> None:
     records = study(curve([3.5, 3.0, 3.2, math.nan]))
     linked = records.assign(url="http://127.0.0.1:5000/#/runs/" + records["cell"])
     for runs, links in ((records, 0), (linked, 2)):

@@ -49,7 +49,7 @@ def test_every_format_is_as_wide_as_its_place_on_paper(saved: list[Path], first:
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_what_is_written_in_a_figure_can_be_read_on_paper(saved: list[Path], first: int) -> None:
+def test_the_text_of_a_figure_is_legible_on_paper(saved: list[Path], first: int) -> None:
     root = ElementTree.parse(saved[first + 1]).getroot()
     scale = float(root.attrib["width"].removesuffix("pt")) / float(root.attrib["viewBox"].split()[2])
     sizes = {
@@ -65,7 +65,7 @@ def test_what_is_written_in_a_figure_can_be_read_on_paper(saved: list[Path], fir
 
 
 def texts(element: ElementTree.Element, x: float = 0.0) -> Iterator[tuple[float, str]]:
-    """Where every text begins, in the pixels of the picture, and what it says."""
+    """The x position in pixels and the content of every text."""
     moved = re.match(r"translate\(([-\d.]+)", element.attrib.get("transform", ""))
     x += float(moved[1]) if moved else 0.0
     if element.text:
@@ -74,7 +74,7 @@ def texts(element: ElementTree.Element, x: float = 0.0) -> Iterator[tuple[float,
         yield from texts(child, x)
 
 
-def test_long_names_of_a_legend_are_not_cut(tmp_path: Path) -> None:
+def test_long_legend_entries_are_not_cut_off(tmp_path: Path) -> None:
     method = "a-method-from-elsewhere-with-a-name"
     records = [curve([3.5, 3.0, 3.2, 3.4], method=method, gamma=gamma) for gamma in (0.001, 0.002)]
     figure = figures(lines(curves(study(*records), GRID)))[0]
@@ -94,7 +94,7 @@ def test_a_scale_of_any_name_stays_in_the_folder(tmp_path: Path) -> None:
 THERE = {"report": ("html",), "runs": ("csv", "parquet"), "loss-16M": ("png", "pdf"), "LRS": ("csv", "tex")}
 
 
-def test_everything_is_wanted_unless_told_otherwise() -> None:
+def test_everything_is_selected_by_default() -> None:
     assert select_formats(THERE, FORMATS, ()).keys() == THERE.keys()
     assert select_formats(THERE, ("csv", "png"), ()) == {"runs": ["csv"], "loss-16M": ["png"], "LRS": ["csv"]}
     assert select_formats(THERE, ("csv", "pdf"), ("loss-*", "L*")) == {"loss-16M": ["pdf"], "LRS": ["csv"]}
@@ -108,16 +108,14 @@ def test_everything_is_wanted_unless_told_otherwise() -> None:
         (FORMATS, ("loss-*", "nothing"), "--only", "choose from report, runs, loss-16M, LRS"),
     ],
 )
-def test_a_choice_of_nothing_is_refused(
-    formats: tuple[str, ...], only: tuple[str, ...], field: str, there: str
-) -> None:
+def test_an_empty_selection_is_refused(formats: tuple[str, ...], only: tuple[str, ...], field: str, there: str) -> None:
     with pytest.raises(InvalidInput) as error:
         select_formats(THERE, formats, only)
     assert error.value.field == field
     assert error.value.remedy == there
 
 
-def test_a_report_of_a_choice_writes_nothing_else(tmp_path: Path) -> None:
+def test_a_report_writes_only_what_is_selected(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     folder = write_report(
         runs, tmp_path / "new", title="some", grid=GRID, formats=("svg", "parquet"), only=("l*", "runs")
@@ -130,9 +128,7 @@ def test_a_report_of_a_choice_writes_nothing_else(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "runs.parquet"), runs, check_dtype=False)
 
 
-def test_without_the_package_that_draws_a_report_is_tables_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_figure_package_a_report_has_only_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     page = write_report(runs, tmp_path, title="some", grid=GRID)

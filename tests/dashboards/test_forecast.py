@@ -8,29 +8,28 @@ import pandas as pd
 import pytest
 
 from dashboards.forecast import COLUMNS, FEATURES, MIN_RUNS, OBSERVED_SHARE, Forecast, extract_features, forecast
+from search_spaces.record import Row
 
 STEPS = 100
 LIMIT = 1.0
 """Heat above which a run diverges."""
 
 
-def rows(heat: float, noise: np.random.Generator) -> list[dict[str, float]]:
-    """A run's first rows. Output norms grow with the heat, the mean logit wanders with it; a hot run's loss rises."""
+def rows(heat: float, noise: np.random.Generator) -> list[Row]:
+    """A run's first rows. Output norms and the drift of the mean logit grow with heat; a hot run's loss rises."""
     found = []
     for step in range(0, 2 * int(OBSERVED_SHARE * STEPS) + 1, 5):
         t = step / STEPS
         blur = noise.normal(1.0, 0.05, 6)
-        found.append(
-            {
-                "step": step,
-                "val_loss": 7.0 * math.exp(t * (heat - 0.5)) * blur[0],
-                "logits_mean": -30 * t * math.exp(heat) * blur[1],
-                "attention_logit_max": 4 * math.exp(t * heat) * blur[2],
-                "qkv_norm/0": 10 * math.exp(4 * t * heat) * blur[3],
-                "proj_norm/0": 0.2 * math.exp(8 * t * heat) * blur[4],
-                "fc2_norm/1": 0.3 * math.exp(12 * t * heat) * blur[5],
-            }
-        )
+        metrics = {
+            "val_loss": 7.0 * math.exp(t * (heat - 0.5)) * blur[0],
+            "logits_mean": -30 * t * math.exp(heat) * blur[1],
+            "attention_logit_max": 4 * math.exp(t * heat) * blur[2],
+            "qkv_norm/0": 10 * math.exp(4 * t * heat) * blur[3],
+            "proj_norm/0": 0.2 * math.exp(8 * t * heat) * blur[4],
+            "fc2_norm/1": 0.3 * math.exp(12 * t * heat) * blur[5],
+        }
+        found.append(Row(step, 0.0, metrics))
     return found
 
 
@@ -40,7 +39,7 @@ def run(i: int, heat: float, noise: np.random.Generator, **changes: Any) -> dict
         "cell": f"cell-{i}",
         "label": f"run {i}",
         "curve": f"curve-{i % 6}",
-        "lr": 10.0 ** (heat + noise.normal(0.0, 0.7)),  # a hint, no more: each curve breaks at another one
+        "lr": 10.0 ** (heat + noise.normal(0.0, 0.7)),  # only a hint, because each curve diverges at a different one
         "state": "diverged" if diverged else "finished",
         "steps": STEPS,
         "taken": 60 if diverged else STEPS,
@@ -63,7 +62,7 @@ def score(found: Forecast, rule: str) -> Any:
     return next(score for score in found.scores if score.rule == rule)
 
 
-def test_it_beats_the_learning_rate_where_that_is_only_a_hint() -> None:
+def test_it_beats_an_uninformative_learning_rate() -> None:
     found = forecast(study(120))
     own, lr = found.scores[0], score(found, "learning rate alone")
     assert own.precision is not None
@@ -75,15 +74,15 @@ def test_it_beats_the_learning_rate_where_that_is_only_a_hint() -> None:
     assert counted == (found.ended["state"] == "diverged").sum()
 
 
-def test_what_it_saves_is_the_time_of_the_caught_after_the_first_fifth() -> None:
+def test_it_saves_the_time_of_caught_runs_after_the_first_fifth() -> None:
     runs = study(120)
     own = forecast(runs).scores[0]
     # 60 of 100 steps in 6 seconds, the first 20 of them in 2.
     assert own.saved == pytest.approx(own.caught * 4.0 / runs["seconds"].sum())
 
 
-def test_no_run_has_a_say_in_its_own_probability_nor_has_its_curve() -> None:
-    """Turning round what became of one curve must leave that curve's own probabilities as they were."""
+def test_a_probability_does_not_depend_on_outcomes_of_its_own_curve() -> None:
+    """Swapping the outcomes of one curve must not change the probabilities of that curve."""
     runs = study(60)
     mine = runs["curve"] == "curve-2"
     turned = runs.copy()
@@ -93,8 +92,8 @@ def test_no_run_has_a_say_in_its_own_probability_nor_has_its_curve() -> None:
     assert not np.allclose(before[~mine], after[~mine]), "other curves do learn from it"
 
 
-def test_noise_is_told_from_a_forecast() -> None:
-    """Ends drawn without regard to the beginnings: at most the base rate, and nothing to be proud of."""
+def test_random_outcomes_cannot_be_forecast() -> None:
+    """If outcomes are independent of the features, recall is low."""
     runs = study(120)
     runs["state"] = np.random.default_rng(1).permutation(runs["state"])
     found = forecast(runs)
@@ -111,7 +110,7 @@ def test_runs_that_cannot_be_forecast_are_counted_separately() -> None:
     assert (found.diverged_early, found.not_evaluated, len(found.runs)) == (1, 1, 60)
 
 
-def test_a_run_that_still_trains_has_a_probability_and_no_score() -> None:
+def test_a_running_run_has_a_probability_but_no_score() -> None:
     noise = np.random.default_rng(3)
     running = {"state": "running", "taken": math.nan, "seconds": math.nan}
     hot, cold = run(1000, 2.0, noise, **running), run(1001, -1.0, noise, **running)
@@ -132,25 +131,18 @@ def test_a_run_that_still_trains_has_a_probability_and_no_score() -> None:
     ],
     ids=["none", "few", "no divergence", "nothing else", "one curve"],
 )  # fmt: skip
-def test_too_little_gives_no_forecast_and_says_why(runs: pd.DataFrame, reason: str) -> None:
+def test_without_enough_runs_there_is_no_forecast_but_a_reason(runs: pd.DataFrame, reason: str) -> None:
     found = forecast(runs)
     assert reason in found.reason
     assert found.scores == ()
     assert len(found.runs) == len(runs)
 
 
-def test_a_beginning_is_the_first_fifth() -> None:
+def test_features_come_from_the_first_fifth() -> None:
     seen = [
-        {"step": 0, "val_loss": 7.0, "logits_mean": 1.0, "qkv_norm/0": 2.0, "fc2_norm/0": 1.0, "fc2_norm/1": 0.0},
-        {
-            "step": 20,
-            "val_loss": 14.0,
-            "logits_mean": -3.0,
-            "qkv_norm/0": 4.0,
-            "fc2_norm/0": 8.0,
-            "fc2_norm/1": 8.0,
-        },
-        {"step": 21, "val_loss": 1e9},
+        Row(0, 0.0, {"val_loss": 7.0, "logits_mean": 1.0, "qkv_norm/0": 2.0, "fc2_norm/0": 1.0, "fc2_norm/1": 0.0}),
+        Row(20, 0.0, {"val_loss": 14.0, "logits_mean": -3.0, "qkv_norm/0": 4.0, "fc2_norm/0": 8.0, "fc2_norm/1": 8.0}),
+        Row(21, 0.0, {"val_loss": 1e9}),
     ]
     found = extract_features(seen, STEPS)
     assert tuple(found) == ("loss", *FEATURES)
@@ -161,5 +153,5 @@ def test_a_beginning_is_the_first_fifth() -> None:
 
 
 @pytest.mark.parametrize("steps", [[], [0], [0, 50, 100]])
-def test_a_run_without_an_evaluation_in_time_has_no_beginning(steps: list[int]) -> None:
-    assert extract_features([{"step": step, "val_loss": 1.0} for step in steps], STEPS) == {}
+def test_a_run_without_an_early_evaluation_has_no_features(steps: list[int]) -> None:
+    assert extract_features([Row(step, 0.0, {"val_loss": 1.0}) for step in steps], STEPS) == {}

@@ -48,18 +48,18 @@ def test_equal_weights_are_equal() -> None:
         assert found[evaluator, "lr"] == pytest.approx(0.5, abs=0.12)
 
 
-def test_what_counts() -> None:
+def test_only_ended_runs_count() -> None:
     runs = bowl(0.5, 0.5)
     runs.loc[:9, "state"] = "pruned"
     runs.loc[10:14, "state"] = "crashed"
     runs.loc[15:19, ["state", "val_loss"]] = ("diverged", math.nan)
     assert set(importance(runs)["cells"]) == {49 - 15}
     assert importance(runs.head(8)).empty, "too few"
-    assert importance(bowl(0.0, 0.0)).empty, "nothing differs"
-    assert set(importance(runs)["of"]) == {"z-loss"}, "one method, so nothing to compare it with"
+    assert importance(bowl(0.0, 0.0)).empty, "all losses are equal"
+    assert set(importance(runs)["of"]) == {"z-loss"}, "with one method, there is no group of all methods"
 
 
-def test_methods_are_a_hyperparameter() -> None:
+def test_the_method_is_a_hyperparameter() -> None:
     other = bowl(0.1, 0.0).assign(method="mu-loss")
     other["val_loss"] += 2.0
     found = importance(pd.concat([bowl(0.1, 0.0), other], ignore_index=True))

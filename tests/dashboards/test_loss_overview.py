@@ -1,4 +1,4 @@
-"""``loss_overview.csv`` of the published repository: names of runs, columns, and what is refused."""
+"""``loss_overview.csv`` of the published repository: run names, columns, and errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import loss_overview
 from dashboards import published
 from dashboards.loss_overview import METHODS, as_runs
 from dashboards.runs import read_csv
 from search_spaces.errors import InvalidInput
-from tests import loss_overview
 
 NAME = "wor40Z-16M-13p1B-100k-bs64-lr10-zloss-g1e-04-s1"
 
@@ -79,7 +79,7 @@ def test_a_run_that_was_not_evaluated_has_crashed_and_one_without_a_finite_loss_
     assert table["reason"].tolist() == ["the file has no test_loss for it", None, None]
 
 
-def test_diagnostics_stand_in_our_columns(tmp_path: Path) -> None:
+def test_diagnostics_are_renamed_to_our_columns(tmp_path: Path) -> None:
     columns = {
         "O.centering_ratio": "0.969",
         "O.logits_mean_mean": "-6.1562",
@@ -127,7 +127,7 @@ def test_a_learning_rate_of_zero_is_refused(tmp_path: Path) -> None:
         read_csv(path)
 
 
-def test_a_table_with_a_column_of_names_alone_is_not_taken_for_theirs(tmp_path: Path) -> None:
+def test_a_name_column_alone_does_not_make_a_table_theirs(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_text("name,test_loss,scale,method,gamma,lr,seed\nmine,3.0,16M,baseline,0,0.1,1\n")
     assert read_csv(path)["val_loss"].item() == 3.0

@@ -25,15 +25,15 @@ def read(columns: ColumnStore, table: dict[str, int]) -> list[dict[str, Any]]:
 
 
 @given(st.lists(st.fixed_dictionaries({"a": VALUES, "b": VALUES}), max_size=40))
-def test_rows_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
+def test_rows_read_back_as_written(rows: list[dict[str, Any]]) -> None:
     columns = ColumnStore()
     found = read(columns, columns.add_table(rows))
     assert json.dumps(found, sort_keys=True) == json.dumps(rows, sort_keys=True), (
-        "with the type of each value: 1 is not true"
+        "values must keep their type: 1 is not true"
     )
 
 
-def test_equal_columns_are_kept_once_and_few_values_as_places() -> None:
+def test_equal_columns_are_stored_once_and_few_values_as_indices() -> None:
     columns = ColumnStore()
     first = columns.add_table([{"cell": i, "label": "a" * 100} for i in range(50)])
     second = columns.add_table([{"cell": i, "loss": i / 7} for i in range(50)])

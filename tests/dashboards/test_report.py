@@ -93,7 +93,7 @@ def test_the_folder(evil: Path) -> None:
     assert len(read_csv(folder / "runs.csv")) == 4
 
 
-def test_nothing_from_outside_is_markup(page: Page) -> None:
+def test_external_text_is_never_markup(page: Page) -> None:
     assert len(page.scripts) == 8, "figures, steps, runs, columns, gammas and weights as JSON, Vega, and the page's own"
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
@@ -115,7 +115,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert "url(" not in page.scripts[0]
 
 
-def test_the_page_can_be_read_without_seeing_it(page: Page) -> None:
+def test_the_page_is_accessible_to_screen_readers(page: Page) -> None:
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == 1
     assert len(page.all("caption")) == len(page.all("table")) >= 3
@@ -135,7 +135,7 @@ def test_figures_are_embedded_as_json(page: Page) -> None:
     assert {fact["label"] for fact in facts} == {EVIL}
 
 
-def test_the_scale_can_be_chosen_if_there_are_several(page: Page, tmp_path: Path) -> None:
+def test_the_scale_can_be_selected_if_there_are_several(page: Page, tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], scale="16M"))
     several = Page(write_report(runs, tmp_path, title="two", grid=GRID))
     assert not page.all("select")
@@ -185,7 +185,7 @@ def test_the_answer_says_which_curves_it_leaves_out() -> None:
     assert "1 of 2 curves" in text
 
 
-def test_the_answer_names_what_converges_at_the_highest_lr_where_norms_are_compared() -> None:
+def test_with_several_norms_the_answer_says_what_converges_at_the_highest_lr() -> None:
     stable = curve([3.5, 3.0, 3.2, 3.4], attention_norm="qkv-norm")
     text = said(stable, curve([3.5, 3.0, 3.2, math.nan]), curve([3.5, 3.0, math.nan, math.nan], attention_norm="none"))
     assert text.startswith("baseline + qkv-norm at tiny is least sensitive")
@@ -218,7 +218,7 @@ def test_the_answer_without_a_baseline() -> None:
         (1.0, "The lowest LRS is significantly lower than that of every other curve at tiny (t-tests over 3 seeds"),
     ],
 )
-def test_the_answer_with_seeds_says_what_is_more_than_noise(shift: float, words: str) -> None:
+def test_with_several_seeds_the_answer_says_what_is_significant(shift: float, words: str) -> None:
     records = [curve([3.5 + s / 50, 3.0, 3.2, 3.4], seed=s) for s in range(3)]
     others = [curve([3.5 + s / 50 + shift, 3.0, 3.2, 3.4], seed=s, method="mu-centering") for s in range(3)]
     assert words in said(*records, *others)
@@ -281,7 +281,7 @@ def test_the_order_of_the_page(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
+def test_the_steps_of_cells_are_on_the_page(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, math.nan]))
     context = rich_context(runs)
     page = Page(write_report(runs, tmp_path, title="steps", grid=GRID, formats=("html",), context=context))
@@ -290,7 +290,7 @@ def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
     assert steps["cells"][0]["url"] == context.links[runs["cell"][0]]
     kept = {cell: {key: page.column(at) for key, at in of.items()} for cell, of in steps["values"].items()}
     assert kept == context.steps
-    assert len({of["step"] for of in steps["values"].values()}) == 1, "equal columns are kept once"
+    assert len({of["step"] for of in steps["values"].values()}) == 1, "equal columns are stored once"
     assert "This page includes 3 of 4 cells" in page.text
     norms = json.loads(page.scripts[0])["Output norm of QKV, mean over layers"] if "QKV" in page.scripts[0] else {}
     assert norms == {}, "its last value is not finite"
@@ -299,7 +299,7 @@ def test_what_was_measured_along_the_way_is_on_the_page(tmp_path: Path) -> None:
 
 
 def analysis(cells: list[str], method: str = "baseline") -> Analysis:
-    """Of made-up weights, of which the last ones diverged."""
+    """An analysis of synthetic weights; the last cell diverged."""
     told: dict[str, list[dict[str, object]]] = {}
     for number, cell in enumerate(cells):
         E_VD = np.random.default_rng(number).normal(size=(30, 4)) + 1.0
@@ -312,7 +312,7 @@ def analysis(cells: list[str], method: str = "baseline") -> Analysis:
     return Analysis.from_rows(told)
 
 
-def test_kept_weights_are_on_the_page_of_the_cells_that_can_be_chosen(tmp_path: Path) -> None:
+def test_the_weights_of_selectable_cells_are_on_the_page(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     cells = list(runs["cell"])
     context = replace(rich_context(runs), analysis=analysis(cells))  # whose last cell has no steps
@@ -333,7 +333,7 @@ def test_kept_weights_are_on_the_page_of_the_cells_that_can_be_chosen(tmp_path: 
     assert names >= {"e-mu-tiny.svg", "row-norms-tiny-column.svg", "b-ratio.svg", "embeddings.csv", "losses.csv"}
 
 
-def test_names_in_an_analysis_are_no_markup(tmp_path: Path) -> None:
+def test_names_in_an_analysis_are_never_markup(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4], method=EVIL, scale=EVIL))
     context = replace(rich_context(runs), analysis=analysis([EVIL, "other"], EVIL))
     page = Page(write_report(runs, tmp_path, title="evil", grid=GRID, formats=("html", "svg"), context=context))
@@ -342,7 +342,7 @@ def test_names_in_an_analysis_are_no_markup(tmp_path: Path) -> None:
     assert {path.parent for path in tmp_path.rglob("*.svg")} == {tmp_path / "figures"}
 
 
-def test_only_a_study_that_runs_loads_itself_again(tmp_path: Path) -> None:
+def test_only_the_page_of_a_running_study_reloads(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     for seconds, expected in ((None, []), (30, ["30"])):
         context = ReportContext(refresh_s=seconds)
@@ -365,7 +365,7 @@ def test_cost_counts_every_cell() -> None:
     assert table.loc["z-loss", "overhead_percent"] == pytest.approx(0.0)
 
 
-def test_b_ratios_stand_by_curve_and_learning_rate() -> None:
+def test_b_ratios_by_curve_and_learning_rate() -> None:
     losses = [3.5, 3.0, 3.2, 3.4]
     records = curve(losses) + curve(losses, seed=2) + curve(losses, method="max-z", gamma=1)
     for i, record in enumerate(records[:8]):

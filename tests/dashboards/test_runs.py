@@ -1,4 +1,4 @@
-"""Tables of runs: the columns, the three readers, and what they refuse."""
+"""Tables of runs: the columns, the three readers, and their errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from made_up import L_INIT, curve, run, study
 
 from dashboards import published
-from dashboards.runs import RUN_COLUMNS, from_records, read_csv, read_mlflow
+from dashboards.runs import from_records, read_csv, read_mlflow
 from search_spaces.errors import InvalidInput
+from search_spaces.record import RUN_COLUMNS
 
 
 def test_columns_are_frozen() -> None:
@@ -127,7 +128,7 @@ def test_published_runs() -> None:
     assert table["study"].iloc[0] == "oec_published_runs"
 
 
-def test_a_file_of_ours_reads_back(tmp_path: Path) -> None:
+def test_our_own_file_reads_back(tmp_path: Path) -> None:
     table = study(
         curve([3.0, math.nan, math.inf, 99.0], reason='it said, "no"\nand left'),
         curve([3.0, 2.0, 2.5, 3.0], method="z-loss", gamma=1e-4, steps=20),
@@ -169,7 +170,7 @@ def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> 
         read_csv(path)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="can not be read"):
         read_csv(tmp_path / "none.csv")
 

@@ -1,4 +1,4 @@
-"""The numbers: published ones to the last digit, properties of LRS, and what a curve refuses to average around."""
+"""Curves and LRS: the published numbers to the last digit, properties of LRS, and incomplete curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
 from dashboards.runs import from_records, read_csv
-from dashboards.sensitivity import CurveFacts, _interval, curve_loss, curves, ended_runs, highest_converging, lrs
+from dashboards.sensitivity import CurveFacts, _interval, curves, ended_runs, highest_converging, lrs
 from dashboards.tables import method_overheads
 from search_spaces.errors import InvalidInput
 
@@ -82,7 +82,7 @@ def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
 
 
 @given(LOSSES)
-def test_lrs_is_not_negative_and_at_most_the_whole_height(losses: list[float]) -> None:
+def test_lrs_is_between_zero_and_the_full_height(losses: list[float]) -> None:
     best = min(loss for loss in losses if loss <= L_INIT)
     assert -1e-9 <= lrs(losses, L_INIT, "definition") <= L_INIT - best + 1e-9
 
@@ -112,22 +112,6 @@ def test_however_a_run_diverged_it_counts_as_l_init(losses: list[float], broken:
     assert lrs([*losses, broken], L_INIT) == lrs([*losses, L_INIT], L_INIT)
 
 
-@pytest.mark.parametrize(
-    ("state", "val_loss", "l_init", "expected"),
-    [
-        ("finished", 3.0, L_INIT, 3.0),
-        ("finished", L_INIT, L_INIT, L_INIT),
-        ("finished", L_INIT + 0.1, L_INIT, L_INIT),
-        ("finished", math.nan, L_INIT, L_INIT),
-        ("finished", math.inf, L_INIT, L_INIT),
-        ("diverged", 3.0, L_INIT, L_INIT),
-        ("finished", 3.0, math.nan, 3.0),
-    ],
-)
-def test_the_loss_of_a_run_in_its_curve(state: str, val_loss: float, l_init: float, expected: float) -> None:
-    assert curve_loss(state, val_loss, l_init) == expected
-
-
 def test_ended_runs_have_the_losses_of_their_curves() -> None:
     runs = study(curve([3.5, math.nan, 99.0, 3.4]), [run(state=state) for state in ("crashed", "pruned", "planned")])
     assert ended_runs(runs)["loss"].tolist() == [3.5, L_INIT, L_INIT, 3.4]
@@ -150,13 +134,13 @@ def test_a_flat_curve_has_no_sensitivity(loss: float, n: int) -> None:
         ([3.0, 4.0], math.nan, "published"),
     ],
 )
-def test_what_has_no_lrs_is_refused(losses: list[float], l_init: float, divisor: str) -> None:
+def test_invalid_arguments_of_lrs_are_refused(losses: list[float], l_init: float, divisor: str) -> None:
     with pytest.raises(InvalidInput):
         lrs(losses, l_init, divisor)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("state", ["crashed", "planned", "running"])
-def test_a_missing_cell_is_named_and_not_averaged_around(state: str) -> None:
+def test_a_missing_cell_is_named_and_not_averaged_over(state: str) -> None:
     records = curve([3.5, 3.0, 3.2, 3.4])
     records[2] |= {"state": state, "val_loss": None}
     (found,) = curves(from_records(records), GRID)
@@ -174,7 +158,7 @@ def test_a_missing_cell_is_named_and_not_averaged_around(state: str) -> None:
         (("2.13.0+cpu", "2.13.0+cpu", "2.11.0+cu130", "2.13.0+cpu"), True),
     ],
 )
-def test_a_curve_of_two_versions_of_pytorch_says_so(versions: tuple[str | None, ...], warned: bool) -> None:
+def test_two_pytorch_versions_in_a_curve_are_a_warning(versions: tuple[str | None, ...], warned: bool) -> None:
     cells = [cell | {"torch": version} for cell, version in zip(curve([3.0, 2.5, 2.0, 2.5]), versions, strict=True)]
     (found,) = curves(study(cells))
     sentence = "cells were trained with PyTorch 2.11.0+cu130 and 2.13.0+cpu, which may explain some of the differences"
@@ -182,7 +166,7 @@ def test_a_curve_of_two_versions_of_pytorch_says_so(versions: tuple[str | None, 
     assert warned or not any("PyTorch" in warning for warning in found.warnings)
 
 
-def test_a_cell_that_no_record_names_is_missing() -> None:
+def test_a_cell_without_a_record_is_missing() -> None:
     (found,) = curves(from_records(curve([3.5, 3.0, 3.2, 3.4])[:3]), GRID)
     assert found.missing == ("lr=1 seed=1 (not planned)",)
 
@@ -214,7 +198,7 @@ def test_without_any_l_init_a_diverged_cell_is_missing() -> None:
     assert "l_init" in found.missing[0]
 
 
-def test_refinement_is_off_the_grid_and_out_of_the_curve() -> None:
+def test_refinements_off_the_grid_are_not_in_the_curve() -> None:
     plain = curves(study(curve([3.5, 3.0, 3.2, 3.4])), GRID)
     refined = study(
         curve([3.5, 3.0, 3.2, 3.4]),
@@ -223,21 +207,21 @@ def test_refinement_is_off_the_grid_and_out_of_the_curve() -> None:
     assert curves(refined, GRID) == plain
 
 
-def test_without_a_grid_every_learning_rate_of_the_scale_counts() -> None:
+def test_without_a_grid_all_learning_rates_of_the_scale_count() -> None:
     records = [*curve([3.5, 3.0, 3.2, 3.4]), run(method="mu-centering", lr=0.5)]
     baseline, centering = curves(from_records(records))
     assert baseline.lr == centering.lr == (1e-3, 1e-2, 1e-1, 0.5, 1.0)
     assert baseline.missing == ("lr=0.5 seed=1 (not planned)",)
 
 
-def test_learning_rates_are_found_on_the_grid_despite_lost_digits() -> None:
+def test_learning_rates_match_the_grid_despite_lost_digits() -> None:
     third = 1 / 3
     (found,) = curves(from_records([run(lr=0.3333333), run(lr=1.0, val_loss=3.5)]), (third, 1.0))
     assert not found.missing
     assert found.best_lr == third
 
 
-def test_pruned_runs_are_kept_out_of_everything() -> None:
+def test_pruned_runs_are_ignored() -> None:
     extra = [run(state="pruned", lr=1e-2, seed=2, val_loss=0.1), run(state="pruned", lr=0.5, val_loss=0.1)]
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     with_pruned = study(curve([3.5, 3.0, 3.2, 3.4]), extra)
@@ -271,8 +255,8 @@ def test_an_interval_of_lrs_is_never_negative() -> None:
     assert found.interval[1] > 0.0
 
 
-def test_a_95_percent_interval_holds_the_truth_in_95_percent_of_cases() -> None:
-    """3 seeds of a curve that is noisier at high learning rates; 600 studies, so 95 % within 2.5 % almost surely."""
+def test_a_95_percent_interval_covers_the_truth_95_percent_of_the_time() -> None:
+    """3 seeds of a curve that is noisier at high learning rates; 600 studies, so 95% within 2.5% almost surely."""
     random = np.random.default_rng(0)
     mean, noise = np.array([3.6, 3.2, 3.0, 3.3]), np.array([0.01, 0.01, 0.02, 0.1])
     losses = mean[:, None] + noise[:, None] * random.normal(size=(600, 4, 3))
@@ -280,7 +264,7 @@ def test_a_95_percent_interval_holds_the_truth_in_95_percent_of_cases() -> None:
     assert np.mean([low <= lrs(mean, L_INIT) <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.025)
 
 
-def test_seeds_that_agree_give_an_interval_of_no_width() -> None:
+def test_identical_seeds_have_an_interval_of_width_zero() -> None:
     (found,) = curves(study(*(curve([3.5, 3.0, 3.2, 3.4], seed=s) for s in range(4))), GRID)
     assert found.interval == pytest.approx((found.LRS, found.LRS))
 
@@ -368,14 +352,14 @@ def test_curves_are_sorted_by_size_registry_and_gamma() -> None:
     assert order == list(product(["16M", "109M", "from elsewhere"], labels))
 
 
-def test_attention_norms_come_in_the_order_of_the_registry_and_are_named() -> None:
+def test_attention_norms_are_sorted_by_the_registry_and_named() -> None:
     norms = ("from elsewhere", "soft-clip", "qk-norm", "none")
     found = curves(from_records([run(attention_norm=norm) for norm in norms]))
     assert [c.attention_norm for c in found] == ["none", "qk-norm", "soft-clip", "from elsewhere"]
     assert [c.label for c in found][:2] == ["baseline + none", "baseline + qk-norm"]
 
 
-def test_one_cell_twice_is_refused() -> None:
+def test_a_duplicate_cell_is_refused() -> None:
     with pytest.raises(InvalidInput, match="occurs twice"):
         curves(from_records([run(), run(val_loss=2.0)]))
 

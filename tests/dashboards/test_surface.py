@@ -43,7 +43,7 @@ def test_a_known_bowl_is_recovered_from_grid_and_scattered_points() -> None:
     assert abs(np.log10(gamma[lowest]) + 1) < 0.6
 
 
-def test_it_is_exact_for_a_plane_and_says_nothing_beyond_the_points() -> None:
+def test_a_plane_is_exact_and_not_extrapolated() -> None:
     points = pd.DataFrame({"lr": [1e-3, 1e-1, 1e-3], "gamma": [1e-2, 1e-2, 1.0]})
     points["loss"] = 3 + np.log10(points["lr"]) - 2 * np.log10(points["gamma"])
     found = surface(points)
@@ -53,11 +53,11 @@ def test_it_is_exact_for_a_plane_and_says_nothing_beyond_the_points() -> None:
 
 
 @pytest.mark.parametrize("points", [[(1e-3, 1.0)], [(1e-3, 1.0), (1e-2, 1.0), (1e-1, 1.0)]])
-def test_points_on_a_line_make_no_surface(points: list[tuple[float, float]]) -> None:
+def test_points_on_a_line_have_no_surface(points: list[tuple[float, float]]) -> None:
     assert surface(pd.DataFrame([{"lr": lr, "gamma": gamma, "loss": 3.0} for lr, gamma in points])).empty
 
 
-def test_what_is_drawn_are_the_runs_that_ended(tmp_path: Path) -> None:
+def test_ended_runs_are_drawn(tmp_path: Path) -> None:
     records = [
         {
             "study": "s",

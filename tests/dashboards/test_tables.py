@@ -58,7 +58,7 @@ def test_published_layout(table: pd.DataFrame) -> None:
         assert wide.loc[scale].round(3).tolist() == list(published.LRS[scale])
 
 
-def test_a_layout_has_gaps_where_a_scale_lacks_a_method() -> None:
+def test_a_layout_has_gaps_for_missing_methods() -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], scale="16M", method="z-loss", gamma=0.1))
     wide = published_layout(sensitivity_table(curves(runs, GRID)), "best_loss")
     assert wide.isna().sum().sum() == 2
@@ -89,7 +89,7 @@ def test_a_layout_has_a_column_for_each_attention_norm() -> None:
     ]
 
 
-def test_attention_norms_are_shown_where_there_is_another_than_the_default(table: pd.DataFrame) -> None:
+def test_attention_norms_are_shown_unless_all_are_the_default(table: pd.DataFrame) -> None:
     assert "attention_norm" not in written("md", table)
     assert "attention_norm" in written("csv", table)
     text = drawn(several_norms().assign(gamma=0.0001))
@@ -123,11 +123,11 @@ def test_the_highest_lr_of_a_whole_grid_is_a_lower_bound(table: pd.DataFrame) ->
         ("abcdef", "abcdefghij", "6 of 10 curves"),
     ],
 )
-def test_of_many_curves_the_few_are_named(named: str, everyone: str, said: str) -> None:
+def test_a_sentence_about_curves_names_the_minority(named: str, everyone: str, said: str) -> None:
     assert name_curves(list(named), list(everyone)) == said
 
 
-def test_terminal_table_says_what_is_missing_below_it() -> None:
+def test_the_notes_below_the_terminal_table_name_missing_cells() -> None:
     records = curve([3.5, 3.0, 3.2, 3.4])
     records[3] |= {"state": "crashed", "val_loss": None}
     assert "lr=1 seed=1 (crashed)" in " ".join(drawn(sensitivity_table(curves(study(records), GRID))).split())
@@ -166,7 +166,7 @@ def test_a_layout_is_written_as_the_published_table(table: pd.DataFrame) -> None
     assert rows[-2] == ["221M", "0.412", "0.109", "0.056", "0.061"]
 
 
-def test_two_studies_stand_beside_each_other() -> None:
+def test_two_studies_in_one_layout() -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.3], study="another"))
     table = sensitivity_table(curves(runs, GRID))
     assert list(published_layout(table)) == ["another: baseline", "made-up: baseline"]
@@ -177,7 +177,7 @@ def test_two_studies_stand_beside_each_other() -> None:
     assert "study" not in drawn(table[table["study"] == "another"])
 
 
-def test_names_can_not_break_out_of_a_format() -> None:
+def test_names_cannot_break_out_of_a_format() -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4], method="a|b_[red]$&%"))
     table = sensitivity_table(curves(runs, GRID))
     assert "a\\|b_[red]" in written("md", table)

@@ -1,4 +1,4 @@
-"""The script of a page: bundled once a user, and wherever nothing can be kept."""
+"""The script of a page: bundled once per user, or for every report without a cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def script() -> str:
         return str(made.text())
 
 
-def test_it_is_bundled_once_and_closes_no_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_bundled_once_and_cannot_close_its_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "cache"))
     first = script()
     assert "window.vegaEmbed" in first
@@ -29,7 +29,7 @@ def test_it_is_bundled_once_and_closes_no_element(tmp_path: Path, monkeypatch: p
     assert not list((tmp_path / "another").rglob("*.js"))
 
 
-def test_a_cache_that_can_not_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache_is_tolerated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "window.vegaEmbed" in script()

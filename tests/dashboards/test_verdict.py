@@ -18,7 +18,7 @@ STUDIES = 400
 
 
 def curve(losses: Any, method: str = "baseline", gamma: float | None = None, first_seed: int = 1) -> CurveFacts:
-    """Of losses ``(lr, seed)``."""
+    """A curve from losses of shape ``(lr, seed)``."""
     grid = tuple(10.0 ** (i / 2 - 4) for i in range(len(losses)))
     points = tuple(
         Point(cell="", lr=lr, seed=first_seed + j, loss=float(loss), diverged=False, run={})
@@ -38,13 +38,13 @@ def curve(losses: Any, method: str = "baseline", gamma: float | None = None, fir
 
 
 def drawn(rng: np.random.Generator, seeds: int, shift: float = 0.0) -> Any:
-    """Losses of one curve; ``shift`` moves all but its best, and by that its LRS."""
+    """Losses of one curve; ``shift`` raises all but the best and thereby the LRS."""
     return (TRUTH + shift * (TRUTH > 3.0))[:, None] + NOISE[:, None] * rng.standard_normal((7, seeds))
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_among_equals_the_lowest_is_hardly_ever_said_to_be_lower(seeds: int) -> None:
-    """Four curves of one truth, half of the noise shared by the runs of a seed: wrong in 16 and 13 of 400 studies."""
+def test_among_equal_curves_the_lowest_is_rarely_significant(seeds: int) -> None:
+    """Four curves with the same truth; runs of a seed share half of the noise. Wrong in 16 and 13 of 400 studies."""
     rng, wrong = np.random.default_rng(seeds), 0
     for _ in range(STUDIES):
         shared = drawn(rng, seeds) - TRUTH[:, None]
@@ -52,7 +52,7 @@ def test_among_equals_the_lowest_is_hardly_ever_said_to_be_lower(seeds: int) -> 
     assert wrong / STUDIES <= 0.05
 
 
-def test_what_is_lower_is_said_to_be() -> None:
+def test_a_lower_lrs_is_detected() -> None:
     rng, found = np.random.default_rng(0), 0
     for _ in range(100):
         lower, higher = curve(drawn(rng, 5)), curve(drawn(rng, 5, shift=0.2))
@@ -63,7 +63,7 @@ def test_what_is_lower_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_intervals_of_lrs_hold_the_truth_as_often_as_they_promise(seeds: int) -> None:
+def test_intervals_of_lrs_have_their_nominal_coverage(seeds: int) -> None:
     rng, truth = np.random.default_rng(seeds), lrs(TRUTH, 9.0)
     held = [low <= truth <= high for low, high in (_interval(drawn(rng, seeds)) for _ in range(4000))]
     assert 0.92 <= np.mean(held) <= 0.98
@@ -103,14 +103,14 @@ def at_gammas(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ..
 
 @pytest.mark.parametrize("truth", [(0.0, 0.0, 0.0), (0.0, 0.4, 0.8)])
 def test_methods_that_depend_equally_on_gamma_are_rarely_distinguished(truth: tuple[float, ...]) -> None:
-    """Whether neither depends on it or both do, and the louder one is not taken for the one that depends on it."""
+    """Neither depends on gamma, or both do; the noisier method must not be mistaken for the more dependent one."""
     rng = np.random.default_rng(len(set(truth)))
     wrong = sum(bool(less_dependent(at_gammas(rng, 4, quiet=truth, loud=truth))) for _ in range(200))
     assert wrong / 200 <= 0.05
 
 
 def test_the_method_that_depends_less_on_gamma_is_reported() -> None:
-    """Also where the other one falls as the one rises."""
+    """This holds even if the LRS of one method falls while that of the other rises."""
     rng = np.random.default_rng(0)
     found = [less_dependent(at_gammas(rng, 5, calm=(0.0, 0.1, 0.2), wild=(2.0, 1.0, 0.0))) for _ in range(50)]
     assert all(verdict in ({}, {"calm": {"wild"}}) for verdict in found)

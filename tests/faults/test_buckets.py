@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
 from benchmarks.nodes import kill
+from benchmarks.study_run import DEADLINE_S, NAME, STEPS, until
 from service.home.location import open_home
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import Losses, cells, without_ray
-from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
-from tests.faults.running import DEADLINE_S, NAME, STEPS, until
 from tests.service.oec import oec, start
 from tests.stores import Store, store
 from trainers.storage.bucket import Bucket

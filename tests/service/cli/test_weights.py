@@ -78,7 +78,7 @@ def test_tables_and_figures_of_a_study_go_into_its_report(home: Path) -> None:
             for name in (*diagnostics.EMBEDDING[:8], *(["b_ratio"] if which == "output" else [])):
                 of_mu = "mu" in name or name in ("b_ratio", "ratio_norm")
                 if row["mu_norm"] > 1e-6 or not of_mu:  # what centering leaves of mu is rounding
-                    assert row[name] == pytest.approx(last[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
+                    assert row[name] == pytest.approx(last.metrics[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
     report = home / "studies" / "kept" / "report"
     assert (report / "tables" / "embeddings.csv").is_file()
     assert {path.stem for path in (report / "figures").glob("*.svg")} >= {
@@ -153,7 +153,7 @@ def test_damaged_weights_are_named_and_the_others_analyzed(home: Path) -> None:
     torn.write_text(torn.read_text()[:50])
     printed = done(invoked("analyze", "kept", home=home))
     assert f"weights {broken} skipped: its content does not match its SHA-256" in printed
-    assert f"weights {torn.with_suffix('.safetensors')} passed over: its JSON file is torn" in printed
+    assert f"weights {torn.with_suffix('.safetensors')} skipped: its JSON file is torn" in printed
     assert tables(home)["embeddings"]["cell"].nunique() == 2
 
 

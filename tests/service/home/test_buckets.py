@@ -24,7 +24,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
-from service.cluster.jobs import portable
+from service.cluster.entrypoint import portable_home
 from service.home import bucket_ledger, copies, writer
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
@@ -111,10 +111,10 @@ def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
 
 def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
     study = Study.load("short")
-    assert portable(study, "s3://bucket/home/") == "s3://bucket/home"
+    assert portable_home(study, "s3://bucket/home/") == "s3://bucket/home"
     data = study.data.model_copy(update={"path": "s3://bucket/*.bin"})
     with pytest.raises(InvalidInput) as refused:
-        portable(study.model_copy(update={"data": data}), "s3://bucket/home")
+        portable_home(study.model_copy(update={"data": data}), "s3://bucket/home")
     assert refused.value.field == "data.path"
 
 
@@ -195,11 +195,11 @@ def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: P
     (there.folder / "checkpoints").mkdir(parents=True)
     (there.folder / "checkpoints" / "step-00000009.safetensors").write_bytes(b"of a killed worker")
     there.pull()
-    found = checkpoint.latest(there.folder / "checkpoints", "cell")
+    found = checkpoint.load_latest(there.folder / "checkpoints", "cell")
     assert found is not None
     assert found.progress == {"step": 3}
     assert (there.folder / "metrics.jsonl").read_text() == "{}\n" * 3
-    assert sum(name.endswith(".json") for name in bucket.names()) == checkpoint.KEPT
+    assert sum(name.endswith(".json") for name in bucket.names()) == checkpoint.MAX_CHECKPOINTS
     checkpoint.remove(there.folder / "checkpoints")
     there.push()
     assert list((bucket / "cell").names()) == ["metrics.jsonl"]
@@ -218,8 +218,8 @@ def test_weights_are_moved_to_the_bucket_and_do_not_come_back(bucket: Bucket, tm
     there = Mirror(tmp_path / "there", bucket / "cell", archive="weights")
     there.pull()
     assert not (there.folder / "weights").exists()
-    assert checkpoint.latest(there.folder / "checkpoints", this.id) is not None
-    there.remove_archived(lambda name: weights.comes_after(name, 2))
+    assert checkpoint.load_latest(there.folder / "checkpoints", this.id) is not None
+    there.remove_archived(lambda name: weights.is_after(name, 2))
     weights.save(there.folder / "weights", this, 4, {})
     there.push()
     kept = [name for name in (bucket / "cell").names() if name.startswith("weights/")]
@@ -246,7 +246,7 @@ def test_a_kill_in_mid_push_leaves_the_checkpoint_before(
     there = Mirror(tmp_path / "there", bucket)
     there.pull()
     with pytest.warns(UserWarning, match="never completed"):
-        found = checkpoint.latest(there.folder, "cell")
+        found = checkpoint.load_latest(there.folder, "cell")
     assert found is not None
     assert found.progress == {"step": 1}
 

@@ -129,7 +129,7 @@ def test_a_ledger_that_is_begun_anew(home: Home) -> None:
 
 
 def test_a_removed_token_ends_its_stream(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.events.KEEP_ALIVE_S", 0.5)
+    monkeypatch.setattr("service.http.events.KEEPALIVE_S", 0.5)
     with begin(home), listening(service := served(home)) as url:
         watcher = Watcher(url, service)
         watcher.until(lambda id, event, data: event == "state")

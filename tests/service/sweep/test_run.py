@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from benchmarks.invariants import agree, ledger_of, runs_of
 from dashboards.edges import edge_of
 from dashboards.files import NOT_DRAWN
 from dashboards.runs import from_records, read_mlflow
@@ -23,7 +24,6 @@ from service.home.ledger import Ledger
 from service.mlflow.store import EXPERIMENT
 from service.sweep.run import reuse_results
 from tests.conftest import write
-from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 from trainers.storage.files import remove_unfinished
 
