@@ -147,6 +147,8 @@ def _max_lrs_left(tried: Mapping[float, Verdict], grid: Sequence[float], factor:
         if verdict == "diverged":
             return bound
         low = lr
+    if low is None:  # every learning rate was stopped
+        return bound
     expansions = MAX_EXPANSIONS - sum(lr > grid[-1] for lr in tried)
     # Any step up, the last one included, may end in a bracket that is one step wide.
     return max(bound, expansions + _bisections(1.0, step * (1 + ROUNDING), factor) if expansions else 0)

@@ -247,6 +247,11 @@ class Mirror:
     def _is_archived(self, name: str) -> bool:
         return self.archive is not None and name.startswith(f"{self.archive}/")
 
+    def remove_local(self) -> None:
+        """Remove the local folder; the bucket keeps its copy."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._uploaded.clear()
+
     def fetch(self, last: str) -> bool:
         """Download a folder that never changes once it is complete, unless it exists locally.
 
