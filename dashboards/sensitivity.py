@@ -326,10 +326,13 @@ def _curve(
     losses = np.full((len(grid), len(seeds)), np.nan)
     for i, lr in enumerate(grid):
         for j, seed in enumerate(seeds):
-            run = cells.get((lr, seed))
-            loss = run and Outcome.of(run["state"], run["val_loss"], l_init).loss
-            if run is None or loss is None:
-                reason = "not planned" if run is None else run["state"]
+            if (lr, seed) not in cells:
+                missing.append(f"lr={lr:g} seed={seed} (not planned)")
+                continue
+            run = cells[lr, seed]
+            loss = Outcome.of(run["state"], run["val_loss"], l_init).loss
+            if loss is None:
+                reason = run["state"]
                 reason += ", and no run of the curve recorded l_init" if reason == "diverged" else ""
                 missing.append(f"lr={lr:g} seed={seed} ({reason})")
                 continue

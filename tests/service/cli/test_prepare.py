@@ -156,7 +156,7 @@ def test_fineweb_from_the_hub(tmp_path: Path) -> None:
     fineweb.write(repository / "data" / "CC-MAIN-2013-20", ["not of the sample"])
     (repository / "README.md").write_text(CARD)
     sizes = ("--tokenizer", "bytes", *SIZES)
-    with hub.serving("HuggingFaceFW/fineweb", repository) as endpoint:
+    with hub.serve("HuggingFaceFW/fineweb", repository) as endpoint:
         network = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub")}
         out = home / "data" / "fineweb"
         process = begun("fineweb", *sizes, out=out, files=3, home=home, log=tmp_path / "log", **network)

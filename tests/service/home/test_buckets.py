@@ -169,7 +169,7 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
 def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
     bucket = Bucket.open(s3.home())
     bucket.write("before", b"1")
-    s3.frozen()
+    s3.freeze()
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(buckets.OPTIONS, "s3", {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 1}}})
@@ -179,7 +179,7 @@ def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
             with pytest.raises(OSError, match="Timeout"):
                 bucket.read("before")
     finally:
-        s3.goes_on()
+        s3.resume()
         buckets._filesystem.cache_clear()
     assert bucket.read("before") == b"1"
 
