@@ -152,7 +152,8 @@ def _processor_seconds() -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Measures this process, from the ledger to a written page."""
     began = time.perf_counter()
-    from service.report.report import load, report
+    from service.report.report import report
+    from service.report.sources import load
 
     imported, before = time.perf_counter(), _processor_seconds()
     page = report(load("many", Home(folder)), folder / "out", Console(quiet=True), ("html",))

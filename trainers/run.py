@@ -282,7 +282,7 @@ class Run:
                 self.save_weights()
             self.write_files(lambda: checkpoint.remove(self.checkpoints))
         if self.mirror:
-            self.world.run_on_rank0(self.mirror.drop)
+            self.world.run_on_rank0(self.mirror.remove_local)
         tokens = progress.step * spec.batch_size * spec.sequence_length
         return CellResult(
             state=state,

@@ -24,14 +24,15 @@ from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult, EndState
-from search_spaces.study import SHIPPED, Study
+from search_spaces.study import Study
+from search_spaces.study_file import SHIPPED
 from service.cli.status import status_tables
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
-from service.report.forecast import beginnings
-from service.report.report import load
+from service.report.forecast import load_features
+from service.report.sources import load
 from service.sweep.refinement import Refinement
 from trainers import checkpoint as checkpoints
 from trainers.data import prepare
@@ -115,7 +116,7 @@ def metrics(home: Home) -> Target:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        beginnings(home, (name,))
+        load_features(home, (name,))
         load(name, home)
 
     return Target((valid,), read)

@@ -8,7 +8,7 @@ from pathlib import Path
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.home.location import local_folder
-from trainers.storage.bucket import checked, is_bucket
+from trainers.storage.bucket import is_bucket, validate_url
 
 MAX_COMMAND_BYTES = 100_000
 """The operating system's limit is 131,071 bytes per argument."""
@@ -40,7 +40,7 @@ def portable_home(study: Study, home: str | None) -> str | None:
     """
     paths = {"data.path": study.data.path, "data.validation": study.data.validation}
     if home and is_bucket(home):
-        normalized: str | None = checked(home)
+        normalized: str | None = validate_url(home)
     else:
         normalized = paths["--home"] = str(local_folder(home)) if home else None
     for field, path in paths.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 
 from search_spaces.record import State
-from search_spaces.study import Study, json_schema
+from search_spaces.study import Study
 from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
@@ -137,7 +136,7 @@ router = APIRouter(
 @router.get("/schema", response_model=dict[str, Any])
 def schema() -> dict[str, Any]:
     """The JSON schema of a study."""
-    content: dict[str, Any] = json.loads(json_schema())
+    content: dict[str, Any] = Study.model_json_schema()
     return content
 
 

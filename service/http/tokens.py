@@ -22,7 +22,7 @@ from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 from search_spaces.study import is_name
 from service.home.layout import Home
-from trainers.storage.files import replacing
+from trainers.storage.files import atomic_writer
 
 Role = Literal["read", "run"]
 """``read`` allows reading only; ``run`` also allows submitting, stopping and resuming studies."""
@@ -119,7 +119,7 @@ class TokenFile:
         with FileLock(self._path.with_suffix(".lock")):
             tokens = list(self.all())
             yield tokens
-            with replacing(self._path) as file:
+            with atomic_writer(self._path) as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.write(TOKENS.dump_json(tuple(tokens), indent=2))
 

@@ -107,7 +107,7 @@ def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) ->
         assert second.returncode == 2, second.stdout + second.stderr
         assert f"is being run by another process (pid {driver.pid} on " in second.stderr
         stopped = oec("stop", NAME, home=url, **elsewhere)
-        assert stopped.stdout == f"{NAME} has ended\n", stopped.stdout + stopped.stderr
+        assert stopped.stdout == f"{NAME} has stopped\n", stopped.stdout + stopped.stderr
         assert driver.wait(timeout=DEADLINE_S) == os.EX_TEMPFAIL, log.read_text()
     finally:
         driver.kill()

@@ -88,13 +88,13 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     asked = time.monotonic()
     stop = oec("stop", NAME, "--cell", stopped, home=run.home)
     took = time.monotonic() - asked
-    assert stop.stdout == f"cell {stopped} has ended\n", stop.stderr
+    assert stop.stdout == f"cell {stopped} has stopped\n", stop.stderr
     assert run.state(3) == "pruned"
     run.until(lambda: run.state(4) == "running", "the next cell")
     assert time.monotonic() - asked < within(5) + took
     twice = oec("stop", NAME, "--cell", stopped, home=run.home)
     assert twice.returncode == 2
-    assert "is pruned; name a cell that is running" in twice.stderr
+    assert "is pruned; give a running cell" in twice.stderr
     run.until(lambda: newest_step(run.home, NAME, last) > 100, "a checkpoint of the last cell behind its second row")
     assert run.workers() == workers
 

@@ -102,7 +102,7 @@ def test_a_study_on_a_full_home_is_refused_and_leaves_nothing_half_done(
     done = oec("run", tmp_path / "study.yaml", home=home)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "No space left on device" in done.stderr
-    assert "make room, then run the same command to resume" in done.stderr
+    assert "free some space, then re-run the same command to resume" in done.stderr
     assert "Traceback" not in done.stderr
     nothing_left_over(home)
 

@@ -30,7 +30,7 @@ def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
         assert stopped.returncode == 1, stopped.stdout + stopped.stderr
         assert "stopped early: the first cells all crashed with the same error: " in stopped.stdout
         assert "No space left on device" in stopped.stdout
-        assert f"`oec run {study} --retry-crashed` tries again" in stopped.stdout
+        assert f"To try them again, run `oec run {study} --retry-crashed`" in stopped.stdout
         ledger = ledger_of(home, name)
         crashed = [entry for entry in ledger.entries.values() if entry.state == "crashed"]
         assert len(crashed) == 3

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from search_spaces.errors import InvalidInput
-from trainers.storage.files import replacing
+from trainers.storage.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -43,7 +43,7 @@ def write_shard(path: Path, tokens: ArrayLike) -> None:
         ids = ids.astype(TOKEN)
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, ids.size
-    with replacing(path) as file:
+    with atomic_writer(path) as file:
         file.write(header.tobytes())
         file.write(np.ascontiguousarray(ids).data)
 

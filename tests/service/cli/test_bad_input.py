@@ -67,8 +67,8 @@ FIELDS = {
     ),
     "one attention norm without a list": (smoke(attention_norms="qk-norm"), "attention_norms", "'qk-norm'"),
     "no attention norms": (smoke(attention_norms=[]), "attention_norms", "empty", "at least one"),
-    "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "twice"),
-    "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "twice"),
+    "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "duplicate"),
+    "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "duplicate"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
     "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
     "batch not divided": (
@@ -91,7 +91,6 @@ FIELDS = {
     "budget of nothing": (
         smoke(refine={"budget": {"cells": 5}}),
         "refine.budget",
-        "no",
         "refine.trials or refine.edge",
     ),
     "weights of no kind": (smoke(keep_weights="all"), "keep_weights", "'all'", "none, last or {every: STEPS}"),
@@ -103,7 +102,7 @@ FIELDS = {
         "sequence_length",
         "10000000",
     ),
-    "name leaves the home": (smoke(name="../mine"), "name", "'../mine'", "folder"),
+    "name leaves the home": (smoke(name="../mine"), "name", "'../mine'", "not a valid name"),
     "missing field": ({"name": "mine"}, "scales", "missing"),
     "text without a path": (smoke(data={"source": "text"}), "data", "data.path"),
     "text that is not there": (smoke(data={"source": "text", "path": "/nowhere"}), "data.path", "/nowhere"),

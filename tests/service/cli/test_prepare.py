@@ -83,7 +83,8 @@ def test_interrupted_it_says_how_to_go_on(number: signal.Signals, source: str, t
     process = begun(*arguments, out=tmp_path / "out", files=1, home=tmp_path / "home", log=log)
     process.send_signal(number)
     assert process.wait(timeout=60) == 75, log.read_text()
-    assert log.read_text().splitlines()[-1] == "interrupted; the same command goes on behind the last finished file"
+    last = log.read_text().splitlines()[-1]
+    assert last == "interrupted; re-run the same command to resume after the last complete file"
 
 
 def test_what_it_prints_is_the_data_of_a_study(source: str, tmp_path: Path) -> None:

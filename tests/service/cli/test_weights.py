@@ -162,11 +162,11 @@ def test_what_cannot_be_analyzed(home: Path, tokens: Tokens, tmp_path: Path) -> 
     train(place, study_of(methods=["baseline"], lrs=[1e-2], keep_weights="none"), tokens)
     refused(invoked("analyze", "kept", home=place.path), "'kept' has no kept weights", "keep_weights: last")
     refused(invoked("analyze", "other", home=home), "'other' has no ledger")
-    refused(invoked("analyze", "kept", "--cell", "abc", home=home), "--cell: 'abc' is no cell of kept")
+    refused(invoked("analyze", "kept", "--cell", "abc", home=home), "--cell: 'abc' is not a cell of kept")
     refused(invoked("analyze", home=home), "STUDY", "is missing")
-    refused(invoked("analyze", "kept", "--weights", "x", home=home), "together with --weights")
-    refused(invoked("analyze", "kept", "--out", "x", home=home), "--out", "goes with --weights alone")
-    refused(invoked("analyze", "--weights", "x", "--cell", "a", home=home), "--cell", "goes with a study alone")
+    refused(invoked("analyze", "kept", "--weights", "x", home=home), "cannot be combined with --weights")
+    refused(invoked("analyze", "kept", "--out", "x", home=home), "--out", "requires --weights")
+    refused(invoked("analyze", "--weights", "x", "--cell", "a", home=home), "--cell", "requires a study")
     refused(invoked("analyze", "kept", "--sequences", 3, home=home), "--shards", "is missing")
     refused(invoked("analyze", "kept", "--shards", tmp_path / "*.bin", home=home), "--shards", "matches no file")
     write_shard(tmp_path / "wide.bin", np.full(1000, V, dtype=np.uint16))
@@ -204,9 +204,9 @@ def test_clean_lists_and_removes_nothing_unless_told(home: Path) -> None:
     for options in ([], ["--weights"]):
         printed = done(invoked("clean", "kept", *options, home=home))
         assert re.search(r"kept +│ kept weights +│ 4 +│ 8 ", printed)
-        assert f"nothing was removed; `oec clean kept --weights --yes` frees {size / 1e6:.1f} MB" in printed
+        assert f"nothing was removed; to free {size / 1e6:.1f} MB, run `oec clean kept --weights --yes`" in printed
     assert files(home) == before
-    refused(invoked("clean", "kept", "--yes", home=home), "--yes", "does not say what to remove", "--weights")
+    refused(invoked("clean", "kept", "--yes", home=home), "--yes", "requires a kind of files to remove", "--weights")
 
 
 def test_clean_removes_weights_alone(home: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     assert again.returncode == 2
     assert f"STUDY: 'long' is already running as job {first}" in again.stderr
     following = start("logs", "long", "--follow", home=home, log=tmp_path / "log", **url(cluster))
-    assert oec("stop", "long", home=tmp_path, **url(cluster)).stdout == "long has ended\n"
+    assert oec("stop", "long", home=tmp_path, **url(cluster)).stdout == "long has stopped\n"
     assert following.wait(DEADLINE_S) == 75, (tmp_path / "log").read_text()
     assert "the same command goes on" in (tmp_path / "log").read_text()
 
@@ -244,7 +244,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     command = [*blind_to(home), str(OEC), "stop", "long"]
     settings = environment(tmp_path, **url(cluster))
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=settings, check=False)
-    assert stopped.stdout == "long has ended\n", stopped.stderr
+    assert stopped.stdout == "long has stopped\n", stopped.stderr
     assert not is_running(Home(home), "long")
     assert re.search(rf"{second} +long +stopped +75 ", oec("jobs", home=home, **url(cluster)).stdout)
     (cell,) = ledger_of(home, "long").entries

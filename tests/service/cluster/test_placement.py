@@ -123,7 +123,7 @@ def test_what_is_no_cluster_is_refused(text: str) -> None:
     ("resources", "message"),
     [
         ({"workers": 2, "gpus_per_worker": 0.5}, "NCCL refuses two ranks on one device; set resources.workers to 1"),
-        ({"gpus_per_worker": 0.12345}, "is no multiple of 0.0001, in which Ray counts"),
+        ({"gpus_per_worker": 0.12345}, "is not a multiple of 0.0001, Ray's unit"),
         ({"gpus_per_worker": 2}, "less than or equal to 1"),
         ({"autoscale": True}, "sets autoscale without concurrency; set resources.concurrency"),
     ],

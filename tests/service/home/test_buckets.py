@@ -95,10 +95,10 @@ def test_one_makes_an_object(bucket: Bucket) -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("s3://", "names no bucket"),
-        ("s3://key:secret@bucket/home", "names no bucket"),
-        ("s3://bucket/a/../../b", "names no bucket"),
-        ("s3://bucket/a?versionId=1", "names no bucket"),
+        ("s3://", "must consist of a bucket"),
+        ("s3://key:secret@bucket/home", "must consist of a bucket"),
+        ("s3://bucket/a/../../b", "must consist of a bucket"),
+        ("s3://bucket/a?versionId=1", "must consist of a bucket"),
         ("s3://another/home", "does not exist"),
     ],
 )
@@ -136,13 +136,13 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "ANSWER_S", 1.0)
+    monkeypatch.setattr(buckets, "OPEN_TIMEOUT_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "us")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
     buckets._filesystem.cache_clear()
     began = time.monotonic()
-    with pytest.raises(InvalidInput, match="does not answer in 1 s"):
+    with pytest.raises(InvalidInput, match="does not respond within 1 s"):
         open_home("s3://bucket/home")
     buckets._filesystem.cache_clear()
     assert time.monotonic() - began < 20
@@ -302,7 +302,7 @@ def test_a_bucket_ledger_holds_every_line_once(
     appended: list[tuple[list[str], bool]], block: int, s3: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several writers, one after the other, in blocks of any size."""
-    monkeypatch.setattr(bucket_ledger, "BLOCK", block)
+    monkeypatch.setattr(bucket_ledger, "MERGE_OBJECTS", block)
     home, written, first = Bucket(s3.home()), b"", 1
     ledger = BucketLedger(home, "short")
     ledger.take()
@@ -340,7 +340,7 @@ def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_ledger, "BEAT_S", 0.3)
     monkeypatch.setattr(bucket_ledger, "LOST_S", 2.0)
-    monkeypatch.setattr(bucket_ledger, "LOOK_S", 0.1)
+    monkeypatch.setattr(bucket_ledger, "POLL_S", 0.1)
     monkeypatch.setattr(writer, "LOST_S", 2.0)
 
 
@@ -412,7 +412,7 @@ def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: p
         return True
 
     monkeypatch.setattr(Bucket, "create", overwrites)
-    with pytest.raises(InvalidInput, match="makes one object twice"):
+    with pytest.raises(InvalidInput, match="without conditional writes"):
         BucketLedger(Bucket(s3.home()), "short").take()
 
 

@@ -121,7 +121,7 @@ def test_other_commands_read_the_home(trained: Path, first: Path, tmp_path: Path
     assert (tmp_path / "from-mlflow" / "report.html").is_file()
     forecast = oec("forecast", "first", home=trained)
     assert forecast.returncode == 0, forecast.stderr
-    assert "12 that were not evaluated in time" in forecast.stdout
+    assert "12 without an evaluation by then" in forecast.stdout
     assert "no forecast: needs at least" in forecast.stdout
     plan = oec("plan", first, home=trained)
     assert "at most 21 cells, 15 of them off the grid (6 already in the home)" in plan.stdout
