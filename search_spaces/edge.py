@@ -127,7 +127,7 @@ def _next_lr(edge: Edge, grid: Sequence[float], factor: float, step: float, abov
 
 
 def _max_lrs_left(tried: Mapping[float, Verdict], grid: Sequence[float], factor: float, step: float) -> int:
-    """Upper bound of the learning rates that may follow those in ``tried``, however the running ones end."""
+    """Upper bound of the learning rates that may follow those in ``tried``, unless a running one is stopped."""
     most, low, gap = 0, None, False
     for lr in sorted(tried):
         verdict = tried[lr]
@@ -138,9 +138,11 @@ def _max_lrs_left(tried: Mapping[float, Verdict], grid: Sequence[float], factor:
             continue
         if verdict != "converged":
             most = max(most, _bisections(low, lr, factor))
-        if verdict == "diverged":
+        if verdict == "diverged" or gap:  # above a gap, only a divergence shows an edge
             return most
         low = lr
+    if low is None:
+        return most
     expansions = MAX_EXPANSIONS - sum(lr > grid[-1] for lr in tried)
     # Each step up may end in a bracket of one step, the last one too.
     return max(most, expansions + _bisections(1.0, step * (1 + ROUNDING), factor) if expansions else 0)
