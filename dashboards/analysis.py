@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from dashboards.charts import CellFigure, Figure, by_name, chart_of, five_digits, layer_spec, spec_of, tooltip
+from dashboards.charts import CellFigure, Figure, categories, chart_of, five_digits, layer_spec, spec_of, tooltip
 from dashboards.embeddings import MEASURES, Embedding, histogram
 from dashboards.files import save_sheet
 from dashboards.runs import records
@@ -126,11 +126,11 @@ def cell_labels(cells: pd.DataFrame) -> list[str]:
     ]
 
 
-def b_ratio_figures(analysis: Analysis) -> list[Figure]:
+def b_ratio_figures(analysis: Analysis) -> Iterator[Figure]:
     """A histogram of B-ratios over cells, like that of the baselines in arXiv 2601.02031; none without B-ratios."""
     cells = analysis.last_outputs().dropna(subset="b_ratio")
     if cells.empty:
-        return []
+        return
     cells = cells.assign(label=cell_labels(cells))
     color_by_label = {name: color_of(str(method)) for name, method in zip(cells["label"], cells["method"], strict=True)}
     low = (cells["b_ratio"] / B_RATIO_STEP).round() * B_RATIO_STEP - B_RATIO_STEP / 2
@@ -139,9 +139,10 @@ def b_ratio_figures(analysis: Analysis) -> list[Figure]:
     largest = max(1.2, float(facts["high"].max()))
     x = alt.X("low:Q", bin="binned", title="B-ratio", scale=alt.Scale(domain=[0, largest], nice=False), axis=NOT_FLUSH)
     y = alt.Y("cells:Q", title="cells", stack="zero", axis=alt.Axis(tickMinStep=1, format="d"))
-    color = alt.Color("label:N", title=None, scale=by_name(color_by_label))
+    color = categories(alt.Color, "label", color_by_label)
     bars = chart_of("facts").mark_bar(opacity=0.9).encode(x=x, x2="high:Q", y=y, color=color)
     one = pd.DataFrame({"one": [1.0], "text": ["centering has no effect"]})
+    rule = chart_of("one").encode(x="one:Q")
     layers = [
         bars.encode(tooltip=tooltip("label:N", low=".3f", high=".3f", cells="d")),
         chart_of("one").mark_rule(strokeDash=[4, 4], color=GREY, strokeWidth=1.5).encode(x="one:Q"),
@@ -149,17 +150,15 @@ def b_ratio_figures(analysis: Analysis) -> list[Figure]:
         .mark_text(baseline="bottom", dy=-5, color=GREY)
         .encode(x="one:Q", y=alt.value(0), text="text:N"),
     ]
-    return [
-        Figure(
-            name="b-ratio",
-            title="B-ratio of the output embedding",
-            caption="Bound on the logits along mu after centering, divided by the bound before; below 1, centering "
-            f"tightens the bound. Computed from the last kept weights of {len(cells)} cells.",
-            view=None,
-            section="why",
-            spec=spec_of(layers, {"facts": facts, "one": one}),
-        )
-    ]
+    yield Figure(
+        name="b-ratio",
+        title="B-ratio of the output embedding",
+        caption="Bound on the logits along mu after centering, divided by the bound before; below 1, centering "
+        f"tightens the bound. Computed from the last kept weights of {len(cells)} cells.",
+        view=None,
+        section="why",
+        spec=spec_of(layers, {"facts": facts, "one": one}),
+    )
 
 
 def cell_figures(analysis: Analysis) -> list[CellFigure]:
@@ -225,7 +224,7 @@ def _by_cell(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _mark_lines() -> alt.Chart:
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=300)
-    color = alt.Color("what:N", title=None, scale=by_name(MARKS), legend=legend)
+    color = categories(alt.Color, "what", MARKS, legend=legend)
     rules: alt.Chart = chart_of("marks").mark_rule(strokeWidth=1.5, strokeDash=[6, 3])
     return rules.encode(x="value:Q", color=color, tooltip=tooltip("what:N", value=".4~g"))
 
