@@ -145,10 +145,8 @@ def b_ratio_figures(analysis: Analysis) -> Iterator[Figure]:
     rule = chart_of("one").encode(x="one:Q")
     layers = [
         bars.encode(tooltip=tooltip("label:N", low=".3f", high=".3f", cells="d")),
-        chart_of("one").mark_rule(strokeDash=[4, 4], color=GREY, strokeWidth=1.5).encode(x="one:Q"),
-        chart_of("one")
-        .mark_text(baseline="bottom", dy=-5, color=GREY)
-        .encode(x="one:Q", y=alt.value(0), text="text:N"),
+        rule.mark_rule(strokeDash=[4, 4], color=GREY, strokeWidth=1.5),
+        rule.mark_text(baseline="bottom", dy=-5, color=GREY).encode(y=alt.value(0), text="text:N"),
     ]
     yield Figure(
         name="b-ratio",

@@ -140,14 +140,13 @@ def log_ticks(values: npt.ArrayLike) -> list[float]:
     return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
 
 
-def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> alt.Chart:
+def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> Any:
     """The layer of diverged cells."""
-    options = {"shape": CROSS, "size": 60, "strokeWidth": 2.5, "opacity": 1} | style
-    layer: alt.Chart = base.transform_filter(test).mark_point(**options)
-    return layer
+    options: dict[str, Any] = {"shape": CROSS, "size": 60, "strokeWidth": 2.5, "opacity": 1} | style
+    return base.transform_filter(test).mark_point(**options)
 
 
-def lrs_layers(base: alt.Chart, line: Mapping[str, Any], point: Mapping[str, Any]) -> list[alt.Chart]:
+def lrs_layers(base: alt.Chart, line: dict[str, Any], point: dict[str, Any]) -> list[alt.Chart]:
     """Intervals, lines and points of LRS, with extra channels for the lines and points."""
     return [
         base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
@@ -168,18 +167,18 @@ def categories(channel: type[Any], field: str, looks: Mapping[str, Any], **optio
 # Color, dash and shape share one domain, the names of the lines, so that Vega-Lite draws a single legend.
 
 
-def colors(lines: Iterable[Line]) -> alt.Color:
+def colors(lines: Iterable[Line]) -> Any:
     return categories(alt.Color, "label", {line.name: line.color for line in lines})
 
 
-def dashes(lines: Iterable[Line]) -> alt.StrokeDash:
+def dashes(lines: Iterable[Line]) -> Any:
     return categories(alt.StrokeDash, "label", {line.name: line.dash for line in lines})
 
 
-def shapes(lines: Iterable[Line]) -> alt.Shape:
+def shapes(lines: Iterable[Line]) -> Any:
     return categories(alt.Shape, "label", {line.name: line.shape for line in lines})
 
 
 def cycle(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
     """A look for each distinct name, in order of appearance."""
-    return dict(zip(dict.fromkeys(names), itertools.cycle(looks)))
+    return dict(zip(dict.fromkeys(names), itertools.cycle(looks), strict=False))

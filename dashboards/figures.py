@@ -68,10 +68,8 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
     figures += [_lrs_bars(view) for view in all_views if any(line.curve.LRS is not None for line in view.lines)]
     figures += sweeps
     figures += [figure for view in all_views for figure in _lrs_over_gamma(view)]
-    return [
-        *figures,
-        *(figure for column in DIAGNOSTICS for view in all_views for figure in _diagnostics(view, column)),
-    ]
+    figures += [figure for column in DIAGNOSTICS for view in all_views for figure in _diagnostics(view, column)]
+    return figures
 
 
 def _loss_figure(view: View, published: bool) -> Figure:
@@ -184,7 +182,8 @@ def _lrs_over_gamma(view: View) -> Iterator[Figure]:
     dash = categories(alt.StrokeDash, "study", cycle(facts["study"], DASHES), legend=legend)
     by_study = {"strokeDash": dash} if several else {}
     base = chart_of("swept").encode(x=log_axis(swept, "gamma", "gamma"), y=lrs_axis(facts), color=color)
-    rule = chart_of("baselines").mark_rule(**({} if several else {"strokeDash": [4, 4]}))
+    baselines = chart_of("baselines")
+    rule = baselines.mark_rule() if several else baselines.mark_rule(strokeDash=[4, 4])
     reference = rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_study)
     yield Figure(
         name=f"lrs-gamma-{view.name}",

@@ -54,10 +54,8 @@ def _is_constant(sample: npt.NDArray[np.float64]) -> bool:
 
 def lrs_ranges_over_gamma(curves: Sequence[CurveFacts]) -> dict[str, float]:
     """By method, in nats: the largest minus the smallest LRS over the gammas that all methods were tried at."""
-    return {
-        method: float(np.ptp([curve.LRS for curve in by_gamma]))
-        for method, by_gamma in _curves_at_shared_gammas(curves).items()
-    }
+    shared = _curves_at_shared_gammas(curves)
+    return {method: float(np.ptp([curve.LRS for curve in by_gamma])) for method, by_gamma in shared.items()}
 
 
 def less_dependent(curves: Sequence[CurveFacts]) -> dict[str, set[str]]:
