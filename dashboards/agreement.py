@@ -13,7 +13,15 @@ from rich.table import Table
 from dashboards import published
 from dashboards.runs import read_csv
 from dashboards.sensitivity import CurveFacts, studies
-from dashboards.tables import HEADINGS, MISSING, Sheet, format_values, join_words, method_overheads, rich_table
+from dashboards.tables import (
+    MISSING,
+    Sheet,
+    format_values,
+    heading_of,
+    join_words,
+    method_overheads,
+    rich_table,
+)
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.methods import label
 
@@ -49,7 +57,7 @@ class Agreement:
             for number in (column for column in DIGITS if column in table and not table.empty):
                 right = _matches(table, number)
                 counts.append(f"{int(right.sum())} of {len(table)} {PLURALS[number]}")
-                wrong += [f"{HEADINGS.get(number, number)} of {_name(row)}" for row in table[~right].to_dict("records")]
+                wrong += [f"{heading_of(number)} of {_name(row)}" for row in table[~right].to_dict("records")]
         text = f"Recomputed from these runs, {join_words(counts)} match the published numbers to the last digit."
         return f"{text} These differ: {join_words(wrong)}." if wrong else text
 
@@ -81,11 +89,10 @@ def agreement(curves: Iterable[CurveFacts]) -> Agreement | None:
                     of_methods.append(row | {"overhead_percent": overhead, "overhead_percent" + PUBLISHED: percent})
     if not of_curves:
         return None
+    columns = ["study", "scale", "method", "overhead_percent", "overhead_percent" + PUBLISHED]
     return Agreement(
-        curves=pd.DataFrame(of_curves).astype({"gamma": "float64", **dict.fromkeys(_TABLES, "float64")}),
-        overheads=pd.DataFrame(
-            of_methods, columns=["study", "scale", "method", "overhead_percent", "overhead_percent" + PUBLISHED]
-        ),
+        curves=pd.DataFrame(of_curves).astype(dict.fromkeys(["gamma", *_TABLES], "float64")),
+        overheads=pd.DataFrame(of_methods, columns=columns),
     )
 
 

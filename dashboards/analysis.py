@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from dashboards.charts import CellFigure, Figure, categories, chart_of, five_digits, layer_spec, spec_of, tooltip
+from dashboards.charts import CellFigure, Figure, categories, chart_of, five_digits, spec_of, tooltip
 from dashboards.embeddings import MEASURES, Embedding, histogram
 from dashboards.files import save_sheet
 from dashboards.runs import records
@@ -164,8 +164,8 @@ def cell_figures(analysis: Analysis) -> list[CellFigure]:
     last = analysis.last_outputs()
     step = dict(zip(last["cell"], last["step"], strict=True))
     histograms = _at_step(analysis.histograms, step)
-    along, norms = (_by_cell(histograms[histograms["what"] == what]) for what in HISTOGRAMS)
-    spectra = _by_cell(_at_step(analysis.spectra, step))
+    along, norms = (_by_cell(histograms[histograms["what"] == what], ["low", "high", "rows"]) for what in HISTOGRAMS)
+    spectra = _by_cell(_at_step(analysis.spectra, step), ["number", "singular_value"])
     facts = {str(row["cell"]): row for row in records(last.assign(label=cell_labels(last)))}
     about = {cell: pd.DataFrame({"text": [_describe(fact)]}) for cell, fact in facts.items()}
     figures = [
@@ -175,24 +175,23 @@ def cell_figures(analysis: Analysis) -> list[CellFigure]:
             caption="Dot product of each row with mu, the mean row. Centering moves the orange line to zero. The bound "
             "on the logits along mu is the larger distance to a green line: from zero before centering, from the "
             "orange line after.",
-            spec=layer_spec([_bars("e · mu"), _mark_lines(), _heading()]),
+            spec=spec_of([_bars("e · mu"), _mark_lines(), _heading()]),
             data={
-                cell: {"bins": _bins(rows), "marks": _marks(facts[cell]), "about": about[cell]}
-                for cell, rows in along.items()
+                cell: {"bins": rows, "marks": _marks(facts[cell]), "about": about[cell]} for cell, rows in along.items()
             },
         ),
         CellFigure(
             name="row-norms",
             title="Norms of the rows of the output embedding",
             caption="Histogram of the L2 norms of the rows.",
-            spec=layer_spec([_bars("norm of a row"), _heading()]),
-            data={cell: {"bins": _bins(rows), "about": about[cell]} for cell, rows in norms.items()},
+            spec=spec_of([_bars("norm of a row"), _heading()]),
+            data={cell: {"bins": rows, "about": about[cell]} for cell, rows in norms.items()},
         ),
         CellFigure(
             name="singular-values",
             title="Singular values of the output embedding",
             caption="If mu is large, the first value stands out: it belongs to the direction that all rows share.",
-            spec=layer_spec([_spectrum(), _heading()]),
+            spec=spec_of([_spectrum(), _heading()]),
             data={cell: {"values": _thinned(rows), "about": about[cell]} for cell, rows in spectra.items()},
         ),
     ]
@@ -216,8 +215,8 @@ def representative_cells(analysis: Analysis) -> dict[str, str]:
     return names
 
 
-def _by_cell(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(cell): rows for cell, rows in table.groupby("cell", sort=False)}
+def _by_cell(table: pd.DataFrame, columns: list[str]) -> dict[str, pd.DataFrame]:
+    return {str(cell): rows[columns].map(five_digits) for cell, rows in table.groupby("cell", sort=False)}
 
 
 def _mark_lines() -> alt.Chart:
@@ -253,10 +252,6 @@ def _at_step(table: pd.DataFrame, step: Mapping[str, Any]) -> pd.DataFrame:
     return table[(table["step"] == wanted) | (table["step"].isna() & wanted.isna())]
 
 
-def _bins(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[["low", "high", "rows"]].map(five_digits)
-
-
 def _marks(fact: Mapping[Hashable, Any]) -> pd.DataFrame:
     zero, mean, bound = MARKS
     values = ((zero, 0.0), (mean, fact["mu_norm"] ** 2), (bound, fact["e_mu_min"]), (bound, fact["e_mu_max"]))
@@ -272,8 +267,7 @@ def _describe(fact: Mapping[Hashable, Any]) -> str:
 def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
     """At most ``MAX_POINTS`` values of a spectrum, including the ends; zeros are dropped for the logarithmic axis."""
     kept = np.unique(np.linspace(0, len(rows) - 1, min(MAX_POINTS, len(rows))).round().astype(int))
-    values = rows.iloc[kept][["number", "singular_value"]]
-    return values[values["singular_value"] > 0].map(five_digits)
+    return rows.iloc[kept].query("singular_value > 0")
 
 
 def _with_float_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -84,18 +84,16 @@ def chart_of(name: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(name))
 
 
-def spec_of(layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame], height: int = 320) -> dict[str, Any]:
-    """A layered Vega-Lite specification with the tables that its layers refer to."""
-    return layer_spec(layers, height) | {"datasets": {name: json_rows(table) for name, table in tables.items()}}
-
-
-def layer_spec(layers: Sequence[alt.Chart], height: int = 320) -> dict[str, Any]:
-    """A layered Vega-Lite specification without datasets."""
+def spec_of(
+    layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame] | None = None, height: int = 320
+) -> dict[str, Any]:
+    """A layered Vega-Lite specification with the tables that its layers refer to, if they are given."""
     # Layers with equal scales share one legend.
     chart = alt.layer(*layers).properties(width="container", height=height)
     spec: dict[str, Any] = chart.to_dict(validate=False)  # validation takes seconds
     config = spec.get("config", {}) | {"legend": LEGEND}  # Altair's schema lacks the layout option of Vega
-    return spec | {"config": config}
+    datasets = {} if tables is None else {"datasets": {name: json_rows(table) for name, table in tables.items()}}
+    return spec | {"config": config} | datasets
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -39,7 +39,6 @@ from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
 from dashboards.tables import (
-    HEADINGS,
     RENDERERS,
     Sheet,
     b_ratio_table,
@@ -47,6 +46,7 @@ from dashboards.tables import (
     format_highest_lr,
     format_value,
     format_values,
+    heading_of,
     join_words,
     make_sheet,
     merge_notes,
@@ -223,7 +223,7 @@ def _page_content(
         "cell_charts": cell_charts,
         "analysis_tables": _analysis_tables(context.analysis) if context.analysis else {},
         "cost_sentence": _cost_sentence(cost.values),
-        "cost": cost.texts.drop(columns=list(trivial)).rename(columns=HEADINGS),
+        "cost": cost.texts.drop(columns=list(trivial)).rename(columns=heading_of),
         "lines": curve_lines,
         "best": list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
         "intervals": any(curve.interval for curve in facts),
@@ -299,7 +299,7 @@ def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         hidden |= {name for name in ("scale", "seed", "step") if sheet.values[name].nunique() < 2}
         texts = sheet.texts.assign(method=cell_labels(sheet.values))
         texts = texts.drop(columns=[name for name in texts if name in hidden])
-        tables[captions[sheet.name]] = texts.rename(columns=HEADINGS)
+        tables[captions[sheet.name]] = texts.rename(columns=heading_of)
     return tables
 
 

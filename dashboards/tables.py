@@ -42,15 +42,9 @@ TABLE_COLUMNS = (
 cells with a result, ``diverged`` those among them that diverged."""
 
 HEADINGS: dict[str, str] = {
-    "attention_norm": "attention norm",
     "LRS_low": "LRS 2.5%",
     "LRS_high": "LRS 97.5%",
     "LRS_n": "LRS (n)",
-    "best_loss": "best loss",
-    "best_lr": "best lr",
-    "highest_lr": "highest lr",
-    "edge_low": "edge low",
-    "edge_high": "edge high",
     "overhead_percent": "time %",
     "core_hours": "core-hours",
     "tokens_per_second": "tokens/s",
@@ -59,14 +53,8 @@ HEADINGS: dict[str, str] = {
     "ratio_norm": "|mu| / row norm",
     "e_mu_min": "e·mu min",
     "e_mu_max": "e·mu max",
-    "row_norm_min": "row norm min",
-    "row_norm_mean": "row norm mean",
-    "row_norm_max": "row norm max",
-    "singular_min": "singular min",
-    "singular_max": "singular max",
-    "val_loss": "val loss",
 }
-"""Display headings; a column without an entry is shown under its own name."""
+"""Display headings that are not a column's name with spaces."""
 
 _ENDS = ("min", "mean", "max")
 _COLUMNS_BY_FORMAT: dict[str, tuple[str, ...]] = {
@@ -183,6 +171,10 @@ def b_ratio_table(runs: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(columns=None).reset_index()
 
 
+def heading_of(column: str) -> str:
+    return HEADINGS.get(column, column.replace("_", " "))
+
+
 def format_value(value: Any, column: str) -> str:
     """``value`` as displayed in ``column``."""
     return MISSING if pd.isna(value) else format(value, FORMATS.get(column, ""))
@@ -255,10 +247,10 @@ def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
 
 
 def rich_table(title: str | None, texts: pd.DataFrame, headings: Mapping[str, str] | None = None) -> Table:
-    """``texts`` as a narrow table with two-line headings: ``headings``, or else ``HEADINGS``."""
+    """``texts`` as a narrow table with two-line headings: ``headings``, or else those of the columns."""
     table = Table(title=title, box=SIMPLE, padding=0)
     for column in map(str, texts):
-        heading = (headings or {}).get(column) or HEADINGS.get(column, column).replace(" ", "\n", 1)
+        heading = (headings or {}).get(column) or heading_of(column).replace(" ", "\n", 1)
         table.add_column(heading, justify="left" if column in LEFT_ALIGNED else "right")
     for row in texts.to_numpy():
         # Text, because Rich would interpret markup in names that come from a file.
