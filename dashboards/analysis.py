@@ -88,7 +88,6 @@ class Analysis:
         return output[~output.duplicated("cell", keep="last")]
 
     def sheets(self) -> list[Sheet]:
-        """The tables worth displaying."""
         sheets = [make_sheet("embeddings", self.embeddings)]
         return sheets if self.losses.empty else [*sheets, make_sheet("losses", self.losses)]
 
@@ -259,7 +258,6 @@ def _marks(fact: Mapping[Hashable, Any]) -> pd.DataFrame:
 
 
 def _describe(fact: Mapping[Hashable, Any]) -> str:
-    """The name and main measures of a cell."""
     name = f"{fact['label']}, lr {fact['lr']:g}, seed {fact['seed']:g}" if pd.notna(fact["lr"]) else fact["label"]
     return f"{name}: B-ratio {fact['b_ratio']:.2f}, |mu| {fact['mu_norm']:.3g}"
 

@@ -31,7 +31,6 @@ def answer(curves: Sequence[CurveFacts]) -> str:
 
 
 def best_by_scale(ranked: Sequence[CurveFacts]) -> dict[str, CurveFacts]:
-    """The curve with the lowest LRS at each scale."""
     best: dict[str, CurveFacts] = {}
     for curve in sorted(ranked, key=_sort_value):
         best.setdefault(curve.scale, curve)

@@ -139,7 +139,6 @@ def log_ticks(values: npt.ArrayLike) -> list[float]:
 
 
 def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> Any:
-    """The layer of diverged cells."""
     options: dict[str, Any] = {"shape": CROSS, "size": 60, "strokeWidth": 2.5, "opacity": 1} | style
     return base.transform_filter(test).mark_point(**options)
 

@@ -39,6 +39,7 @@ from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
 from dashboards.tables import (
+    COUNTED,
     RENDERERS,
     Sheet,
     b_ratio_table,
@@ -288,7 +289,6 @@ def _cell_figure_data(figures: Sequence[CellFigure], cells: Collection[str], sto
 
 
 def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables of an analysis as displayed, by caption."""
     captions = {
         "embeddings": "Output and input embeddings of kept weights; e·mu is the dot product of a row with mu.",
         "losses": "Loss of kept weights on other tokens and on the run's own validation tokens, in nats.",
@@ -304,8 +304,7 @@ def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
 
 
 def _cost_sentence(cost: pd.DataFrame) -> str:
-    """The cost of the study, in two sentences."""
-    states = {state: int(cost[state].sum()) for state in ("finished", "diverged", "crashed", "pruned", "waiting")}
+    states = {state: int(cost[state].sum()) for state in (*COUNTED, "waiting")}
     cells = join_words([f"{number} {state}" for state, number in states.items() if number] or ["none"])
     hours = f"{format_value(cost['hours'].sum(), 'hours')} hours"
     if cost["core_hours"].notna().any():

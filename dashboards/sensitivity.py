@@ -119,7 +119,6 @@ class CurveFacts:
 
     @property
     def finished_seconds(self) -> dict[tuple[float, int], float]:
-        """Training time of each finished cell, keyed by (lr, seed)."""
         return {
             (point.lr, point.seed): point.run["train_seconds"]
             for point in self.points
@@ -305,7 +304,6 @@ def sort_by_registry(names: Iterable[str], registry: Iterable[str]) -> list[str]
 
 
 def _groups(runs: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """The runs of each method and gamma."""
     for method in sort_by_registry(runs["method"].unique(), METHODS):
         of_method = runs[runs["method"] == method]
         for gamma, group in of_method.groupby("gamma", dropna=False, sort=True):

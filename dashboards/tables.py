@@ -17,25 +17,10 @@ from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 
+CURVE_KEYS = ("study", "scale", "attention_norm", "method")
 TABLE_COLUMNS = (
-    "study",
-    "scale",
-    "attention_norm",
-    "method",
-    "gamma",
-    "LRS",
-    "LRS_low",
-    "LRS_high",
-    "LRS_n",
-    "best_loss",
-    "best_lr",
-    "highest_lr",
-    "edge_low",
-    "edge_high",
-    "diverged",
-    "cells",
-    "overhead_percent",
-    "note",
+    *(*CURVE_KEYS, "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr", "highest_lr"),
+    *("edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note"),
 )
 """Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats.
 ``highest_lr`` and every smaller learning rate converged; it is a lower bound if none diverged. ``cells`` counts the
@@ -76,8 +61,6 @@ _COLUMNS_BY_FORMAT: dict[str, tuple[str, ...]] = {
 FORMATS = {column: form for form, columns in _COLUMNS_BY_FORMAT.items() for column in columns}
 """The format of each number in displayed tables; CSV and Parquet keep every digit."""
 
-LEFT_ALIGNED = ("study", "scale", "attention_norm", "method")
-"""Columns of text in a terminal's tables."""
 MISSING = "–"
 """The placeholder for a missing value."""
 
@@ -96,20 +79,10 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
     return table.astype({column: "int64" if form == "d" else "float64" for column, form in forms.items()})
 
 
+COUNTED = ("finished", "diverged", "crashed", "pruned")
 COST_COLUMNS = (
-    "study",
-    "scale",
-    "attention_norm",
-    "method",
-    "finished",
-    "diverged",
-    "crashed",
-    "pruned",
-    "waiting",
-    "hours",
-    "core_hours",
-    "tokens_per_second",
-    "overhead_percent",
+    *(*CURVE_KEYS, *COUNTED, "waiting"),
+    *("hours", "core_hours", "tokens_per_second", "overhead_percent"),
 )
 """Columns of ``cost_table``. ``waiting`` counts planned and running cells; ``hours`` is the total training time of all
 cells; ``tokens_per_second`` is the median over cells; ``overhead_percent`` comes from ``method_overheads``."""
@@ -120,14 +93,13 @@ def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | No
 
     ``cores`` is the number of cores per cell, if known.
     """
-    keys = ["study", "scale", "attention_norm", "method"]
     overheads: dict[Any, float] = {**method_overheads(curves)}
     rows = []
-    for key, cells in runs.assign(study=studies(runs)).groupby(keys, sort=False):
+    for key, cells in runs.assign(study=studies(runs)).groupby([*CURVE_KEYS], sort=False):
         states, hours = cells["state"].value_counts(), cells["train_seconds"].sum() / 3600
         rows.append(
-            dict(zip(keys, key, strict=True))
-            | {state: int(states.get(state, 0)) for state in ("finished", "diverged", "crashed", "pruned")}
+            dict(zip(CURVE_KEYS, key, strict=True))
+            | {state: int(states.get(state, 0)) for state in COUNTED}
             | {"waiting": int(states.get("planned", 0) + states.get("running", 0)), "hours": hours}
             | {"core_hours": None if cores is None else cores * hours}
             | {"tokens_per_second": cells["tokens_per_second"].median()}
@@ -176,12 +148,10 @@ def heading_of(column: str) -> str:
 
 
 def format_value(value: Any, column: str) -> str:
-    """``value`` as displayed in ``column``."""
     return MISSING if pd.isna(value) else format(value, FORMATS.get(column, ""))
 
 
 def format_values(table: pd.DataFrame) -> pd.DataFrame:
-    """Every value of ``table`` as displayed."""
     return pd.DataFrame({str(name): [format_value(value, str(name)) for value in table[name]] for name in table})
 
 
@@ -200,7 +170,6 @@ def format_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_sheet(name: str, table: pd.DataFrame) -> Sheet:
-    """A sheet of any table, displayed by ``FORMATS``."""
     return Sheet(name=name, values=table, texts=format_values(table))
 
 
@@ -251,7 +220,7 @@ def rich_table(title: str | None, texts: pd.DataFrame, headings: Mapping[str, st
     table = Table(title=title, box=SIMPLE, padding=0)
     for column in map(str, texts):
         heading = (headings or {}).get(column) or heading_of(column).replace(" ", "\n", 1)
-        table.add_column(heading, justify="left" if column in LEFT_ALIGNED else "right")
+        table.add_column(heading, justify="left" if column in CURVE_KEYS else "right")
     for row in texts.to_numpy():
         # Text, because Rich would interpret markup in names that come from a file.
         table.add_row(*map(Text, row))

@@ -42,7 +42,6 @@ def _p_unequal(x: Floats, y: Floats, paired: bool) -> float:
 
 
 def _t_statistic(sample: Floats) -> float:
-    """Student's t for the hypothesis that the mean is 0."""
     return float(sample.mean() / (sample.std(ddof=1) / np.sqrt(sample.size)))
 
 
@@ -112,7 +111,6 @@ def _p_wider(wide: Floats, narrow: Floats) -> float:
 
 
 def _p_above(sample: Floats) -> float:
-    """One-sided p value for a mean above 0."""
     if _is_constant(sample):
         return 0.0 if sample.mean() > 1e-12 else 1.0
     return float(stdtr(sample.size - 1, -_t_statistic(sample)))
