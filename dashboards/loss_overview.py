@@ -36,12 +36,10 @@ METHODS = {
 """By letter: our name for a method, and the name used in a run's name."""
 
 EXAMPLE = "wor40Z-16M-13p1B-100k-bs64-lr10-zloss-g1e-04-s1"
-LR_UNIT = "e-4"
 _RUN = re.compile(
     r"[a-z]{3}\w\w(?P<letter>[A-Za-z])-(?P<scale>\d+[MB])-\d+(?:p\d+)?B-\d+k-bs\d+-lr(?P<lr>\d+(?:p\d+)?)"
     r"-(?P<word>[a-z]+?)(?P<tied>wt)?-g(?P<gamma>\d(?:p\d+)?e[+-]\d\d)-s(?P<seed>\d+)"
 )
-_CRASHED = "the file has no test_loss for it"
 
 
 def is_loss_overview(table: pd.DataFrame) -> bool:
@@ -67,7 +65,7 @@ def as_runs(table: pd.DataFrame, study: str) -> pd.DataFrame:
         **{str(column): described[column] for column in described},
         study=tied.map({False: study, True: f"{study}, tied"}),
         state=evaluated.map({True: "finished", False: "crashed"}),
-        reason=evaluated.map({True: None, False: _CRASHED}),
+        reason=evaluated.map({True: None, False: "the file has no test_loss for it"}),
     )
 
 
@@ -88,7 +86,7 @@ def _parse_name(name: object) -> dict[str, str | bool]:
         "scale": match["scale"],
         "method": method,
         "gamma": match["gamma"].replace("p", "."),
-        "lr": match["lr"].replace("p", ".") + LR_UNIT,
+        "lr": match["lr"].replace("p", ".") + "e-4",
         "seed": match["seed"],
         "tied": tied,
     }

@@ -71,20 +71,15 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.D
         # As text, so that only an empty field is a missing one and every other wrong value is named.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise InvalidInput(
-            "csv", str(path), f"cannot be read ({type(error).__name__})", "give a comma-separated file with a header"
-        ) from error
+        problem, remedy = f"cannot be read ({type(error).__name__})", "give a comma-separated file with a header"
+        raise InvalidInput("csv", str(path), problem, remedy) from error
     if is_loss_overview(table):
         table = as_runs(table, path.stem)
     table = renamed(table, columns or {})
     table = table.rename(columns={theirs: ours for theirs, ours in _PUBLISHED_NAMES.items() if ours not in table})
     if missing := [column for column in _REQUIRED if column not in table]:
-        raise InvalidInput(
-            "csv",
-            str(path),
-            f"lacks the columns {', '.join(missing)}",
-            f"say with --column what they are called, of {', '.join(map(str, table))}",
-        )
+        remedy = f"say with --column what they are called, of {', '.join(map(str, table))}"
+        raise InvalidInput("csv", str(path), f"lacks the columns {', '.join(missing)}", remedy)
     if table.empty:
         raise InvalidInput("csv", str(path), "holds no run", "give at least one row under the header")
     defaults: dict[str, Any] = {"l_init": L_INIT, "study": path.stem, "state": "finished"}
@@ -104,7 +99,10 @@ def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
     if "'" in study:
         raise InvalidInput("study", study, "holds a quote", "give the name of a study")
     runs = mlflow_runs(tracking_uri, experiment, f"tags.`oec.study` = '{study}'")
-    cells = [run for run in _newest_hash(runs) if "oec.cell" in run.data.tags]
+    # Several studies on one server may have this name; the one that began last counts.
+    newest = max(runs, key=lambda run: int(run.info.start_time), default=None)
+    current = newest and newest.data.tags.get("oec.hash")
+    cells = [run for run in runs if "oec.cell" in run.data.tags and run.data.tags.get("oec.hash") == current]
     if not cells:
         raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
     return from_records(_mlflow_record(run) for run in cells)
@@ -147,9 +145,8 @@ def read_experiment(tracking_uri: str, experiment: str, columns: Mapping[str, st
     table = renamed(table, columns)
     if needed := [column for column in _REQUIRED if column != "gamma" and column not in table]:
         available = ", ".join(column for column in map(str, table) if column not in RUN_COLUMNS)
-        raise InvalidInput(
-            "--column", experiment, f"has no {' and no '.join(needed)}", f"map each one to one of {available}"
-        )
+        remedy = f"map each one to one of {available}"
+        raise InvalidInput("--column", experiment, f"has no {' and no '.join(needed)}", remedy)
     table = table.where(table.notna(), None)
     return from_records({str(name): value for name, value in row.items()} for row in table.to_dict("records"))
 
@@ -202,12 +199,6 @@ def mlflow_runs(tracking_uri: str, experiment: str, which: str = "") -> list[Run
     except MlflowException as error:
         raise InvalidInput("tracking_uri", tracking_uri, f"cannot be read ({error.error_code})", "is it up?") from error
     return runs
-
-
-def _newest_hash(runs: list[Run]) -> list[Run]:
-    """The runs of the study that was begun last, where several on one server have its name."""
-    newest = max(runs, key=lambda run: int(run.info.start_time), default=None)
-    return [run for run in runs if newest and run.data.tags.get("oec.hash") == newest.data.tags.get("oec.hash")]
 
 
 def _mlflow_record(run: Run) -> dict[str, Any]:

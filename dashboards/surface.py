@@ -30,8 +30,6 @@ SHAPES = {
     "edge": ("triangle-up", "triangles are from the edge search"),
 }
 """By origin of a run: its mark, and the sentence about it."""
-MIN_VALUES = 2
-"""A surface needs at least this many gammas and this many learning rates."""
 
 
 def surface_points(runs: pd.DataFrame, scale: str, attention_norm: str, method: str) -> pd.DataFrame:
@@ -77,7 +75,7 @@ def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
             continue
         for method in dict.fromkeys(curve.method for curve in curves if curve.gamma is not None):
             points = surface_points(runs, curves[0].scale, curves[0].attention_norm, method)
-            if points["gamma"].nunique() < MIN_VALUES or points["lr"].nunique() < MIN_VALUES:
+            if points["gamma"].nunique() < 2 or points["lr"].nunique() < 2:
                 continue
             if not (cells := surface(points)).empty:
                 yield _figure(view, method, points, cells)
