@@ -21,8 +21,7 @@ from search_spaces.record import TERMINAL
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
-from service.home.live_rows import LiveRows
-from service.home.studies import is_running, read_ledger, require_study
+from service.home.studies import LiveRows, is_running, read_ledger, require_study
 from service.pace import Pace, clock_time
 
 EVERY_S = 2.0

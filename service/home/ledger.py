@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from search_spaces.cell import Cell, CurveKey
 from search_spaces.errors import InvalidInput
 from search_spaces.record import NO_RESULT, STATES, TERMINAL, CellResult, Origin, Outcome, State, columns_from
 from service.home.bucket_ledger import BucketLedger
-from service.home.writer import LedgerLocked, lock
+from service.home.writer import LedgerLocked, Writer, lock
 
 FORMAT = 1
 CELL_COLUMNS = columns_from("cell")
@@ -144,7 +143,8 @@ class Ledger:
         self._changes: Counter[CurveKey] = Counter()
         self._scales: defaultdict[str, Counter[State]] = defaultdict(lambda: Counter(dict.fromkeys(STATES, 0)))
         """Cells by state, by scale. All states are keys from the start: progress iterates in its own thread."""
-        self._seq = 0
+        self.seq = 0
+        """Number of the last line."""
         self.size = 0
         """Bytes of the file that were read."""
         self._file: FileIO | None = None
@@ -159,7 +159,7 @@ class Ledger:
             self.refresh()
             if self._file:
                 self._file.truncate(self.size)
-        if self._file and self._seq == 0:
+        if self._file and self.seq == 0:
             self._append([{"event": "open", "study": study}])
 
     def __enter__(self) -> Ledger:
@@ -234,11 +234,6 @@ class Ledger:
         return [entry.cell for entry in self.entries.values() if entry.state not in done]
 
     @property
-    def seq(self) -> int:
-        """Number of the last line."""
-        return self._seq
-
-    @property
     def _owner_file(self) -> Path:
         return self.path.with_suffix(".owner")
 
@@ -250,8 +245,7 @@ class Ledger:
             owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
             self._file.close()
             raise LedgerLocked.by(owner, self.study) from error
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
+        self._owner_file.write_text(str(Writer.this()))
 
     def _take_over(self, bucket_ledger: BucketLedger) -> None:
         """Become the writer in the bucket too, and start from its content."""
@@ -274,10 +268,10 @@ class Ledger:
         if self._file is None:
             raise ValueError(f"the ledger {self.path} was opened for reading")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        numbered = [LedgerEvent(seq=self._seq + i, at=now, **event) for i, event in enumerate(events, start=1)]
+        numbered = [LedgerEvent(seq=self.seq + i, at=now, **event) for i, event in enumerate(events, start=1)]
         content = "".join(json.dumps(event.to_json(), separators=(",", ":")) + "\n" for event in numbered).encode()
         if self._bucket_ledger and content:
-            self._bucket_ledger.append(self._seq + 1, content)
+            self._bucket_ledger.append(self.seq + 1, content)
         before = os.fstat(self._file.fileno()).st_size
         try:
             self._write(content)
@@ -298,7 +292,7 @@ class Ledger:
         """Apply and return every complete line."""
         whole = content.rfind(b"\n") + 1
         events = []
-        for number, line in enumerate(content[:whole].splitlines(), start=self._seq + 1):
+        for number, line in enumerate(content[:whole].splitlines(), start=self.seq + 1):
             try:
                 event = LedgerEvent.from_json(json.loads(line))
                 self._apply(event)
@@ -314,8 +308,8 @@ class Ledger:
         return events
 
     def _apply(self, event: LedgerEvent) -> None:
-        if event.seq != self._seq + 1:
-            raise ValueError(f"seq {event.seq} follows {self._seq}")
+        if event.seq != self.seq + 1:
+            raise ValueError(f"seq {event.seq} follows {self.seq}")
         if event.event == "open":
             if event.format != FORMAT:
                 raise ValueError(f"format {event.format} is not {FORMAT}")
@@ -333,7 +327,7 @@ class Ledger:
             entry.result, entry.state = event.result or NO_RESULT, event.event
             entry.reused_from = event.reused_from
             self._count(entry, before)
-        self._seq = event.seq
+        self.seq = event.seq
 
     def _count(self, entry: Entry, before: State | None) -> None:
         """Keep counts up to date, so that nothing iterates over a long ledger whenever a cell ends."""

@@ -18,9 +18,7 @@ from fastapi.sse import format_sse_event
 from search_spaces.record import TERMINAL, State, columns_from, columns_shown
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger, LedgerEvent
-from service.home.live_rows import LiveRows
-from service.home.speeds import measured_speeds
-from service.home.studies import with_ledger
+from service.home.studies import LiveRows, measured_speeds, with_ledger
 
 T = TypeVar("T")
 MAX_REASON_CHARACTERS = 2_000
