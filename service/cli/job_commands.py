@@ -81,8 +81,7 @@ def submit(
     follow: bool,
 ) -> None:
     """Run STUDY as a job on a Ray cluster. Re-run the same command to resume."""
-    from service.cluster.entrypoint import portable_home
-    from service.cluster.jobs import Jobs
+    from service.cluster.jobs import Jobs, portable_home
     from service.cluster.working_dir import WorkingDir
 
     spec = Study.load(study)
@@ -189,7 +188,7 @@ def follow_job(there: Jobs, job: str) -> int:
 
 def exit_code(ended: JobInfo) -> int:
     """The exit code of the study; bad input if the job never started, interrupted if its driver was lost."""
-    from service.cluster.entrypoint import EXIT_COMMAND_NOT_FOUND
+    from service.cluster.jobs import EXIT_COMMAND_NOT_FOUND
 
     if ended.exit_code in (None, EXIT_COMMAND_NOT_FOUND):
         click.echo(f"oec: job {ended.id} {ended.status.lower()}: {ended.message}", err=True)

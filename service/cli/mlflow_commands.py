@@ -39,7 +39,7 @@ def sync(study: str, home: str) -> None:
 @bad_input_exits
 def ui(home: str, port: int) -> None:
     """Start the MLflow UI for the runs of the home, on 127.0.0.1."""
-    from service.mlflow.database import create_database
+    from service.mlflow.store import create_database
 
     uri = tracking_uri(open_home(home))
     if uri.startswith("http"):

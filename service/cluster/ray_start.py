@@ -131,6 +131,12 @@ def permanent_error(cause: str, name: str, folder: Path) -> InvalidInput | None:
     return None
 
 
+def start_error(field: str, cause: str, remedy: str) -> InvalidInput:
+    """The error to raise when no further attempt to start Ray is made."""
+    problem = f"could not start a local Ray cluster ({one_line(cause)})"
+    return InvalidInput(field, None, problem, f"check that the machine has free memory and CPU time, {remedy}")
+
+
 def dashboard_error(logs: Path) -> str | None:
     """The error with which the dashboard failed to start; None if it has logged none.
 

@@ -17,22 +17,10 @@ from search_spaces.errors import InvalidInput
 
 ALWAYS_IGNORED = GitIgnoreSpec.from_lines(
     [
-        ".git",
-        ".venv",
-        "venv/",
-        "node_modules/",
-        "__pycache__/",
-        "*.egg-info/",
-        ".*_cache/",
-        "/data/",
-        "/mlruns/",
-        "*.bin",
-        "*.parquet",
-        "*.pt",
-        "*.safetensors",
-        "*.db",
+        ".git", ".venv", "venv/", "node_modules/", "__pycache__/", "*.egg-info/", ".*_cache/", "/data/", "/mlruns/",
+        "*.bin", "*.parquet", "*.pt", "*.safetensors", "*.db",
     ]
-)
+)  # fmt: skip
 """Version control, environments, caches, and data, which belongs on the cluster's storage."""
 IGNORE_FILES = (".gitignore", ".rayignore")
 MAX_FILES_NAMED = 5
@@ -91,29 +79,17 @@ def files_to_upload(folder: Path) -> Iterator[Path]:
     """Paths of the files to upload, relative to the folder. Symbolic links are skipped: they may lead anywhere."""
 
     def walk(parent: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
-        own = tuple((parent, GitIgnoreSpec.from_lines(read_lines(parent / name))) for name in IGNORE_FILES)
-        rules = (*inherited, *own)
+        files = [file for name in IGNORE_FILES if (file := parent / name).is_file()]
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        rules = (*inherited, *((parent, GitIgnoreSpec.from_lines(text.splitlines())) for text in texts))
         for path in parent.iterdir():
-            if path.is_symlink() or any(is_ignored(path, base, spec) for base, spec in rules):
+            slash = "/" if path.is_dir() else ""
+            names = ((spec, f"{path.relative_to(base).as_posix()}{slash}") for base, spec in rules)
+            if path.is_symlink() or any(spec.match_file(name) for spec, name in names):
                 continue
-            if path.is_dir():
-                if not is_home(path):
-                    yield from walk(path, rules)
-            elif path.is_file():
+            if path.is_file():
                 yield path.relative_to(folder)
+            elif path.is_dir() and not any(path.glob("studies/*/ledger.jsonl")):  # a home in which studies have run
+                yield from walk(path, rules)
 
     return walk(folder, ((folder, ALWAYS_IGNORED),))
-
-
-def is_ignored(path: Path, base: Path, spec: GitIgnoreSpec) -> bool:
-    name = path.relative_to(base).as_posix()
-    return spec.match_file(f"{name}/" if path.is_dir() else name)
-
-
-def is_home(folder: Path) -> bool:
-    """Whether the folder is a home in which studies have run."""
-    return any(folder.glob("studies/*/ledger.jsonl"))
-
-
-def read_lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []

@@ -64,8 +64,8 @@ class BucketSignals:
 
 
 SignalStore = FolderSignals | BucketSignals
-"""A value that is read may be up to ``max_age_s`` old. ``check`` raises InvalidInput, without retries, if the store cannot
-be accessed. A pickled store refers to the same place."""
+"""A value that is read may be up to ``max_age_s`` old. ``check`` raises InvalidInput, without retries, if the store is
+not accessible. A pickled store refers to the same place."""
 
 
 def signals(home: Home, folder: str) -> SignalStore:

@@ -46,9 +46,7 @@ class Audit:
         line = {"at": now, "change": change, "token": token, "action": action, "study": target, "outcome": outcome}
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(
-                file, (json.dumps(line) + "\n").encode()
-            )  # one write, so that lines of several processes never mix
+            os.write(file, (json.dumps(line) + "\n").encode())  # one write: lines of several processes never mix
             os.fsync(file)
         finally:
             os.close(file)

@@ -125,5 +125,4 @@ class Backend:
 
 def cluster_unavailable(error: InvalidInput) -> ApiError:
     """503: the request is valid, but the cluster does not answer."""
-    value = str(error.value) if error.value else None
-    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, error.field, value, error.problem, error.remedy, RETRY_S)
+    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, error.field, error.value, error.problem, error.remedy, RETRY_S)

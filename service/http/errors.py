@@ -35,16 +35,10 @@ class ApiError(Exception):
     """An error response other than that for bad input."""
 
     def __init__(
-        self,
-        status: HTTPStatus,
-        field: str,
-        value: str | None,
-        problem: str,
-        remedy: str,
-        retry_after_s: int | None = None,
+        self, status: HTTPStatus, field: str, value: object, problem: str, remedy: str, retry_after_s: int | None = None
     ) -> None:
         self.status, self.retry_after_s = status, retry_after_s
-        self.problem = Problem(field=field, value=value, problem=problem, remedy=remedy)
+        self.problem = Problem(field=field, value=printable(value), problem=problem, remedy=remedy)
         super().__init__(f"{field}: {value!r} {problem}; {remedy}")
 
     def response(self) -> JSONResponse:
@@ -52,10 +46,6 @@ class ApiError(Exception):
         if self.status is HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.problem.model_dump(), self.status, headers)
-
-
-def study_not_found(name: str) -> ApiError:
-    return ApiError(HTTPStatus.NOT_FOUND, "study", name, "is not in this home", "GET /api/v1/studies lists the studies")
 
 
 def printable(value: object) -> str | None:
@@ -81,14 +71,14 @@ def install_handlers(app: FastAPI) -> None:
     def invalid_input(request: Request, error: InvalidInput) -> JSONResponse:
         is_conflict = isinstance(error, LedgerLocked) or error.field in HOME_FIELDS
         status = HTTPStatus.CONFLICT if is_conflict else HTTPStatus.UNPROCESSABLE_ENTITY
-        return ApiError(status, error.field, printable(error.value), error.problem, error.remedy).response()
+        return ApiError(status, error.field, error.value, error.problem, error.remedy).response()
 
     @app.exception_handler(RequestValidationError)
     def invalid_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or "body"
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return ApiError(status, field, printable(first.get("input")), first["msg"], SEE_SCHEMA).response()
+        return ApiError(status, field, first.get("input"), first["msg"], SEE_SCHEMA).response()
 
     @app.exception_handler(HTTPException)
     def http_exception(request: Request, error: HTTPException) -> JSONResponse:

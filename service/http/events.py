@@ -143,8 +143,8 @@ class EventStreams:
     """All open event streams of this service."""
 
     def __init__(self, max_streams: int, metrics: Metrics) -> None:
-        self._max_streams, self._metrics = max_streams, metrics
-        self._open = 0
+        self._max_streams, self._open = max_streams, 0
+        metrics.watchers.set_function(lambda: self._open)
         self._studies: dict[str, StudyStream] = {}
 
     def check_capacity(self, token: str) -> None:
@@ -168,11 +168,9 @@ class EventStreams:
         """See ``StudyStream.follow``."""
         study = self._studies.setdefault(name, StudyStream(feed, summarize))
         self._open += 1
-        self._metrics.watchers.set(self._open)
         try:
             async with aclosing(study.follow(after, is_authorized)) as frames_stream:
                 async for frames in frames_stream:
                     yield frames
         finally:
             self._open -= 1
-            self._metrics.watchers.set(self._open)

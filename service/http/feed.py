@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from fastapi.sse import format_sse_event
 
-from search_spaces.record import TERMINAL, State, columns_from, columns_shown
+from search_spaces.record import State, columns_from, columns_shown
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger, LedgerEvent
 from service.home.studies import LiveRows, measured_speeds, with_ledger
@@ -46,10 +46,6 @@ class Snapshot:
     def counts(self) -> Counter[State]:
         """The number of cells in each state that occurs."""
         return Counter(entry.state for entry in self.entries)
-
-    @property
-    def missing(self) -> int:
-        return sum(entry.state not in TERMINAL for entry in self.entries)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:

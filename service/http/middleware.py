@@ -13,8 +13,12 @@ from service.http.errors import ApiError
 from service.http.metrics import Metrics
 from service.http.tokens import Token, TokenFile
 
-PUBLIC_PATHS = frozenset({"/", "/page.css", "/page.js", "/curves.js", "/form.js", "/view", "/view.js", "/healthz"})
-"""Paths that need no token: the static files of the page and the health check. None of them reveals data of a home."""
+PAGE_FILES = {"/": "index.html", "/view": "view.html"} | {
+    f"/{name}": name for name in ("page.css", "page.js", "form.js", "curves.js", "view.js")
+}
+"""The static files of the page, by path."""
+PUBLIC_PATHS = PAGE_FILES.keys() | {"/healthz"}
+"""Paths that need no token. None of them reveals data of a home."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

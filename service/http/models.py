@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from search_spaces.cell import Frozen
 from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
@@ -18,6 +19,14 @@ yet. ``running``: a driver is training it. ``interrupted``: cells are missing; r
 ``failed``: its job ended before any cell trained. ``ended``: every cell has ended, including crashed ones. ``damaged``:
 its ledger or its file cannot be read.
 """
+
+
+def finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+Finite = Annotated[float | None, BeforeValidator(finite)]
+"""null in place of NaN and infinity, which JSON does not have."""
 
 
 class PlannedCurve(Frozen):
@@ -41,9 +50,7 @@ class Estimate(Frozen):
     grid_cells: int
     cells: int = Field(description="Maximum number of cells, including those off the grid.")
     tokens: int = Field(description="Tokens of all cells together.")
-    seconds: float = Field(
-        description="Duration of the study, from speeds measured in this home, or from a nominal speed."
-    )
+    seconds: float = Field(description="Duration of the study, from this home's measured speeds or a nominal one.")
     measured: bool = Field(description="Whether the speed was measured for every scale.")
     max_concurrent: int = Field(description="Maximum number of cells that run concurrently.")
     workers: int = Field(description="DDP workers that run concurrently.")
@@ -131,7 +138,7 @@ class PointOut(Frozen):
     cell: str
     lr: float
     seed: int
-    loss: float | None = Field(description="Final loss in nats; for a diverged cell, the loss at initialization.")
+    loss: Finite = Field(description="Final loss in nats; for a diverged cell, the loss at initialization.")
     diverged: bool
 
 
@@ -146,11 +153,11 @@ class CurveOut(Frozen):
     color: str
     dash: list[int]
     lr: list[float]
-    mean: list[float | None] = Field(description="Mean over seeds at each lr; null where a cell is missing.")
+    mean: list[Finite] = Field(description="Mean over seeds at each lr; null where a cell is missing.")
     band: list[tuple[float, float] | None] = Field(description="95% interval of the mean at each lr.")
     points: list[PointOut]
     missing: list[str]
-    l_init: float | None
+    l_init: Finite
     LRS: float | None
 
 

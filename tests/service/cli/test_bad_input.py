@@ -17,8 +17,7 @@ import yaml
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster.entrypoint import entrypoint_command
-from service.cluster.jobs import Jobs
+from service.cluster.jobs import Jobs, entrypoint_command
 from service.home.ledger import Ledger
 from tests.service.oec import OEC, environment, invoked, oec
 from trainers.data import write_shard

@@ -24,7 +24,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
-from service.cluster.entrypoint import portable_home
+from service.cluster.jobs import portable_home
 from service.home import bucket_ledger, copies, writer
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
