@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,12 +90,10 @@ def submit(
     there = Jobs(cluster)
     if shipment:
         click.echo(f"working directory {shipment}")
-    variables = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if os.environ.get(name)}
     job = there.submit(
         spec,
         home=home,
         retry_crashed=retry_crashed,
-        environment=variables,
         working_dir=shipment,
         driver_resource=driver_resource,
         driver_labels=driver_labels,

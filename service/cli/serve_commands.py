@@ -31,8 +31,8 @@ from service.home.location import open_folder
 @click.option(
     "--data-root", type=click.Path(path_type=Path), help="Folder that studies may read data from; default: HOME/data."
 )
-@click.option("--max-active", type=int, help="Studies that may run at the same time; default: 4.")
-@click.option("--max-cells", type=int, help="Maximum number of cells in a study; default: 2,000.")
+@click.option("--max-active", type=click.IntRange(1), help="Studies that may run at the same time; default: 4.")
+@click.option("--max-cells", type=click.IntRange(1), help="Maximum number of cells in a study; default: 2,000.")
 @click.option("--stop-ray", is_flag=True, help="Stop the local Ray cluster that an earlier service started, and exit.")
 @bad_input_exits
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:
@@ -43,10 +43,11 @@ def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> Non
 
         click.echo("the local Ray cluster has stopped" if stop_head(place) else "this home has no running Ray cluster")
         return
+    from service.http.models import Settings
     from service.http.server import serve as listen
-    from service.http.settings import Settings
 
-    listen(place, host, port, Settings.from_options(limits), plain_console())
+    settings = Settings(**{name: value for name, value in limits.items() if value is not None})
+    listen(place, host, port, settings, plain_console())
 
 
 @click.group()

@@ -62,9 +62,7 @@ def configure_ray() -> None:
 
 
 def connect(
-    address: str | None,
-    log: Callable[[str], None] = logger.info,
-    is_interrupted: Callable[[], bool] = lambda: False,
+    address: str | None, log: Callable[[str], None] = logger.info, is_interrupted: Callable[[], bool] = lambda: False
 ) -> None:
     """Join the cluster at ``address``, or start a local cluster with all cores of this machine.
 
@@ -145,7 +143,7 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
         log(f"starting Ray on {cores} cores of this machine{suffix}")
         port = free_port()
         inherited = {"RAY_GCS_SERVER_PORT": str(port), **cluster_environment(f"{LOOPBACK}:{port}")}
-        before = {variable: os.environ.get(variable) for variable in inherited}
+        before = {variable: os.environ[variable] for variable in inherited if variable in os.environ}
         os.environ.update(inherited)
         watch = ray_start.StartWatch(folder, log)
         try:
@@ -172,10 +170,9 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
             if is_interrupted():
                 return
         finally:
-            for variable, value in before.items():
+            for variable in inherited:
                 os.environ.pop(variable)
-                if value is not None:
-                    os.environ[variable] = value
+            os.environ.update(before)
 
 
 def cluster_environment(address: str) -> dict[str, str]:
@@ -241,11 +238,7 @@ def local_nodes() -> list[Node]:
 
 
 def cluster_nodes(text: str) -> list[Node]:
-    """The nodes of the cluster that ``text`` describes (see ``parse_nodes``) or that has this address.
-
-    Raises:
-        InvalidInput: see ``parse_nodes`` and ``connect``.
-    """
+    """The nodes of the cluster that ``text`` describes (see ``parse_nodes``) or that has this address (``connect``)."""
     if "=" in text or ":" not in text:
         return parse_nodes(text)
     connect(text)

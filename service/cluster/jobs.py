@@ -91,18 +91,17 @@ class Jobs:
         *,
         home: str | None,
         retry_crashed: bool = False,
-        environment: Mapping[str, str] = {},
         working_dir: WorkingDir | None = None,
         driver_resource: str | None = None,
         driver_labels: Mapping[str, str] = {},
     ) -> str:
         """Start ``oec run`` for a study on the cluster, and return the job's id.
 
-        The driver reserves no core and no accelerator. It runs on the head unless a resource or labels are given.
+        The driver reserves no core and no accelerator. It runs on the head unless a resource or labels are given. It
+        uses the MLflow store that this process is set to.
 
         Args:
             home: an absolute path on storage that every node sees, or a bucket; default: the cluster's ``OEC_HOME``.
-            environment: environment variables of the driver and all workers.
             working_dir: sources that run in place of the installed package.
             driver_resource: a Ray resource that the driver's node must have.
             driver_labels: Ray labels that the driver's node must have.
@@ -111,10 +110,9 @@ class Jobs:
             InvalidInput: the study cannot run on another machine, or an active job runs it in the same home.
         """
         home = portable_home(study, home)
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), **environment}
-        if home:
-            variables["OEC_HOME"] = home
-        runtime_env: dict[str, Any] = {"env_vars": variables}
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), "OEC_HOME": home}
+        variables["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI")
+        runtime_env: dict[str, Any] = {"env_vars": {name: value for name, value in variables.items() if value}}
         job = {
             "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed),
             "runtime_env": runtime_env,
@@ -157,10 +155,7 @@ class Jobs:
         return sorted(found, key=lambda job: (job.submitted or datetime.min.replace(tzinfo=UTC), job.id), reverse=True)
 
     def get(self, id: str) -> JobInfo:
-        """
-        Raises:
-            InvalidInput: ``oec`` has not submitted such a job.
-        """
+        """The job with this id. Raises InvalidInput if ``oec`` has not submitted it."""
         for job in (jobs := self.all()):
             if job.id == id:
                 return job
@@ -265,9 +260,8 @@ def connect_client(url: str) -> JobSubmissionClient:
         remedy = "set RAY_AUTH_TOKEN to the token that the cluster was started with, or put it into ~/.ray/auth_token"
         raise InvalidInput("--cluster", url, "rejects the token", remedy) from error
     except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise InvalidInput(
-            "--cluster", url, f"is not a Ray cluster ({type(error).__name__})", address_remedy
-        ) from error
+        problem = f"is not a Ray cluster ({type(error).__name__})"
+        raise InvalidInput("--cluster", url, problem, address_remedy) from error
     return client
 
 

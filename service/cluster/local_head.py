@@ -103,11 +103,7 @@ def terminate(head: Head) -> None:
 
 
 def start_head(home: Home) -> Head:
-    """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token.
-
-    Raises:
-        InvalidInput: see ``ray_start.check_folder``.
-    """
+    """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token."""
     configure_ray()
     name, parent = ray_start.temporary_folder()
     ray_start.check_folder(name, parent)
@@ -165,8 +161,5 @@ def is_reachable(dashboard: str) -> bool:
 
 def process_start_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if it has exited or never existed."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
+    stat = ray_start.process_stat(pid)
+    return int(stat[19]) if stat else None

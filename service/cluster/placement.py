@@ -109,20 +109,15 @@ def _does_not_fit(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInpu
     for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
         total, need = sum(int(node.get(kind, 0)) for node in nodes), workers * each
         if each and need > total:
-            return InvalidInput(
-                "resources.workers",
-                workers,
-                f"is more than the cluster can run: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}",
-                f"use at most {int(total // each)} workers"
-                if total >= each
-                else f"use a cluster with {kind}s, or set resources.autoscale for one that starts nodes",
-            )
-    slots = sum(workers_on(resources, node) for node in nodes)
-    takes = f"{resources.cpus_per_worker} CPU"
-    takes += f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
-    return InvalidInput(
-        "resources.workers",
-        workers,
-        f"is more than the nodes can run: each worker takes {takes} on one node, and the nodes have room for {slots}",
-        f"use at most {slots} workers" if slots else "use larger nodes, or fewer resources per worker",
-    )
+            problem = f"the cluster can run: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}"
+            most = int(total // each)
+            remedy = f"use a cluster with {kind}s, or set resources.autoscale for one that starts nodes"
+            break
+    else:
+        takes = f"{resources.cpus_per_worker} CPU"
+        takes += f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+        most = sum(workers_on(resources, node) for node in nodes)
+        problem = f"the nodes can run: each worker takes {takes} on one node, and the nodes have room for {most}"
+        remedy = "use larger nodes, or fewer resources per worker"
+    remedy = f"use at most {most} workers" if most else remedy
+    return InvalidInput("resources.workers", workers, f"is more than {problem}", remedy)

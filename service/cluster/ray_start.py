@@ -194,12 +194,14 @@ class StartWatch(BackgroundThread):
 
 def child_processes() -> set[int]:
     """The running child processes of this one; empty on a system without ``/proc``."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):  # the process has just exited
-            continue
-        if int(parent) == os.getpid() and state != "Z":
-            found.add(int(stat.parent.name))
-    return found
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return {pid for pid in pids if (stat := process_stat(pid)) and int(stat[1]) == os.getpid()}
+
+
+def process_stat(pid: int) -> list[str] | None:
+    """The fields of ``/proc/PID/stat`` that follow the name; None if the process has exited or never existed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else fields

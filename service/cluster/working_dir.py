@@ -22,9 +22,6 @@ ALWAYS_IGNORED = GitIgnoreSpec.from_lines(
     ]
 )  # fmt: skip
 """Version control, environments, caches, and data, which belongs on the cluster's storage."""
-IGNORE_FILES = (".gitignore", ".rayignore")
-MAX_FILES_NAMED = 5
-"""How many files the error for a large folder names."""
 MEGABYTE = 1_000_000
 
 
@@ -56,7 +53,7 @@ class WorkingDir:
             raise InvalidInput("--working-dir", str(folder), "is not a folder", "give the folder with the sources")
         found = cls(folder, {path: (folder / path).stat().st_size for path in sorted(files_to_upload(folder))})
         if found.megabytes > max_megabytes:
-            largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:MAX_FILES_NAMED]
+            largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:5]
             named = ", ".join(f"{path} ({found.sizes[path] / MEGABYTE:.1f} MB)" for path in largest)
             problem = f"is {found.megabytes:.1f} MB, above {max_megabytes:g} MB; the largest files are {named}"
             remedy = "list them in .rayignore, or raise --max-megabytes"
@@ -79,7 +76,7 @@ def files_to_upload(folder: Path) -> Iterator[Path]:
     """Paths of the files to upload, relative to the folder. Symbolic links are skipped: they may lead anywhere."""
 
     def walk(parent: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
-        files = [file for name in IGNORE_FILES if (file := parent / name).is_file()]
+        files = [file for name in (".gitignore", ".rayignore") if (file := parent / name).is_file()]
         texts = [file.read_text(encoding="utf-8") for file in files]
         rules = (*inherited, *((parent, GitIgnoreSpec.from_lines(text.splitlines())) for text in texts))
         for path in parent.iterdir():

@@ -40,17 +40,15 @@ class LedgerEvent:
     cell: str = ""
     """Id of the cell; empty for ``open``."""
     spec: Cell | None = None
-    """With ``planned``."""
     origin: Origin = "grid"
-    """With ``planned``."""
+    """``spec`` and ``origin``: with ``planned``."""
     result: CellResult | None = None
     """With a terminal state."""
     reused_from: str | None = None
     """With a terminal state: the study that trained the cell, if not this one."""
     study: str = ""
-    """With ``open``."""
     format: int = FORMAT
-    """With ``open``."""
+    """``study`` and ``format``: with ``open``."""
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> LedgerEvent:
@@ -103,14 +101,9 @@ class Entry:
 
     def record(self, study: str) -> dict[str, Any]:
         """The cell as one row of a table of runs."""
-        return {
-            "study": study,
-            "cell": self.id,
-            **{name: getattr(self.cell, name) for name in CELL_COLUMNS},
-            "state": self.state,
-            "origin": self.origin,
-            **self.result.record(),
-        }
+        cell = {name: getattr(self.cell, name) for name in CELL_COLUMNS}
+        own = {"study": study, "cell": self.id, **cell, "state": self.state, "origin": self.origin}
+        return own | self.result.record()
 
 
 class Ledger:
@@ -152,9 +145,7 @@ class Ledger:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)  # a buffer would write the rest of a failed line later
-            self._lock()
-            if self._bucket_ledger:
-                self._take_over(self._bucket_ledger)
+            self._become_writer(self._file)
         if not unread and path.exists():
             self.refresh()
             if self._file:
@@ -237,26 +228,23 @@ class Ledger:
     def _owner_file(self) -> Path:
         return self.path.with_suffix(".owner")
 
-    def _lock(self) -> None:
-        assert self._file is not None
+    def _become_writer(self, file: FileIO) -> None:
+        """Lock the file; with a bucket, become the writer there too, and start from its content."""
         try:
-            lock(self._file)
+            lock(file)
         except OSError as error:
             owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
-            self._file.close()
+            file.close()
             raise LedgerLocked.by(owner, self.study) from error
         self._owner_file.write_text(str(Writer.this()))
-
-    def _take_over(self, bucket_ledger: BucketLedger) -> None:
-        """Become the writer in the bucket too, and start from its content."""
-        assert self._file is not None
-        try:
-            bucket_ledger.take()
-            self._file.truncate(0)
-            self._write(bucket_ledger.content())
-        except BaseException:
-            self.close()
-            raise
+        if self._bucket_ledger:
+            try:
+                self._bucket_ledger.take()
+                file.truncate(0)
+                self._write(self._bucket_ledger.content())
+            except BaseException:
+                self.close()
+                raise
 
     def _append(self, events: Iterable[dict[str, Any]]) -> None:
         """Write events, given without number and time, as lines, durably; then apply them.
@@ -297,12 +285,9 @@ class Ledger:
                 event = LedgerEvent.from_json(json.loads(line))
                 self._apply(event)
             except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInput(
-                    "ledger",
-                    f"{self.path}:{number}",
-                    f"is damaged ({type(error).__name__}: {error})",
-                    "restore the file from a backup, or remove that line if the cell may be trained again",
-                ) from error
+                problem = f"is damaged ({type(error).__name__}: {error})"
+                remedy = "restore the file from a backup, or remove that line if the cell may be trained again"
+                raise InvalidInput("ledger", f"{self.path}:{number}", problem, remedy) from error
             events.append(event)
         self.size += whole
         return events

@@ -26,20 +26,14 @@ def with_ledger(home: Home) -> list[str]:
 
 
 def require_study(home: Home, name: str) -> None:
-    """
-    Raises:
-        InvalidInput: no study of this name has a ledger here.
-    """
+    """Raise InvalidInput if no study of this name has a ledger here."""
     if name not in (names := with_ledger(home)):
         here = ", ".join(names) or "none yet"
         raise InvalidInput("STUDY", name, "has no ledger in this home", f"studies here: {here}")
 
 
 def read_ledger(home: Home, name: str) -> Ledger:
-    """
-    Raises:
-        InvalidInput: the ledger is damaged.
-    """
+    """Open the ledger of a study for reading. Raises InvalidInput if it is damaged."""
     return Ledger(home.ledger(name), name)
 
 
@@ -106,12 +100,9 @@ def register_study(home: Home, study: Study) -> None:
     if path.exists():
         before = Study.load(str(path))
         if before.hash != study.hash and _has_started(home, study.name):
-            raise InvalidInput(
-                "name",
-                study.name,
-                f"is taken: a different study of this name ran in this home ({changes(before, study)})",
-                "give the changed study another name (equal cells are not trained again), or another --home",
-            )
+            problem = f"is taken: a different study of this name ran in this home ({changes(before, study)})"
+            remedy = "give the changed study another name (equal cells are not trained again), or another --home"
+            raise InvalidInput("name", study.name, problem, remedy)
         if before.hash != study.hash:
             home.ledger(study.name).unlink(missing_ok=True)
             if home.bucket:

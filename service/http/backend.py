@@ -42,13 +42,12 @@ class CachedValue(Generic[T]):
 
 
 class Backend:
-    """The cluster at ``address``, or the local head of the home, which is started when it is first needed."""
+    """The cluster at ``address``, or the local head of the home, which is started when it is first needed.
 
-    def __init__(self, home: Home, address: str | None, log: Callable[[str], None] = logger.info) -> None:
-        """
-        Args:
-            log: receives a line when the local head starts.
-        """
+    ``client``, ``jobs`` and ``nodes`` raise ApiError, 503, if the cluster does not answer.
+    """
+
+    def __init__(self, home: Home, address: str | None, log: Callable[[str], None]) -> None:
         self._home, self._address, self._log = home, address, log
         self._lock = threading.Lock()
         self._client: Jobs | None = None
@@ -56,10 +55,6 @@ class Backend:
         self._jobs = CachedValue(self._load_jobs, JOBS_MAX_AGE_S)
 
     def client(self) -> Jobs:
-        """
-        Raises:
-            ApiError: 503, the cluster does not answer.
-        """
         with self._lock:
             if self._client is None:
                 try:
@@ -79,11 +74,7 @@ class Backend:
             shutdown.wait(CHECK_S)
 
     def jobs(self, *, refresh: bool = False) -> list[JobInfo]:
-        """The jobs of this home, newest first.
-
-        Raises:
-            ApiError: 503, the cluster does not answer.
-        """
+        """The jobs of this home, newest first."""
         return self._jobs.get(refresh=refresh)
 
     def jobs_if_connected(self) -> list[JobInfo] | None:
@@ -94,11 +85,7 @@ class Backend:
             return None
 
     def nodes(self) -> list[Node]:
-        """The resources of each node of the cluster.
-
-        Raises:
-            ApiError: 503, the cluster does not answer.
-        """
+        """The resources of each node of the cluster."""
         return self._nodes.get()
 
     def _load_jobs(self) -> list[JobInfo]:
@@ -116,11 +103,11 @@ class Backend:
 
         address = self.client().address
         try:
-            nodes = [node for node in list_nodes(address=address, limit=10_000) if node.state == "ALIVE"]
+            found = list_nodes(address=address, limit=10_000)
         except Exception as error:  # Ray raises errors of its own and of its HTTP client
             problem, remedy = f"does not answer ({error})", "check the logs of its head"
             raise cluster_unavailable(InvalidInput("--cluster", address, problem, remedy)) from error
-        return [node.resources_total or {} for node in nodes]
+        return [node.resources_total or {} for node in found if node.state == "ALIVE"]
 
 
 def cluster_unavailable(error: InvalidInput) -> ApiError:

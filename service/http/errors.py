@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -16,10 +19,11 @@ from search_spaces.errors import InvalidInput
 from service.home.writer import LedgerLocked
 
 MAX_VALUE_CHARACTERS = 200
-"""How much of a value an error repeats."""
+"""How much of a value an error repeats, as valid Unicode."""
 HOME_FIELDS = {"ledger", "metrics"}
 """Fields of errors that the request did not cause: a file of the home is damaged."""
 SEE_SCHEMA = "see /api/v1/openapi.json"
+MAX_REQUESTS, RETRY_S = 8, 5
 
 
 class Problem(Frozen):
@@ -38,7 +42,8 @@ class ApiError(Exception):
         self, status: HTTPStatus, field: str, value: object, problem: str, remedy: str, retry_after_s: int | None = None
     ) -> None:
         self.status, self.retry_after_s = status, retry_after_s
-        self.problem = Problem(field=field, value=printable(value), problem=problem, remedy=remedy)
+        shown = None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
+        self.problem = Problem(field=field, value=shown, problem=problem, remedy=remedy)
         super().__init__(f"{field}: {value!r} {problem}; {remedy}")
 
     def response(self) -> JSONResponse:
@@ -48,9 +53,25 @@ class ApiError(Exception):
         return JSONResponse(self.problem.model_dump(), self.status, headers)
 
 
-def printable(value: object) -> str | None:
-    """A value as short, valid Unicode text."""
-    return None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
+class ConcurrencyLimit:
+    """Admits ``MAX_REQUESTS`` requests at a time, and answers 429 to the rest.
+
+    Handlers that block share 40 threads. With this limit on requests that wait for the same work, the other threads
+    stay free for the rest of the service.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind, self._slots = kind, threading.BoundedSemaphore(MAX_REQUESTS)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        if not self._slots.acquire(blocking=False):
+            problem = f"already have {MAX_REQUESTS} requests waiting"
+            raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, self._kind, None, problem, "try again later", RETRY_S)
+        try:
+            yield
+        finally:
+            self._slots.release()
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -10,8 +10,7 @@ from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.cluster.placement import Node, fit
-from service.http.models import Estimate, PlannedCurve
-from service.http.settings import Settings
+from service.http.models import Estimate, PlannedCurve, Settings
 
 
 def estimate(

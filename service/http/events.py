@@ -129,7 +129,7 @@ class StudyStream:
             snapshot = self._feed.read()
             running = self._feed.progress(snapshot)
         except InvalidInput:  # the summary reports the damage
-            snapshot, running = Snapshot(summary.name), []
+            snapshot, running = Snapshot(), []
         state = summary.model_copy(update={"seq": snapshot.seq, "cells": dict(snapshot.counts)})
         return Update(
             snapshot=snapshot,
@@ -148,25 +148,17 @@ class EventStreams:
         self._studies: dict[str, StudyStream] = {}
 
     def check_capacity(self, token: str) -> None:
-        """
-        Raises:
-            ApiError: 429, the service has ``max_streams`` open streams.
-        """
+        """Raise ApiError, 429, if the service has ``max_streams`` open streams."""
         if self._open >= self._max_streams:
             problem = f"cannot open another event stream: this service allows {self._max_streams}"
             remedy = "try again later, or watch through another service"
             raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, "token", token, problem, remedy, RETRY_S)
 
     async def stream(
-        self,
-        feed: LedgerFeed,
-        name: str,
-        summarize: Callable[[], StudySummary],
-        after: int,
-        is_authorized: Callable[[], bool],
+        self, feed: LedgerFeed, summarize: Callable[[], StudySummary], after: int, is_authorized: Callable[[], bool]
     ) -> AsyncGenerator[bytes]:
         """See ``StudyStream.follow``."""
-        study = self._studies.setdefault(name, StudyStream(feed, summarize))
+        study = self._studies.setdefault(feed.study, StudyStream(feed, summarize))
         self._open += 1
         try:
             async with aclosing(study.follow(after, is_authorized)) as frames_stream:

@@ -58,9 +58,6 @@ class ResponseMiddleware:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         start = time.monotonic()
 
         async def send_with_headers(message: Message) -> None:

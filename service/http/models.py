@@ -1,9 +1,10 @@
-"""Requests and responses of the service as types, from which its OpenAPI description is made."""
+"""Settings, requests and responses of the service as types; its OpenAPI description is made from the latter."""
 
 from __future__ import annotations
 
 import math
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
@@ -27,6 +28,20 @@ def finite(number: float | None) -> float | None:
 
 Finite = Annotated[float | None, BeforeValidator(finite)]
 """null in place of NaN and infinity, which JSON does not have."""
+
+
+class Settings(Frozen):
+    """The settings of one service. Limits on studies count those of all services of a home; others are per process."""
+
+    cluster: str | None = Field(default=None, description="Ray's dashboard, http://HOST:8265; default: a local Ray.")
+    data_root: Path | None = Field(
+        default=None, description="Folder with the data that studies may use; default: HOME/data."
+    )
+    max_body: int = Field(default=65_536, gt=0, description="Maximum bytes of a request body.")
+    max_cells: int = Field(default=2_000, gt=0, description="Maximum cells of a study, including refinement.")
+    max_tokens: int = Field(default=10**13, gt=0, description="Maximum tokens of a study over all its cells.")
+    max_active: int = Field(default=4, gt=0, description="Maximum running studies; each has a driver process.")
+    max_watchers: int = Field(default=200, gt=0, description="Maximum open event streams.")
 
 
 class PlannedCurve(Frozen):
@@ -186,7 +201,3 @@ class Logs(Frozen):
 
 class ResumeRequest(Frozen):
     retry_crashed: bool = Field(default=False, description="Also retry crashed cells.")
-
-
-class Health(Frozen):
-    status: Literal["ok"] = "ok"

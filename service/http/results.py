@@ -16,7 +16,8 @@ from service.http.models import CellOut, ChartOut, CurveOut, Curves, Table, fini
 
 
 def curve_facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:
-    return curves(from_records(snapshot.records), study.lrs) if snapshot.entries else []
+    records = [entry.record(study.name) for entry in snapshot.entries]
+    return curves(from_records(records), study.lrs) if records else []
 
 
 def curves_response(study: Study, snapshot: Snapshot) -> Curves:

@@ -15,7 +15,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from search_spaces.record import State
 from search_spaces.study import Study
-from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
 from service.http.errors import RESPONSES, ApiError
@@ -38,7 +37,6 @@ from service.http.models import (
 )
 from service.http.report_pages import ReportPages
 from service.http.results import cells_response, curves_response, table_response
-from service.http.settings import Settings
 from service.http.studies import Studies
 from service.http.tokens import Token, TokenFile
 from service.http.untrusted import parse_study
@@ -57,8 +55,7 @@ MAX_LOG_CHARACTERS = 200_000
 class AppContext:
     """The components that the routes use."""
 
-    home: Home
-    settings: Settings
+    data_root: pathlib.Path
     tokens: TokenFile
     backend: Backend
     feeds: LedgerFeeds
@@ -67,10 +64,6 @@ class AppContext:
     streams: EventStreams
     report_pages: ReportPages
     studies: Studies
-
-    @property
-    def data_root(self) -> pathlib.Path:
-        return self.settings.data_root or self.home.path / "data"
 
 
 def app_context(request: Request) -> AppContext:
@@ -216,7 +209,7 @@ async def events(
 
     after = since if last_event_id is None else last_event_id
     summarize = partial(context.studies.summary, name)
-    stream = context.streams.stream(context.feeds.get(name), name, summarize, after, is_authorized)
+    stream = context.streams.stream(context.feeds.get(name), summarize, after, is_authorized)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 

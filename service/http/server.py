@@ -12,7 +12,7 @@ from search_spaces.errors import InvalidInput
 from service.cluster.ray_start import check_folder, temporary_folder
 from service.home.layout import Home
 from service.http.app import create_app
-from service.http.settings import Settings
+from service.http.models import Settings
 from service.http.tokens import TokenFile
 
 SHUTDOWN_TIMEOUT_S = 3

@@ -1,11 +1,7 @@
-"""The studies of a home: their summaries, and starting, stopping and resuming them.
-
-Everything is derived from the ledgers and the cluster's jobs; this process keeps no state of its own.
-"""
+"""The studies of a home: their summaries, and starting, stopping and resuming them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,16 +18,21 @@ from service.home.layout import Home
 from service.home.studies import is_running, register_study, registered, with_ledger
 from service.http.audit import Audit
 from service.http.backend import Backend, cluster_unavailable
-from service.http.concurrency import ConcurrencyLimit
-from service.http.errors import ApiError
+from service.http.errors import ApiError, ConcurrencyLimit
 from service.http.estimate import estimate
 from service.http.feed import LedgerFeeds, Snapshot
-from service.http.models import Estimate, JobOut, ResumeResponse, StopResponse, StudyState, StudySummary, SubmitResponse
-from service.http.settings import Settings
+from service.http.models import (
+    Estimate,
+    JobOut,
+    ResumeResponse,
+    Settings,
+    StopResponse,
+    StudyState,
+    StudySummary,
+    SubmitResponse,
+)
 from service.sweep.stop import STUDY, stop_requests
 
-FORWARDED_VARIABLES = ("MLFLOW_TRACKING_URI",)
-"""Environment variables that the service passes on to its jobs."""
 RETRY_S = 30
 """When to retry a submission that was rejected because too many studies were running."""
 
@@ -47,19 +48,13 @@ class Studies:
         return sorted({*registered(self._home), *with_ledger(self._home)})
 
     def require(self, name: str) -> None:
-        """
-        Raises:
-            ApiError: 404, the home has no such study.
-        """
+        """Raise ApiError, 404, if the home has no such study."""
         if not is_name(name) or not self._home.study(name).is_dir() or name not in self.names():
             remedy = "GET /api/v1/studies lists the studies"
             raise ApiError(HTTPStatus.NOT_FOUND, "study", name, "is not in this home", remedy)
 
     def estimate(self, study: Study) -> Estimate:
-        """
-        Raises:
-            InvalidInput: see ``estimate.estimate``.
-        """
+        """See ``estimate.estimate``."""
         return estimate(study, self._settings, self._backend.nodes(), self._feeds.speeds())
 
     def summary(self, name: str) -> StudySummary:
@@ -115,11 +110,7 @@ class Studies:
         return SubmitResponse(study=study.name, hash=study.hash, job=job, priced=cost)
 
     def resume(self, token: str, name: str, *, retry_crashed: bool) -> ResumeResponse:
-        """Start a job that trains the missing cells.
-
-        Raises:
-            ApiError: see ``submit``.
-        """
+        """Start a job that trains the missing cells. Raises what ``submit`` raises."""
         with self._audit.change(token, "resume", name), self._change_lock():
             self._check_can_start(name)
             job = self._start_job(self.load(name), retry_crashed=retry_crashed)
@@ -160,12 +151,7 @@ class Studies:
 
     def _start_job(self, study: Study, *, retry_crashed: bool) -> str:
         try:
-            job = self._backend.client().submit(
-                study,
-                home=str(self._home.path),
-                retry_crashed=retry_crashed,
-                environment={name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)},
-            )
+            job = self._backend.client().submit(study, home=str(self._home.path), retry_crashed=retry_crashed)
         except InvalidInput as error:
             raise cluster_unavailable(error) if error.field == "--cluster" else error from error
         self._backend.jobs(refresh=True)

@@ -65,10 +65,7 @@ class TokenFile:
         self._path = home.service / "tokens.json"
 
     def all(self) -> tuple[Token, ...]:
-        """
-        Raises:
-            InvalidInput: the file is damaged.
-        """
+        """The tokens in the file. Raises InvalidInput if it is damaged."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -102,10 +99,7 @@ class TokenFile:
         return secret
 
     def remove(self, name: str) -> None:
-        """
-        Raises:
-            InvalidInput: there is no token with this name.
-        """
+        """Remove a token. Raises InvalidInput if there is none with this name."""
         with self._edit() as tokens:
             kept = [token for token in tokens if token.name != name]
             if len(kept) == len(tokens):

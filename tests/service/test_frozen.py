@@ -20,7 +20,7 @@ from service.home.ledger import Entry
 from service.home.location import open_home
 from service.http.app import create_app
 from service.http.middleware import PUBLIC_PATHS
-from service.http.settings import Settings
+from service.http.models import Settings
 from service.mlflow import store
 from trainers.diagnostics import keys
 
