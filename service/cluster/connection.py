@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 from search_spaces.errors import InvalidInput
@@ -109,16 +110,14 @@ def ensure_private_token() -> None:
     path = Path.home() / ".ray" / "auth_token"
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(path, "x", opener=partial(os.open, mode=0o600)) as file:
+            file.write(secrets.token_hex(32))
     except FileExistsError:
         path.chmod(0o600)
-        return
     except OSError as error:
         problem = f"is not writable ({error.strerror}), and Ray keeps its token there"
         remedy = "set HOME to a writable folder, or RAY_AUTH_TOKEN to a secret of your own"
         raise InvalidInput("HOME", str(path.parent), problem, remedy) from error
-    with os.fdopen(file, "w") as out:
-        out.write(secrets.token_hex(32))
 
 
 def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[], bool]) -> None:

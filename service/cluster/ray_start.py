@@ -32,9 +32,7 @@ EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*$", re.MULTILINE)
 DASHBOARD_FAILED = "failed with the following error"
 """What the dashboard logs before it exits, or before it hangs if files of its web page are missing."""
 ERROR_FILES = ("gcs_server.err", "raylet.err", "dashboard.err")
-MAX_CHARACTERS = 300
 
-SHORT_PATH_REMEDY = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
 REINSTALL_REMEDY = "reinstall Ray: pip install --force-reinstall 'ray[default,tune,train]'"
 MEMORY_REMEDY = "free memory or raise the limit (ulimit -v, or the container's), and run the same command again"
 SHM_REMEDY = "free or enlarge /dev/shm (--shm-size for a container), or set RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
@@ -79,7 +77,7 @@ def failure_cause(output: str, log_folders: Iterable[Path] = ()) -> str | None:
 
 def one_line(message: str) -> str:
     """Shorten a message to one line; some messages of Ray fill a screen."""
-    return textwrap.shorten(message, MAX_CHARACTERS, placeholder=" ...")
+    return textwrap.shorten(message, 300, placeholder=" ...")
 
 
 def _last_error(text: str) -> str | None:
@@ -111,7 +109,7 @@ def permanent_error(cause: str, name: str, folder: Path) -> InvalidInput | None:
     if match := re.search(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)", cause):
         length, limit = len(match[2].encode()), match[1]
         problem = f"is too long: the path of a Ray socket in it has {length} bytes, and the limit is {limit}"
-        return InvalidInput(name, str(folder), problem, SHORT_PATH_REMEDY)
+        return InvalidInput(name, str(folder), problem, "set RAY_TMPDIR to a folder with a short path, such as /tmp")
     if match := re.search(r"No module named '([\w.]+)'|ImportError: (.+)|with missing packages", cause):
         return InvalidInput("ray", match[1] or match[2] or "dashboard", "cannot be imported by Ray", REINSTALL_REMEDY)
     if re.search(r"/dev/shm|[Pp]lasma.*(does not exist|No space left)", cause) and "Cannot allocate" not in cause:
@@ -148,14 +146,12 @@ def dashboard_error(logs: Path) -> str | None:
 
 class StartWatch(BackgroundThread):
     """Runs during ``ray.init``: reports that Ray is still starting, and kills a dashboard that has failed and hangs, so
-    that ``ray.init`` raises. ``terminate`` ends the processes of a failed start that ``ray.shutdown`` does not know."""
+    that ``ray.init`` raises. ``terminate`` ends the processes of a failed start that ``ray.shutdown`` does not know.
+
+    ``folder`` is Ray's temporary folder, and ``log`` receives one line for the user at a time.
+    """
 
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
-        """
-        Args:
-            folder: Ray's temporary folder.
-            log: receives one line for the user at a time.
-        """
         super().__init__("ray-start-watch")
         self._folder, self._log = folder / "ray", log
         self._earlier_processes, self._earlier_sessions = child_processes(), set(self._sessions())

@@ -51,7 +51,8 @@ class WorkingDir:
         folder = folder.expanduser().resolve()
         if not folder.is_dir():
             raise InvalidInput("--working-dir", str(folder), "is not a folder", "give the folder with the sources")
-        found = cls(folder, {path: (folder / path).stat().st_size for path in sorted(files_to_upload(folder))})
+        files = sorted(files_to_upload(folder, ((folder, ALWAYS_IGNORED),)))
+        found = cls(folder, {file.relative_to(folder): file.stat().st_size for file in files})
         if found.megabytes > max_megabytes:
             largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:5]
             named = ", ".join(f"{path} ({found.sizes[path] / MEGABYTE:.1f} MB)" for path in largest)
@@ -72,21 +73,21 @@ class WorkingDir:
         return path
 
 
-def files_to_upload(folder: Path) -> Iterator[Path]:
-    """Paths of the files to upload, relative to the folder. Symbolic links are skipped: they may lead anywhere."""
+def files_to_upload(folder: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
+    """The files to upload. Symbolic links are skipped: they may lead anywhere.
 
-    def walk(parent: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
-        files = [file for name in (".gitignore", ".rayignore") if (file := parent / name).is_file()]
-        texts = [file.read_text(encoding="utf-8") for file in files]
-        rules = (*inherited, *((parent, GitIgnoreSpec.from_lines(text.splitlines())) for text in texts))
-        for path in parent.iterdir():
-            slash = "/" if path.is_dir() else ""
-            names = ((spec, f"{path.relative_to(base).as_posix()}{slash}") for base, spec in rules)
-            if path.is_symlink() or any(spec.match_file(name) for spec, name in names):
-                continue
-            if path.is_file():
-                yield path.relative_to(folder)
-            elif path.is_dir() and not any(path.glob("studies/*/ledger.jsonl")):  # a home in which studies have run
-                yield from walk(path, rules)
-
-    return walk(folder, ((folder, ALWAYS_IGNORED),))
+    Args:
+        inherited: the rules of the folders above, each with the folder that it is relative to.
+    """
+    files = [file for name in (".gitignore", ".rayignore") if (file := folder / name).is_file()]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    rules = (*inherited, *((folder, GitIgnoreSpec.from_lines(text.splitlines())) for text in texts))
+    for path in folder.iterdir():
+        slash = "/" if path.is_dir() else ""
+        names = ((spec, f"{path.relative_to(base).as_posix()}{slash}") for base, spec in rules)
+        if path.is_symlink() or any(spec.match_file(name) for spec, name in names):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not any(path.glob("studies/*/ledger.jsonl")):  # a home in which studies have run
+            yield from files_to_upload(path, rules)

@@ -128,7 +128,7 @@ class Ledger:
             InvalidInput: the file is damaged before its last line.
             LedgerLocked: ``write``, and another process holds it.
         """
-        self.path, self.study = path, study
+        self.path, self.study, self._owner_file = path, study, path.with_suffix(".owner")
         self.entries: dict[str, Entry] = {}
         self.off_grid: list[Entry] = []
         """Cells that are not on the study's grid."""
@@ -223,10 +223,6 @@ class Ledger:
         """Cells that still have to be trained, in the order in which they were planned."""
         done = TERMINAL - {"crashed"} if retry_crashed else TERMINAL
         return [entry.cell for entry in self.entries.values() if entry.state not in done]
-
-    @property
-    def _owner_file(self) -> Path:
-        return self.path.with_suffix(".owner")
 
     def _become_writer(self, file: FileIO) -> None:
         """Lock the file; with a bucket, become the writer there too, and start from its content."""

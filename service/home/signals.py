@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,10 +30,7 @@ class FolderSignals:
             return None
 
     def clear(self) -> None:
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder does not exist, or another process has written a new signal
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)  # it may not exist, or another process may write a new signal
 
 
 @dataclass(frozen=True)

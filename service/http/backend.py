@@ -51,8 +51,10 @@ class Backend:
         self._home, self._address, self._log = home, address, log
         self._lock = threading.Lock()
         self._client: Jobs | None = None
-        self._nodes = CachedValue(self._load_nodes, NODES_MAX_AGE_S)
-        self._jobs = CachedValue(self._load_jobs, JOBS_MAX_AGE_S)
+        self.nodes = CachedValue(self._load_nodes, NODES_MAX_AGE_S).get
+        """The resources of each node of the cluster."""
+        self.jobs = CachedValue(self._load_jobs, JOBS_MAX_AGE_S).get
+        """The jobs of this home, newest first."""
 
     def client(self) -> Jobs:
         with self._lock:
@@ -73,20 +75,12 @@ class Backend:
                 logger.warning("no cluster: %s", error)
             shutdown.wait(CHECK_S)
 
-    def jobs(self, *, refresh: bool = False) -> list[JobInfo]:
-        """The jobs of this home, newest first."""
-        return self._jobs.get(refresh=refresh)
-
     def jobs_if_connected(self) -> list[JobInfo] | None:
         """The same as ``jobs``, but None while the cluster does not answer."""
         try:
             return self.jobs() if self._client else None
         except ApiError:
             return None
-
-    def nodes(self) -> list[Node]:
-        """The resources of each node of the cluster."""
-        return self._nodes.get()
 
     def _load_jobs(self) -> list[JobInfo]:
         try:

@@ -61,11 +61,7 @@ def estimate(
 
 
 def check_size(study: Study, settings: Settings) -> None:
-    """Check the size of a study before any of its cells is created.
-
-    Raises:
-        InvalidInput: the study has too many cells or tokens.
-    """
+    """Raise InvalidInput if a study has too many cells or tokens, before any of its cells is created."""
     gammas = sum(len(choice.gammas) for choice in study.methods)
     cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:

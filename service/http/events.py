@@ -69,9 +69,9 @@ class StudyStream:
             last: Update | None = None
             while True:
                 update = await self._next_update(last)
+                if not is_authorized():
+                    return
                 if update is None:
-                    if not is_authorized():
-                        return
                     yield KEEPALIVE_COMMENT
                     continue
                 was_replaced = last is not None and last.snapshot.generation != update.snapshot.generation
@@ -87,8 +87,6 @@ class StudyStream:
                     yield update.state
                 if update.is_final:
                     yield format_sse_event(event="end", data_str="{}")
-                    return
-                if not is_authorized():
                     return
                 last = update
         finally:

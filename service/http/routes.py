@@ -21,7 +21,6 @@ from service.http.errors import RESPONSES, ApiError
 from service.http.events import EventStreams
 from service.http.feed import LedgerFeeds
 from service.http.metrics import Metrics
-from service.http.middleware import request_token
 from service.http.models import (
     CellPage,
     Curves,
@@ -82,7 +81,7 @@ def existing_study(context: Context, name: Annotated[str, Path(description="Name
 
 def run_token(request: Request, context: Context) -> Token:
     """The token of the request, if its role allows changes."""
-    token = request_token(request)
+    token: Token = request.state.token
     if token.role != "run":
         context.audit.log_refusal(token.name, request.method, request.url.path, "refused: role read")
         problem, remedy = "is read-only", "use a token with the role run"
@@ -201,7 +200,7 @@ async def events(
     ] = None,
 ) -> Response:
     """Server-sent events: `ledger` (its id is its number in the ledger), `state`, `progress`, `reset`, `end`."""
-    token = request_token(request)
+    token: Token = request.state.token
     context.streams.check_capacity(token.name)
 
     def is_authorized() -> bool:

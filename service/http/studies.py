@@ -61,7 +61,7 @@ class Studies:
         """Summarize a study, without its job if the cluster does not answer."""
         job = next((job for job in self._backend.jobs_if_connected() or () if job.study == name), None)
         message = job.message if job and job.status == "FAILED" else ""
-        study, snapshot = None, None
+        study, snapshot = None, Snapshot()
         try:
             snapshot = self._feeds.get(name).read()
             study = self.load(name)
@@ -73,18 +73,14 @@ class Studies:
             description=study.description if study else "",
             hash=study.hash if study else "",
             state=state,
-            seq=snapshot.seq if snapshot else 0,
-            cells=dict(snapshot.counts) if snapshot else {},
+            seq=snapshot.seq,
+            cells=dict(snapshot.counts),
             job=job and JobOut.model_validate(job, from_attributes=True),
             message=message if state in ("failed", "damaged", "interrupted") else "",
         )
 
     def load(self, name: str) -> Study:
-        """Load the file of a study, once per version of the file.
-
-        Raises:
-            InvalidInput: the file is damaged.
-        """
+        """Load the file of a study, once per version of the file. Raises InvalidInput if it is damaged."""
         path = self._home.study(name) / "study.yaml"
         status = path.stat() if path.is_file() else None
         return _load(str(path), status and (status.st_ino, status.st_mtime_ns))

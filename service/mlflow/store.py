@@ -148,8 +148,8 @@ class Store:
             self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
         if self._parent not in self._complete_runs:
             client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
-            flat = {"scales": self._study.scales, "lrs": self._study.lrs, "seeds": self._study.seeds}
-            client.log_batch(self._parent, params=[Param(name, json.dumps(value)) for name, value in flat.items()])
+            flat = [Param(name, json.dumps(getattr(self._study, name))) for name in ("scales", "lrs", "seeds")]
+            client.log_batch(self._parent, params=flat)
         self._client = client
         return client
 
