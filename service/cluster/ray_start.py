@@ -22,16 +22,12 @@ POLL_S = 0.5
 """How often the dashboard's log is read."""
 STILL_STARTING_S = 30.0
 """How often a user is told that Ray is still starting."""
-TERMINATE_TIMEOUT_S = 5.0
 
 LOG_ERROR = re.compile(r"^\[[^\]]* (?P<level>[CE]) \d+ \d+\] \(\w+\) [\w.]+:\d+: +(?P<text>.*)$", re.MULTILINE)
 """A line in a log of Ray's C++ processes: an error (``E``), or the failed check that ended the process (``C``)."""
 BOILERPLATE = re.compile(r"An unexpected system state has occurred\..*Check failed: ")
 EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*$", re.MULTILINE)
 """The last line of a Python traceback."""
-DASHBOARD_FAILED = "failed with the following error"
-"""What the dashboard logs before it exits, or before it hangs if files of its web page are missing."""
-ERROR_FILES = ("gcs_server.err", "raylet.err", "dashboard.err")
 
 REINSTALL_REMEDY = "reinstall Ray: pip install --force-reinstall 'ray[default,tune,train]'"
 MEMORY_REMEDY = "free memory or raise the limit (ulimit -v, or the container's), and run the same command again"
@@ -71,7 +67,8 @@ def failure_cause(output: str, log_folders: Iterable[Path] = ()) -> str | None:
         output: the message of the exception, or what ``ray start`` printed.
         log_folders: the folders with the logs of the processes, which are read if ``output`` has no error.
     """
-    texts = [output, *(_tail(folder / name) for folder in log_folders for name in ERROR_FILES)]
+    files = ("gcs_server.err", "raylet.err", "dashboard.err")
+    texts = [output, *(_tail(folder / name) for folder in log_folders for name in files)]
     return next(filter(None, map(_last_error, texts)), None)
 
 
@@ -138,10 +135,10 @@ def start_error(field: str, cause: str, remedy: str) -> InvalidInput:
 def dashboard_error(logs: Path) -> str | None:
     """The error with which the dashboard failed to start; None if it has logged none.
 
-    The dashboard does not always exit after that error, and Ray would wait minutes for its address.
+    If files of its web page are missing, it hangs after that error, and Ray would wait minutes for its address.
     """
     text = _tail(logs / "dashboard.log")
-    return _last_error(text) if DASHBOARD_FAILED in text else None
+    return _last_error(text) if "failed with the following error" in text else None
 
 
 class StartWatch(BackgroundThread):
@@ -165,7 +162,7 @@ class StartWatch(BackgroundThread):
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self._processes():
                 os.kill(pid, number)
-            wait_until(lambda: not self._processes(), TERMINATE_TIMEOUT_S, 0.1)
+            wait_until(lambda: not self._processes(), 5.0, 0.1)
 
     def _sessions(self) -> list[Path]:
         return sorted(self._folder.glob(f"session_*_{os.getpid()}"))

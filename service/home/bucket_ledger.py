@@ -24,8 +24,6 @@ from trainers.storage.bucket import Bucket
 POLL_S = 0.5
 MERGE_OBJECTS = 256
 """This many objects of lines are merged into one, so that a long ledger is read in tens of requests, not thousands."""
-READ_TRIES = 5
-"""Reading is repeated if objects were merged in the meantime."""
 _lines_name, _writer_name = "{:010d}".format, "{:06d}".format
 
 logger = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ class BucketLedger:
         Args:
             before: the content at the last reading, so that only newer lines are requested.
         """
-        for _ in range(READ_TRIES):
+        for _ in range(5):  # reading is repeated if objects were merged in the meantime
             names = list(self._lines.names())
             known = before.count(b"\n")
             # The last known object may have been extended by a merge.

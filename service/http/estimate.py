@@ -66,13 +66,12 @@ def check_size(study: Study, settings: Settings) -> None:
     cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:
         cells = Plan(study, "").cell_count
+    problem = "are more than this service accepts"
     if cells > settings.max_cells:
-        problem = "are more than this service accepts"
         remedy = f"use at most {settings.max_cells}: fewer learning rates, values of gamma, seeds or trials"
         raise InvalidInput("study", f"{cells} cells", problem, remedy)
     training = study.training
     tokens = cells * training.steps * training.batch_size * training.sequence_length
     if tokens > settings.max_tokens:
-        problem = "are more than this service accepts"
         remedy = f"use at most {settings.max_tokens:,}: fewer cells, or a lower training.steps"
         raise InvalidInput("study", f"{tokens:,} tokens", problem, remedy)

@@ -30,8 +30,6 @@ from service.http.models import StudySummary
 POLL_S = 0.5
 KEEPALIVE_S = 10.0
 """After this time without news, a stream sends a comment, and its token is checked again."""
-RECONNECT_MS = 1000
-"""How long a client waits before it reopens a lost stream."""
 RETRY_S = 5
 ACTIVE_STATES = ("claimed", "starting", "running")
 
@@ -65,7 +63,7 @@ class StudyStream:
         if self._task is None:
             self._task = asyncio.create_task(self._poll())
         try:
-            yield format_sse_event(retry=RECONNECT_MS)
+            yield format_sse_event(retry=1000)  # a client waits for this many ms before it reopens a lost stream
             last: Update | None = None
             while True:
                 update = await self._next_update(last)

@@ -14,8 +14,6 @@ import yaml
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 
-MAX_INTEGER = 2**53
-"""JSON parsers agree on integers up to this one."""
 SCHEMA_REMEDY = "see GET /api/v1/schema"
 
 
@@ -70,7 +68,7 @@ def check_values(value: Any, field: str) -> None:
     elif isinstance(value, bool) or value is None:
         return
     elif isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
+        if abs(value) > 2**53:  # JSON parsers agree on integers up to this one
             raise InvalidInput(field, f"a number of {value.bit_length()} bits", "is too large", "use at most 2^53")
     elif not isinstance(value, float):
         problem, remedy = "is not a type that a study may contain", "write the value as text, in quotes"

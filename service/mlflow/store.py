@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "oec"
 BATCH_SIZE = 900
 """Metrics per request; MLflow accepts 1,000 metrics, params and tags together."""
-MAX_DIGEST_CHARACTERS = 36
-"""MLflow's limit for the digest of a data set."""
 MAX_REASON_CHARACTERS = 5000
 """MLflow's limit for a tag; the ledger has the whole traceback."""
 
@@ -207,13 +205,13 @@ def params(cell: Cell) -> Iterator[Any]:
 
 
 def dataset(study: Study, cell: Cell) -> DatasetInput:
-    """The tokens of a cell as MLflow's data set, which the UI shows by name and digest."""
+    """The tokens of a cell as MLflow's data set, which the UI shows by name and by digest (at most 36 characters)."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     spec = study.data.model_dump(mode="json", exclude_none=True)
     name = spec["source"]
     return DatasetInput(
-        Dataset(name=name, digest=cell.data[:MAX_DIGEST_CHARACTERS], source_type=name, source=json.dumps(spec)),
+        Dataset(name=name, digest=cell.data[:36], source_type=name, source=json.dumps(spec)),
         [InputTag("mlflow.data.context", "training")],
     )
 
