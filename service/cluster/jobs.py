@@ -136,8 +136,8 @@ class Jobs:
                 if other.is_active and (other.study, other.home) == (study.name, home):
                     remedy = f"`oec logs {other.id} --follow` shows its output, `oec stop {study.name}` ends it"
                     raise InvalidInput("STUDY", study.name, f"is already running as job {other.id}", remedy)
-            same = [job.id for job in jobs if (job.study, job.hash) == (study.name, study.hash)]
-            attempts = [int(id.rpartition("-")[2]) for id in same]
+            same = [other.id for other in jobs if (other.study, other.hash) == (study.name, study.hash)]
+            attempts = [int(number) for number in (id.rpartition("-")[2] for id in same) if number.isdecimal()]
             id = f"oec-{study.name}-{study.hash}-{max(attempts, default=0) + 1}"
             try:
                 with self._client_errors():
