@@ -1,1 +1,1 @@
-"""What is fast, measured as ratios in one run: ``python -m benchmarks.NAME``."""
+"""Speed benchmarks, each of which measures ratios within one run: ``python -m benchmarks.NAME``."""

@@ -1,12 +1,12 @@
-"""Tokens per second of making token files against ``tiktoken`` alone, and of reading batches from them.
+"""Throughput of writing token files, compared with ``tiktoken`` alone, and of reading batches from them.
 
 ``python -m benchmarks.data [--tokens 60] [--rounds 5] [--workers 2]``
 
-The text is that of Python's standard library in documents of 3,000 characters, as long as FineWeb's, in a parquet file.
-Preparation is all of it: streaming the parquet file, encoding, cutting, writing, syncing, checksums, manifest. Alone
-means ``encode_ordinary`` document by document in one thread. Both run on the same core, in turn, with preparation on
-one core a worker; rates are medians over the rounds, and shares the median of each round's. GPT-2's vocabulary comes
-from the network or from TIKTOKEN_CACHE_DIR.
+The text is Python's standard library in a parquet file, in documents of 3,000 characters, the typical length in
+FineWeb. Preparation includes streaming the parquet file, encoding, splitting, writing, syncing, checksums and the
+manifest. The baseline is ``encode_ordinary``, document by document in one thread. Both alternate on the same core, and
+preparation gets one core per worker. Rates are medians over the rounds; shares are medians of the share in each round.
+GPT-2's vocabulary comes from the network or from TIKTOKEN_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ READS = ((8, 128), (64, 2048))
 
 
 def documents(tokens: int) -> list[str]:
-    """About as many tokens of text."""
+    """Returns documents with about ``tokens`` tokens."""
     encoding = gpt2_encoding()
     found = []
     for document in cycle(standard_library().files):
@@ -49,9 +49,9 @@ def documents(tokens: int) -> list[str]:
 
 
 def timed(work: Callable[[], int], cores: set[int]) -> tuple[float, float]:
-    """Tokens a second of wall time, and a second of processor time of all threads, on ``cores``."""
+    """Returns tokens per second of wall time and per second of CPU time, summed over threads, on ``cores``."""
     everywhere = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # threads that start from now on inherit it
+    os.sched_setaffinity(0, cores)  # new threads inherit it
     try:
         wall, processor = time.perf_counter(), time.process_time()
         tokens = work()
@@ -61,7 +61,7 @@ def timed(work: Callable[[], int], cores: set[int]) -> tuple[float, float]:
 
 
 def reading(shards: Shards, batch: int, T: int) -> float:
-    """Tokens a second through the ``Prefetcher``."""
+    """Returns tokens per second through the ``Prefetcher``."""
     steps = READ_TOKENS // (batch * T)
     started = time.perf_counter()
     with Prefetcher(shards, seed=1, T=T, batch_size=batch, end_step=steps) as batches:
@@ -93,7 +93,7 @@ def main() -> None:
         ways: dict[str, tuple[Callable[[], int], int]] = {"tiktoken alone, 1 core": (alone, 1)}
         for workers in sorted({1, len(cores)}):
             ways[f"preparation, {workers} worker(s)"] = (lambda workers=workers: prepared(workers), workers)  # type: ignore[misc]
-        prepared(1)  # imports, and the vocabulary
+        prepared(1)  # imports modules and loads the vocabulary
         rates: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for i in range(options.rounds):
             for way, (work, used) in ways.items() if i % 2 else reversed(ways.items()):

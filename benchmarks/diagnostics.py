@@ -1,10 +1,10 @@
-"""What the diagnostics add to a run's training time at the default interval between evaluations.
+"""The cost of the diagnostics as a share of a run's training time, at the default interval between evaluations.
 
 ``python -m benchmarks.diagnostics [--seconds 20] [--threads 1]``
 
-Steps, diagnostics and validation passes of one engine take turns; their medians give the shares of a run of so many
-steps. The last row looks at more tokens than the others, so it is timed apart. Validation is not one of the
-diagnostics; its share depends on ``eval_sequences`` alone.
+Steps, diagnostics and validation passes of one engine alternate; their medians give the shares for runs of several
+lengths. The last row measures more tokens than the others, so it is timed separately. Validation is not part of the
+diagnostics; its share depends only on ``eval_sequences``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainers.world import World
 
 LR = 3e-3
 ROUND = 4
-"""Steps between one look at the diagnostics and the next."""
+"""Steps between two measurements of the diagnostics."""
 SHAPES = (
     # scale, V, batch, sequence length, steps of the runs
     ("tiny", 1024, 8, 128, (160, 1000)),
@@ -59,20 +59,20 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]:
-    """Median seconds of a step, of a row's diagnostics, of the last row's, and of one validation pass."""
+    """Returns the median seconds of a step, of a row's diagnostics, of the last row's, and of one validation pass."""
     engine = Engine(cell, World(0, 1, device), compile=False)
     spec = cell.training
-    engine.settle(spec.batch_size)
+    engine.warm_up(spec.batch_size)
     random = np.random.default_rng(0)
     batch_BU = random.integers(0, cell.V, (spec.batch_size, spec.sequence_length + 1), dtype=np.uint16)
     validation_NU = torch.from_numpy(random.integers(0, cell.V, (spec.eval_sequences, spec.sequence_length + 1)))
     validation_NU = validation_NU.to(device)
-    row_NU = diagnostics.batch_of(validation_NU, spec)
+    row_NU = diagnostics.row_batch(validation_NU, spec)
     final_NU = final_batch(cell).to(device)
     works: dict[str, Callable[[], object]] = {
         "step": lambda: engine.step(batch_BU, step=0, lr=LR, micro_batch=spec.batch_size),
-        "row": lambda: diagnostics.measure(engine.objective, row_NU, cell.method, engine.strength),
-        "last row": lambda: diagnostics.measure(engine.objective, final_NU, cell.method, engine.strength),
+        "row": lambda: diagnostics.measure(engine.objective, row_NU, cell.method, engine.gamma),
+        "last row": lambda: diagnostics.measure(engine.objective, final_NU, cell.method, engine.gamma),
         "validation": lambda: engine.loss(validation_NU, spec.batch_size),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -81,15 +81,17 @@ def medians(cell: Cell, device: torch.device, budget: float) -> dict[str, float]
         for name, work in works.items():
             found = [seconds(work) for _ in range(ROUND if name == "step" else 1)]
             times[name] += found
-    # The first turn warms up.
+    # The first round is a warm-up.
     return {name: statistics.median(found[ROUND if name == "step" else 1 :]) for name, found in times.items()}
 
 
 def final_batch(cell: Cell) -> torch.Tensor:
-    """What the last row of the cell looks at, of a validation set that has enough."""
+    """Returns the batch of the cell's last row, from a validation set that is large enough."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "validation.bin"
-        write_shard(path, np.random.default_rng(0).integers(0, cell.V, 2 * diagnostics.FINAL_TOKENS, dtype=np.uint16))
+        write_shard(
+            path, np.random.default_rng(0).integers(0, cell.V, 2 * diagnostics.MAX_FINAL_TOKENS, dtype=np.uint16)
+        )
         return diagnostics.final_batch(Shards((path,)), cell.training)
 
 

@@ -1,9 +1,9 @@
-"""Thousands of mutated files into everything that reads files which we did not write.
+"""Reads thousands of mutated files with every reader of external files.
 
     python -m benchmarks.fuzz [--inputs 6000] [--seed 1]
 
-Each is read, or refused with a message that names a field and a remedy; anything else, a hang of more than 20 s
-included, is printed with the smallest input that leads to it, and the exit code is 1.
+Each file must be read, or rejected with a message that names a field and a remedy. Any other outcome, including a hang
+of more than 20 s, is printed with the smallest input that causes it, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import traceback
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz.fuzzing import fuzz
-from tests.fuzz.targets import targets
+from benchmarks.fuzzing import fuzz
+from benchmarks.fuzzing.targets import targets
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
             began = time.perf_counter()
             try:
                 tally = fuzz(target, -(-args.inputs // len(chosen)), args.seed)
-            except Exception:  # what the fuzzing is for
+            except Exception:  # these are what fuzzing looks for
                 traceback.print_exc()
                 faults += 1
                 continue

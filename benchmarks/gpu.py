@@ -1,22 +1,22 @@
-"""What a GPU makes of the trainer: ``python -m benchmarks.gpu [--seconds 300] [--out FILE] [PART ...]``.
+"""Speed of the trainer on a GPU: ``python -m benchmarks.gpu [--seconds 300] [--out FILE] [PART ...]``.
 
-Parts, the most important first; all unless some are named:
+Parts, the most important first (default: all):
 
   step        steps of 16M, 64 x 2,048 tokens, against the plain loop
   small       steps of 16M, 8 x 512, and tiny, 8 x 128, against the plain loop
-  head        the head alone, 32,768 tokens at D 224 and 832, of every method, against torch's own calls compiled
-  methods     what each method adds to a step of 16M
-  cells       four small cells at once on the device, against one alone
+  head        the head alone, 32,768 tokens at D 224 and 832, for every method, against torch's own functions compiled
+  methods     the cost that each method adds to a step of 16M
+  cells       four small cells sharing the device, against one alone
   evaluation  evaluation and diagnostics, as a share of a run at the default intervals
   big         steps of 221M and 57M, 64 x 2,048, against the plain loop
-  exact       what ``training.deterministic`` costs
+  exact       the cost of ``training.deterministic``
 
-The plain loop is what one writes first for a GPU: the model of ``benchmarks.plain`` and ``F.cross_entropy`` compiled as
-a whole under bfloat16 autocast, micro batches of 16 sequences, ``clip_grad_norm_`` and fused AdamW; it never waits for
-a loss. Both take turns in one run, and a ratio is the median over rounds of the ratio within a round. The trainer is
-timed as its loop runs it: a step is launched while the one before is on its way.
+The plain loop is the straightforward GPU implementation: the model of ``benchmarks.plain`` and ``F.cross_entropy``
+compiled as a whole under bfloat16 autocast, micro batches of 16 sequences, ``clip_grad_norm_`` and fused AdamW. It
+never waits for a loss. Both loops alternate within one run, and a ratio is the median over rounds of the ratio within a
+round. The trainer is timed the way it runs: each step is launched while the previous one is still in progress.
 
-A part that fails leaves the last lines of its traceback, and the next one begins; none begins after ``--seconds``.
+If a part fails, the last lines of its traceback are kept and the next part starts. No part starts after ``--seconds``.
 ``--device cpu --tiny`` is a dry run of every line.
 """
 
@@ -46,32 +46,32 @@ from trainers.loop import Trainer
 from trainers.world import World
 
 RUN_STEPS, RUN_EVALUATIONS = 100_000, 21
-"""Of a run at the defaults: one evaluation before the first step, and twenty along it."""
+"""Of a run with the defaults: one evaluation before the first step and twenty during the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     part: str
     case: str
     ms: float | None = None
     against_ms: float | None = None
     ratio: float | None = None
-    """Of the other's time to ours, or what the case says."""
+    """The other loop's time divided by ours, or the ratio that the case describes."""
     tokens_per_s: float | None = None
     tflops: float | None = None
     of_product: float | None = None
-    """Share of the rate of a large matrix product."""
+    """Share of the speed of a large matrix product."""
     peak_gib: float | None = None
     against_gib: float | None = None
     start_s: float | None = None
-    """Until the first step could be taken: initial values, micro batch, compilation."""
+    """Seconds until the first step: initialization, micro batch, compilation."""
     note: str = ""
 
 
 def product_rate(bench: Bench) -> float:
-    """FLOP/s of a large bfloat16 product, which shares of other rates are of."""
+    """Returns the FLOP/s of a large bfloat16 product, with which other speeds are compared."""
     n = 8192 if bench.cuda else 256
     a = torch.randn(n, n, device=bench.device, dtype=torch.bfloat16)
     return 2 * n**3 / min(seconds(bench, lambda: a @ a) for _ in range(10))
@@ -116,7 +116,7 @@ def big(bench: Bench, product: float) -> Iterator[Row]:
 
 def heads(bench: Bench, product: float) -> Iterator[Row]:
     N, widths = (256, (16, 24)) if bench.tiny else (32_768, (224, 832))
-    chunk = bench.compile(head.chunk, fullgraph=True, options=head.OPTIONS)
+    chunk = bench.compile(head.compute_chunk, fullgraph=True, options=head.COMPILE_OPTIONS)
     torchs = bench.compile(lambda h_ND, E_VD, targets_N: F.cross_entropy(F.linear(h_ND, E_VD), targets_N))
     for D in widths:
         bench.forget()
@@ -135,7 +135,7 @@ def heads(bench: Bench, product: float) -> Iterator[Row]:
         def ours(
             n: int,
             method: str,
-            strength: Tensor,
+            gamma: Tensor,
             h_ND: Tensor = h_ND,
             E_VD: Tensor = E_VD,
             targets_N: Tensor = targets_N,
@@ -143,12 +143,12 @@ def heads(bench: Bench, product: float) -> Iterator[Row]:
             for _ in range(n):
                 h_ND.grad = E_VD.grad = None
                 with torch.autocast(bench.device.type, torch.bfloat16):
-                    found = head.losses(h_ND[None], E_VD, targets_N[None], method, strength, "bfloat16", chunk)
+                    found = head.losses(h_ND[None], E_VD, targets_N[None], method, gamma, "bfloat16", chunk)
                 torch.autograd.backward(found.objective)
 
         for method in METHODS if widths[0] == D else ("baseline",):
-            strength = torch.tensor(METHODS[method].default_gamma or 0.0, device=bench.device)
-            loop = partial(ours, method=method, strength=strength)
+            gamma = torch.tensor(METHODS[method].default_gamma or 0.0, device=bench.device)
+            loop = partial(ours, method=method, gamma=gamma)
             gib = []
             for one in (loop, plain):
                 one(1)
@@ -170,14 +170,15 @@ def heads(bench: Bench, product: float) -> Iterator[Row]:
 
 
 def methods(bench: Bench, product: float) -> Iterator[Row]:
-    """Each beside the baseline on the same engine; the baseline against itself says how far to trust the shares."""
+    """Measures each method against the baseline on the same engine. The baseline against itself gives the noise
+    level."""
     ours = Ours(bench, bench.cell("16M", 64, 2048))
     loops: dict[str, Loop] = {method: partial(ours) for method in METHODS}
     of = {id(loop): bench.cell("16M", 64, 2048, method) for method, loop in loops.items()}
 
     def prepare(loop: Loop) -> None:
         ours.engine.reset(of[id(loop)])
-        ours.engine.settle(ours.micro_batch)
+        ours.engine.warm_up(ours.micro_batch)
 
     again: Loop = partial(ours)
     of[id(again)] = of[id(loops["baseline"])]
@@ -202,13 +203,13 @@ def evaluation(bench: Bench, product: float) -> Iterator[Row]:
     (step,) = in_turns(bench, ours)
     shape = (spec.eval_sequences, spec.sequence_length + 1)
     validation_NU = torch.randint(cell.V, shape, device=bench.device)
-    looked_at = diagnostics.batch_of(validation_NU, spec)
+    looked_at = diagnostics.row_batch(validation_NU, spec)
 
     def evaluate() -> None:
         ours.engine.loss(validation_NU, ours.micro_batch)
 
     def diagnose() -> None:
-        diagnostics.measure(ours.engine.objective, looked_at, cell.method, ours.engine.strength)
+        diagnostics.measure(ours.engine.objective, looked_at, cell.method, ours.engine.gamma)
 
     for name, call in (("evaluation", evaluate), ("diagnostics", diagnose)):
         call()
@@ -219,11 +220,12 @@ def evaluation(bench: Bench, product: float) -> Iterator[Row]:
 
 
 SERVED = 50
-"""Steps between two looks at the clock."""
+"""Steps between two readings of the clock."""
 
 
 def serve(connection: Connection, device: str, share: float, cell: Cell, tiny: bool) -> None:
-    """A cell in a process of its own: ready after its start, then steps a second for each number of seconds."""
+    """Runs a cell in its own process: sends its startup time, then steps per second for each duration that it
+    receives."""
     torch.set_num_threads(1)
     bench = Bench(torch.device(device), tiny, 0.0, 1)
     Trainer(World(0, 1, bench.device, share), None)  # type: ignore[arg-type]  # sets this process's allocators
@@ -238,7 +240,7 @@ def serve(connection: Connection, device: str, share: float, cell: Cell, tiny: b
 
 
 def cells(bench: Bench, product: float) -> Iterator[Row]:
-    """Processes start with what the first one has compiled: their start is one with a warm cache."""
+    """The processes reuse what the first one compiled, so their startup has a warm compiler cache."""
     many = 2 if bench.tiny else 4
     for scale, B, T in (("16M", 8, 512), ("tiny", 8, 128)):
         cell, context = bench.cell(scale, B, T), get_context("spawn")
@@ -249,7 +251,7 @@ def cells(bench: Bench, product: float) -> Iterator[Row]:
         ]
         for process, (_, theirs) in zip(processes, pipes, strict=True):
             process.start()
-            theirs.close()  # so that a process that dies is an EOFError here
+            theirs.close()  # so that a dead process raises an EOFError here
         connections = [own for own, _ in pipes]
         start_s = max(connection.recv() for connection in connections)
 
@@ -300,7 +302,7 @@ COLUMNS = {
 
 
 def lines(rows: list[Row]) -> list[str]:
-    """The table as text, without a library that a bare machine lacks."""
+    """Returns the table as text, without a library that a bare machine may not have."""
     head_of = ["part", "case", *(title for title, _ in COLUMNS.values()), "note"]
     body = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Training loops that take turns on a device: the trainer's, and the plain one, for ``benchmarks.gpu``."""
+"""The trainer's loop and the plain loop, which alternate on a device, for ``benchmarks.gpu``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from benchmarks.step import tokens_of
 from search_spaces.cell import Cell, ModelSpec, TrainingSpec
 from search_spaces.methods import METHODS
 from trainers import micro_batch
-from trainers.arithmetic import arithmetic_of
-from trainers.engine import Engine, Launched
+from trainers.engine import Engine, PendingStep
+from trainers.numerics import numerics_for
 from trainers.world import World
 
 PLAIN_MICRO_BATCH = 16
 GIB = 2**30
 MEMORY = 0.5
-"""Of the device, for the trainer's loop beside the plain one."""
+"""Share of the device's memory for the trainer's loop beside the plain one."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how large."""
+    """The device and the size of the measurements."""
 
     device: torch.device
     tiny: bool
     turn_s: float
-    """Seconds that a loop runs before it is the other's turn, about."""
+    """Approximate seconds that a loop runs before it is the other's turn."""
     rounds: int
 
     @property
@@ -68,12 +68,12 @@ class Bench:
             torch.cuda.synchronize()
 
     def peak(self) -> int:
-        """Most bytes since ``forget`` that PyTorch took from the device: what a graph keeps for its next replay counts,
-        which no tensor holds."""
+        """Returns the peak memory that PyTorch reserved since ``forget``. It includes what a graph keeps for its next
+        replay, which no tensor owns."""
         return torch.cuda.max_memory_reserved() if self.cuda else 0
 
     def forget(self) -> int:
-        """Gives back what nothing holds, and begins to measure anew; the bytes that are left."""
+        """Frees unused memory and resets the peak. Returns the bytes that are still reserved."""
         gc.collect()
         if self.cuda:
             torch.cuda.synchronize()
@@ -82,20 +82,20 @@ class Bench:
         return self.peak()
 
     def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """Compiled on a device; a processor would take minutes."""
+        """Compiles on a GPU only; on a CPU it would take minutes."""
         return torch.compile(function, dynamic=False, **options) if self.cuda else function
 
 
 class Ours:
-    """The trainer's steps."""
+    """The trainer's loop."""
 
     def __init__(self, bench: Bench, cell: Cell, at_once: int | None = None) -> None:
         before, started = bench.forget(), time.perf_counter()
         self.cell, self.bench = cell, bench
         self.engine = Engine(cell, World(0, 1, bench.device, MEMORY), compile=bench.cuda)
         self.micro_batch = at_once or self._chosen()
-        with arithmetic_of(cell.training, bench.device):
-            self.engine.settle(self.micro_batch)
+        with numerics_for(cell.training, bench.device):
+            self.engine.warm_up(self.micro_batch)
             if bench.cuda and not self.engine.compile:
                 raise RuntimeError("torch.compile failed: see the warning above")
             (self.batch_BU,) = tokens_of(cell, 1)
@@ -106,14 +106,14 @@ class Ours:
         self.peak_gib = (bench.peak() - before) / GIB
 
     def _chosen(self) -> int:
-        """What a run would take, if the other loop's memory is left to it."""
+        """Returns the micro batch that a run would choose, given the memory of the other loop."""
         found = micro_batch.choose(self.engine, self.cell.training.batch_size, None)
         if self.bench.cuda:
             torch.cuda.set_per_process_memory_fraction(1.0)
         return found
 
     def __call__(self, steps: int) -> None:
-        waiting: Launched | None = None
+        waiting: PendingStep | None = None
         for step in range(steps):
             launched = self.engine.launch(self.batch_BU, step=step, lr=1e-3, micro_batch=self.micro_batch)
             if waiting:
@@ -124,7 +124,7 @@ class Ours:
 
 
 class Plain:
-    """The plain loop's."""
+    """The plain loop."""
 
     def __init__(self, bench: Bench, cell: Cell) -> None:
         before = bench.forget()
@@ -173,14 +173,14 @@ def seconds(bench: Bench, call: Callable[[], object]) -> float:
 
 
 Loop = Callable[[int], object]
-"""Takes so many steps."""
+"""Takes the given number of steps."""
 
 
 def in_turns(bench: Bench, *loops: Loop, prepare: Callable[[Loop], object] = id) -> list[list[float]]:
-    """Seconds a step of each, by rounds; each loop takes as many steps a round as fill its turn.
+    """Returns the seconds per step of each loop, by rounds. In each round a loop takes as many steps as fill its turn.
 
     Args:
-        prepare: called with a loop before its turn, untimed.
+        prepare: called with a loop before its turn, not timed.
     """
 
     def turn(loop: Loop, n: int) -> float:

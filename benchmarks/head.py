@@ -1,31 +1,31 @@
-"""The chunked head against eager logits and PyTorch's own ``linear_cross_entropy``; a step of each method.
+"""The chunked head against eager logits and PyTorch's own ``linear_cross_entropy``, and the cost of each method.
 
     python -m benchmarks.head [--scale 16M] [--tokens 8192] [--vocabulary 50304] [--rounds 7] [--threads 2]
                               [--skip-head]
 
 First the head alone, one forward and backward pass in float32 at the scale's width:
   eager     ``F.cross_entropy(F.linear(h, E), targets)``
-  torch     ``F.linear_cross_entropy``, as it is by default: the same two calls; new in PyTorch 2.13
-  chunked   ``F.linear_cross_entropy`` with ``LinearCrossEntropyOptions()``, likewise
+  torch     ``F.linear_cross_entropy`` with its defaults, which makes the same two calls; new in PyTorch 2.13
+  chunked   ``F.linear_cross_entropy`` with ``LinearCrossEntropyOptions()``; new in PyTorch 2.13
   ours      ``trainers.head.losses``, the baseline
-Then whole training steps on one engine, each method's beside one of the baseline, which comes first in every other
-round. The baseline against itself tells how far the ratios can be trusted.
+Then whole training steps on one engine. Each method alternates with the baseline, which goes first in every other
+round. The baseline against itself shows how reliable the ratios are.
 
-All kinds take turns in one run. A ratio is the median over rounds of the ratio to the reference of the same round;
-"least" is the ratio of the least times: on a machine that others use too, it is what is left without them. The heads
-are timed by the clock, whole steps by the seconds of the processors, which others hardly lengthen.
+All variants alternate in one run. A ratio is the median over rounds of the ratio to the reference in the same round.
+"least" is the ratio of the minimum times, which excludes the influence of other users of the machine. Heads are
+measured in wall time, whole steps in CPU time, which other users hardly affect.
 
-That is not quiet enough for small shares, so that what a method adds is measured too, by many pairs of something
-smaller: the median of the seconds, with its 95 % interval, as a share of a step of all tokens. mu-loss and mu-centering
-add the same to a step of any number of tokens, and are a large part of one of ``FEW``. What z-loss and soft-cap add is
-in the head and grows with the tokens: the head alone, of one sequence.
+This is too noisy for small shares. The cost of a method is therefore also measured with many pairs of a smaller
+workload: the median of the additional seconds, with its 95 % interval, as a share of a step with all tokens. mu-loss
+and mu-centering add the same time to a step of any size, a large part of a step with ``FEW`` tokens. z-loss and
+soft-cap add time in the head that grows with the tokens, so they are measured in the head alone, with one sequence.
 
-Peak memory is measured in a fresh process a kind: the growth of its largest resident set (``ru_maxrss``) over what the
-inputs, the libraries and a pass over 2 tokens took before. The gradients of h and E are in it.
+Peak memory is measured in a fresh process for each variant: how much its maximum resident set (``ru_maxrss``) grows
+beyond the inputs, the libraries and a pass over 2 tokens. It includes the gradients of h and E.
 
-Why ours and not PyTorch's chunked form: that returns the cross-entropy alone. z-loss and max-z would need the logits a
-second time for log Z and the largest logit, soft-cap maps logits that it does not give away, and it does not round
-them to bfloat16 both ways. Where it would serve, for the baseline, it takes less memory and more time than ours.
+Why not PyTorch's chunked form: it returns only the cross-entropy. z-loss and max-z would have to compute the logits
+again for log Z and the largest logit, soft-cap maps the logits, which it does not expose, and it does not round them to
+bfloat16 in both directions. For the baseline, where it would be enough, it takes less memory and more time than ours.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ from trainers.world import World
 SEQUENCE = 2048
 FEW, PAIRS = 16, 60
 MEMORY_TARGET, TIME_TARGET = 1 / 8, 0.65
-"""Of the head, to eager."""
+"""Targets of the head's ratios to eager."""
 STEP_TARGETS = {"z-loss": 1.01, "mu-loss": 1.003, "mu-centering": 1.005, "soft-cap": 1.10}
-"""Of a method's step, to the baseline's."""
+"""Targets of a method's step to the baseline's."""
 Times = dict[str, list[float]]
 Pairs = dict[str, tuple[list[float], list[float]]]
-"""By method: the processor seconds of the baseline's runs and of its own, which took turns."""
+"""By method: CPU seconds of the baseline's runs and of its own runs, which alternate."""
 
 
 def ours(h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def drawn(N: int, D: int, V: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def growth(head: str, N: int, D: int, V: int) -> int:
-    """Bytes by which the largest resident set of this process grows in one pass."""
+    """Returns the bytes by which the maximum resident set of this process grows in one pass."""
     inputs = drawn(N, D, V)
     HEADS[head](*drawn(2, D, 64)).backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,7 +117,7 @@ def time_heads(rounds: int, N: int, D: int, V: int) -> Times:
 
 
 def time_steps(rounds: int, scale: str, sequences: int, length: int, V: int, methods: Iterable[str] = METHODS) -> Pairs:
-    """Whole steps, in a process with the memory of a training process, from here on."""
+    """Times whole steps. From here on, this process has the allocator settings of a training process."""
     keep_freed_memory()
     training = TrainingSpec(batch_size=sequences, sequence_length=length, precision="float32", logits_dtype="float32")
     cells = {
@@ -141,27 +141,27 @@ def time_steps(rounds: int, scale: str, sequences: int, length: int, V: int, met
         engine.reset(cells[name])
         return seconds(lambda: engine.step(batch_BU, step=0, lr=1e-3, micro_batch=sequences), time.process_time)
 
-    step("baseline")  # warms up
+    step("baseline")  # warm-up
     return in_turns(rounds, cells, step)
 
 
 def time_losses(rounds: int, N: int, D: int, V: int, methods: Iterable[str]) -> Pairs:
-    """Forward and backward passes of the head alone."""
+    """Times forward and backward passes of the head alone."""
     h_ND, E_VD, targets_N = drawn(N, D, V)
-    strengths = {name: torch.tensor(METHODS[name].default_gamma or 0.0) for name in ("baseline", *methods)}
+    gammas = {name: torch.tensor(METHODS[name].default_gamma or 0.0) for name in ("baseline", *methods)}
 
     def head(name: str) -> float:
         def run() -> None:
-            losses(h_ND[None], E_VD, targets_N[None], name, strengths[name], "float32").objective.backward()
+            losses(h_ND[None], E_VD, targets_N[None], name, gammas[name], "float32").objective.backward()
 
         h_ND.grad = E_VD.grad = None
         return seconds(run, time.process_time)
 
-    return in_turns(rounds, strengths, head)
+    return in_turns(rounds, gammas, head)
 
 
 def in_turns(rounds: int, names: Iterable[str], run: Callable[[str], float]) -> Pairs:
-    """A run of the baseline and one of each name, which comes first in every other round."""
+    """Alternates runs of the baseline and of each name; the baseline goes first in every other round."""
     times: Pairs = {name: ([], []) for name in names}
     for i in range(rounds):
         for name, (reference, own) in times.items():
@@ -172,7 +172,7 @@ def in_turns(rounds: int, names: Iterable[str], run: Callable[[str], float]) -> 
 
 
 def table(title: str, times: Pairs, of: str, targets: dict[str, float]) -> Table:
-    """``times``: the reference's and its own, by name."""
+    """``times``: by name, those of the reference and of the variant."""
     found = Table("", "seconds", f"x {of}", "least", "target", title=title)
     for name, (reference, values) in times.items():
         ratio = median(a / b for a, b in zip(values, reference, strict=True))
@@ -182,11 +182,11 @@ def table(title: str, times: Pairs, of: str, targets: dict[str, float]) -> Table
 
 
 def table_of_added(title: str, times: Pairs, scale: int, whole: float) -> Table:
-    """What each adds to its reference, times ``scale``, beside a whole step's seconds."""
+    """Shows the time that each variant adds to its reference, times ``scale``, as a share of a whole step."""
     found = Table("", "ms", "95 %", "1 + share of a step", "target", title=title)
     for name, (without, own) in times.items():
         more = np.subtract(own, without) * scale
-        interval = quantile_test(more, p=0.5).confidence_interval(0.95)  # by the binomial distribution of ranks
+        interval = quantile_test(more, p=0.5).confidence_interval(0.95)  # from the binomial distribution of ranks
         within = f"{interval.low * 1e3:.1f} to {interval.high * 1e3:.1f}"
         share = f"{1 + median(more) / whole:.4f}"
         found.add_row(name, f"{median(more) * 1e3:.1f}", within, share, str(STEP_TARGETS.get(name, "")))

@@ -1,9 +1,8 @@
-"""Seconds from the file of a large ledger to a study that knows what is missing.
+"""Seconds that it takes to open a large ledger and find out what is missing in its study.
 
     python -m benchmarks.ledger [--cells 10000]
 
-Every cell has been planned, begun and finished: three lines each. The goal is at most 2 s for 10,000 cells, on an
-otherwise idle machine.
+Every cell was planned, started and finished: three lines each. The target is 2 s for 10,000 cells on an idle machine.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from service.home.ledger import Ledger
 
 
 def finished(path: Path, study: Study) -> None:
-    """The ledger of a study that has run to its end."""
+    """Writes the ledger of a complete study."""
     with Ledger(path, study.name, write=True) as ledger:
         ledger.plan(Plan(study, "data").cells)
         result = CellResult(state="finished", val_loss=2.0, l_init=5.0, train_seconds=1.0)
         for event in (
             {"event": "running"},
             {"event": "finished", "result": result},
-        ):  # each synced once, not 10,000 times
+        ):  # each synced once instead of 10,000 times
             ledger._append([{**event, "cell": cell_id} for cell_id in ledger.entries])
 
 

@@ -1,4 +1,4 @@
-"""Ray clusters of their own processes on this machine, as an operator starts them; the nodes declare what they like."""
+"""Ray clusters of separate processes on this machine, as an operator starts them. Nodes may declare any resources."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ import psutil
 from service.cluster.connection import free_port
 
 UP_S = 240.0
-"""A node is there by then, or its log is shown."""
+"""Seconds after which a node that did not start is an error, which shows its log."""
 MEMORY = 2**38
-"""Bytes that every node declares; trials ask for memory, and what they take here is far less."""
+"""Bytes that every node declares. Trials request memory, but actually use far less here."""
 OBJECT_STORE = 10**8
 
 
 class Nodes:
-    """A cluster of which every node is a process group of this one; ends with its ``with`` block."""
+    """A cluster in which every node is a process group on this machine. It ends with its ``with`` block."""
 
     def __init__(self) -> None:
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        """What a driver needs to join, from its start: Ray reads the token once a process."""
+        """What a driver needs in its environment to join: Ray reads the token once per process."""
         self._ends = ExitStack()
         self._count = 0
 
     def __enter__(self) -> Nodes:
-        # Not in pytest's folder or one as long: Ray's sockets lie in it, and their paths must not exceed 107 bytes.
+        # Not in pytest's long folder: it holds Ray's sockets, whose paths must not exceed 107 bytes.
         self.folder = Path(
             self._ends.enter_context(tempfile.TemporaryDirectory(prefix="oec-", ignore_cleanup_errors=True))
         )
@@ -47,7 +47,7 @@ class Nodes:
         self._ends.close()
 
     def head(self, *arguments: str, autoscaling: Mapping[str, Any] | None = None, **more: str) -> psutil.Process:
-        """The head; with ``autoscaling``, the configuration of a cluster that starts its own nodes."""
+        """Starts the head; ``autoscaling`` is the configuration of a cluster that starts its own nodes."""
         if autoscaling is not None:
             path = self.folder / "autoscaling.json"
             path.write_text(json.dumps(autoscaling))
@@ -56,14 +56,14 @@ class Nodes:
         return self._node(1, ["--head", "--port", str(self.port), *dashboard, *arguments], **more)
 
     def worker(self, *arguments: str, within: Sequence[str] = ()) -> psutil.Process:
-        """A node more; with ``within``, started by that command, which takes it as its last arguments."""
+        """Starts another node. ``within`` is a command that starts it, given as its last arguments."""
         return self._node(self.alive() + 1, ["--address", self.address, *arguments], within)
 
     def _node(self, nodes: int, arguments: Sequence[str], within: Sequence[str] = (), **more: str) -> psutil.Process:
-        """``ray start`` with these arguments, once the cluster has so many nodes.
+        """Runs ``ray start`` with these arguments and waits until the cluster has ``nodes`` nodes.
 
         Raises:
-            RuntimeError: it does not after ``UP_S``.
+            RuntimeError: it does not have them after ``UP_S``.
         """
         self._count += 1
         log = self.folder / f"node-{self._count}.log"
@@ -80,20 +80,20 @@ class Nodes:
         return process
 
     def alive(self) -> int:
-        """Nodes of the cluster, as a driver sees them; none while its head does not answer."""
+        """Returns the number of nodes that a driver sees, or 0 while the head does not respond."""
         look = f"ray.init('{self.address}', log_to_driver=False); print(sum(one['Alive'] for one in ray.nodes()))"
         return int(self.asked(f"import ray; {look}") or 0)
 
     def asked(self, program: str) -> str:
-        """The last line that a program prints which may join the cluster."""
-        own = {**os.environ, **self.environment, "RAY_ADDRESS": self.address}  # or the State API looks for any cluster
+        """Returns the last line that a program prints; the program may join the cluster."""
+        own = {**os.environ, **self.environment, "RAY_ADDRESS": self.address}  # else the State API finds any cluster
         done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=False)
-        said = [line for line in done.stdout.splitlines() if line and "(raylet)" not in line]  # Ray warns there, too
+        said = [line for line in done.stdout.splitlines() if line and "(raylet)" not in line]  # not Ray's warnings
         return said[-1] if said else ""
 
 
 def kill(process: psutil.Process) -> None:
-    """The process and all that it started, at once."""
+    """Kills the process and all of its child processes."""
     with suppress(psutil.NoSuchProcess):
         family = [*process.children(recursive=True), process]
         for one in family:

@@ -1,12 +1,12 @@
-"""What warm worker groups save: the same short cells, each with 2-worker DDP, in two ways in one run.
+"""What warm worker groups save: the same short cells, each with 2-worker DDP, run in two ways.
 
     python -m benchmarks.orchestration [--cells 24] [--cold-cells 6]
 
-warm   the engine as ``oec run`` uses it: ledger, checkpoints, Optuna, MLflow and all
-cold   the recipe of Ray's own guide: a Tune trial builds a ``TorchTrainer`` and calls ``fit``
+warm   ``oec run``, with ledger, checkpoints, Optuna and MLflow
+cold   the recipe in Ray's own guide: a Tune trial creates a ``TorchTrainer`` and calls ``fit``
 
-Printed: seconds a cell both ways and their ratio; what the engine adds to a cell's training; seconds from the
-command to the first warm group; and how far apart several groups start.
+It prints the seconds per cell of both and their ratio, the overhead of a cell beyond its training, the seconds from the
+command to the first warm group, and the time between the starts of several groups.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from service.sweep.run import run_study
 
 
 def study(cells: int, workers: int) -> Study:
-    """``cells`` learning rates of the baseline, 6 steps each, with an evaluation before and after and a checkpoint."""
+    """Returns a study with ``cells`` learning rates of the baseline, 6 steps each, two evaluations and a checkpoint."""
     smoke = Study.load("smoke")
     return smoke.model_copy(
         update={
@@ -50,7 +50,7 @@ def study(cells: int, workers: int) -> Study:
 
 
 def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
-    """Times of a study through the engine, from its own ledger."""
+    """Runs a study with ``oec run``'s code and returns times from its ledger."""
     home, spec = open_home(folder), study(cells, workers)
     began = time.time()
     run_study(spec, home, address=None, retry_crashed=False, console=Console(stderr=True))
@@ -69,7 +69,7 @@ def warm(cells: int, workers: int, folder: Path) -> dict[str, list[float]]:
 
 
 def cold(cells: int, folder: Path) -> list[float]:
-    """Seconds of each trial of a Tune sweep that builds a trainer a trial, with Ray's defaults."""
+    """Returns the seconds of each trial of a Tune sweep that creates a trainer for each trial, with Ray's defaults."""
     import ray
     from ray import tune
 
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def measured(only: str, options: list[str]) -> dict[str, list[float]]:
-    """One way in a process of its own, so that neither finds the other's settings or warm imports."""
+    """Runs one variant in its own process, so that it does not inherit settings or warm imports from the other."""
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     command = [sys.executable, "-m", "benchmarks.orchestration", "--only", only, *options]
     print(f"running: {only}", file=sys.stderr)

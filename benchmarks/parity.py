@@ -1,12 +1,12 @@
-"""The trainer against the published code: its recorded steps, and its initial values at the published scales.
+"""The trainer against the published code: recorded steps, and initial values at the published scales.
 
 ``python -m benchmarks.parity [--steps] [--initial]``
 
-The recording holds 24 runs of the published training loop, unchanged, on a processor in float32: six methods, tied or
-not, without weight decay or with an independent one of 1e-4; 40 steps of 8 sequences in two micro batches each. Our
-engine starts from the same weights, sees the same tokens, and follows its own schedule. The table has the largest
-relative difference over the steps of a run in loss, objective and gradient norm; and at its end that in the norms of
-all parameters, and that of E's mean row, relative to the norm of a row.
+The recording holds 24 runs of the unmodified published training loop on a CPU in float32: six methods, tied or untied,
+without weight decay or with an independent weight decay of 1e-4; 40 steps of 8 sequences in two micro batches each. Our
+engine starts from the same weights, trains on the same tokens, and uses its own schedule. The table lists the largest
+relative difference over the steps of a run in loss, objective and gradient norm, and at its end the differences in the
+norms of all parameters and in E's mean row, relative to the norm of a row.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from trainers.model import GPT
 from trainers.optimizer import lr_at
 from trainers.world import World
 
-RECORDING = Path(__file__).parents[1] / "tests" / "trainers" / "data" / "reference_steps.npz"
+RECORDING = Path(__file__).with_name("reference_steps.npz")
 V_PUBLISHED = 50_304
 
 
 class Differences(NamedTuple):
-    """Largest relative differences between a run of ours and the recorded one."""
+    """Largest relative differences between one of our runs and the recorded one."""
 
     loss: float
     objective: float
     grad_norm: float
     final_norms: float
-    """Of every parameter, at the end."""
+    """In the norms of all parameters at the end."""
     final_mean: float
-    """Of the components of E's mean row, relative to the root mean square of its rows' norms."""
+    """In the components of E's mean row, relative to the root mean square of its rows' norms."""
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run of the recording, as a cell of ours."""
+    """One run of the recording, as a cell."""
 
     name: str
     cell: Cell
@@ -95,12 +95,12 @@ class Recording:
             yield RecordedRun(run["name"], cell, meta["batch"] // meta["micro_batches"])
 
     def weights(self, tied: bool) -> dict[str, Tensor]:
-        """The initial ones, by the names of ours."""
+        """Returns the initial weights by their names in our model."""
         prefix = f"{_kind(tied)}/weights/"
         return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def tokens(self, tied: bool) -> NDArray[np.uint16]:
-        """``(steps, B, T + 1)``."""
+        """Returns the tokens, ``(steps, B, T + 1)``."""
         return self.arrays[f"{_kind(tied)}/tokens"]
 
     def final_norms(self, run: RecordedRun) -> dict[str, float]:
@@ -116,9 +116,9 @@ def _kind(tied: bool) -> str:
 
 
 def replay(recording: Recording, run: RecordedRun, engine: Engine) -> Differences:
-    """Trains ``run`` on ``engine``, of its shape, and compares each step with the recorded one."""
+    """Trains ``run`` on ``engine``, which has its shape, and compares each step with the recorded one."""
     engine.reset(run.cell)
-    engine.settle(run.micro_batch)
+    engine.warm_up(run.micro_batch)
     model = engine.objective.model
     model.load_state_dict(recording.weights(run.cell.model.tied))
     objectives: list[float] = []
@@ -150,12 +150,12 @@ def _objective(losses: Losses) -> float:
 
 
 def apart(ours: Any, theirs: Any) -> float:
-    """The largest relative difference."""
+    """Returns the largest relative difference."""
     return float(np.max(np.abs(np.asarray(ours) / np.asarray(theirs) - 1)))
 
 
 def replay_all(recording: Recording) -> dict[str, Differences]:
-    """Every run of the recording, those of one shape on one warm engine."""
+    """Replays every run of the recording. Runs of the same shape share a warm engine."""
     engines: dict[bool, Engine] = {}
     found = {}
     for run in recording.runs:
@@ -167,7 +167,7 @@ def replay_all(recording: Recording) -> dict[str, Differences]:
 
 
 def table(found: Mapping[str, Differences]) -> str:
-    """A line for each run, and one for the largest of all."""
+    """Returns a line for each run, and one for the maximum."""
     largest = Differences(*(max(column) for column in zip(*found.values(), strict=True)))
     lines = [f"{'largest relative difference':32}" + "".join(f"{name:>14}" for name in Differences._fields)]
     for name, row in {**found, "largest of all": largest}.items():
@@ -176,7 +176,7 @@ def table(found: Mapping[str, Differences]) -> str:
 
 
 def published_stds(scale: Scale, V: int, tied: bool) -> dict[str, float]:
-    """Standard deviations of the initial values in the published code, by kind of matrix."""
+    """Returns the standard deviations of the initial values in the published code, by kind of matrix."""
     D, F = scale.D, scale.hidden
     E_std = math.sqrt(2 / (D + V))
     return {
@@ -191,7 +191,7 @@ def published_stds(scale: Scale, V: int, tied: bool) -> dict[str, float]:
 
 
 def matrices(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """Every matrix with its kind as ``published_stds`` names it; the one of a tied model is ``embedding``."""
+    """Yields every matrix with its kind as in ``published_stds``; the only one of a tied model is ``embedding``."""
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
             continue
@@ -205,7 +205,7 @@ def matrices(model: GPT) -> Iterator[tuple[str, Tensor]]:
 
 
 def drawn(scale: Scale, tied: bool, V: int = V_PUBLISHED) -> GPT:
-    """A model with its initial values, without those that torch's modules draw for themselves."""
+    """Returns an initialized model, without the values that torch's modules draw themselves."""
     with torch.device("meta"):
         model = GPT(scale, ModelSpec(tied=tied), V, T=1)
     model.to_empty(device="cpu").reset_parameters(0)
@@ -213,7 +213,7 @@ def drawn(scale: Scale, tied: bool, V: int = V_PUBLISHED) -> GPT:
 
 
 def initial_values() -> str:
-    """Drawn beside published standard deviations, those of a kind pooled over the blocks."""
+    """Lists drawn and published standard deviations, pooled over the blocks by kind."""
     lines = [f"{'initial standard deviation':28}" + "".join(f"{name:>18}" for name in published.SCALES)]
     columns: dict[str, list[str]] = {}
     for scale in (SCALES[name] for name in published.SCALES):

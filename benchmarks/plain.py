@@ -1,8 +1,8 @@
-"""The model of arXiv 2601.02031 as one writes it first, with torch's own modules.
+"""A straightforward implementation of the model of arXiv 2601.02031 with torch's own modules.
 
-Nothing here is shared with ``trainers``: it is what the trainer's speed is measured against, and a second opinion on
-what the trainer computes. Structure and positions are those of the published code: queries, keys and values from one
-matrix, a norm each for queries and keys, SwiGLU of three matrices.
+It shares no code with ``trainers``: it is the baseline for the trainer's speed, and an independent check of its
+results. Structure and positions are those of the published code: one matrix for queries, keys and values, separate
+norms for queries and keys, and a SwiGLU of three matrices.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PlainGPT(nn.Module):
 
     @torch.no_grad()
     def take(self, weights: dict[str, Tensor]) -> None:
-        """Starts from the trainer's weights, whose names differ where modules do."""
+        """Loads the trainer's weights, some of which have other names here."""
         own = {}
         for name, weight in weights.items():
             name = name.replace(".qk.", ".").replace("mlp.fc2", "mlp.down")

@@ -1,9 +1,9 @@
-"""Which methods come back from a stressed start, and after how many steps.
+"""Which methods recover from a stressed start, and after how many steps.
 
-``python -m benchmarks.recovery STUDY [--home oec-home]`` of a study that ran, such as ``stressed``.
+``python -m benchmarks.recovery STUDY [--home oec-home]``, for a study that has run, such as ``stressed``.
 
-A cell is back from the first evaluation on after which the mean logit of the validation tokens stays within 32: there
-bfloat16 still tells an eighth apart.
+A cell has recovered at the first evaluation after which the mean logit of the validation tokens stays within 32, where
+bfloat16 still resolves differences of an eighth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BACK = 32.0
 
 
 def back_at(rows: Sequence[Row]) -> float:
-    """The step from which on ``|logits_mean|`` stays within ``BACK``; infinite if it ends outside."""
+    """Returns the step after which ``|logits_mean|`` stays within ``BACK``; infinity if it ends outside."""
     step = math.inf
     for row in reversed(rows):
         if abs(row.metrics.get("logits_mean", math.inf)) > BACK:

@@ -1,7 +1,7 @@
-"""A cell without its training: the published run nearest to it, told again in less time.
+"""A simulated cell: it replays the closest published run in less time.
 
-Of a published run there is its end. The way there, from a uniform guess down, is made up; so is what a seed changes:
-a hundredth of the loss, a tenth of the time.
+A published run only has final values. The path to them, starting at a uniform guess, is invented; so is the effect of a
+seed, which changes the loss by a hundredth and the time by a tenth.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from trainers.job import Event, Job
 from trainers.rows import Rows
 
 DIAGNOSTICS = ("output_mu_norm", "logits_mean", "logits_absmax", "log_z_squared")
-"""Columns of a published run that a row and a result have too."""
+"""Columns that a published run shares with a row and a result."""
 _ended_at: float | None = None
-"""When this process's last cell ended: between two cells a slot is idle."""
+"""When this process's last cell ended; a slot is idle between two cells."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Stands where a warm worker group stands: takes a job, yields its events, writes its metrics into the home."""
+    """Replaces a warm worker group: takes a job, yields its events, and writes its metrics into the home."""
 
     speedup: float
-    """Published seconds a second."""
+    """Published seconds per second."""
     evaluations: int
-    """Rows after the one at step 0."""
+    """Rows after the row of step 0."""
 
     def __call__(self, job: Job) -> Iterator[list[Event]]:
         global _ended_at
@@ -70,7 +70,7 @@ class Replay:
 
 
 def end_of(cell: Cell) -> tuple[float, float, dict[str, float]]:
-    """Loss, seconds and diagnostics at the end of the published run nearest to a cell."""
+    """Returns loss, seconds and diagnostics at the end of the published run that is closest to a cell."""
     alike = [run for run in published() if (run["scale"], run["method"]) == (cell.scale, cell.method)]
     run = min(alike, key=lambda run: abs(math.log(float(run["lr"]) / cell.lr)))
     chance = random.Random(cell.id)
@@ -80,6 +80,6 @@ def end_of(cell: Cell) -> tuple[float, float, dict[str, float]]:
 
 @cache
 def published() -> tuple[dict[str, str], ...]:
-    """The 140 runs of the main comparison."""
+    """Returns the 140 runs of the main comparison."""
     with RUNS_CSV.open(encoding="utf-8", newline="") as file:
         return tuple(run for run in csv.DictReader(file) if float(run["gamma"]) in (0.0, GAMMA))

@@ -1,13 +1,13 @@
-"""Seconds and memory from a home of many cells to its page, and until a browser shows that.
+"""Seconds and memory to make the page of a home with many cells, and to show it in a browser.
 
     python -m benchmarks.report [--cells 1000 10000 100000]
 
-Every cell has ended and has a metrics file of 100 rows with all that a run of two layers measures, 0.1 MB; there are 40
-different files, and each cell has a hard link to one of them. The goal for 10,000 cells: at most 5 s and 1 GiB from
-ledger to page, which is at most 15 MB and opens within 3 s. Each size is measured in a process of its own; imports,
-some seconds, are told apart, and so are the seconds of the processors, which other work on the machine hardly changes.
-Where Playwright and Chromium are there, the page is opened: seconds until its first chart and until its last one, and
-the longest time for which it did not answer.
+Every cell has ended and has a metrics file of 100 rows with all metrics of a two-layer run, 0.1 MB; there are 40
+distinct files, to which the cells have hard links. The targets for 10,000 cells: 5 s and 1 GiB from ledger to page, and
+a page of 15 MB that opens within 3 s. Each size is measured in its own process. Imports, which take seconds, are listed
+separately, and so is CPU time, which other work on the machine hardly affects. If Playwright and Chromium are
+installed, the page is opened and the benchmark measures the time to its first and its last chart, and the longest time
+without a response.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ MEASURED = (
 
 
 def filled(folder: Path, cells: int) -> Home:
-    """A home with one study of about so many cells: U-shaped curves, some diverged."""
+    """Creates a home with one study of about ``cells`` cells: U-shaped curves, some cells diverged."""
     home, seeds = open_home(folder), max(1, round(cells / (7 * len(SCALES) * LRS)))
     lrs = np.geomspace(1e-4, 1.0, LRS).round(8).tolist()
     study = Study.validate_fields(
@@ -98,12 +98,12 @@ def filled(folder: Path, cells: int) -> Home:
             path = home.metrics(cell.id, "many")
             path.parent.mkdir(parents=True)
             os.link(kinds[len(ends) % FILES], path)
-        ledger._append(ends)  # synced once, not 10,000 times
+        ledger._append(ends)  # synced once instead of 10,000 times
     return home
 
 
 def _metrics(path: Path, rng: np.random.Generator) -> Path:
-    """A file of ``ROWS`` rows of every key, falling losses and noise."""
+    """Returns a file of ``ROWS`` rows with every key, with falling losses and noise."""
     names = keys(2)
     noise = np.exp(rng.normal(size=(ROWS, len(names))))
     rows = [
@@ -115,7 +115,7 @@ def _metrics(path: Path, rng: np.random.Generator) -> Path:
 
 
 def opened(path: Path) -> dict[str, float]:
-    """``shown`` in a Chromium of its own; nothing without Playwright or Chromium."""
+    """Runs ``shown`` in a separate Chromium; returns nothing without Playwright or Chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -130,7 +130,7 @@ def opened(path: Path) -> dict[str, float]:
 
 
 def shown(browser: Browser, path: Path) -> dict[str, float]:
-    """Seconds until a browser shows the first chart of a page, and the last one; seconds of its longest task."""
+    """Returns the seconds until a browser shows the first and the last chart of a page, and its longest task."""
     page = browser.new_page()
     page.add_init_script(OBSERVER)
     began = time.perf_counter()
@@ -144,15 +144,16 @@ def shown(browser: Browser, path: Path) -> dict[str, float]:
 
 
 def _processor_seconds() -> float:
-    """Of this process and of those that it waited for."""
+    """Returns the CPU time of this process and of its finished child processes."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Of this process: from the ledger to a written page."""
+    """Measures this process, from the ledger to a written page."""
     began = time.perf_counter()
-    from service.report.report import load, report
+    from service.report.report import report
+    from service.report.sources import load
 
     imported, before = time.perf_counter(), _processor_seconds()
     page = report(load("many", Home(folder)), folder / "out", Console(quiet=True), ("html",))

@@ -1,12 +1,12 @@
-"""The scheduler at scale: the same sweep code on a real Ray cluster, with cells that only tell how a run went.
+"""The scheduler at scale: the real sweep on a real Ray cluster, with simulated cells.
 
     python -m benchmarks.scale [--cells 10000] [--at-once 64] [--seconds 2]
 
-Two nodes declare a core and an accelerator for each cell at once. Sweep, ledger, Optuna, progress and MLflow are those
-of ``oec run``; in place of a worker group stands ``benchmarks.replay``, which tells the published runs, their time
-compressed so that a cell of the mean takes ``--seconds``. Printed: how fast cells are scheduled, at the beginning and
-at the end; how long a slot waits between two cells; what the driver takes; how far ledger and MLflow are behind; and
-how long the same study takes to start again.
+Two nodes declare a core and an accelerator for each concurrent cell. Sweep, ledger, Optuna, progress and MLflow are
+those of ``oec run``. The worker group is ``benchmarks.replay``, which replays the published runs in less time, so that
+the mean cell takes ``--seconds``. It prints how fast cells are scheduled at the beginning and at the end, how long a
+slot waits between two cells, the resource use of the driver, how far ledger and MLflow are behind, and how long it
+takes to start the same study again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.replay import Replay, published
 from search_spaces.plan import Plan
 from search_spaces.record import Row
 from search_spaces.study import Study
-from service.cluster import connection as cluster
+from service.cluster import connection
 from service.cluster.placement import fit, joined_nodes
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger
@@ -47,12 +47,12 @@ from service.mlflow.store import Store
 from service.sweep.progress import Progress
 
 DATA = "published"
-"""Stands where the digest of the tokens stands: none are read."""
+"""Replaces the digest of the tokens, since no tokens are read."""
 MEAN_SECONDS = sum(float(run["train_seconds"]) for run in published()) / len(published())
 
 
 def study(cells: int, trials: int) -> Study:
-    """The published study with as many seeds as make so many cells, and ``trials`` of Optuna for each method."""
+    """Returns the published study with enough seeds for ``cells`` cells, and ``trials`` of Optuna for each method."""
     paper = Study.load("paper")
     fields = paper.model_dump(mode="json", exclude_none=True) | {
         "name": "scale",
@@ -64,7 +64,7 @@ def study(cells: int, trials: int) -> Study:
 
 
 class TimedLedger(Ledger):
-    """A ledger that keeps how long each write took."""
+    """A ledger that records the duration of each write."""
 
     seconds: list[float]
 
@@ -76,19 +76,19 @@ class TimedLedger(Ledger):
 
 @dataclass(frozen=True)
 class Mark:
-    """The driver after so many cells."""
+    """The driver after ``cells`` cells."""
 
     cells: int
     at: float
     process_seconds: float
     scheduler_seconds: float
-    """Of the thread that schedules, which runs the sweep's callbacks too."""
+    """CPU seconds of the thread that schedules, which also runs the sweep's callbacks."""
     rss: int
     undelivered: int
 
 
 class Marks:
-    """An observer that looks at its own process whenever a tenth of the cells has ended, and after the thousandth."""
+    """An observer that samples its own process after each tenth of the cells, and after the thousandth."""
 
     def __init__(self, cells: int, sink: MlflowSink) -> None:
         self._sink, self._ended = sink, 0
@@ -105,26 +105,26 @@ class Marks:
             rss = psutil.Process().memory_info().rss
             used = time.process_time(), time.thread_time()
             self.marks.append(Mark(self._ended, time.time(), *used, rss, self._sink.backlog))
-            print(self.marks[-1], file=sys.stderr)  # all that is left of a run that is cut short
+            print(self.marks[-1], file=sys.stderr)  # the only output of a run that is interrupted
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a simulated sweep came to."""
+    """The results of a simulated sweep."""
 
     marks: Sequence[Mark]
     ended: Sequence[dict[str, Any]]
-    """The ledger's lines of ended cells, in their order."""
+    """The ledger's lines of ended cells, in order."""
     ledger_bytes: int
     append_seconds: Sequence[float]
     delivered_seconds: float
-    """From the last cell's end until MLflow had everything."""
+    """Seconds from the end of the last cell until MLflow had everything."""
     undelivered: int
-    """When that was given up."""
+    """Seconds after which waiting for that was given up."""
 
 
 def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:
-    """The sweep of ``service.sweep.run.run_study`` on the cluster that this process has joined."""
+    """Runs the sweep of ``service.sweep.run.run_study`` on the cluster that this process has joined."""
     from service.sweep.sweep import sweep
 
     plan = Plan(spec, DATA)
@@ -152,7 +152,7 @@ def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: fl
 
 
 def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
-    """Seconds of what the same command does on a study that has ended, and of what it would do with a cell left."""
+    """Times what the same command does for a complete study, and what it would do if one cell were left."""
     from service.sweep.refinement import Refinement
     from service.sweep.search import CellSearch, open_storage
 
@@ -180,7 +180,7 @@ def resubmitted(home: Home, spec: Study) -> Iterator[tuple[str, float]]:
 
 
 def show(found: Simulated, at_once: int, home: Home) -> Iterator[Table | str]:
-    """The figures."""
+    """Prints the results."""
     marks, ends = found.marks, [datetime.fromisoformat(line["at"]).timestamp() for line in found.ended]
     table = Table("cells", "cells/s", "driver CPU s per 1,000", "of them scheduling", "RSS MiB", "MLflow behind")
     for before, mark in pairwise(marks):
@@ -232,10 +232,10 @@ def main() -> None:
     parser.add_argument("--join", help=argparse.SUPPRESS)
     parser.add_argument("--resubmit", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))  # which ends the nodes
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))  # this ends the nodes
     spec = study(arguments.cells, arguments.trials)
     if arguments.join:
-        cluster.connect(arguments.join)
+        connection.connect(arguments.join)
         train = Replay(speedup=MEAN_SECONDS / arguments.seconds, evaluations=arguments.evaluations)
         home = open_home(arguments.home)
         found = simulate(spec, home, arguments.at_once, train, arguments.deliver)
@@ -250,7 +250,7 @@ def main() -> None:
 
 
 def measure(at_once: int, home: str) -> None:
-    """The sweep, then the same study again: each in a process of its own, with this one's options."""
+    """Runs the sweep, then the same study again, each in its own process with this process's options."""
     half = ["--num-cpus", str(-(-at_once // 2)), "--num-gpus", str(-(-at_once // 2))]
     again = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--home", home]
     with Nodes() as nodes:

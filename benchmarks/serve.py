@@ -1,7 +1,7 @@
-"""The HTTP service under load: 50 clients watch and 10 submit, for a minute; with ``--kill`` through its death.
+"""The HTTP service under load: 50 clients watch and 10 submit for a minute; with ``--kill``, the service is killed.
 
-Every client notes what it was told, and at the end that is held against the home: nothing that was accepted may lack
-its job and its ledger, and nobody who watched may have missed an event of a ledger or seen one twice.
+Every client records the responses that it got. At the end they are compared with the home: every accepted submission
+must have its job and its ledger, and every watching client must have seen each event of a ledger exactly once.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from search_spaces.record import TERMINAL
 from search_spaces.study import Study
 from service.cluster.connection import free_port
 from service.cluster.jobs import Jobs
-from service.cluster.local_head import stop
+from service.cluster.local_head import stop_head
 from service.home.layout import Home
 from service.home.location import open_home
 from service.home.studies import read_ledger, registered, with_ledger
 from service.http.tokens import TokenFile
 
 LOST = (httpx2.TransportError,)
-"""A connection that broke: the service died, and the client comes again."""
+"""The connection broke because the service died; the client retries."""
 READY_S, ENDS_S = 240.0, 300.0
 
 
 @dataclass
 class Told:
-    """What the clients saw."""
+    """What the clients observed."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Until an answer, by kind of request."""
+    """Seconds until a response, by kind of request."""
     answers: Counter[str] = field(default_factory=Counter)
-    """By kind of request and status."""
+    """Number of responses, by kind of request and status."""
     accepted: list[str] = field(default_factory=list)
-    """Names of submissions that were answered 201."""
+    """Names of submissions that were answered with 201."""
     unsure: list[str] = field(default_factory=list)
-    """Names of submissions whose answer was lost with the service."""
+    """Names of submissions whose response was lost when the service died."""
     watched: list[tuple[str, list[int], bool]] = field(default_factory=list)
-    """Study, ids of the ledger's events as they came, and whether the end was told."""
+    """Study, ids of the ledger's events in the order received, and whether the end of the study was received."""
 
 
 class Server:
-    """``oec serve`` in a process of its own, which can be killed and come back at the same port."""
+    """``oec serve`` in its own process, which can be killed and restarted on the same port."""
 
     def __init__(self, home: Home, port: int, log: Path, *, active: int = 4, **environment: str) -> None:
         self.port, self._log = port, log
         self._command = [str(Path(sys.executable).with_name("oec")), "serve", "--home", str(home.path)]
-        self._command += ["--port", str(port), "--rate", "1000", "--burst", "1000", "--max-active", str(active)]
+        self._command += ["--port", str(port), "--max-active", str(active)]
         self._environment = {**os.environ, **environment}
         self.process = self._start()
 
@@ -72,22 +72,22 @@ class Server:
             return subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
 
     def kill(self) -> None:
-        """SIGKILL, and a new process."""
+        """Kills the process and starts a new one."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.process = self._start()
 
     def end(self) -> int:
-        """SIGTERM; its exit code."""
+        """Sends SIGTERM; returns the exit code."""
         self.process.terminate()
         return self.process.wait(timeout=30)
 
 
 def study(name: str) -> dict[str, Any]:
-    """Two cells of some seconds each, and no other study's: each has a seed of its own."""
+    """Returns a study with two cells of a few seconds each, which no other study has: each study has its own seed."""
     content: dict[str, Any] = yaml.safe_load(Study.load("smoke").to_yaml())
     content |= {"name": name, "methods": ["baseline"], "lrs": [1e-3, 1e-1], "seeds": [random.randrange(10**9)]}
-    return content | {"resources": {"workers": 1, "concurrency": 1}}  # so that two studies share two cores
+    return content | {"resources": {"workers": 1, "concurrency": 1}}  # two studies share two cores
 
 
 class Load:
@@ -99,7 +99,7 @@ class Load:
         self.told, self.over = Told(), asyncio.Event()
 
     async def ready(self) -> None:
-        """Until the service and its cluster answer."""
+        """Waits until the service and its cluster respond."""
         deadline = time.monotonic() + READY_S
         async with self._client(self._readers[0]) as client:
             while True:
@@ -113,7 +113,7 @@ class Load:
                 await asyncio.sleep(0.2)
 
     async def submit(self, number: int) -> None:
-        """Plans, submissions, resumptions and looks, one after the other."""
+        """Plans, submits, resumes and reads, one request after the other."""
         async with self._client(self._runners[number]) as client:
             turn = 0
             while not self.over.is_set():
@@ -134,7 +134,7 @@ class Load:
                 await asyncio.sleep(random.uniform(0.1, 0.5))
 
     async def watch(self, number: int) -> None:
-        """One study after the other, each to its end, taken up again wherever its stream was lost."""
+        """Watches one study after the other, each to its end, and resumes each stream where it was lost."""
         async with self._client(self._readers[number]) as client:
             while not self.over.is_set():
                 if not self.told.accepted:
@@ -150,7 +150,7 @@ class Load:
                 self.told.watched.append((name, seen, ended))
 
     async def _follow(self, client: httpx2.AsyncClient, name: str, seen: list[int]) -> None:
-        """Add to ``seen`` the ids of a ledger's events, until the study's end is told."""
+        """Adds the ids of a ledger's events to ``seen``, until the end of the study is received."""
         ended = False
         while not ended:
             try:
@@ -189,7 +189,7 @@ class Load:
         return await self._ask(client, what, "POST", path, json=content)
 
     async def _ask(self, client: httpx2.AsyncClient, what: str, method: str, path: str, **content: Any) -> int | None:
-        """The status; None if the connection broke."""
+        """Returns the status, or None if the connection broke."""
         began = time.monotonic()
         try:
             answer = await client.request(method, self._at + path, **content)
@@ -206,7 +206,7 @@ class Load:
 
 
 async def run(server: Server, readers: list[str], runners: list[str], *, seconds: float, kills: int) -> Told:
-    """The load for so long, with the service killed ``kills`` times meanwhile, and until everybody saw the end."""
+    """Runs the load, kills the service ``kills`` times in the meantime, and waits until every client saw the end."""
     load = Load(server, readers, runners)
     await load.ready()
     clients = [asyncio.create_task(load.submit(i)) for i in range(len(runners))]
@@ -221,11 +221,11 @@ async def run(server: Server, readers: list[str], runners: list[str], *, seconds
 
 
 def wrong(told: Told, home: Home) -> list[str]:
-    """What was lost: sentences, none if nothing was."""
+    """Returns a sentence for each thing that was lost."""
     note = json.loads((home.service / "ray.json").read_text())
     jobs = Jobs(note["dashboard"])
     deadline = time.monotonic() + ENDS_S
-    while any(job.live for job in jobs.all()) and time.monotonic() < deadline:
+    while any(job.is_active for job in jobs.all()) and time.monotonic() < deadline:
         time.sleep(0.5)
     audit = [json.loads(line) for line in (home.service / "audit.jsonl").read_text().splitlines()]
     asked = {line["study"].partition(" ")[0] for line in audit if line["outcome"] == "asked"}
@@ -249,7 +249,7 @@ def wrong(told: Told, home: Home) -> list[str]:
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float, float]:
-    """Milliseconds: median, 95 and 99 %."""
+    """Milliseconds: median, 95th and 99th percentile."""
     ranked = sorted(seconds)
     p50, p95, p99 = (1000 * ranked[min(len(ranked) - 1, int(len(ranked) * share))] for share in (0.5, 0.95, 0.99))
     return p50, p95, p99
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--kill", type=int, default=0, metavar="TIMES", help="SIGKILL of the service, spread evenly")
     parser.add_argument("--active", type=int, default=2, help="studies at once; each has a driver on the cluster")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that service and cluster end in any case
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service and cluster end in any case
     folder = Path(tempfile.mkdtemp(prefix="oec-load-"))
     home = open_home(folder / "home")
     tokens = TokenFile(home)
@@ -276,7 +276,7 @@ def main() -> None:
         found = wrong(told, home)
     finally:
         server.end()
-        stop(home)
+        stop_head(home)
     for what, seconds in sorted(told.seconds.items()):
         p50, p95, p99 = percentiles(seconds)
         print(f"{what:8} {len(seconds):5} answers, ms: p50 {p50:7.0f}  p95 {p95:7.0f}  p99 {p99:7.0f}")

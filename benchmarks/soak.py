@@ -1,13 +1,13 @@
-"""Studies of short cells under random faults, and whether anything was lost.
+"""Studies of short cells under random faults: is anything lost?
 
     python -m benchmarks.soak [--minutes 15] [--cells 60] [--seed 1]
 
-A first study runs undisturbed for a third of the time, in one driver and one pair of warm workers: the slope of their
-memory over cells is printed; from 400 cells on, 1 MB per 100 cells or more ends the soak with exit code 1. Its first
-cells are then trained again, study after study in a home of its own, at least one, while every few seconds something
-is done to it: SIGKILL to a Train worker, the trial's actor, the driver or MLflow's server, SIGSTOP to a worker, SIGTERM
-and SIGINT to the driver. After each study the invariants of ``tests.faults`` must hold and every loss must be the
-undisturbed one's, bit for bit; the first that does not ends the soak with exit code 1.
+A first study runs undisturbed for a third of the time, in one driver and one pair of warm workers. The soak prints the
+slope of their memory over cells; from 400 cells on, a growth of 1 MB per 100 cells ends it with exit code 1. Its first
+cells are then trained again in one study after another, at least one, each in its own home. Every few seconds a fault
+is injected: SIGKILL to a Train worker, the trial's actor, the driver or MLflow's server, SIGSTOP to a worker, SIGTERM
+or SIGINT to the driver. After each study the ``benchmarks.invariants`` must hold, and every loss must equal that of the
+undisturbed study, bit for bit; the first violation ends the soak with exit code 1.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.invariants import agree, ledger_of, losses, processes
+from benchmarks.mlflow_server import Server
+from benchmarks.study_run import TRAIN_WORKER, TRIAL, Run
 from search_spaces.study import Study
 from service.home.ledger import Ledger
-from tests.faults.invariants import agree, ledger_of, losses, processes
-from tests.faults.mlflow_server import Server
-from tests.faults.running import TRAIN_WORKER, TRIAL, Run
 
 NAME = "soak"
 ENVIRONMENT = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10", "PYTHONFAULTHANDLER": "1"}
 RESUMABLE = (os.EX_TEMPFAIL, -signal.SIGKILL)
 FAULT_EVERY_S = (4.0, 16.0)
 WEIGHTS = {"SIGKILL of a Train worker": 4, "SIGSTOP of a Train worker": 2, "SIGKILL of a trial's actor": 2}
-"""How often against the others: while a driver starts there is none of these processes to be found."""
-SETTLED = 50
-"""Cells before memory is looked at: caches fill."""
-GOAL, ENOUGH = 1.0, 400
-"""MB per 100 cells, and the cells that it takes to say so."""
+"""Relative frequency of faults; the others have weight 1. These processes do not exist while a driver starts."""
+WARM_UP_CELLS = 50
+"""Memory is measured after these cells, when caches are full."""
+MAX_GROWTH_MB, MIN_CELLS = 1.0, 400
+"""Maximum growth per 100 cells, and the number of cells needed to measure it."""
 
 
 def study(folder: Path, cells: int, steps: int = 60) -> Path:
-    """``cells`` of two DDP workers and some tenths of a second each; many failures of one cell are no crash here."""
+    """Writes a study of short cells with two DDP workers. A cell may fail a thousand times before it is crashed."""
     smoke = Study.load("smoke")
     content = yaml.safe_load(smoke.to_yaml()) | {"name": NAME, "methods": ["baseline"], "lrs": [1e-3], "refine": 0}
     content |= {"seeds": cells, "intervals": {"evaluate": 30, "checkpoint": 10}}
@@ -61,13 +61,13 @@ def study(folder: Path, cells: int, steps: int = 60) -> Path:
 
 
 def memory_of(run: Run) -> dict[tuple[str, int], float]:
-    """MB of the driver and of each warm worker, by what and process id. Pages that are shared count in each."""
+    """Returns the MB of the driver and of each warm worker. Shared pages count in each process."""
     found = {("driver", run.driver.pid): psutil.Process(run.driver.pid).memory_info().rss / 1e6}
     return found | {("worker", process.pid): process.memory_info().rss / 1e6 for process in run.named(TRAIN_WORKER)}
 
 
 def undisturbed(folder: Path, uri: str, minutes: float, cells: int, console: Console) -> dict[str, float | None]:
-    """Losses by cell of as many cells as fit into the time, ``cells`` at least, and the printed slope of memory."""
+    """Trains cells for ``minutes``, but at least ``cells``, and prints the slope of memory. Returns the losses."""
     run = Run(study(folder, 10_000), folder / "undisturbed", NAME, MLFLOW_TRACKING_URI=uri, **ENVIRONMENT)
     seen: dict[tuple[str, int], list[tuple[int, float]]] = {}
     done, until = 0, time.monotonic() + 60 * minutes
@@ -89,13 +89,13 @@ def undisturbed(folder: Path, uri: str, minutes: float, cells: int, console: Con
     grew = False
     table = Table("", "first MB", "last MB", "MB per 100 cells", title="Memory")
     for (what, pid), samples in seen.items():
-        settled = np.array([sample for sample in samples if sample[0] >= SETTLED])
+        settled = np.array([sample for sample in samples if sample[0] >= WARM_UP_CELLS])
         if len(settled) > 10:
             slope = np.polyfit(settled[:, 0], settled[:, 1], 1)[0] * 100
-            grew = grew or (slope >= GOAL and settled[-1, 0] >= ENOUGH)
+            grew = grew or (slope >= MAX_GROWTH_MB and settled[-1, 0] >= MIN_CELLS)
             table.add_row(f"{what} {pid}", f"{settled[0, 1]:.0f}", f"{settled[-1, 1]:.0f}", f"{slope:+.2f}")
     console.print(table)
-    assert not grew, f"a process grows by {GOAL} MB per 100 cells or more"
+    assert not grew, f"a process grows by {MAX_GROWTH_MB} MB per 100 cells or more"
     return found
 
 
@@ -104,7 +104,7 @@ def ledger_path(home: Path) -> Path:
 
 
 def one_of(run: Run, title: str | tuple[str, ...], act: Callable[[psutil.Process], None], draw: random.Random) -> bool:
-    """Whether there was a process to do it to."""
+    """Applies ``act`` to a random process with this title. Returns whether there was one."""
     found = run.named(title)
     if found:
         act(draw.choice(found))
@@ -119,7 +119,7 @@ def disturbed(
     draw: random.Random,
     injected: Counter[str],
 ) -> int:
-    """One study to its end, whatever is done to it; returns how many of its cells finished."""
+    """Runs one study to its end under faults. Returns how many of its cells finished."""
     run = Run(study(folder, cells), folder / "home", NAME, MLFLOW_TRACKING_URI=server.uri, **ENVIRONMENT)
     faults: dict[str, Callable[[], bool]] = {
         "SIGKILL of a Train worker": lambda: one_of(run, TRAIN_WORKER, psutil.Process.kill, draw),
@@ -166,7 +166,7 @@ def disturbed(
 
 
 def to_driver(run: Run, number: signal.Signals) -> bool:
-    if " to train; " not in run.log.read_text():  # Python still imports: nothing is at stake yet
+    if " to train; " not in run.log.read_text():  # it is still importing: there is nothing to lose yet
         return False
     run.driver.send_signal(number)
     run.driver.wait(60)
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=60, help="of each disturbed study")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    # What a script starts in the background ignores Ctrl-C, and so would the drivers that are sent it.
+    # A script's background processes ignore Ctrl-C; the drivers, which inherit that, must not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console, draw, injected, cells, rounds = Console(), random.Random(args.seed), Counter[str](), 0, 0
     began = time.monotonic()

@@ -1,23 +1,24 @@
-"""Tokens per second of the trainer's step against a plain eager loop of the same model, in one interleaved run.
+"""Throughput of the trainer's step against a plain eager loop of the same model, interleaved in one run.
 
 ``python -m benchmarks.step [--scale tiny] [--small] [--seconds 40] [--no-compile] [--against CHECKOUT]``
 
-The plain loop is what one writes first: the model of ``benchmarks.plain``, ``F.cross_entropy`` of all logits,
-``clip_grad_norm_``, ``torch.optim.Adam`` and the decay rule of the cells, in a process of its own with the allocator's
-defaults. All loops see the same batches from the same weights, and their first 20 losses are compared (for the baseline
-they compute the same function; with ``--method`` the plain loop stays the baseline's, and the ratio has the method's
-cost in it; at a high learning rate, as with ``--lr 1``, rounding alone parts them, and the plain loop meets denormals).
-At nano and tiny, or with ``--compile``, there is the trainer with ``torch.compile`` too. ``--small`` is steps of 128
-tokens, where a step is calls more than arithmetic. ``--against`` adds the trainer of another checkout, from a revision
-on which ``git worktree add`` was run, to see in one run what a change is worth.
+The plain loop is the straightforward implementation: the model of ``benchmarks.plain``, ``F.cross_entropy`` of all
+logits, ``clip_grad_norm_``, ``torch.optim.Adam`` and the cells' weight decay, in its own process with the allocator's
+defaults. All loops start from the same weights and see the same batches, and their first 20 losses are compared. With
+``--method`` the plain loop remains the baseline, so the ratio includes the method's cost. At a high learning rate, such
+as ``--lr 1``, rounding alone makes the losses differ, and the plain loop is slowed down by denormals. At nano and tiny,
+or with ``--compile``, the trainer with ``torch.compile`` is measured as well. ``--small`` has steps of 128 tokens, in
+which the calls cost more than the arithmetic. ``--against`` adds the trainer of another checkout, for example from
+``git worktree add``, to measure the effect of a change within one run.
 
-Compared are one loop at one thread, which is what the code is worth, and the whole machine, where a sweep runs one
-cell a core and a loop written by hand runs with torch's default threads. Then comes where the trainer's step spends its
-time, and its floor: the matrix products and the attention of that very step, replayed alone.
+The benchmark compares single loops with one thread, which measures the code, and the whole machine, on which a sweep
+runs one cell per core and a handwritten loop uses torch's default threads. Then it prints where the trainer's step
+spends its time, and a lower bound: the matrix products and the attention of that step, replayed on their own.
 
-The ratios of the machine hold on an otherwise idle one only: a loop of several threads waits for its slowest, so that
-other work makes it look worse than it is, also that of other guests of the same host. So the load before the run is
-printed, and a round counts only where the host gave at most ``UNDISTURBED`` of the processors to other guests.
+Ratios of the whole machine are only valid on an idle machine: a multithreaded loop waits for its slowest thread, so
+other work, including that of other guests on the same host, makes it look worse. The benchmark therefore prints the
+load before the run, and ignores a round in which the host gave more than ``UNDISTURBED`` of the CPU time to other
+guests.
 """
 
 from __future__ import annotations
@@ -47,29 +48,29 @@ from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
-from trainers.head import Precision
 from trainers.model import GPT
+from trainers.projection import Precision
 from trainers.world import World
 
 CORES = os.cpu_count() or 1
 CHECKED_STEPS = 20
 LOSS_TOLERANCE = 1e-4
-"""Relative, over the checked steps."""
+"""Relative, for the first steps."""
 ARITHMETIC = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkldnn::_linear_pointwise")
 ATTENTION = "aten::_scaled_dot_product_flash_attention"
 UNDISTURBED = 0.05
-"""Share of the processors' time that the host may take from a round for its rate to count."""
+"""Maximum share of CPU time that the host may take from a round."""
 
 
 class Round(NamedTuple):
-    """Some steps of every loop that runs at once."""
+    """Some steps of all concurrent loops."""
 
     steps_per_s: float
-    """All loops together."""
+    """Sum over the loops."""
     processor_s: float
-    """Of one step, in the loop that took least."""
+    """CPU seconds of a step in the fastest loop."""
     stolen: float
-    """Share of the machine's processor time that its host gave to other guests."""
+    """Share of the machine's CPU time that its host gave to other guests."""
 
 
 def tokens_of(cell: Cell, batches: int) -> list[np.ndarray]:
@@ -80,9 +81,9 @@ def tokens_of(cell: Cell, batches: int) -> list[np.ndarray]:
 
 def engine_of(cell: Cell, device: torch.device, compile: bool) -> Engine:
     keep_freed_memory()
-    torch.set_flush_denormal(True)  # these two as Trainer does
+    torch.set_flush_denormal(True)  # both as in Trainer
     engine = Engine(cell, World(0, 1, device), compile=compile)
-    engine.settle(cell.training.batch_size)
+    engine.warm_up(cell.training.batch_size)
     return engine
 
 
@@ -127,8 +128,8 @@ LOOPS = {"trainer": trainer_step, "compiled trainer": partial(trainer_step, comp
 
 
 def serve(connection: Connection, loop: str, threads: int, cell: Cell, device: str) -> None:
-    """A loop in a process of its own: for each number of steps that it is sent, seconds, those of the processor, and
-    the losses."""
+    """A loop in its own process: for each number of steps received, it sends wall seconds, CPU seconds and the
+    losses."""
     torch.set_num_threads(threads)
     step = LOOPS[loop](cell, torch.device(device))
     while steps := connection.recv():
@@ -160,10 +161,10 @@ class Worker:
         self.connection, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, loop, threads, cell, device), daemon=True)
         process.start()
-        theirs.close()  # so that a loop that dies is an EOFError here, not a wait without end
+        theirs.close()  # so that a dead loop raises an EOFError here
 
     def _start_elsewhere(self, checkout: str, threads: int, cell: Cell, device: str) -> None:
-        """Only the fields that were given are passed on: the other checkout may not know the rest."""
+        """Only the explicitly set fields are passed on: the other checkout may not know the others."""
         with Listener() as listener:
             given = cell.model_dump_json(exclude_unset=True)
             arguments = [checkout, listener.address, "trainer", str(threads), given, device]
@@ -176,7 +177,7 @@ class Worker:
 
 
 def run(workers: list[Worker], steps: int) -> Round:
-    """All of them at once, each for ``steps``."""
+    """Runs all workers concurrently, each for ``steps``."""
     started, stolen = time.perf_counter(), stolen_s()
     for worker in workers:
         worker.connection.send(steps)
@@ -186,17 +187,17 @@ def run(workers: list[Worker], steps: int) -> Round:
 
 
 def stolen_s() -> float:
-    """Seconds of processors that the host of this machine has given to others; 0 where the system does not tell."""
+    """Returns the CPU seconds that the host gave to other guests; 0 if the system does not report them."""
     counters = Path("/proc/stat")
     return int(counters.read_text().split()[8]) / os.sysconf("SC_CLK_TCK") if counters.is_file() else 0.0
 
 
 def compare(cell: Cell, device: str, budget: float, loops: list[str]) -> None:
-    """Prints the losses' agreement, the rates, and their ratios."""
+    """Prints the agreement of the losses, the throughputs, and their ratios."""
     print(f"{CORES} cores, load average {os.getloadavg()[0]:.1f} before the run")
     a_core = {loop: [Worker(loop, 1, cell, device) for _ in range(CORES)] for loop in loops}
     threaded = {loop: [Worker(loop, CORES, cell, device)] for loop in ("trainer", "plain loop")}
-    # Another checkout may begin from other weights.
+    # Another checkout may have other initial weights.
     ours = {loop: workers[0] for loop, workers in a_core.items() if not loop.startswith(OTHER)}
     losses = {loop: worker.losses(CHECKED_STEPS) for loop, worker in ours.items()}
     apart = max(float(np.max(np.abs(found / losses["plain loop"] - 1))) for found in losses.values())
@@ -207,7 +208,7 @@ def compare(cell: Cell, device: str, budget: float, loops: list[str]) -> None:
     setups |= {f"{CORES} {loop}s, 1 thread each": workers for loop, workers in a_core.items()}
     setups |= {f"1 {loop}, {CORES} threads": workers for loop, workers in threaded.items()}
     for workers in setups.values():
-        run(workers, 1)  # the first step of a process pays for much that no other does
+        run(workers, 1)  # the first step of a process includes one-time work
     steps = max(1, round(0.2 * run(setups["1 trainer, 1 thread"], 1).steps_per_s))
     rounds: dict[str, list[Round]] = {name: [] for name in setups}
     ends = time.perf_counter() + budget
@@ -216,7 +217,7 @@ def compare(cell: Cell, device: str, budget: float, loops: list[str]) -> None:
             rounds[name].append(run(workers, steps))
 
     tokens = cell.training.batch_size * cell.training.sequence_length
-    # Of the processor time the least disturbed round: other work on the machine can only add to it.
+    # The minimum CPU time: other work on the machine can only add to it.
     processor_ms = {name: min(found.processor_s for found in rounds[name]) * 1e3 for name in setups}
     for name, found in rounds.items():
         rate, counted = tokens * _median([r.steps_per_s for r in found if _counts(r)]), sum(map(_counts, found))
@@ -255,21 +256,21 @@ def _median(values: list[float]) -> float:
 
 
 def _print_ratio(rounds: dict[str, list[Round]], ours: str, theirs: str) -> None:
-    """Of rounds beside each other, as a machine's speed changes."""
+    """Prints the median ratio of adjacent rounds, because the speed of a machine varies over time."""
     pairs = zip(rounds[ours], rounds[theirs], strict=True)
     ratios = [a.steps_per_s / b.steps_per_s for a, b in pairs if _counts(a) and _counts(b)]
     print(f"{_median(ratios):6.2f} x by the clock, {len(ratios):3} pairs: {ours}, against {theirs}")
 
 
 def shares(engine: Engine) -> None:
-    """Prints where a step's wall time goes, its parts timed one by one on the trainer's own objects."""
+    """Prints how a step's wall time is distributed, timing its parts one by one on the trainer's own objects."""
     cell = engine.cell
     spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
     for batch_BU in tokens_of(cell, 20 if cell.scale == "tiny" else 3):
         clock = [time.perf_counter()]
         tokens_BU = engine.to_device(batch_BU)
         clock.append(time.perf_counter())
-        objective = engine.wrapped(tokens_BU, cell.method, engine.strength).objective
+        objective = engine.ddp_module(tokens_BU, cell.method, engine.gamma).objective
         clock.append(time.perf_counter())
         objective.backward()
         clock.append(time.perf_counter())
@@ -283,7 +284,7 @@ def shares(engine: Engine) -> None:
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the calls of a step that are its arithmetic."""
+    """Records the calls of a step that are its arithmetic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,13 +301,13 @@ class Recorder(TorchDispatchMode):
 
 @torch.no_grad()
 def floor(engine: Engine) -> None:
-    """Prints the time of a step's matrix products and attention, each replayed alone on warm caches."""
+    """Prints the time of a step's matrix products and attention, each replayed alone with warm caches."""
     cell = engine.cell
     tokens_BU = engine.to_device(tokens_of(cell, 1)[0])
 
     def step() -> None:
         with torch.enable_grad():
-            engine.objective.eager(tokens_BU, cell.method, engine.strength).objective.backward()
+            engine.objective.eager(tokens_BU, cell.method, engine.gamma).objective.backward()
         engine.optimizer.zero_grad()
 
     with Recorder() as recorder:
@@ -320,7 +321,7 @@ def floor(engine: Engine) -> None:
 
 
 def fastest(call: Callable[[], object]) -> float:
-    """Seconds of the best of five."""
+    """Returns the minimum seconds of five calls."""
     found = []
     for _ in range(5):
         started = time.perf_counter()
@@ -363,7 +364,7 @@ def main() -> None:
         sequence_length=args.length,
         precision=precision,
         logits_dtype=args.logits_dtype,
-        weight_decay=0.0,  # said, as other versions had another default
+        weight_decay=0.0,  # explicit, because other versions had another default
     )
     cell = Cell(
         scale=args.scale,

@@ -326,22 +326,25 @@ def _curve(
     losses = np.full((len(grid), len(seeds)), np.nan)
     for i, lr in enumerate(grid):
         for j, seed in enumerate(seeds):
-            row = cells.get((lr, seed))
-            loss = Outcome.of(row["state"], row["val_loss"], l_init).loss if row else None
-            if row is None or loss is None:
-                reason = "not planned" if row is None else row["state"]
+            if (lr, seed) not in cells:
+                missing.append(f"lr={lr:g} seed={seed} (not planned)")
+                continue
+            run = cells[lr, seed]
+            loss = Outcome.of(run["state"], run["val_loss"], l_init).loss
+            if loss is None:
+                reason = run["state"]
                 reason += ", and no run of the curve recorded l_init" if reason == "diverged" else ""
                 missing.append(f"lr={lr:g} seed={seed} ({reason})")
                 continue
             losses[i, j] = loss
             points.append(
                 Point(
-                    cell=row["cell"] or f"{name} lr={lr:g} seed={seed}",
+                    cell=run["cell"] or f"{name} lr={lr:g} seed={seed}",
                     lr=lr,
                     seed=seed,
                     loss=loss,
-                    diverged=row["state"] == "diverged",
-                    run=row,
+                    diverged=run["state"] == "diverged",
+                    run=run,
                 )
             )
     facts = CurveFacts(

@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile as data, as Compose and the image would have them."""
+"""Reads compose.yaml and the Dockerfile as data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ VARIABLE = re.compile(r"\$\{(?P<name>\w+):-(?P<default>[^}]*)\}")
 
 
 def load(**variables: str) -> dict[str, Any]:
-    """The file with its ``${NAME:-default}`` filled in."""
+    """Returns compose.yaml, with each ``${NAME:-default}`` replaced by the given variable or its default."""
     text = VARIABLE.sub(lambda match: variables.get(match["name"], match["default"]), _read("compose.yaml"))
     content: dict[str, Any] = yaml.safe_load(text)
     return content
 
 
 def image_variables() -> dict[str, str]:
-    """What the ENV instructions of the Dockerfile's last stage set."""
+    """Returns the variables that the last stage of the Dockerfile sets with ENV."""
     last = _read("Dockerfile").rpartition("\nFROM ")[2].replace("\\\n", " ")
     lines = re.findall(r"^ENV (.*)$", last, re.MULTILINE)
     return dict(word.split("=", 1) for line in lines for word in line.split())

@@ -1,8 +1,9 @@
-"""The services of compose.yaml without containers: the command, environment, secrets, configuration and health check
-that the file has for each, as processes of this machine on loopback and on free ports.
+"""Runs the services of compose.yaml without containers.
 
-``python docker/local_stack.py`` starts them, runs the demo through all of them and prints their addresses; it needs
-this package with its extra ``dev``, and PostgreSQL's programs (Debian's package ``postgresql``).
+Every service is a process on this machine, on loopback and a free port, with the command, environment, secrets,
+configuration and health check from compose.yaml. ``python docker/local_stack.py`` starts the services, runs the demo
+through all of them, and prints their addresses. It needs this package with its extra ``dev``, and PostgreSQL's programs
+(Debian's package ``postgresql``).
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ START_S, STOP_S = 240.0, 30.0
 
 
 class Unhealthy(Exception):
-    """A service did not come up; the message holds its last words."""
+    """A service did not become healthy; the message contains the ends of all logs."""
 
 
 def postgres_program(name: str) -> str:
-    """Of the PATH, or of where Debian keeps them.
+    """Returns the path of a PostgreSQL program, from PATH or from the folder where Debian installs it.
 
     Raises:
         FileNotFoundError: it is not installed.
     """
     found = shutil.which(name) or max(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), default="")
     if not found:
-        raise FileNotFoundError(f"PostgreSQL's {name} is not here: install the package postgresql")
+        raise FileNotFoundError(f"PostgreSQL's {name} is not installed; install the package postgresql")
     return found
 
 
 class Stack:
-    """Addresses, secrets and processes of the services, with everything that they write in one folder."""
+    """Addresses, secrets and processes of the services. Everything they write is in one folder."""
 
     def __init__(self, folder: Path, cores: int = 1) -> None:
         """
         Args:
-            cores: of each Ray worker.
+            cores: number of cores per Ray worker.
         """
         self.folder = folder
         self.file = compose_file.load(OEC_WORKER_CPUS=str(cores))
@@ -63,7 +64,7 @@ class Stack:
         self.places |= self._configs()
 
     def here(self, text: str) -> str:
-        """A word of the file with the hosts, ports and paths of this machine in place of the containers'."""
+        """Replaces the containers' hosts, ports and paths in ``text`` with those of this machine."""
         text = re.sub(rf"\b({'|'.join(self.services)})(?=:\d)|0\.0\.0\.0", "127.0.0.1", text)
         for port, free in self.ports.items():
             text = re.sub(rf"(^|(?<=:)){port}\b", str(free), text)
@@ -72,11 +73,11 @@ class Stack:
         return text
 
     def command(self, service: str) -> list[str]:
-        """As the image runs it: behind its entry point."""
+        """Returns a service's command, run by the image's entry point."""
         return [str(compose_file.FOLDER / "entrypoint.sh"), *map(self.here, self.services[service]["command"])]
 
     def environment(self, service: str) -> dict[str, str]:
-        """The service's variables, those of the image, and the least that a process needs."""
+        """Returns the variables of the service and of the image, and the few that every process needs."""
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "PYTHONPATH") if name in os.environ}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         image = {
@@ -86,13 +87,13 @@ class Stack:
         return {**kept, **image, **own, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def address(self, service: str) -> str:
-        """Of a service that a browser or a client calls."""
+        """Returns the URL of a service that browsers or clients call."""
         port = {"mlflow": 5000, "ray-head": 8265, "serve": 8080}[service]
         return f"http://127.0.0.1:{self.ports[port]}"
 
     @contextmanager
     def all(self, workers: int) -> Iterator[None]:
-        """Every service, healthy, with ``workers`` Ray workers."""
+        """Runs every service, with ``workers`` Ray workers; all are healthy when the block starts."""
         with ExitStack() as running:
             running.enter_context(self.postgres())
             running.enter_context(self.service("mlflow"))
@@ -103,20 +104,20 @@ class Stack:
             yield
 
     def demo(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        """The command of the service ``demo``, with ``arguments`` in place of what follows its submission's address."""
+        """Runs the command of the service ``demo``, with ``arguments`` in place of everything from ``--`` on."""
         command = self.command("demo")
         submit = command[: command.index("--")]
         return subprocess.run([*submit, *arguments], env=self.environment("demo"), text=True, check=False, **how)
 
     def token(self, name: str) -> str:
-        """A new one for the service ``serve``, of role run."""
+        """Creates a token with role ``run`` for the service ``serve``."""
         command = [*self.command("serve")[:2], "token", "add", name, "--role", "run"]
         made = subprocess.run(command, env=self.environment("serve"), capture_output=True, text=True, check=True)
         return made.stdout.strip()
 
     @contextmanager
     def running(self, name: str, command: list[str], environment: dict[str, str], **how: Any) -> Iterator[None]:
-        """A process until the block ends; its children that outlive it are ended, too."""
+        """Runs a process until the block ends, then terminates it and kills any child that survives it."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = psutil.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder, **how)
         try:
@@ -130,7 +131,7 @@ class Stack:
 
     @contextmanager
     def postgres(self) -> Iterator[None]:
-        """The service ``postgres``: what its image does with its variables, by hand. Postgres refuses to be root."""
+        """Runs the service ``postgres``, with the setup that its image does. Postgres refuses to run as root."""
         own = {name: self.here(value) for name, value in self.services["postgres"]["environment"].items()}
         user = "postgres" if os.geteuid() == 0 else None
         data, secret = self.folder / "postgres", self.folder / "password"
@@ -157,14 +158,14 @@ class Stack:
 
     @contextmanager
     def service(self, service: str) -> Iterator[None]:
-        """A service that is healthy when the block begins."""
+        """Runs a service; it is healthy when the block starts."""
         with self.running(service, self.command(service), self.environment(service)):
             self.healthy(service)
             yield
 
     @contextmanager
     def ray_node(self, service: str, name: str) -> Iterator[None]:
-        """A Ray service; several nodes on one machine need agents on ports of their own."""
+        """Runs a Ray node. Several nodes on one machine need different ports for their agents."""
         agent = str(free_port())
         command = self.command(service)
         more = ["--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", agent]
@@ -175,10 +176,10 @@ class Stack:
             yield
 
     def healthy(self, service: str, agent: str = "") -> None:
-        """Wait until the service's own health check passes.
+        """Waits until the service's own health check passes.
 
         Raises:
-            Unhealthy: it does not.
+            Unhealthy: it has not passed after ``START_S``.
         """
         check = [self.here(word) for word in self.services[service]["healthcheck"]["test"][1:]]
         check = [word.replace(":52365", f":{agent}") for word in check]
@@ -194,14 +195,14 @@ class Stack:
         return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.log"))
 
     def _made_secrets(self) -> dict[str, str]:
-        """By the script that makes them for the containers, copied and run where it finds none."""
+        """Creates secrets with a copy of secrets.sh, which writes to its own folder; returns them by name."""
         script = shutil.copy(compose_file.FOLDER / "secrets.sh", self.folder)
         subprocess.run([script], check=True)
         files = {name: self.folder / secret["file"] for name, secret in self.file["secrets"].items()}
         return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
     def _configs(self) -> dict[str, Path]:
-        """The file's configurations, written for this machine, by where a container finds them."""
+        """Writes the configurations for this machine; returns their paths, by the path in the container."""
         places = {}
         for service in self.services.values():
             for config in service.get("configs", []):
@@ -213,15 +214,17 @@ class Stack:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", default="demo", help="a shipped study, or the absolute path of one")
     parser.add_argument(
-        "--folder", type=Path, help="where everything lies, under a short path; a temporary one without"
+        "study", nargs="?", default="demo", help="shipped study or absolute path of a study file (default: demo)"
     )
-    parser.add_argument("--workers", type=int, default=2, help="Ray workers")
-    parser.add_argument("--cores", type=int, default=1, help="of each Ray worker")
-    parser.add_argument("--keep", action="store_true", help="leave the services up until Ctrl-C")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for all files; its path must be short (default: a temporary folder)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="number of Ray workers (default: 2)")
+    parser.add_argument("--cores", type=int, default=1, help="cores per Ray worker (default: 1)")
+    parser.add_argument("--keep", action="store_true", help="keep the services running until Ctrl-C")
     options = parser.parse_args()
-    # SIGTERM ends the services, too.
+    # SIGTERM must also stop the services.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as resources:
         folder = options.folder or Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="oec-")))
@@ -235,7 +238,7 @@ def main() -> int:
         code = stack.demo("--", "oec", "run", options.study).returncode
         print(f"report {stack.volumes['/oec-home'] / 'studies' / Path(options.study).stem / 'report'}", flush=True)
         if options.keep:
-            print("services stay up until Ctrl-C", flush=True)
+            print("the services run until Ctrl-C", flush=True)
             signal.pause()
         return code
 

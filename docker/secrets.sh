@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the secrets of compose.yaml that are not there yet, in docker/secrets. Nobody else may enter the folder; the
-# files themselves are readable, because a container's user is another one than you.
+# Creates the missing secrets of compose.yaml in docker/secrets. Only you can enter the folder, but the files themselves
+# are world-readable, because containers run as a different user.
 set -eu
 folder=$(dirname "$0")/secrets
 mkdir -p "$folder"

@@ -1,7 +1,7 @@
-"""The registry of attention and norm variants: what a block does beside attention and SwiGLU.
+"""The registry of attention norms: the norms, caps and factors of a block around attention and SwiGLU.
 
-An entry here says which parts a variant has; ``trainers.model`` builds a block from them. Study schema, plan, command
-line, tables, figures and tests pick an entry up from here.
+An entry lists the parts of a variant, and ``trainers.model`` builds a block from them. The study schema, plan, command
+line, tables, figures and tests pick it up from here.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ Softmax = Literal["plain", "cap", "temperature", "clip"]
 MLPNorm = Literal["branch", "stream", "sum"]
 
 ATTENTION_CAP = 50.0
-"""``c`` of the capped attention logits."""
+"""The cap ``c`` of the attention logits."""
 TEMPERATURE = 0.5
-"""Multiplies the attention logits, unlike a temperature elsewhere: as a divisor it would double what soft-temp is there
-to keep small, and the published runs bear a higher learning rate with it. Losses of ``tiny`` after 250 steps at a
-learning rate of 0.03, mean of four seeds: product 2.40, ``none`` 2.47, quotient 2.54."""
+"""A factor on the attention logits, unlike the usual temperature, which divides. As a divisor it would double the
+logits that soft-temp is meant to keep small, and the published runs tolerate a higher learning rate with it. Losses of
+``tiny`` after 250 steps at a learning rate of 0.03, mean of four seeds: factor 2.40, ``none`` 2.47, divisor 2.54."""
 CLIP_ZETA, CLIP_GAMMA = 1.03, -0.03
-"""With more than 35 keys a uniform attention is clipped to nothing: a head has to prefer some keys to see any."""
+"""With more than 35 keys, uniform attention is clipped to zero: a head must prefer some keys to attend to any."""
 
 
 def layer_scale(L: int) -> float:
-    """Initial value of layer-scale in a model of ``L`` blocks: arXiv 2103.17239, section 2, for up to 18 and for 24."""
+    """Initial value of layer-scale in a model of ``L`` blocks (arXiv 2103.17239, section 2: up to 18, and 24)."""
     return 0.1 if L <= 18 else 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionNorm:
-    """One variant; each field is a part that it has, beside a pre-LN block."""
+    """One variant. Each field is a part, relative to a pre-LN block."""
 
     name: str
     norms_qk: bool = False
-    """LayerNorm on Q and K of each head, before the rotary positions."""
+    """LayerNorm on Q and K of each head, before the rotary embedding."""
     norms_v: bool = False
     """LayerNorm on V of each head."""
     pre_norm: bool = True
@@ -42,22 +42,23 @@ class AttentionNorm:
     norms_outputs: bool = False
     """LayerNorm after Proj and after FC2."""
     mlp_norm: MLPNorm = "branch"
-    """What the LayerNorm of the feed-forward half acts on. ``branch``: what the MLP sees, ``x + MLP(LN(x))``;
-    ``stream``: the residual stream too, ``h + MLP(h)`` with ``h = LN(x)``; ``sum``: ``LN(x + MLP(x))``."""
+    """Where the LayerNorm of the MLP acts. ``branch``: on the input of the MLP, ``x + MLP(LN(x))``; ``stream``: on the
+    residual stream as well, ``h + MLP(h)`` with ``h = LN(x)``; ``sum``: on the sum, ``LN(x + MLP(x))``."""
     first_pre_norm: bool = False
-    """Block 0 is a pre-LN block: a LayerNorm before attention, and one on the branch of the MLP."""
+    """Block 0 is a pre-LN block, with a LayerNorm before attention and one on the input of the MLP."""
     softmax: Softmax = "plain"
-    """``cap``: of ``c * tanh(z / c)``; ``temperature``: of ``0.5 * z``; ``clip``: stretched, then clipped to 0 .. 1."""
+    """``cap``: softmax of ``c * tanh(z / c)``; ``temperature``: softmax of ``0.5 * z``; ``clip``: softmax, stretched
+    and clipped to 0 .. 1."""
     sigma_reparam: bool = False
-    """Every matrix of a block (Q, K, V, Proj, gate, up, FC2) is ``gamma * W / sigma(W)``, sigma its largest singular
-    value and gamma a learned number that starts at 1."""
+    """Every matrix of a block (Q, K, V, Proj, gate, up, FC2) is ``gamma * W / sigma(W)``, where sigma is its largest
+    singular value and gamma a learned scalar that starts at 1."""
     layer_scale: bool = False
-    """A learned factor for each channel of a residual branch, which starts at ``layer_scale``."""
+    """A learned factor per channel of a residual branch, initially ``layer_scale(L)``."""
     summary: str
     source: str
 
     def of_block(self, i: int) -> AttentionNorm:
-        """The variant of block ``i``, from 0."""
+        """The variant of block ``i``, counted from 0."""
         return replace(self, pre_norm=True, mlp_norm="branch") if self.first_pre_norm and i == 0 else self
 
 
@@ -66,7 +67,7 @@ ATTENTION_NORMS: dict[str, AttentionNorm] = {
     for variant in (
         AttentionNorm(
             name="none",
-            summary="pre-LN block, nothing on Q and K",
+            summary="pre-LN block, no norm on Q and K",
             source="Radford et al., 2019 (GPT-2)",
         ),
         AttentionNorm(
@@ -129,7 +130,7 @@ ATTENTION_NORMS: dict[str, AttentionNorm] = {
             pre_norm=False,
             mlp_norm="sum",
             summary="qkv-norm, and x = LN(x + MLP(x))",
-            source="arXiv 2503.04598, as the paper has it",
+            source="arXiv 2503.04598, as in the paper",
         ),
         AttentionNorm(
             name="sigma-reparam",
@@ -140,7 +141,7 @@ ATTENTION_NORMS: dict[str, AttentionNorm] = {
         AttentionNorm(
             name="layer-scale",
             layer_scale=True,
-            summary="a learned factor a channel on each residual branch",
+            summary="a learned factor per channel on each residual branch",
             source="arXiv 2103.17239 (CaiT)",
         ),
         AttentionNorm(

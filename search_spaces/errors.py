@@ -1,4 +1,4 @@
-"""The one error for bad input: it names the field, the value met, and the remedy."""
+"""The one error for bad input. It names the field, its value, and the remedy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pydantic_core import PydanticCustomError
 
 
 class InvalidInput(ValueError):
-    """Input that can not be run as it stands; the command line turns it into exit code 2.
+    """Input that cannot be used; the command line exits with code 2.
 
     Args:
         field: what the user wrote or should have written, e.g. ``training.batch_size``.
-        value: the value met.
-        problem: what is wrong with it, in one clause.
-        remedy: what would be right.
+        value: its value.
+        problem: what is wrong with the value, as a clause that continues it.
+        remedy: what to do instead.
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
@@ -24,5 +24,5 @@ class InvalidInput(ValueError):
 
 
 def bad(problem: str, remedy: str) -> PydanticCustomError:
-    """An error for a validator to raise; ``Study.load`` adds the field and the value."""
+    """An error for a validator to raise; ``study_file.validate`` adds the field and the value."""
     return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})

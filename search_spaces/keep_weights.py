@@ -1,4 +1,4 @@
-"""Which weights of a cell outlive its training: the field ``keep_weights`` of a study."""
+"""The field ``keep_weights`` of a study: which weights of a cell stay in the home."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from pydantic import Field, model_serializer, model_validator
 from search_spaces.cell import Frozen
 from search_spaces.errors import bad
 
-Word = Literal["none", "last"]
-WORDS: dict[str, dict[str, Any]] = {"none": {}, "last": {"last": True}}
+Shorthand = Literal["none", "last"]
+SHORTHANDS: dict[str, dict[str, Any]] = {"none": {}, "last": {"last": True}}
 
 
 class KeepWeights(Frozen):
-    """``none``, ``last``, or ``{every: STEPS}``, which keeps the last ones too."""
+    """``none``, ``last``, or ``{every: STEPS}``, which includes the last weights."""
 
-    last: bool = Field(default=False, description="Keep the weights that a cell ends with.")
+    last: bool = Field(default=False, description="Keep the weights after the last step.")
     every: int | None = Field(
-        default=None, gt=0, description="Keep those after every so many steps, and those that a cell ends with."
+        default=None, gt=0, description="Keep the weights every this many steps, and after the last step."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _last_with_every(cls, content: Any) -> Any:
+    def _every_includes_last(cls, content: Any) -> Any:
         return {**content, "last": True} if isinstance(content, dict) and "every" in content else content
 
     @model_serializer
-    def _as_written(self) -> str | dict[str, int]:
+    def _shortest_form(self) -> str | dict[str, int]:
         return {"every": self.every} if self.every else "last" if self.last else "none"
 
     @classmethod
-    def from_word(cls, value: Any) -> Any:
+    def from_shorthand(cls, value: Any) -> Any:
         """``keep_weights: last`` is short for ``{last: true}``, ``none`` for ``{}``."""
         if isinstance(value, (dict, cls)):
             return value
-        if isinstance(value, str) and value in WORDS:
-            return WORDS[value]
-        raise bad("is not a choice of weights", "choose none, last or {every: STEPS}")
+        if isinstance(value, str) and value in SHORTHANDS:
+            return SHORTHANDS[value]
+        raise bad("is not a valid choice", "choose none, last or {every: STEPS}")
 
     def at(self, step: int) -> bool:
-        """Whether the weights after ``step`` are kept, if more steps follow."""
+        """Whether to keep the weights after ``step``, a step before the last."""
         return self.every is not None and step % self.every == 0
 
 

@@ -15,7 +15,7 @@ from search_spaces.scales import SCALES
 from search_spaces.study import Study
 
 NOMINAL_FLOPS_PER_WORKER = 2e10
-"""FLOP/s assumed of a worker before anything has been measured: about one core of a processor."""
+"""FLOP/s assumed for a worker before anything has been measured: about one CPU core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study with its data: everything that is to be run, before anything runs."""
+    """A study with its tokens: every cell to run, before anything runs."""
 
     study: Study
     data: str
@@ -57,7 +57,7 @@ class Plan:
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
-        """Scale by scale, the largest first, so that no long cell is left for the end of a sweep."""
+        """Scale by scale, the largest first, so that a sweep does not end with its longest cells."""
         scales = sorted(self.study.scales, key=lambda s: -SCALES[s].parameters(self.study.data.V))
         return tuple(
             Curve(
@@ -79,8 +79,8 @@ class Plan:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """The grid, in the order to run it: within a scale, learning rate by learning rate over all curves, so
-        that every curve grows at the same pace."""
+        """The grid in the order in which to run it. Within a scale, cells are ordered by learning rate over all curves,
+        so that all curves grow at the same pace."""
         curves_of: dict[str, list[Curve]] = {}
         for curve in self.curves:
             curves_of.setdefault(curve.scale, []).append(curve)
@@ -99,30 +99,30 @@ class Plan:
 
     @cached_property
     def refinement_cells(self) -> dict[str, int]:
-        """Cells beside the grid by scale, at most."""
+        """Maximum number of cells off the grid, by scale."""
         refine = self.study.refine
         wanted: Counter[str] = Counter()
         for scale, *_, trials in self.refinements:
             wanted[scale] += trials
         for curve in self.curves:
             wanted[curve.scale] += max_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0
-        return within(wanted, refine.budget.cells or math.inf)
+        return limit_to_budget(wanted, refine.budget.cells or math.inf)
 
     @property
     def cell_count(self) -> int:
-        """Cells of the grid and beside it, at most."""
+        """Maximum number of cells, on and off the grid."""
         return len(self.cells) + sum(self.refinement_cells.values())
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on by the whole study, at most."""
-        return self.cell_count * self.cells[0].tokens  # a cell's are the same at every scale
+        """Maximum number of tokens that the whole study trains on."""
+        return self.cell_count * self.cells[0].tokens  # the same for every cell
 
     def seconds(self, tokens_per_second: Mapping[str, float], concurrency: int) -> float:
-        """Estimated wall seconds of the study's training, ``concurrency`` cells at once.
+        """Estimated wall seconds to train the study with ``concurrency`` cells in parallel.
 
         Args:
-            tokens_per_second: measured rate a cell, by scale; other scales are estimated from FLOPs at
+            tokens_per_second: measured speed of a cell, by scale; other scales are estimated from FLOPs and
                 ``NOMINAL_FLOPS_PER_WORKER``.
         """
         nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
@@ -137,8 +137,8 @@ class Plan:
         return (sum(seconds[cell.scale] for cell in self.cells) + min(refinement, 60 * minutes)) / concurrency
 
 
-def within(wanted: Mapping[str, int], budget: float) -> dict[str, int]:
-    """Cells by scale that a budget of cells allows at most: as if it were spent on the first scales, the largest."""
+def limit_to_budget(wanted: Mapping[str, int], budget: float) -> dict[str, int]:
+    """Upper bound of the cells by scale under a budget of cells: as if the first scales, the largest, used it first."""
     allowed = {}
     for scale, cells in wanted.items():
         allowed[scale] = int(min(cells, budget))
@@ -147,8 +147,8 @@ def within(wanted: Mapping[str, int], budget: float) -> dict[str, int]:
 
 
 def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]]:
-    """The box that refinement searches, on a log scale: ``lr`` over the grid's span, ``gamma`` over the method's range
-    and whatever the study tries beyond it."""
+    """The box in which refinement searches, on a log scale: ``lr`` within the grid, ``gamma`` within the method's
+    range, extended to every value in the study."""
     space = {"lr": (study.lrs[0], study.lrs[-1])}
     if spec := METHODS[method].gamma:
         tried = [gamma for choice in study.methods if choice.method == method for gamma in choice.gammas]

@@ -1,7 +1,7 @@
-"""What a run leaves behind: rows along the way, a result at its end, an outcome for its curve.
+"""The record of a run: rows while it trains, a result at its end, an outcome for its curve.
 
-``COLUMNS`` is the one registry of what is recorded about a run. The ledger, tables of runs, MLflow, the HTTP service
-and docs/formats.md take their columns from it.
+``COLUMNS`` is the one registry of everything that is recorded about a run. The ledger, tables of runs, MLflow, the HTTP
+service and docs/formats.md take their columns from it.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ class Row:
         metrics = {sys.intern(name): value for name, value in content.items() if name not in ("step", "time")}
         if not all(type(value) in (int, float) for value in content.values()):
             raise ValueError("a value is not a number")
-        return cls(int(content["step"]), float(content.get("time", 0.0)), metrics)
+        try:
+            return cls(int(content["step"]), float(content.get("time", 0.0)), metrics)
+        except OverflowError as error:
+            raise ValueError(str(error)) from error
 
     def to_json(self) -> dict[str, float]:
         return {"step": self.step, "time": self.time, **self.metrics}
@@ -148,11 +151,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What a run came to. Losses are plain cross-entropies, in nats per token. Without a state: not ended yet."""
+    """The result of a run. Losses are plain cross-entropies in nats per token. The state is None until the run ends."""
 
     state: EndState | None = None
     val_loss: float | None = None
-    """Of the last evaluation with a finite one."""
+    """Validation loss of the last evaluation in which it was finite."""
     train_loss: float | None = None
     """Mean over the steps between the last two evaluations."""
     l_init: float | None = None
@@ -165,16 +168,26 @@ class CellResult:
     """Wall seconds in training steps, over all resumptions; without evaluations and checkpoints."""
     tokens_per_second: float | None = None
     torch: str | None = None
-    """The version of PyTorch, with its build (``2.13.0+cpu``): losses of two differ in their last digits at least."""
+    """The version of PyTorch with its build (``2.13.0+cpu``): losses differ between versions, if only in the last
+    digits."""
     reason: str = ""
     """Why it did not finish; empty for a finished run."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Those of the last row that the table of runs has."""
+    """The metrics of the last row that are columns of the table of runs."""
 
     @classmethod
     def from_record(cls, state: EndState, record: Mapping[str, Any]) -> CellResult:
-        """The result that ``record`` gives back, from a ledger's line."""
+        """The inverse of ``record``, for a line of a ledger.
+
+        Raises:
+            ValueError: ``record`` is not a result.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError("the result is not an object")
         own = {name: record[name] for name in _RESULT if record.get(name) is not None}
+        for name, value in own.items():
+            if not isinstance(value, str if COLUMNS[name].kind == "text" else (int, float)):
+                raise ValueError(f"{name} has the value {value!r}")
         rest = record.keys() - _RESULT
         metrics = {sys.intern(name): record[name] for name in record if name in rest and record[name] is not None}
         return cls(state=state, metrics=metrics, **own)
@@ -189,8 +202,8 @@ _RESULT = frozenset(columns_from("result"))
 NO_RESULT = CellResult()
 
 Verdict = Literal["converged", "diverged", "running", "crashed", "stopped"]
-"""What a run, or a learning rate over its seeds, says about convergence. ``running`` has no result yet, ``crashed`` and
-``stopped`` (by a person or a pruner) have none and will not have one."""
+"""Whether a run converged, or a learning rate with all its seeds. ``running`` means no result yet; ``crashed`` and
+``stopped`` (by a person or a pruner) mean that there will be none."""
 VERDICTS: dict[State, Verdict] = {
     "planned": "running",
     "running": "running",
@@ -203,18 +216,18 @@ VERDICTS: dict[State, Verdict] = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run, as its curve and the search for its edge see it."""
+    """The outcome of a run for its curve and for the search for the edge."""
 
     verdict: Verdict
     loss: float | None
-    """Loss on the curve, in nats: at most ``l_init``, and that for a diverged run; None without a result."""
+    """Loss on the curve in nats: at most ``l_init``, and ``l_init`` for a diverged run; None without a result."""
 
     @classmethod
     def of(cls, state: State, val_loss: float | None, l_init: float | None) -> Outcome:
         """
         Args:
-            state: the ledger's. A finished run whose loss is not finite, or above ``l_init``, has diverged.
-            val_loss: final validation loss in nats; None or NaN if it has none.
+            state: the state in the ledger. A finished run whose loss is not finite, or above ``l_init``, has diverged.
+            val_loss: final validation loss in nats; None or NaN if the run has none.
             l_init: validation loss before training in nats; None or NaN if unknown.
         """
         verdict = VERDICTS[state]
@@ -231,9 +244,9 @@ def _diverged(val_loss: float, l_init: float | None) -> bool:
 
 
 def aggregate_seeds(verdicts: Iterable[Verdict | None]) -> Verdict | None:
-    """The verdict on a learning rate from those on its seeds, None for a run that was never planned.
+    """The verdict on a learning rate from the verdicts on its seeds; None for a run that was never planned.
 
-    It converges if it does with every seed, so one that diverged decides, whatever the others did.
+    A learning rate converges if it converges with every seed, so a single seed that diverged decides.
     """
     found = set(verdicts)
     for verdict in ("diverged", "crashed", "stopped", "running", None):

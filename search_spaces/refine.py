@@ -1,4 +1,4 @@
-"""What follows the grid of a study: the field ``refine``."""
+"""The field ``refine`` of a study: cells off the grid."""
 
 from __future__ import annotations
 
@@ -12,51 +12,53 @@ from search_spaces.errors import bad
 
 
 class Budget(Frozen):
-    """What refinement may take, both kinds together; does not change any result, and may be raised later."""
+    """A limit on all cells off the grid. It changes no result, and may be raised later."""
 
-    cells: int | None = Field(default=None, gt=0, description="Cells beside the grid.")
+    cells: int | None = Field(default=None, gt=0, description="Maximum number of cells off the grid.")
     minutes: float | None = Field(
         default=None,
         gt=0,
-        description="Minutes of training, summed over the cells beside the grid. None begins after them; those that "
-        "run go on to their end.",
+        description="Minutes of training, summed over the cells off the grid. After that no such cell starts; running "
+        "cells finish.",
     )
 
 
 class RefineSpec(Frozen):
-    """What is tried beside the grid: the best (lr, gamma) of a method, and the edge of a curve."""
+    """Cells off the grid: a search for the best (lr, gamma) of each method, and for the edge of each curve."""
 
     trials: int = Field(
         default=0,
         ge=0,
-        description="Optuna trials over (log lr, log gamma) for each (scale, attention norm, method), first seed.",
+        description="Optuna trials over (log lr, log gamma) per (scale, attention norm, method), with the first seed.",
     )
-    sampler: Literal["tpe", "gp"] = Field(default="tpe", description="Tree-structured Parzen, or Gaussian process.")
+    sampler: Literal["tpe", "gp"] = Field(
+        default="tpe", description="Tree-structured Parzen estimator, or Gaussian process."
+    )
     edge: float | None = Field(
         default=None,
         ge=MIN_FACTOR,
-        description="Bisect, for every curve, between the largest learning rate that converges with every seed and "
-        "the next that does not, until their ratio is at most this.",
+        description="For every curve, bisect between the largest learning rate that converges with every seed and the "
+        "next larger one, which does not, until their ratio is at most this.",
     )
     pruner: Literal["median"] | None = Field(
         default=None,
-        description="Ends an Optuna trial whose loss is above the median of earlier ones at the same step; no cell of "
-        "the grid or of an edge. May be set later.",
+        description="Stop an Optuna trial whose loss is above the median of earlier trials at the same step. Cells of "
+        "the grid and of an edge are never pruned. May be set later.",
     )
-    budget: Budget = Field(default=Budget(), description="No limit by default.")
+    budget: Budget = Field(default=Budget(), description="Limit on the cells off the grid; default: no limit.")
 
     @field_validator("budget")
     @classmethod
-    def _something_to_spend_it_on(cls, value: Budget, info: ValidationInfo) -> Budget:
+    def _budget_needs_a_search(cls, value: Budget, info: ValidationInfo) -> Budget:
         if value != Budget() and not info.data.get("trials") and info.data.get("edge") is None:
-            raise bad("limits a refinement that there is not", "give refine.trials or refine.edge, or no budget")
+            raise bad("requires refine.trials or refine.edge", "set one of them, or remove the budget")
         return value
 
     @field_validator("pruner")
     @classmethod
-    def _something_to_prune(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _pruner_needs_trials(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and not info.data.get("trials"):
-            raise bad("ends trials that there are not", "give refine.trials, or no pruner")
+            raise bad("requires refine.trials", "set refine.trials, or remove the pruner")
         return value
 
     @classmethod

@@ -12,7 +12,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT, AttentionNor
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A model shape. ``name`` counts, for the published ones, the blocks and one embedding."""
+    """A model shape. The name of a published scale counts the parameters of the blocks and of one embedding."""
 
     name: str
     L: int  # blocks
@@ -21,14 +21,14 @@ class Scale:
 
     @property
     def hidden(self) -> int:
-        """Width of the SwiGLU: two thirds of 4D, rounded up to a multiple of 256."""
+        """Hidden width of the SwiGLU: two thirds of 4D, rounded up to a multiple of 256."""
         return 256 * -(-(2 * 4 * self.D) // (3 * 256))
 
     def parameters(self, V: int, *, tied: bool = False, attention_norm: str = DEFAULT) -> int:
-        """Trainable parameters, both embeddings counted unless tied.
+        """Number of trainable parameters, with both embeddings unless they are tied.
 
-        A block holds QKV and Proj (4 D^2), the three matrices of the SwiGLU, and the norms and factors of its variant:
-        on Q, K and V they are one head wide, and sigma-reparam has one number for each of the seven matrices.
+        A block has QKV and Proj (4 D^2), the three matrices of the SwiGLU, and the norms and factors of its attention
+        norm. Norms on Q, K and V are one head wide. sigma-reparam has one factor for each of the seven matrices.
         """
         norms = [ATTENTION_NORMS[attention_norm].of_block(i) for i in range(self.L)]
         return sum(map(self._block_parameters, norms)) + self.D + V * self.D * (1 if tied else 2)
@@ -40,16 +40,16 @@ class Scale:
         return 4 * self.D**2 + 3 * self.D * self.hidden + D_wide * self.D + K_wide * K + 7 * norm.sigma_reparam
 
     def flops_per_token(self, V: int, T: int) -> float:
-        """Forward and backward FLOPs a token, ``6 N + 12 L D T`` (arXiv 2204.02311, appendix B), N that of the default
-        attention norm without the input embedding, which is a lookup."""
+        """Forward and backward FLOPs per token, ``6 N + 12 L D T`` (arXiv 2204.02311, appendix B). N is the number of
+        parameters with the default attention norm and without the input embedding, which is a lookup."""
         return 6.0 * (self.parameters(V) - V * self.D) + 12.0 * self.L * self.D * T
 
 
 SCALES: dict[str, Scale] = {
     scale.name: scale
     for scale in (
-        Scale(name="nano", L=1, D=16, H=2),  # for processors: 100,000 steps in a minute or two
-        Scale(name="tiny", L=2, D=64, H=4),  # for processors: seconds a run
+        Scale(name="nano", L=1, D=16, H=2),  # for CPUs: 100,000 steps in a minute or two
+        Scale(name="tiny", L=2, D=64, H=4),  # for CPUs: seconds per run
         Scale(name="5M", L=3, D=96, H=4),
         Scale(name="8M", L=4, D=128, H=4),
         Scale(name="10M", L=5, D=160, H=4),
@@ -62,7 +62,7 @@ SCALES: dict[str, Scale] = {
         Scale(name="109M", L=15, D=640, H=4),
         Scale(name="149M", L=18, D=704, H=4),
         Scale(name="221M", L=21, D=832, H=4),
-        Scale(name="347M", L=23, D=1024, H=4),  # from here on in the published code, without published runs
+        Scale(name="347M", L=23, D=1024, H=4),  # from here on: only in the published code, no runs
         Scale(name="455M", L=26, D=1120, H=4),
         Scale(name="612M", L=26, D=1312, H=4),
         Scale(name="902M", L=30, D=1504, H=4),

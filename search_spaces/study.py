@@ -1,50 +1,44 @@
-"""The study file: what to try, as a frozen model, from and to YAML."""
+"""The study: what to try, as a frozen model. ``search_spaces.study_file`` reads it."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-import sys
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
     BeforeValidator,
     Field,
-    ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
+from search_spaces import study_file
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
-from search_spaces.errors import InvalidInput, bad
-from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Word
+from search_spaces.errors import bad
+from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
 from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
 from search_spaces.scales import SCALES
 
-GPU_UNIT = 1e-4
-"""The smallest share of an accelerator that Ray can count."""
-
 T = TypeVar("T")
-SHIPPED = Path(__file__).parent / "studies"
-FEWEST_STEPS = 20
-"""Between two evaluations by default: what an evaluation looks at costs at most 2 % of so many steps."""
+GPU_UNIT = 1e-4
+"""The smallest fraction of an accelerator that Ray can assign."""
+MIN_EVALUATION_INTERVAL = 20
+"""Fewest steps between two evaluations by default; the diagnostics of one then cost at most 2 % of the time."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-HASHED_WITHOUT: Any = {
+NOT_HASHED: Any = {
     **dict.fromkeys(("description", "intervals", "resources", "keep_weights"), True),
     "refine": {"budget", "pruner"},
 }
-"""Fields that may change between two runs of one study."""
-MOST_SEEDS = 10_000
-"""That ``seeds: N`` may be short for."""
+"""Fields that may change between two runs of the same study."""
+MAX_SEEDS = 10_000
+"""Largest N in ``seeds: N``."""
 
 
 def is_name(text: str) -> bool:
@@ -52,8 +46,8 @@ def is_name(text: str) -> bool:
     return NAME.fullmatch(text) is not None and ".." not in text
 
 
-def known(kind: str, name: object, names: Iterable[str]) -> str:
-    """``name`` if it is one of ``names``; else an error with the nearest match."""
+def require_known(kind: str, name: object, names: Iterable[str]) -> str:
+    """``name`` if it is one of ``names``; otherwise an error with the closest match."""
     names = list(names)
     if name in names:
         return str(name)
@@ -62,14 +56,14 @@ def known(kind: str, name: object, names: Iterable[str]) -> str:
     raise bad(f"is not a known {kind}", f"{hint}choose from {', '.join(names)}")
 
 
-def grid(values: tuple[float, ...]) -> tuple[float, ...]:
-    """A grid: not empty, positive, strictly ascending."""
+def require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
+    """``values`` if they are a grid: not empty, positive, strictly ascending."""
     if not values:
-        raise bad("is an empty grid", "give at least one value")
+        raise bad("is empty", "give at least one value")
     if any(v <= 0 for v in values):
-        raise bad("holds a value that is not positive", "every value must be above 0")
+        raise bad("contains a value that is not positive", "give values above 0")
     if any(a >= b for a, b in pairwise(values)):
-        raise bad("is not strictly ascending", "sort it and drop duplicates")
+        raise bad("is not strictly ascending", "sort it and remove duplicates")
     return values
 
 
@@ -78,24 +72,24 @@ class DataSpec(Frozen):
 
     source: Literal["builtin", "text", "shards"] = Field(
         default="builtin",
-        description="builtin: the sources of Python's standard library; text: local files; shards: token files.",
+        description="builtin: the source code of Python's standard library; text: local files; shards: token files.",
     )
     path: str | None = Field(
-        default=None, description="text: a folder, a file or a glob; shards: a glob of the training shards."
+        default=None, description="text: a folder, a file or a glob; shards: a glob for the training shards."
     )
     validation: str | None = Field(
-        default=None, description="shards: a glob of the validation shards, apart from the training ones."
+        default=None, description="shards: a glob for the validation shards, separate from the training shards."
     )
     tokenizer: Literal["bpe", "bytes", "gpt2"] = Field(
         default="bpe",
-        description="builtin and text: byte pairs trained on the text itself, plain bytes, or GPT-2's.",
+        description="builtin and text: byte-pair encoding trained on the text itself, plain bytes, or GPT-2's.",
     )
     vocab_size: int = Field(
         default=1024,
         ge=256,
         le=65_536,
-        description="Token ids in use: the size of the trained vocabulary, or of the one the shards were made "
-        "with (50257 for GPT-2). The model pads it to a multiple of 64.",
+        description="Number of token ids in use: the size of the vocabulary to train, or of the vocabulary that the "
+        "shards were made with (50257 for GPT-2). The model pads it to a multiple of 64.",
     )
 
     @model_validator(mode="after")
@@ -103,7 +97,7 @@ class DataSpec(Frozen):
         wanted = {"builtin": (), "text": ("path",), "shards": ("path", "validation")}[self.source]
         for name in ("path", "validation"):
             if (getattr(self, name) is None) == (name in wanted):
-                problem = "needs" if name in wanted else "takes no"
+                problem = "requires" if name in wanted else "does not take"
                 raise bad(
                     f"{problem} data.{name}",
                     f"data.source {self.source} takes {' and '.join(wanted) or 'neither path nor validation'}",
@@ -112,7 +106,7 @@ class DataSpec(Frozen):
 
     @property
     def V(self) -> int:
-        """Vocabulary of the model: the token ids in use, padded to a multiple of 64."""
+        """Vocabulary size of the model: the number of token ids in use, padded to a multiple of 64."""
         used = {"bytes": 256, "gpt2": 50_257}.get(self.tokenizer, self.vocab_size)
         if self.source == "shards":
             used = self.vocab_size
@@ -141,12 +135,12 @@ class MethodChoice(Frozen):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        return known("method", value, METHODS)
+        return require_known("method", value, METHODS)
 
     @field_validator("gamma")
     @classmethod
     def _grid(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return None if value is None else grid(value)
+        return None if value is None else require_grid(value)
 
     @model_validator(mode="after")
     def _gamma_belongs_to_the_method(self) -> Self:
@@ -161,69 +155,70 @@ class MethodChoice(Frozen):
 
 
 class Intervals(Frozen):
-    """How often a cell is looked at; does not change its result."""
+    """How often a cell is evaluated and saved; does not change its result."""
 
     evaluate: int | None = Field(
         default=None,
         gt=0,
-        description="Steps between evaluations; by default a twentieth of the run, and 20 at least.",
+        description="Steps between evaluations; default: a twentieth of the run, at least 20.",
     )
     checkpoint: int | None = Field(
-        default=None, gt=0, description="Steps between checkpoints; at every evaluation by default."
+        default=None, gt=0, description="Steps between checkpoints; default: at every evaluation."
     )
 
 
 class ResourceSpec(Frozen):
-    """What runs a cell; does not change its result."""
+    """The resources that a cell runs on; they do not change its result."""
 
-    workers: int = Field(default=1, gt=0, description="DDP workers a cell.")
-    cpus_per_worker: int = Field(default=1, gt=0, description="Cores a worker.")
+    workers: int = Field(default=1, gt=0, description="DDP workers per cell.")
+    cpus_per_worker: int = Field(default=1, gt=0, description="CPU cores per worker.")
     gpus_per_worker: float = Field(
         default=0,
         ge=0,
         le=1,
-        description="Accelerators a worker: 0 (gloo), 1 (NCCL), or a share of one, for small cells of one worker. "
-        "0.25 puts four on a device.",
+        description="Accelerators per worker: 0 (gloo), 1 (NCCL), or a fraction for small cells with one worker; "
+        "0.25 places four cells on a device.",
     )
     concurrency: int | None = Field(
-        default=None, gt=0, description="Cells at once; as many as the cluster holds by default."
+        default=None, gt=0, description="Cells in parallel; default: as many as fit the cluster."
     )
     compile: bool | Literal["auto"] = Field(
         default="auto",
-        description="torch.compile: on accelerators of model and head, with CUDA graphs; on processors of the model, "
-        "or of the whole step where it is small and one worker trains. auto: on accelerators alone, because on a "
-        "processor only long cells earn back the minute that it takes. Falls back to eager with a warning.",
+        description="Use torch.compile: on accelerators for model and head, with CUDA graphs; on CPUs for the model, "
+        "or for the whole step if it is small and there is one worker. auto: only on accelerators, because on a CPU "
+        "only long cells earn back the minute that compilation takes. If compilation fails, the cell runs in eager "
+        "mode, with a warning.",
     )
     max_failures: int = Field(
         default=2,
         gt=0,
-        description="A cell that has failed this often is crashed; before, it goes on from its checkpoint.",
+        description="After this many failures a cell is crashed; before that, it resumes from its checkpoint.",
     )
     autoscale: bool = Field(
         default=False,
-        description="The cluster starts nodes for what waits: a study asks for concurrency cells at once, however "
-        "many nodes are up.",
+        description="The cluster starts nodes on demand: the study requests concurrency cells in parallel, no matter "
+        "how many nodes are up.",
     )
 
     @field_validator("gpus_per_worker")
     @classmethod
-    def _a_share_that_ray_can_count(cls, value: float) -> float:
+    def _ray_can_assign_it(cls, value: float) -> float:
         if abs(value - round(value / GPU_UNIT) * GPU_UNIT) > GPU_UNIT / 1000:
-            raise bad(f"is no multiple of {GPU_UNIT}, in which Ray counts", "use fewer digits")
+            raise bad(f"is not a multiple of {GPU_UNIT}, Ray's unit", "use fewer digits")
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if 0 < self.gpus_per_worker < 1 and self.workers > 1:
             raise bad(
-                f"puts {self.workers} workers of a cell on {self.gpus_per_worker:g} of a device each, and NCCL refuses "
-                "two ranks on one device",
+                f"gives each of {self.workers} workers of a cell {self.gpus_per_worker:g} of a device, but NCCL "
+                "refuses two ranks on one device",
                 "set resources.workers to 1, or resources.gpus_per_worker to 1",
             )
         if self.autoscale and self.concurrency is None:
             raise bad(
                 "sets autoscale without concurrency",
-                "set resources.concurrency: as many cells at once as the cluster may grow to",
+                "set resources.concurrency to the number of parallel cells that the cluster may grow to",
             )
         return self
 
@@ -231,64 +226,64 @@ class ResourceSpec(Frozen):
 class Study(Frozen):
     """A study: one picture of final loss against learning rate, per scale, method and gamma."""
 
-    name: str = Field(description="Lower-case letters, digits, '.', '_' and '-'; it names a folder.")
-    description: str = Field(default="", description="What it is for, in a sentence.")
+    name: str = Field(description="Lowercase letters, digits, '.', '_' and '-'; it names a folder.")
+    description: str = Field(default="", description="The purpose of the study, in a sentence.")
     scales: tuple[str, ...] = Field(description="Model scales.")
-    data: DataSpec = Field(default=DataSpec(), description="The tokens.")
+    data: DataSpec = Field(default=DataSpec(), description="The tokens to train on.")
     attention_norms: tuple[str, ...] = Field(
-        default=(DEFAULT,), description="Attention and norm variants; every method is tried with each."
+        default=(DEFAULT,), description="Attention norms; every method is tried with each."
     )
     methods: tuple[
         Annotated[MethodChoice, BeforeValidator(MethodChoice.from_file, json_schema_input_type=str | MethodChoice)],
         ...,
     ] = Field(description="Methods, each by name, or with values of gamma.")
     lrs: tuple[float, ...] = Field(description="Peak learning rates: the grid of every curve.")
-    seeds: tuple[int, ...] = Field(default=(1,), description="Seeds: every cell is run once a seed.")
+    seeds: tuple[int, ...] = Field(default=(1,), description="Seeds; every cell is run once per seed.")
     model: ModelSpec = Field(default=ModelSpec())
     training: TrainingSpec = Field(default=TrainingSpec())
     refine: Annotated[RefineSpec, BeforeValidator(RefineSpec.from_trials, json_schema_input_type=int | RefineSpec)] = (
-        Field(default=RefineSpec(), description="What follows the grid; a number is short for trials.")
+        Field(default=RefineSpec(), description="Cells off the grid; a number is short for {trials: N}.")
     )
     intervals: Intervals = Field(default=Intervals())
     resources: ResourceSpec = Field(default=ResourceSpec())
     keep_weights: Annotated[
-        KeepWeights, BeforeValidator(KeepWeights.from_word, json_schema_input_type=Word | KeepWeights)
-    ] = Field(default=NO_WEIGHTS, description="Weights that stay in the home; `last` is short for {last: true}.")
+        KeepWeights, BeforeValidator(KeepWeights.from_shorthand, json_schema_input_type=Shorthand | KeepWeights)
+    ] = Field(default=NO_WEIGHTS, description="Weights to keep in the home; `last` is short for {last: true}.")
 
     @field_validator("name")
     @classmethod
     def _safe_name(cls, value: str) -> str:
         if not is_name(value):
             raise bad(
-                "can not name a folder",
-                "use at most 63 lower-case letters, digits, '.', '_' and '-', starting with a letter or digit",
+                "is not a valid name",
+                "use at most 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit",
             )
         return value
 
     @field_validator("scales")
     @classmethod
     def _known_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(known("scale", name, SCALES) for name in _distinct(value))
+        return tuple(require_known("scale", name, SCALES) for name in _distinct(value))
 
     @field_validator("attention_norms")
     @classmethod
     def _known_attention_norms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(known("attention norm", name, ATTENTION_NORMS) for name in _distinct(value))
+        return tuple(require_known("attention norm", name, ATTENTION_NORMS) for name in _distinct(value))
 
     @field_validator("lrs")
     @classmethod
     def _lrs(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return grid(value)
+        return require_grid(value)
 
     @field_validator("seeds", mode="wrap")
     @classmethod
     def _seeds(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[int, ...]:
         """``seeds: 3`` is short for ``[1, 2, 3]``."""
-        if type(value) is int and value > MOST_SEEDS:
-            raise bad("is more seeds than anybody can run", f"give at most {MOST_SEEDS}")
+        if type(value) is int and value > MAX_SEEDS:
+            raise bad("is too many seeds", f"give at most {MAX_SEEDS}")
         seeds: tuple[int, ...] = handler(range(1, value + 1) if type(value) is int else value)
         if any(seed < 0 for seed in seeds):
-            raise bad("holds a negative seed", "seeds are 0 or above")
+            raise bad("contains a negative seed", "give seeds of 0 or more")
         return _distinct(seeds)
 
     @field_validator("methods")
@@ -312,7 +307,7 @@ class Study(Frozen):
                     )
         if batch % workers:
             raise bad(
-                f"training.batch_size {batch} is not divided by resources.workers {workers}",
+                f"training.batch_size {batch} is not divisible by resources.workers {workers}",
                 f"use {batch - batch % workers or workers} or {batch - batch % workers + workers} sequences, "
                 "or another number of workers",
             )
@@ -320,7 +315,7 @@ class Study(Frozen):
             if (sequences := getattr(self.training, name)) is not None and sequences < workers:
                 raise bad(
                     f"training.{name} {sequences} is less than resources.workers {workers}",
-                    "every worker evaluates at least one sequence",
+                    "give every worker at least one sequence to evaluate",
                 )
         if self.training.warmup_steps > self.training.steps:
             raise bad(
@@ -330,14 +325,14 @@ class Study(Frozen):
         decay_steps = self.training.decay_steps if self.training.schedule == "wsd" else 0
         if self.training.warmup_steps + decay_steps > self.training.steps:
             raise bad(
-                f"training.warmup_steps {self.training.warmup_steps} and the {decay_steps} steps of the decay exceed "
+                f"training.warmup_steps {self.training.warmup_steps} plus the {decay_steps} steps of the decay exceed "
                 f"training.steps {self.training.steps}",
                 "shorten the warm-up, or lower training.decay_share",
             )
         if self.training.weight_decay_mode == "coupled" and self.training.weight_decay * self.lrs[-1] >= 1:
             raise bad(
                 f"training.weight_decay {self.training.weight_decay:g} times the largest learning rate "
-                f"{self.lrs[-1]:g} takes off all of a matrix at once",
+                f"{self.lrs[-1]:g} is 1 or more, which decays every matrix to zero in one step",
                 "lower weight_decay, or set weight_decay_mode to independent",
             )
         if self.training.schedule != "constant" and self.training.min_lr > self.lrs[0]:
@@ -347,13 +342,13 @@ class Study(Frozen):
             )
         return self
 
-    @property  # not cached: model_copy would carry the old one over
+    @property  # not cached: model_copy would copy the cached value
     def hash(self) -> str:
-        """12 hexadecimal digits over every field but ``HASHED_WITHOUT``.
+        """12 hexadecimal digits over every field except ``NOT_HASHED``.
 
-        Hashes date from when soft-cap's gamma was a field of its own, ``c``, and homes are full of them.
+        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``.
         """
-        content = self.model_dump(mode="json", exclude=HASHED_WITHOUT)
+        content = self.model_dump(mode="json", exclude=NOT_HASHED)
         for choice in content["methods"]:
             choice["c"] = None
             if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":
@@ -369,113 +364,35 @@ class Study(Frozen):
         return self.intervals.checkpoint or self.evaluate_every
 
     def to_yaml(self) -> str:
-        """The study as YAML that ``parse`` reads back to an equal study."""
+        """The study as YAML, which ``parse`` reads back as an equal study."""
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=110
         )
 
     @classmethod
-    def parse(cls, text: str, origin: str = "study") -> Self:
-        """A study from YAML.
-
-        Raises:
-            InvalidInput: not YAML, not a mapping, or any field that is unknown, missing or out of range.
-        """
-        try:
-            content = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-            where = getattr(error, "problem_mark", None)
-            at = f" at line {where.line + 1}" if where else ""
-            raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the form") from error
-        if not isinstance(content, dict):
-            raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
-        return cls.validate_fields(content)
-
-    @classmethod
-    def validate_fields(cls, content: dict[str, Any]) -> Self:
-        """A study from its fields.
-
-        Raises:
-            InvalidInput: any field that is unknown, missing or out of range.
-        """
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise _invalid(error.errors()[0]) from error
-
-    @classmethod
     def load(cls, name_or_path: str) -> Self:
-        """A shipped study by name, or a study file by path; ``-`` is standard input.
+        """See ``study_file.load``."""
+        return study_file.load(cls, name_or_path)
 
-        Raises:
-            InvalidInput: there is no such study, or it can not be read; see ``parse``.
-        """
-        if name_or_path == "-":
-            return cls.parse(sys.stdin.buffer.read().decode(errors="replace"), "standard input")
-        path = SHIPPED / f"{name_or_path}.yaml" if NAME.fullmatch(name_or_path) else Path(name_or_path)
-        if not path.is_file():
-            path = Path(name_or_path)
-        try:
-            return cls.parse(path.read_text(encoding="utf-8"), name_or_path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(
-                "study",
-                name_or_path,
-                f"can not be read ({type(error).__name__})",
-                f"give the path of a study file, or a shipped study: {', '.join(shipped())}",
-            ) from error
+    @classmethod
+    def parse(cls, text: str, origin: str = "study") -> Self:
+        """See ``study_file.parse``."""
+        return study_file.parse(cls, text, origin)
+
+    @classmethod
+    def validate_fields(cls, fields: dict[str, Any]) -> Self:
+        """See ``study_file.validate``."""
+        return study_file.validate(cls, fields)
 
 
 def default_interval(steps: int) -> int:
-    """Steps between evaluations of a run of so many."""
-    return max(FEWEST_STEPS, steps // 20)
-
-
-def shipped() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def json_schema() -> str:
-    """The JSON schema of a study file, for editors and forms."""
-    return json.dumps(Study.model_json_schema(), indent=2)
+    """Steps between evaluations of a run of ``steps``."""
+    return max(MIN_EVALUATION_INTERVAL, steps // 20)
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
         raise bad("is empty", "give at least one")
     if len(set(values)) != len(values):
-        raise bad("names one twice", "drop the duplicate")
+        raise bad("contains a duplicate", "remove it")
     return values
-
-
-def _invalid(error: ErrorDetails) -> InvalidInput:
-    """The first error of a validation as one message with field, value and remedy."""
-    field = ".".join(str(part) for part in error["loc"]) or "study"
-    value = error["input"]
-    if error["type"] == "oec":
-        problem, remedy = error["ctx"]["problem"], error["ctx"]["remedy"]
-        if isinstance(value, dict):
-            value = next((value[key] for key in ("name", "source", "method") if key in value), value)
-    elif error["type"] == "extra_forbidden":
-        fields = _fields_beside(error["loc"])
-        close = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
-        problem = "is not a field of a study"
-        remedy = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(fields)}"
-    elif error["type"] == "missing":
-        value, problem, remedy = None, "is missing", "every study names its " + field.split(".")[-1]
-    else:
-        problem, remedy = "is not allowed", error["msg"][0].lower() + error["msg"][1:]
-    return InvalidInput(field, value, problem, remedy)
-
-
-def _fields_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """The field names that could have stood where ``loc`` ends."""
-    model: type[Frozen] = Study
-    for part in loc[:-1]:
-        inner: type[Frozen] | None = MethodChoice if part == "methods" else None
-        if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            inner = annotation if isinstance(annotation, type) and issubclass(annotation, Frozen) else inner
-        model = inner or model
-    return list(model.model_fields)

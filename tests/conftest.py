@@ -1,5 +1,5 @@
-"""Before any test module imports Ray: the environment in which the engine runs it. A study that was run to its end, for
-all that look at what it left. After all tests: the account of the faults that were put in."""
+"""Shared by all tests: the environment in which ``oec`` runs Ray, set before any test module imports Ray; a home with a
+trained study, for all tests that only read it; and a summary of the injected faults after the last test."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-from service.cluster import connection as cluster
+from service.cluster.connection import configure_ray
 
-cluster.configure()
-# What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+configure_ray()
+# If a script runs pytest in the background, pytest ignores Ctrl-C, and the processes that tests interrupt inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with suppress(ModuleNotFoundError):  # tests/cuda runs on machines without most of what other tests need
+with suppress(ModuleNotFoundError):  # tests/cuda also runs on machines without most test dependencies
     from hypothesis import settings
 
-    settings.register_profile("oec", deadline=None)  # how long an example takes says how busy the machine is
+    settings.register_profile("oec", deadline=None)  # an example's duration depends on how busy the machine is
     settings.load_profile("oec")
 
 
 @pytest.fixture(scope="session")
 def gpt2_cache(request: pytest.FixtureRequest) -> Path:
-    """A TIKTOKEN_CACHE_DIR with GPT-2's ranks, kept with pytest's own cache from one session to the next."""
+    """Returns a TIKTOKEN_CACHE_DIR with GPT-2's ranks. It is in pytest's cache, so that later sessions reuse it."""
     from tests import gpt2
 
     return gpt2.fill(Path(request.config.cache.mkdir("gpt2")))
 
 
 def write(folder: Path, name: str, **changes: object) -> Path:
-    """A study like ``smoke``: three curves of two learning rates, 2-worker DDP; one cell diverges."""
+    """Writes a study like ``smoke``: three curves of two learning rates, with 2-worker DDP. One cell diverges."""
     import yaml
 
     from search_spaces.study import Study
@@ -50,20 +50,23 @@ def write(folder: Path, name: str, **changes: object) -> Path:
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of study ``first``, with one refinement a method, and one bisection a curve."""
+    """Returns the file of the study ``first``, with one Optuna trial per method and one bisection per curve."""
     return write(tmp_path_factory.mktemp("studies"), "first", refine={"trials": 1, "edge": 200})
 
 
 @pytest.fixture(scope="session")
 def trained(first: Path) -> Path:
-    """A home in which study ``first`` has run to its end, started where packages of the names of ours lie."""
+    """Returns a home in which the study ``first`` is done.
+
+    It was started in a folder that has packages with the names of ours, which raise an error on import.
+    """
     from tests.service.oec import oec
 
-    home, stands = first.with_name("home"), first.with_name("project")
+    home, project = first.with_name("home"), first.with_name("project")
     for name in ("service", "trainers", "search_spaces", "dashboards"):
-        (stands / name).mkdir(parents=True)
-        (stands / name / "__init__.py").write_text("raise RuntimeError('not the package that was meant')\n")
-    done = oec("run", first, home=home, cwd=stands)
+        (project / name).mkdir(parents=True)
+        (project / name / "__init__.py").write_text("raise RuntimeError('the wrong package was imported')\n")
+    done = oec("run", first, home=home, cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
     return home
@@ -74,7 +77,7 @@ SHARED = {
     "tests/service/sweep/test_run.py": "trained",
     "tests/service/sweep/embedded/": "embedded",
 }
-"""By how their tests begin: modules of which one process has all, and what it starts for them."""
+"""Groups of test modules that one process runs, because they share a fixture that is slow to set up, by path prefix."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -82,33 +85,33 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
     from xdist.scheduler import LoadFileScheduling
 
     class Modules(LoadFileScheduling):
-        """Where two processes run the tests, one has all of a module, or of those that share what they start."""
+        """Gives all tests of a module, or of a group in ``SHARED``, to the same process."""
 
         def _split_scope(self, nodeid: str) -> str:
-            shares = (what for part, what in SHARED.items() if nodeid.startswith(part))
-            return next(shares, super()._split_scope(nodeid))
+            groups = (group for prefix, group in SHARED.items() if nodeid.startswith(prefix))
+            return next(groups, super()._split_scope(nodeid))
 
     return Modules(config, log)
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Hand the faults of a test on to its report: ``@pytest.mark.fault("what", times=3)``."""
+    """Copies the faults of a test, ``@pytest.mark.fault("name", times=3)``, to its report."""
     if call.when == "call":
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", (mark.args[0], mark.kwargs.get("times", 1))))
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """A line for every kind of fault: how often it was put in, how often everything held after it."""
+    """Prints for every kind of fault how often it was injected and how often the test passed."""
     injected: Counter[str] = Counter()
     survived: Counter[str] = Counter()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
-            for name, value in report.user_properties if report.when == "call" else ():
-                if name == "fault":
+            for key, value in report.user_properties if report.when == "call" else ():
+                if key == "fault":
                     injected[value[0]] += value[1]
                     survived[value[0]] += value[1] * (outcome == "passed")
     if injected:
         terminalreporter.section("faults: injected, survived")
-        for what in sorted(injected):
-            terminalreporter.line(f"{injected[what]:5} {survived[what]:5}  {what}")
+        for name in sorted(injected):
+            terminalreporter.line(f"{injected[name]:5} {survived[name]:5}  {name}")

@@ -1,4 +1,4 @@
-"""Parquet files with FineWeb's columns, whose documents are the sources of Python's standard library."""
+"""Writes parquet files with FineWeb's columns. The documents are the source files of Python's standard library."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ COLUMNS = ("text", "id", "dump", "url", "date", "file_path", "language", "langua
 
 
 def texts(count: int) -> list[str]:
-    """Different documents, the first ``count`` of the standard library that are shorter than 100,000 characters."""
+    """Returns the first ``count`` source files of the standard library that are shorter than 100,000 characters."""
     found = (document.text() for document in standard_library().files)
     return [text for text in found if text and len(text) < 100_000][:count]
 
 
 def write(folder: Path, documents: list[str], *, files: int = 2, rows: int = 50) -> str:
-    """Write the documents to ``files`` files, ``rows`` to a row group; returns the glob that matches them."""
+    """Writes the documents to ``files`` files, with ``rows`` rows per row group; returns a glob for the files."""
     folder.mkdir(parents=True, exist_ok=True)
     share = -(-len(documents) // files)
     for number in range(files):

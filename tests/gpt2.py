@@ -1,4 +1,4 @@
-"""GPT-2's real vocabulary without its vendor's server: its ranks are in the npm package ``js-tiktoken``."""
+"""Gets GPT-2's real vocabulary from the npm package ``js-tiktoken``, without the vendor's server."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOU
 
 
 def fill(folder: Path) -> Path:
-    """Make ``folder`` a TIKTOKEN_CACHE_DIR; skips the test where npm can not be reached, and nowhere else.
+    """Makes ``folder`` a TIKTOKEN_CACHE_DIR. Skips the test only if npm cannot be reached or is not installed.
 
-    tiktoken checks the SHA-256 of the file, so that anything but the original bytes fails in the test.
+    tiktoken checks the SHA-256 of the file, so the test fails unless the bytes are the original ones.
     """
     if (folder / CACHED).exists():
         return folder
@@ -32,7 +32,7 @@ def fill(folder: Path) -> Path:
         script = member.read().decode()
     _, first, *tokens = json.loads(script.removeprefix("export default ").rstrip().rstrip(";"))["bpe_ranks"].split()
     lines = (f"{token} {rank}\n" for rank, token in enumerate(tokens, int(first)))
-    write_atomically(folder / CACHED, "".join(lines))  # other test processes fill it at the same time
+    write_atomically(folder / CACHED, "".join(lines))  # other test processes may write it at the same time
     return folder
 
 
@@ -43,8 +43,8 @@ def _packed(folder: Path) -> Path:
     except FileNotFoundError:
         pytest.skip("npm is not installed: GPT-2's ranks come from its package js-tiktoken")
     except subprocess.TimeoutExpired:
-        pytest.skip("npm does not answer: GPT-2's ranks come from its package js-tiktoken")
+        pytest.skip("npm did not answer: GPT-2's ranks come from its package js-tiktoken")
     if result.returncode and any(code in result.stderr + result.stdout for code in UNREACHABLE):
-        pytest.skip(f"npm can not be reached: {result.stderr.strip()[:200]}")
+        pytest.skip(f"npm cannot be reached: {result.stderr.strip()[:200]}")
     assert result.returncode == 0, f"npm pack {PACKAGE} failed: {result.stdout}{result.stderr}"
     return folder / result.stdout.split()[-1]

@@ -1,4 +1,4 @@
-"""A data set as the Hub serves it, over HTTP on loopback: as much of its interface as streaming asks for."""
+"""Serves a data set on loopback like the Hub, with the part of the Hub's HTTP interface that streaming uses."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @contextmanager
-def serving(name: str, folder: Path) -> Iterator[str]:
-    """The HF_ENDPOINT at which ``folder`` is the data set ``name``."""
-    handler = type("Serving", (Handler,), {"name": name, "folder": folder})
+def serve(name: str, folder: Path) -> Iterator[str]:
+    """Serves ``folder`` as the data set ``name``; yields the value for HF_ENDPOINT."""
+    handler = type("NamedHandler", (Handler,), {"name": name, "folder": folder})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Object stores of this machine: moto's S3, and the emulator of Google Storage, each a process that speaks HTTP."""
+"""Runs object stores on this machine: moto's S3 server, and an emulator of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gcp_storage_emulator.handlers import objects
 
 insert = objects.insert
 
-def unless_there(request, response, storage, *rest, **more):
-    '''What the emulator leaves out: ifGenerationMatch=0, "only if there is none".'''
+def insert_unless_present(request, response, storage, *rest, **more):
+    '''Adds ifGenerationMatch=0, "only if there is no such object", which the emulator does not support.'''
     name = request.query.get("name", [None])[0] or request.data["meta"]["name"]
     if request.query.get("ifGenerationMatch") == ["0"]:
         try:
@@ -38,7 +38,7 @@ def unless_there(request, response, storage, *rest, **more):
             pass
     return insert(request, response, storage, *rest, **more)
 
-objects.insert = unless_there
+objects.insert = insert_unless_present
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.server import create_server
 
@@ -50,26 +50,26 @@ time.sleep(10**6)
 
 @dataclass
 class Store:
-    """A bucket by the name of ``bucket``."""
+    """A running store with a bucket named ``bucket``."""
 
     kind: str
     environment: Mapping[str, str]
     process: psutil.Popen
 
     def home(self) -> str:
-        """A URL in it that nobody has used."""
+        """Returns a new URL in the bucket."""
         return f"{self.kind}://bucket/{uuid.uuid4().hex[:8]}/home"
 
-    def frozen(self) -> None:
+    def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
 
-    def goes_on(self) -> None:
+    def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
 def store(kind: str, folder: Path) -> Iterator[Store]:
-    """The store, with its address and credentials in this process's environment."""
+    """Runs a store, with its address and credentials in this process's environment."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     if kind == "s3":
@@ -83,7 +83,7 @@ def store(kind: str, folder: Path) -> Iterator[Store]:
     with (folder / f"{kind}.log").open("wb") as log:
         process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     os.environ |= names
-    buckets._filesystem.cache_clear()  # which has the address
+    buckets._filesystem.cache_clear()  # it holds the old address
     try:
         made = Store(kind, names, process)
         deadline = time.monotonic() + UP_S

@@ -1,4 +1,4 @@
-"""What a machine with a GPU is asked is run on this one, so that the first contact fails for no other reason."""
+"""Runs the GPU tests and benchmarks on the CPU, so that on a machine with a GPU only the GPU can make them fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_it_says_so_in_a_line() -> None:
+def test_without_a_device_one_line_says_so() -> None:
     done = run("tests.cuda")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
@@ -29,14 +29,14 @@ def test_without_a_device_it_says_so_in_a_line() -> None:
 
 
 @pytest.mark.slow
-def test_the_tests_on_a_processor() -> None:
+def test_the_tests_run_on_a_cpu() -> None:
     done = run("tests.cuda", OEC_TEST_DEVICE="cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tests/cuda: passed" in done.stdout
 
 
 @pytest.mark.slow
-def test_the_benchmark_on_a_processor(tmp_path: Path) -> None:
+def test_the_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = run("benchmarks.gpu", "--device", "cpu", "--tiny", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -47,8 +47,7 @@ def test_the_benchmark_on_a_processor(tmp_path: Path) -> None:
     assert all(row["ms"] > 0 for row in found["rows"])
 
 
-def test_a_part_that_fails_is_told_and_the_next_one_begins(tmp_path: Path) -> None:
-    """Its first part has no time left, its second does not exist."""
+def test_a_part_without_time_is_reported_and_an_unknown_part_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = run("benchmarks.gpu", "--device", "cpu", "--tiny", "--seconds", "0", "--out", str(out), "step", "exact")
     assert done.returncode == 0, done.stderr

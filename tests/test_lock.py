@@ -1,4 +1,4 @@
-"""The locks hold every dependency of pyproject.toml, at an allowed version, by its hashes, and nothing of a machine."""
+"""The lock files pin every dependency of pyproject.toml to an allowed version, by hash, and contain nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENTRY = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f
 def locked(name: str) -> dict[str, str]:
     text = (ROOT / name).read_text()
     found = {canonicalize_name(entry[1]): entry[2] for entry in ENTRY.finditer(text)}
-    assert ENTRY.sub("", text).strip() == "", "a line is no pinned package with hashes"
+    assert ENTRY.sub("", text).strip() == "", f"{name}: a line is not a pinned package with hashes"
     return found
 
 
@@ -30,7 +30,7 @@ def test_a_lock_satisfies_the_project(name: str) -> None:
     versions = locked(name)
     wanted = [
         *PROJECT["dependencies"],
-        *(one for extra in LOCKS[name] for one in PROJECT["optional-dependencies"][extra]),
+        *(line for extra in LOCKS[name] for line in PROJECT["optional-dependencies"][extra]),
     ]
     for line in wanted:
         requirement = Requirement(line)
@@ -43,7 +43,7 @@ def test_a_lock_satisfies_the_project(name: str) -> None:
 
 
 def needed_by(package: str, extra: str) -> Iterator[str]:
-    """Names of what an installed package asks for with an extra alone."""
+    """Yields the dependencies that an installed package has only with an extra."""
     for requirement in map(Requirement, requires(package) or ()):
         marker = requirement.marker
         if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
@@ -51,7 +51,7 @@ def needed_by(package: str, extra: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_agrees_with_the_versions_of_the_image(name: str) -> None:
+def test_a_lock_has_the_versions_of_the_image(name: str) -> None:
     versions = locked(name)
     for line in (ROOT / "docker" / "constraints.txt").read_text().splitlines():
         if not line.startswith("#"):

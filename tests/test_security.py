@@ -1,4 +1,4 @@
-"""What a study file, a name or an address can not do: leave the home, run in the page, or show a secret."""
+"""A study file, a name or an address cannot reach outside the home, write to the terminal, or reveal a secret."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_study_s_name_can_not_leave_the_home(name: str) -> None:
+def test_a_study_name_cannot_leave_the_home(name: str) -> None:
     content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": name}
     with pytest.raises(InvalidInput, match=r"^name: "):
         Study.validate_fields(content)
@@ -49,28 +49,28 @@ def test_a_study_s_name_can_not_leave_the_home(name: str) -> None:
         *((command, name) for command in ("stop", "sync", "report") for name in ("../x", "smoke\x1b[31m")),
     ],
 )
-def test_a_name_on_the_command_line_can_not_leave_the_home(command: str, name: str, tmp_path: Path) -> None:
+def test_a_name_on_the_command_line_cannot_leave_the_home(command: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "ledger.jsonl").touch()
     done = invoked(command, name, home=tmp_path / "home")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "\x1b" not in done.stderr, "a control character reaches the terminal"
+    assert "\x1b" not in done.stderr, "a control character was printed to the terminal"
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["ledger.jsonl"]
 
 
-def test_a_cell_to_stop_can_not_be_a_path(tmp_path: Path) -> None:
+def test_a_cell_to_stop_cannot_be_a_path(tmp_path: Path) -> None:
     home = open_home(tmp_path / "home")
     study = Study.load("smoke")
     register_study(home, study)
     with Ledger(home.ledger("smoke"), "smoke", write=True):
         done = oec("stop", "smoke", "--cell", "../../../x", home=home.path)
     assert done.returncode == 2
-    assert "is no cell of smoke" in done.stderr
+    assert "is not a cell of smoke" in done.stderr
     assert not list(tmp_path.glob("**/x"))
 
 
-def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
+def test_a_study_folder_that_is_a_symlink_is_refused(tmp_path: Path) -> None:
     home = open_home(tmp_path / "home")
     (tmp_path / "elsewhere").mkdir()
     (home.studies / "smoke").symlink_to(tmp_path / "elsewhere")
@@ -80,7 +80,7 @@ def test_a_link_in_place_of_a_study_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_mlflow_tells_its_makers_nothing() -> None:
+def test_mlflow_sends_no_telemetry() -> None:
     program = """
 from service.cli.commands import main
 main(["methods"], standalone_mode=False)

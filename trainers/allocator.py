@@ -1,4 +1,4 @@
-"""The memory of a training process: what a step frees stays for the next step, and a shared device is shared."""
+"""The memory of a training process: it reuses what a step frees, and stays within its share of a GPU."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 from trainers.world import World
 
-CUDA_CONTEXT = 512 * 2**20
-"""Bytes of a device that a process takes beside PyTorch's, about: kernels and cuBLAS."""
+CUDA_CONTEXT_BYTES = 512 * 2**20
+"""Approximate GPU memory that each process uses outside of PyTorch: kernels and cuBLAS."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Names and numbers of glibc's ``malloc.h``."""
+"""Parameter numbers from glibc's ``malloc.h``."""
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to reuse freed blocks of every size, for the rest of this process; whether it did.
+    """Configures glibc to reuse freed blocks of every size for the rest of this process. Returns whether it worked.
 
-    By default it maps large blocks anew at each allocation and gives the end of its heap back, so that every step
-    pays the kernel for the same pages again: 92,000 page faults a step at 16M, an eighth of the step's time. False
-    where there is no ``mallopt`` (another C library): nothing but time is lost.
+    By default glibc maps a large block again at each allocation and returns the end of its heap to the kernel, so that
+    every step faults the same pages in again: 92,000 page faults a step at 16M, an eighth of the step's time. A C
+    library without ``mallopt`` is only slower.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -31,33 +31,34 @@ def keep_freed_memory() -> bool:
     return all(done)
 
 
-def keep_to_share(world: World) -> None:
-    """Makes a process that has a share of an accelerator run out of memory at that share, and not at the expense of the
-    other processes there. What CUDA itself takes, for each process, comes out of the share."""
-    if world.device.type == "cuda" and world.share < 1:
-        _limit(world)
+def limit_gpu_memory(world: World) -> None:
+    """Limits a process that has a share of a GPU to that share, so that it runs out of memory there instead of taking
+    memory from the other processes. The memory of its CUDA context counts toward the share."""
+    if world.device.type == "cuda" and world.memory_share < 1:
+        _set_memory_fraction(world)
 
 
 @contextmanager
-def sparing(world: World, share: float) -> Iterator[None]:
-    """Meanwhile this process runs out of its device's memory when ``share`` of what it may take is left."""
+def reserve_gpu_memory(world: World, share: float) -> Iterator[None]:
+    """While active, this process runs out of memory when only ``share`` of its GPU memory is left."""
     if world.device.type != "cuda":
         yield
         return
-    _limit(world, 1 - share)
+    _set_memory_fraction(world, 1 - share)
     try:
         yield
     finally:
-        _limit(world)
+        _set_memory_fraction(world)
 
 
-def _limit(world: World, part: float = 1.0) -> None:
-    """Leaves a process ``part`` of what it may take of its device."""
+def _set_memory_fraction(world: World, part: float = 1.0) -> None:
+    """Limits PyTorch to ``part`` of the GPU memory that this process may use."""
     total = torch.cuda.get_device_properties(world.device).total_memory
-    mine = fraction_of(world.share, total) if world.share < 1 else 1.0
-    torch.cuda.set_per_process_memory_fraction(mine * part, world.device)
+    fraction = pytorch_fraction(world.memory_share, total) if world.memory_share < 1 else 1.0
+    torch.cuda.set_per_process_memory_fraction(fraction * part, world.device)
 
 
-def fraction_of(share: float, total_bytes: int) -> float:
-    """The part of a device's memory that PyTorch may take of a share, at least a tenth of it."""
-    return max(share - CUDA_CONTEXT / total_bytes, share / 10)
+def pytorch_fraction(share: float, total_bytes: int) -> float:
+    """Returns the fraction of a GPU's memory that PyTorch may use in a process that has a share of the GPU: the share
+    without the CUDA context, but at least a tenth of the share."""
+    return max(share - CUDA_CONTEXT_BYTES / total_bytes, share / 10)

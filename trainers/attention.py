@@ -1,7 +1,7 @@
 """Causal attention with each softmax of the attention-norm registry: ``(q, k, v) -> y``, all ``(B, H, T, K)``.
 
-Legend: B sequences, H attention heads, T tokens a sequence, K width of a head, C queries of a chunk, S the keys up to
-the last of these queries.
+Legend: B sequences, H attention heads, T tokens a sequence, K width of a head, C queries of a chunk, S keys up to the
+last of these queries.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import Tensor
 from search_spaces.attention_norms import ATTENTION_CAP, CLIP_GAMMA, CLIP_ZETA, TEMPERATURE, Softmax
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-CHUNK = 128
-"""Queries at a time, at least, where the softmax is written out. A chunk leaves the keys out that none of its queries
-may see: with 1,024 tokens on a processor that takes 0.3 times the time of all at once, and holds half of ``(T, T)``."""
-MOST_CHUNKS = 8
-"""Of a sequence, as compilation unrolls them."""
-FLEX_WIDTH = 256
-"""Of a head, at most, in FlexAttention."""
+MIN_CHUNK_QUERIES = 128
+"""Queries of a chunk of unfused attention. A chunk omits the keys that none of its queries may attend to. With 1,024
+tokens on a CPU, chunks take 0.3 times as long as the whole at once, and hold half of ``(T, T)``."""
+MAX_CHUNKS = 8
+"""Chunks of a sequence; compilation unrolls them."""
+MAX_FLEX_HEAD_WIDTH = 256
+"""Maximum width of a head in FlexAttention."""
 
 
 def plain(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() and q_BHTK.device.type == "cpu" and q_BHTK.shape[2] <= CHUNK:
-        return _written_out(q_BHTK, k_BHTK, v_BHTK)
+    if torch.compiler.is_compiling() and q_BHTK.device.type == "cpu" and q_BHTK.shape[2] <= MIN_CHUNK_QUERIES:
+        return _unfused(q_BHTK, k_BHTK, v_BHTK)
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
 
 
-def _written_out(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """Two batched products and a softmax that the compiler fuses: at 64 tokens half the time of the fused kernel, which
-    is made for long sequences."""
+def _unfused(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Two batched products and a softmax, which the compiler fuses. With 64 tokens this takes half as long as the fused
+    kernel, which is designed for long sequences."""
     T, K = q_BHTK.shape[-2:]
     future_TT = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).triu(1)
     z_BHTT = (q_BHTK @ k_BHTK.transpose(-1, -2)) * K**-0.5
@@ -46,55 +46,58 @@ def temperature(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
 
 def cap(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
     """``softmax(c tanh(z / c))``: arXiv 2408.00118 (Gemma 2), section 2."""
-    if q_BHTK.device.type == "cuda" and torch.compiler.is_compiling() and q_BHTK.shape[-1] <= FLEX_WIDTH:
+    if q_BHTK.device.type == "cuda" and torch.compiler.is_compiling() and q_BHTK.shape[-1] <= MAX_FLEX_HEAD_WIDTH:
         return flex_cap(q_BHTK, k_BHTK, v_BHTK)
 
-    def capped(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
+    def capped_softmax(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
         z_BHCS = ATTENTION_CAP * torch.tanh(z_BHCS / ATTENTION_CAP)
         return torch.softmax(z_BHCS.masked_fill(future_CS, -torch.inf), dim=-1)
 
-    return _by_chunks(capped, q_BHTK, k_BHTK, v_BHTK)
+    return _chunked(capped_softmax, q_BHTK, k_BHTK, v_BHTK)
 
 
 def flex_cap(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """``cap`` by FlexAttention: one kernel without logits in memory, where it is inside of ``torch.compile``."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # imports the compiler: seconds
+    """``cap`` with FlexAttention, which ``torch.compile`` turns into one kernel that never stores the logits."""
+    from torch.nn.attention.flex_attention import (  # imports the compiler, which takes seconds
+        create_block_mask,
+        flex_attention,
+    )
 
     T = q_BHTK.shape[2]
 
     def capped(z: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return ATTENTION_CAP * torch.tanh(z / ATTENTION_CAP)
 
-    def past(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def is_causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query >= key
 
-    mask = create_block_mask(past, None, None, T, T, device=q_BHTK.device)
+    mask = create_block_mask(is_causal, None, None, T, T, device=q_BHTK.device)
     return flex_attention(q_BHTK, k_BHTK, v_BHTK, score_mod=capped, block_mask=mask)
 
 
 def clip(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """``clip((zeta - gamma) softmax(z) + gamma, 0, 1)``, not normalised again: arXiv 2306.12929, equation 4.
+    """``clip((zeta - gamma) softmax(z) + gamma, 0, 1)``, without renormalization: arXiv 2306.12929, equation 4.
 
-    A future key has softmax 0 and, as gamma is negative, weight 0.
+    A future key has softmax 0 and, because gamma is negative, weight 0.
     """
 
-    def clipped(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
+    def clipped_softmax(z_BHCS: Tensor, future_CS: Tensor) -> Tensor:
         p_BHCS = torch.softmax(z_BHCS.masked_fill(future_CS, -torch.inf), dim=-1)
         return (p_BHCS * (CLIP_ZETA - CLIP_GAMMA) + CLIP_GAMMA).clamp(0.0, 1.0)
 
-    return _by_chunks(clipped, q_BHTK, k_BHTK, v_BHTK)
+    return _chunked(clipped_softmax, q_BHTK, k_BHTK, v_BHTK)
 
 
-def _by_chunks(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """Attention with ``weights`` of the logits ``(B, H, C, S)`` and the mask of future keys ``(C, S)``.
+def _chunked(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Attention with ``weights``, a function of the logits ``(B, H, C, S)`` and the mask of future keys ``(C, S)``.
 
-    Written out, because scaled_dot_product_attention has neither map, and FlexAttention has the first one only, and no
-    backward pass on processors. Autocast is off for the logits: its bfloat16 would round them, which the fused kernels
-    do not.
+    ``scaled_dot_product_attention`` supports neither map, and FlexAttention supports only the cap, without a backward
+    pass on CPUs. Autocast is off for the logits, because it would round them to bfloat16, which the fused kernels do
+    not.
     """
     T, K = q_BHTK.shape[-2:]
     wide = torch.promote_types(q_BHTK.dtype, torch.float32)
-    C = max(CHUNK, -(-T // MOST_CHUNKS))
+    C = max(MIN_CHUNK_QUERIES, -(-T // MAX_CHUNKS))
     y = []
     for start in range(0, T, C):
         stop = min(start + C, T)

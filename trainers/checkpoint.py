@@ -1,4 +1,4 @@
-"""Checkpoints: a file of tensors and a JSON file that makes it valid, see ``trainers.described``."""
+"""Checkpoints: a file of tensors and a JSON file that makes it valid, see ``trainers.tensor_files``."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers import described
-from trainers.described import Damaged
+from trainers import tensor_files
+from trainers.tensor_files import DamagedFile
 
-KEPT = 2
-"""Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
+MAX_CHECKPOINTS = 2
+"""The newest, and the previous one in case the newest is damaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     tensors: dict[str, Tensor]
-    """On the processor."""
+    """On the CPU."""
     progress: dict[str, Any]
-    """What the run carries beside its tensors, as JSON values."""
+    """The state of the run beside its tensors, as JSON values."""
 
 
 def save(folder: Path, cell_id: str, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    """Writes the checkpoint of ``step`` and removes all but the ``KEPT`` newest.
+    """Writes the checkpoint of ``step`` and removes all but the ``MAX_CHECKPOINTS`` newest.
 
-    What can not be written, as on a full storage, leaves no file of ``step`` behind.
+    If writing fails, for example on a full disk, no file of ``step`` is left behind.
     """
-    data = described.path_of(folder, step)
-    described.write(
-        data, lambda path: save_tensors(tensors, path), cell=cell_id, step=step, content={"progress": progress}
-    )
-    newest = {path.stem for path in sorted(folder.glob("step-*.json"))[-KEPT:]}
+    data = tensor_files.path_for(folder, step)
+    content = {"progress": progress}
+    tensor_files.write(data, lambda path: save_tensors(tensors, path), cell=cell_id, step=step, content=content)
+    newest = {path.stem for path in sorted(folder.glob("step-*.json"))[-MAX_CHECKPOINTS:]}
     for path in folder.iterdir():
         if path.stem not in newest:
             path.unlink()
@@ -45,13 +44,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
-def latest(folder: Path, cell_id: str) -> Checkpoint | None:
-    """The newest valid checkpoint of the cell, or None. One that is not valid is named in a warning and passed over."""
+def load_latest(folder: Path, cell_id: str) -> Checkpoint | None:
+    """Returns the newest valid checkpoint of the cell, or None. Warns about each invalid checkpoint that it skips."""
     for data in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
-            return _load(data, cell_id)
-        except Damaged as why:
-            warnings.warn(f"checkpoint {data} passed over: {why}", stacklevel=2)
+            content = tensor_files.read_verified(data, cell_id)
+            return Checkpoint(load_file(data), content["progress"])
+        except DamagedFile as error:
+            warnings.warn(f"checkpoint {data} skipped: {error}", stacklevel=2)
     return None
 
 
@@ -61,8 +61,3 @@ def remove(folder: Path) -> None:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
-
-
-def _load(data: Path, cell_id: str) -> Checkpoint:
-    content = described.verified(data, cell_id)
-    return Checkpoint(load_file(data), content["progress"])

@@ -1,7 +1,7 @@
 """A small step as one compiled function: forward pass, head, backward pass, clip and Adam.
 
-At a few hundred tokens a step, the arithmetic of a small model takes a processor less time than the calls around it.
-``torch.compile`` of the whole step leaves a call for each matrix product, and one for what lies between two of them.
+With a few hundred tokens a step, the arithmetic of a small model takes a CPU less time than the calls around it.
+Compiling the whole step leaves one call for each matrix product, and one for everything between two products.
 """
 
 from __future__ import annotations
@@ -17,98 +17,96 @@ from torch import Tensor
 from search_spaces.cell import TrainingSpec
 from trainers import head, methods
 from trainers.head import Objective
-from trainers.optimizer import Optimizer, refused
+from trainers.optimizer import Optimizer, must_skip
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(tokens_BU, controls, strength) -> figures``, as ``Engine`` has them; takes the step where it may be taken."""
-MOST_PARTS = 4
-"""Micro batches of a step, which compilation unrolls."""
+"""``(tokens_BU, controls, gamma) -> metrics_3``, see ``Engine``; skips the step if it must be skipped."""
+MAX_MICRO_BATCHES = 4
+"""Micro batches of a step; compilation unrolls them."""
 OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    **head.OPTIONS,
-    # The calls in C++: Python's took a quarter of a step. Its own file, and no precompiled headers: 38 s, once.
+    **head.COMPILE_OPTIONS,
+    # Calls from Python took a quarter of a step, so they are made from C++. The wrapper is built separately and without
+    # precompiled headers, which would take 38 s once.
     "cpp_wrapper": True,
     "cpp_wrapper_build_separate": True,
     "cpp_cache_precompile_headers": False,
 }
-_kinds = itertools.count()
+_step_ids = itertools.count()
+MIN_TORCH_VERSION = (2, 13)
+"""The first tested version of PyTorch whose CPU kernels respect ``emulate_precision_casts``; 2.11 does not."""
 
 
-KEEPS_ROUNDING = (2, 13)
-"""The first version of PyTorch whose kernels for processors heed ``emulate_precision_casts``, of those that were tried;
-2.11 does not."""
-
-
-def supported() -> bool:
-    """Whether this PyTorch compiles a call of ``torch.autograd.grad`` and keeps the rounding of the logits."""
+def is_supported() -> bool:
+    """Returns whether this PyTorch can compile ``torch.autograd.grad`` and keeps the rounding of the logits."""
     import torch._dynamo.config as dynamo
 
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    return hasattr(dynamo, "trace_autograd_ops") and version >= KEEPS_ROUNDING
+    return hasattr(dynamo, "trace_autograd_ops") and version >= MIN_TORCH_VERSION
 
 
-def of_head(method: str) -> str:
-    """The method as the gradients know it: what acts on the weights is done after the step."""
+def gradient_method(method: str) -> str:
+    """Returns the method that determines the gradients; one that acts on the weights does so after the step."""
     return method if method in methods.PENALTIES or method in methods.LOGITS_MAPS else "baseline"
 
 
-def compiled(objective: Objective, optimizer: Optimizer, spec: TrainingSpec, method: str, micro_batch: int) -> Step:
-    """The step of a model in float32 on one processor, compiled when it is first called."""
+def compile_step(objective: Objective, optimizer: Optimizer, spec: TrainingSpec, method: str, micro_batch: int) -> Step:
+    """Returns the step of a float32 model on one CPU process, which is compiled when it is first called."""
     import torch._dynamo.config as dynamo
 
     dynamo.trace_autograd_ops = True
     model, max_norm = objective.model, spec.grad_clip
     E_VD, E_index = model.E_VD, next(i for i, p in enumerate(optimizer.parameters) if p is model.E_VD)
-    kind_of_chunk = head.kind_of_chunk(method, objective.logits_dtype)
+    static = head.static_chunk_arguments(method, objective.logits_dtype)
 
-    def part(tokens_BU: Tensor, strength: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Mean cross-entropy and the gradients."""
+    def loss_and_gradients(tokens_BU: Tensor, gamma: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Of one micro batch."""
         h_ND, targets_N = model(tokens_BU[:, :-1]).flatten(0, 1), tokens_BU[:, 1:].flatten()
         h, E, mu_D, N = h_ND.detach(), E_VD.detach(), E_VD.detach().mean(dim=0), len(h_ND)
-        found = head.chunk(h, E, targets_N, mu_D, strength, N=N, **kind_of_chunk)
-        grad_E_VD = found.grad_E_VD
-        if found.grad_mu_D is not None:
-            grad_E_VD = grad_E_VD + found.grad_mu_D / len(E_VD)
-        gradients = list(torch.autograd.grad(h_ND, optimizer.parameters, found.grad_h_CD, allow_unused=True))
+        chunk = head.compute_chunk(h, E, targets_N, mu_D, gamma, N=N, **static)
+        grad_E_VD = chunk.grad_E_VD
+        if chunk.grad_mu_D is not None:
+            grad_E_VD = grad_E_VD + chunk.grad_mu_D / len(E_VD)
+        gradients = list(torch.autograd.grad(h_ND, optimizer.parameters, chunk.grad_h_CD, allow_unused=True))
         through_body = gradients[E_index]
         gradients[E_index] = grad_E_VD if through_body is None else through_body + grad_E_VD
-        return found.cross_entropy / N, gradients
+        return chunk.cross_entropy / N, gradients
 
-    mine = next(_kinds)
+    own_id = next(_step_ids)
 
-    def step(tokens_BU: Tensor, controls: Tensor, strength: Tensor, kind: int) -> Tensor:
-        assert kind == mine  # so that dynamo, which knows a function by its code, looks at it
-        parts = [part(tokens, strength) for tokens in torch.split(tokens_BU, micro_batch)]
+    def step(tokens_BU: Tensor, controls: Tensor, gamma: Tensor, step_id: int) -> Tensor:
+        assert step_id == own_id  # makes dynamo guard on it, which otherwise identifies a function by its code
+        parts = [loss_and_gradients(tokens, gamma) for tokens in torch.split(tokens_BU, micro_batch)]
         cross_entropy = torch.stack([loss for loss, _ in parts]).mean()
         gradients = [sum(of_parameter) / len(parts) for of_parameter in zip(*(g for _, g in parts), strict=True)]
         with torch.no_grad():
             norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-            figures = torch.stack((cross_entropy, controls[1], norm))
+            metrics_3 = torch.stack((cross_entropy, controls[1], norm))
             optimizer.lr.copy_(controls[0])
-            optimizer.halt(refused(figures))
+            optimizer.halt(must_skip(metrics_3))
             adam(optimizer, [g * (max_norm / (norm + 1e-6)).clamp(max=1.0) for g in gradients])
-        return figures
+        return metrics_3
 
-    # Of all that dynamo would check before each call, a third of a millisecond, nothing changes but the kind: the
-    # function is of one engine, whose tensors stay, and of one kind of step.
-    only_kind = {"guard_filter_fn": lambda guards: [guard.name == "kind" for guard in guards]}
-    call = torch.compile(step, dynamic=False, fullgraph=True, options={**OPTIONS, **only_kind})
-    return lambda tokens_BU, controls, strength: call(tokens_BU, controls, strength, mine)
+    # Checking all of dynamo's guards takes a third of a millisecond a call. Only the id can differ: the function is for
+    # one engine, whose tensors stay in place, and for one kind of step.
+    guard_id_only = {"guard_filter_fn": lambda guards: [guard.name == "step_id" for guard in guards]}
+    compiled = torch.compile(step, dynamic=False, fullgraph=True, options={**OPTIONS, **guard_id_only})
+    return lambda tokens_BU, controls, gamma: compiled(tokens_BU, controls, gamma, own_id)
 
 
 def adam(optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
-    """``Optimizer.step`` in the arithmetic of tensors, which the compiler fuses where it would call torch's kernel."""
+    """``Optimizer.step`` as tensor arithmetic, which the compiler can fuse; it cannot fuse torch's Adam kernel."""
     taken = optimizer.halted == 0
     optimizer.steps.add_(taken)
     beta1, beta2 = optimizer.betas
-    # 1 - beta ** steps, of which float32 would lose digits.
+    # 1 - beta ** steps, which loses digits in float32 if computed that way.
     correction1, correction2 = (
         -torch.expm1(optimizer.steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2)
     )
     lr, root2 = optimizer.lr / correction1, correction2.sqrt()
     if optimizer.weight_decay:
-        kept = optimizer.kept_share()
+        factor = optimizer.decay_factor()
         for matrix in optimizer.matrices:
-            matrix.mul_(kept)
+            matrix.mul_(factor)
     moments = optimizer.moments
     for p, g, m, v in zip(optimizer.parameters, gradients, moments["exp_avg"], moments["exp_avg_sq"], strict=True):
         exp_avg, exp_avg_sq = m + (g - m) * (1 - beta1), v * beta2 + g * g * (1 - beta2)

@@ -9,62 +9,64 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainers.allocator import sparing
+from trainers.allocator import reserve_gpu_memory
 from trainers.engine import Engine
 from trainers.storage.files import write_atomically
 from trainers.world import World
 
-SAVED_SHARE = 0.25
-"""Share of the free memory of a processor that the saved activations may take; the rest is for their gradients,
-temporaries, and the fragments that they leave."""
+MAX_SAVED_SHARE = 0.25
+"""Share of a CPU's free memory that the saved activations may use; the rest is for their gradients, temporaries, and
+fragmentation."""
 
-SPARE = 0.1
-"""Share of an accelerator's memory that a step must leave: for evaluations, diagnostics, fragments, and what a compiled
-step holds that an eager one, which is tried out, does not."""
+RESERVED_SHARE = 0.1
+"""Share of an accelerator's memory that a step must leave free: for evaluations, diagnostics, fragmentation, and what a
+compiled step uses beyond the eager step that is tried."""
 
 
 def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
-    """The largest divisor of ``local_batch`` that fits, the same on all ranks; found once a shape, then from ``memo``.
+    """Returns the largest divisor of ``local_batch`` that fits on every rank. ``memo`` remembers it for each shape.
 
-    Accelerators: tried out, from the whole batch down, until it fits into this process's share of a device
-    (``trainers.allocator``) with ``SPARE`` of it left. Processors: estimated from what autograd saves for one sequence,
-    because a processor that runs out of memory kills the process instead of raising.
+    An accelerator tries sizes from the whole batch down, until a step fits into this process's share of the device
+    (``trainers.allocator``) with ``RESERVED_SHARE`` of it left. For a CPU the size is estimated from what autograd
+    saves for one sequence, because a process that runs out of memory on a CPU is killed instead of raising an error.
 
     Raises:
         torch.OutOfMemoryError: not even one sequence fits.
     """
     world = engine.world
-    key = f"{engine.key} method={engine.cell.method} batch={local_batch} device={_kind(world)} workers={world.size}"
-    key += f" share={world.share:g}" if world.share < 1 else ""
-    known = world.agree(lambda: _recall(memo).get(key))
+    key = f"{engine.key} method={engine.cell.method} batch={local_batch} device={_device_name(world)}"
+    key += f" workers={world.size}"
+    key += f" share={world.memory_share:g}" if world.memory_share < 1 else ""
+    known = world.broadcast_object(lambda: _load_memo(memo).get(key))
     if known is not None and local_batch % known == 0:
         return known
     divisors = [n for n in range(local_batch, 0, -1) if local_batch % n == 0]
-    fits = _tried(engine, divisors) if world.device.type == "cuda" else _estimated(engine, divisors)
-    found = world.min(fits)  # where one rank has room for none, all of them learn it
-    if not found:
-        one = f"{engine.cell.training.sequence_length} tokens at {engine.cell.scale}"
-        raise torch.OutOfMemoryError(f"not even one sequence of {one} fits into the memory of every worker's device")
+    mine = _try_sizes(engine, divisors) if world.device.type == "cuda" else _estimate_size(engine, divisors)
+    size = world.min(mine)  # 0 if any rank has no room, so that every rank raises
+    if not size:
+        sequence = f"{engine.cell.training.sequence_length} tokens at {engine.cell.scale}"
+        problem = f"not even one sequence of {sequence} fits into the memory of every worker's device"
+        raise torch.OutOfMemoryError(problem)
     if memo is not None:
-        world.lead(lambda: _remember(memo, key, found))
-    return found
+        world.run_on_rank0(lambda: _save_to_memo(memo, key, size))
+    return size
 
 
-def _kind(world: World) -> str:
+def _device_name(world: World) -> str:
     return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
 
 
-def _tried(engine: Engine, divisors: list[int]) -> int:
-    """The first that fits; 0 if none does."""
-    engine.programs.clear()  # recorded steps of other kinds hold memory; they are recorded anew when they come again
-    alone = engine.world.size == 1  # to settle, several ranks wait for each other
-    with sparing(engine.world, SPARE):
-        for n in divisors:
+def _try_sizes(engine: Engine, sizes: list[int]) -> int:
+    """Returns the first of ``sizes`` with which a step fits into memory, or 0 if none does."""
+    engine.programs.clear()  # captured steps of other kinds hold memory; they are captured again when needed
+    single = engine.world.size == 1  # a warm-up of several ranks is collective, and one of them may run out of memory
+    with reserve_gpu_memory(engine.world, RESERVED_SHARE):
+        for size in sizes:
             try:
-                engine.try_out(n)
-                if alone:
-                    engine.settle(n)
-                return n
+                engine.dry_run_step(size)
+                if single:
+                    engine.warm_up(size)
+                return size
             except torch.OutOfMemoryError:
                 engine.optimizer.zero_grad()
                 engine.optimizer.halted.zero_()
@@ -72,21 +74,21 @@ def _tried(engine: Engine, divisors: list[int]) -> int:
     return 0
 
 
-def _estimated(engine: Engine, divisors: list[int]) -> int:
-    room = SAVED_SHARE * available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", engine.world.size))
-    one = saved_bytes(engine)
-    return next((n for n in divisors if n * one <= room), 1)
+def _estimate_size(engine: Engine, sizes: list[int]) -> int:
+    room = MAX_SAVED_SHARE * available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", engine.world.size))
+    per_sequence = saved_bytes(engine)
+    return next((size for size in sizes if size * per_sequence <= room), 1)
 
 
 def saved_bytes(engine: Engine) -> int:
-    """Bytes that autograd keeps from the forward to the backward pass of one sequence more.
+    """Returns how many bytes autograd saves between the forward and the backward pass for each additional sequence.
 
-    What is there once (the gradient of E, which the head forms in its forward pass) is not in it.
+    This excludes what exists once, such as the gradient of E, which the head computes in its forward pass.
     """
-    return _saved(engine, 2) - _saved(engine, 1)
+    return _saved_bytes_for(engine, 2) - _saved_bytes_for(engine, 1)
 
 
-def _saved(engine: Engine, sequences: int) -> int:
+def _saved_bytes_for(engine: Engine, sequences: int) -> int:
     own = {p.untyped_storage().data_ptr() for p in engine.optimizer.parameters}
     storages: dict[int, int] = {}
 
@@ -99,12 +101,12 @@ def _saved(engine: Engine, sequences: int) -> int:
     T = engine.cell.training.sequence_length
     tokens_BU = torch.zeros(sequences, T + 1, dtype=torch.int64, device=engine.world.device)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        engine.objective.eager(tokens_BU, engine.cell.method, engine.strength)
+        engine.objective.eager(tokens_BU, engine.cell.method, engine.gamma)
     return sum(storages.values())
 
 
 def available_bytes() -> int:
-    """Memory that this process could still take: the machine's, or its container's where that is less."""
+    """Returns how much memory this process could still use: on the machine, or in its container if that is less."""
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -116,8 +118,8 @@ def available_bytes() -> int:
     return max(room, 0)
 
 
-def _recall(memo: Path | None) -> dict[str, int]:
-    """What is remembered; nothing where the file is missing or damaged, as it can always be found anew."""
+def _load_memo(memo: Path | None) -> dict[str, int]:
+    """Returns the memo's content, or nothing if the file is missing or damaged: sizes can always be found again."""
     if memo is None or not memo.is_file():
         return {}
     try:
@@ -127,6 +129,6 @@ def _recall(memo: Path | None) -> dict[str, int]:
     return content if isinstance(content, dict) else {}
 
 
-def _remember(memo: Path, key: str, micro_batch: int) -> None:
+def _save_to_memo(memo: Path, key: str, micro_batch: int) -> None:
     memo.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(memo, json.dumps(_recall(memo) | {key: micro_batch}, indent=1))
+    write_atomically(memo, json.dumps(_load_memo(memo) | {key: micro_batch}, indent=1))

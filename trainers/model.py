@@ -1,11 +1,11 @@
 """The GPT of the published runs (arXiv 2601.02031): pre-LN, qk-norm, rotary positions on half of each head, SwiGLU;
-and the same with any other attention norm of the registry.
+or the same model with another attention norm of the registry.
 
 Legend:
   B  sequences       T  tokens a sequence    V  vocabulary with padding
   D  model width     H  attention heads      K  width of a head, D / H
   F  width of the SwiGLU                     R  rotated dimensions of a head, K / 2
-  P  pairs of dimensions of a head, K / 2    G  heads of queries, keys and values side by side, 3H
+  P  pairs of dimensions of a head, K / 2    G  heads of queries, keys and values together, 3H
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ ROPE_BASE = 10_000.0
 NORMAL_STD = 0.02
 
 
-def rope_turns(T: int, K: int) -> Tensor:
-    """Cosine and sine of every pair's angle, ``(T, 1, P, 2)``: position times frequency for the first R / 2 pairs of a
-    head (arXiv 2104.09864, equation 15), zero for the others."""
+def rotary_cos_sin(T: int, K: int) -> Tensor:
+    """Returns cosine and sine of each pair's angle, ``(T, 1, P, 2)``. The angle is position times frequency for the
+    first R / 2 pairs of a head (arXiv 2104.09864, equation 15) and zero for the others."""
     R = K // 2
     frequency_P = torch.zeros(K // 2, dtype=torch.float64)
     frequency_P[: R // 2] = ROPE_BASE ** -(torch.arange(0, R, 2, dtype=torch.float64) / R)
@@ -38,39 +38,39 @@ def rope_turns(T: int, K: int) -> Tensor:
     return torch.stack((angle_T1P.cos(), angle_T1P.sin()), dim=-1).float()
 
 
-def turned(x_BTHK: Tensor, turn_T1P2: Tensor) -> Tensor:
-    """``x`` with each pair of neighbouring dimensions turned by its angle."""
+def apply_rotary_emb(x_BTHK: Tensor, cos_sin_T1P2: Tensor) -> Tensor:
+    """Rotates each pair of adjacent dimensions of ``x`` by its angle."""
     pairs_BTHP2 = x_BTHK.view(*x_BTHK.shape[:-1], -1, 2)
-    if torch.compiler.is_compiling():  # which fuses real numbers, and complex ones not
-        (a, b), (cos, sin) = pairs_BTHP2.unbind(-1), turn_T1P2.unbind(-1)
+    if torch.compiler.is_compiling():  # the compiler fuses real arithmetic but not complex arithmetic
+        (a, b), (cos, sin) = pairs_BTHP2.unbind(-1), cos_sin_T1P2.unbind(-1)
         return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    return torch.view_as_real(torch.view_as_complex(pairs_BTHP2) * torch.view_as_complex(turn_T1P2)).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs_BTHP2) * torch.view_as_complex(cos_sin_T1P2)).flatten(-2)
 
 
 class QueryKey(nn.Module):
-    """Norm, where the variant has one, and positions of queries and keys, each ``(B, T, H, K)``.
+    """Norms, if the variant has them, and rotary positions of queries and keys, each ``(B, T, H, K)``.
 
-    A module of its own so that a forward hook sees exactly what attention multiplies.
+    It is a separate module so that a forward hook sees exactly what attention multiplies.
     """
 
-    turn_T1P2: Tensor
+    cos_sin_T1P2: Tensor
 
     def __init__(self, K: int, T: int, norms: bool = True) -> None:
         super().__init__()
         self.q_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
         self.k_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
-        self.register_buffer("turn_T1P2", rope_turns(T, K), persistent=False)
+        self.register_buffer("cos_sin_T1P2", rotary_cos_sin(T, K), persistent=False)
 
     def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
-        return self._placed(self.q_norm(q_BTHK)).type_as(q_BTHK), self._placed(self.k_norm(k_BTHK)).type_as(k_BTHK)
+        return self._rotate(self.q_norm(q_BTHK)).type_as(q_BTHK), self._rotate(self.k_norm(k_BTHK)).type_as(k_BTHK)
 
-    def _placed(self, x_BTHK: Tensor) -> Tensor:
+    def _rotate(self, x_BTHK: Tensor) -> Tensor:
         wide = torch.promote_types(x_BTHK.dtype, torch.float32)
-        return turned(x_BTHK.to(wide), self.turn_T1P2[: x_BTHK.shape[1]])
+        return apply_rotary_emb(x_BTHK.to(wide), self.cos_sin_T1P2[: x_BTHK.shape[1]])
 
 
-def linear(norm: AttentionNorm, inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
-    """A layer of a block; ``parts`` matrices are side by side in its weight."""
+def make_linear(norm: AttentionNorm, inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
+    """Returns a linear layer of a block. Its weight holds ``parts`` matrices."""
     return SigmaLinear(inputs, outputs, parts) if norm.sigma_reparam else Linear(inputs, outputs)
 
 
@@ -78,11 +78,11 @@ class Attention(nn.Module):
     def __init__(self, D: int, H: int, T: int, norm: AttentionNorm) -> None:
         super().__init__()
         self.H = H
-        self.qkv = linear(norm, D, 3 * D, 3)
+        self.qkv = make_linear(norm, D, 3 * D, 3)
         self.qk = QueryKey(D // H, T, norm.norms_qk)
         self.v_norm = nn.LayerNorm(D // H, bias=False) if norm.norms_v else nn.Identity()
         self.attend = ATTENTIONS[norm.softmax]
-        self.proj = linear(norm, D, D)
+        self.proj = make_linear(norm, D, D)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         heads_BTGK = self.qkv(x_BTD).unflatten(-1, (3 * self.H, -1))
@@ -98,8 +98,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, D: int, hidden: int, norm: AttentionNorm) -> None:
         super().__init__()
-        self.fc1 = linear(norm, D, 2 * hidden, 2)
-        self.fc2 = linear(norm, hidden, D)
+        self.fc1 = make_linear(norm, D, 2 * hidden, 2)
+        self.fc2 = make_linear(norm, hidden, D)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.fc1(x_BTD).chunk(2, dim=-1)
@@ -118,22 +118,22 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each on its residual branch, with the norms that the variant has."""
+    """Attention and SwiGLU, each on a residual branch, with the norms of the variant."""
 
     def __init__(self, scale: Scale, T: int, dropout: float, norm: AttentionNorm) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(scale.D, bias=False) if norm.pre_norm else nn.Identity()
         self.attention = Attention(scale.D, scale.H, T, norm)
-        self.out1 = self._out(scale.D, norm)
+        self.out1 = self._branch_norm(scale.D, norm)
         self.mlp_norm = norm.mlp_norm
         self.norm2 = nn.LayerNorm(scale.D, bias=False)
         self.mlp = SwiGLU(scale.D, scale.hidden, norm)
-        self.out2 = self._out(scale.D, norm)
+        self.out2 = self._branch_norm(scale.D, norm)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     @staticmethod
-    def _out(D: int, norm: AttentionNorm) -> nn.Module:
-        """What a branch ends with."""
+    def _branch_norm(D: int, norm: AttentionNorm) -> nn.Module:
+        """The norm or the scale at the end of a residual branch."""
         if norm.norms_outputs:
             return nn.LayerNorm(D, bias=False)
         return LayerScale(D) if norm.layer_scale else nn.Identity()
@@ -141,18 +141,18 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.out1(self.attention(self.norm1(x_BTD))))
         if self.mlp_norm == "sum":
-            return cast(Tensor, self.norm2(x_BTD + self._fed_forward(x_BTD)))
+            return cast(Tensor, self.norm2(x_BTD + self._feed_forward(x_BTD)))
         h_BTD = self.norm2(x_BTD)
-        return (h_BTD if self.mlp_norm == "stream" else x_BTD) + self._fed_forward(h_BTD)
+        return (h_BTD if self.mlp_norm == "stream" else x_BTD) + self._feed_forward(h_BTD)
 
-    def _fed_forward(self, x_BTD: Tensor) -> Tensor:
+    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
         return cast(Tensor, self.dropout(self.out2(self.mlp(x_BTD))))
 
 
 class GPT(nn.Module):
-    """Tokens ``(B, T)`` to final hidden states ``h_BTD``; the logits, ``h Eᵀ``, are ``trainers.head``'s business.
+    """Tokens ``(B, T)`` to final hidden states ``h_BTD``; ``trainers.head`` computes the logits, ``h Eᵀ``.
 
-    The constructor allocates; ``reset_parameters`` gives the values.
+    The constructor allocates the parameters; ``reset_parameters`` initializes them.
     """
 
     def __init__(self, scale: Scale, spec: ModelSpec, V: int, T: int, attention_norm: str = DEFAULT) -> None:
@@ -177,7 +177,7 @@ class GPT(nn.Module):
     def forward(self, tokens_BT: Tensor, call: Callable[[Any, Tensor], Tensor] = nn.Module.__call__) -> Tensor:
         """
         Args:
-            call: how a block is called: ``Block.forward`` compiled is one compilation for all blocks.
+            call: calls a block. A compiled ``Block.forward`` is compiled once for all blocks.
         """
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
@@ -185,15 +185,15 @@ class GPT(nn.Module):
         return cast(Tensor, self.norm(x_BTD))
 
     @property
-    def moving(self) -> list[Tensor]:
-        """The buffers that ``after_step`` changes."""
+    def step_buffers(self) -> list[Tensor]:
+        """The buffers that ``after_step`` updates."""
         return [linear.v_PI for linear in self._reparametrized]
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Fresh values in place, the same on every device and rank: they are drawn on the processor."""
+        """Initializes all values in place. They are drawn on the CPU, and so are the same on every device and rank."""
         generator = torch.Generator().manual_seed(seed)
-        for matrix, std in self._initial():
+        for matrix, std in self._initial_stds():
             matrix.copy_(torch.empty(matrix.shape).normal_(0.0, std, generator=generator))
         for parameter in self.parameters():
             if parameter.dim() == 1:
@@ -202,18 +202,18 @@ class GPT(nn.Module):
             if isinstance(module, LayerScale):
                 module.scale.fill_(layer_scale(self.scale.L))
         for linear in self._reparametrized:
-            linear.start()
+            linear.init_singular_vectors()
 
     def after_step(self) -> None:
-        """What follows the optimizer's step: the norms of the new matrices, where the variant divides by them."""
+        """Updates the estimated spectral norms of the matrices, if the variant divides by them."""
         for linear in self._reparametrized:
-            linear.iterate()
+            linear.power_iteration()
 
-    def _initial(self) -> Iterator[tuple[Tensor, float]]:
-        """Every matrix with its standard deviation, as in the published code.
+    def _initial_stds(self) -> Iterator[tuple[Tensor, float]]:
+        """Yields every matrix with its initial standard deviation, as in the published code.
 
-        The fans of Q, K and V are those of the one matrix that holds them; gate and up have their own. Of the two
-        matrices that write to the residual stream, attention's alone is scaled down with depth.
+        Q, K and V have the fans of the one matrix that holds all three; gate and up each have their own. Of the two
+        matrices that write to the residual stream, only attention's is scaled down with depth.
         """
         std: Callable[[Tensor], float] = xavier_std if self.spec.init == "xavier" else lambda _: NORMAL_STD
         E_std = std(self.E_VD)

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one JSON object per evaluation, a line each, appended during the run."""
+"""``metrics.jsonl``: one JSON object per line and evaluation, appended during the run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainers.storage.files import write_atomically
 
 
 class Rows:
-    """The metrics file of one run, of which this is the only writer."""
+    """Writes the metrics file of one run; there is only one writer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def keep_until(self, step: int) -> None:
-        """Drop the rows after ``step`` and a torn last line: a run that resumes at ``step`` writes them again."""
+        """Remove the rows after ``step`` and an incomplete last line: a run that resumes at ``step`` repeats them."""
         kept = [json.dumps(row.to_json()) + "\n" for row in read(self.path) if row.step <= step]
         write_atomically(self.path, "".join(kept))
 
@@ -32,9 +32,9 @@ class Rows:
 
 
 class LazyRows(Sequence[Row]):
-    """The rows of a metrics file, each parsed on access: a page shows a few of many.
+    """The rows of a metrics file, parsed on access, because a page shows only few of many.
 
-    Empty if there is no file; a torn last line is ignored. Accessing a damaged row raises InvalidInput.
+    Empty if the file does not exist. An incomplete last line is ignored. Accessing a damaged row raises InvalidInput.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class LazyRows(Sequence[Row]):
 
 
 def read(path: Path) -> list[Row]:
-    """The complete rows of a metrics file, none if there is no file; a torn last line is ignored.
+    """The rows of a metrics file; none if the file does not exist. An incomplete last line is ignored.
 
     Raises:
         InvalidInput: the file is damaged before its last line.
@@ -69,7 +69,12 @@ def read(path: Path) -> list[Row]:
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
         return Row.from_json(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, not UTF-8, no step, not an object
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # not JSON, UTF-8 or an object, or no step
         problem = f"is damaged ({type(error).__name__}: {error})"
-        remedy = "remove that line; views will lack one point"
+        remedy = "remove that line; figures will lack one point"
         raise InvalidInput("metrics", f"{path}:{number}", problem, remedy) from error

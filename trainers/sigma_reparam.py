@@ -1,6 +1,6 @@
 """Linear layers whose matrix is ``gamma W / sigma(W)``: arXiv 2303.06296, equation 3.
 
-Legend: P matrices side by side in one weight, O outputs of one of them, I inputs.
+Legend: P matrices in one weight, O outputs of each of them, I inputs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from trainers.matmul import linear
 class SigmaLinear(nn.Linear):
     """``P`` matrices of ``(outputs / P, I)``, each with its own largest singular value sigma and learned gamma.
 
-    Q, K and V, and gate and up, count as matrices of their own: the paper's bound on the entropy of attention is in
-    sigma(W_Q) and sigma(W_K). ``v_PI`` holds the right singular vectors as far as power iteration has found them: one
-    iteration an optimizer step (``iterate``), none in a forward pass, so that micro batches, evaluations and ranks all
-    see the same sigma. It is part of a checkpoint.
+    Q, K and V are separate matrices, and so are gate and up: the paper's bound on the entropy of attention uses
+    sigma(W_Q) and sigma(W_K). ``v_PI`` holds the current estimate of the right singular vectors. It is updated by one
+    power iteration after each optimizer step and never in a forward pass, so that all micro batches, evaluations and
+    ranks see the same sigma. It is part of a checkpoint.
     """
 
     v_PI: Tensor
@@ -29,27 +29,27 @@ class SigmaLinear(nn.Linear):
         self.register_buffer("v_PI", torch.zeros(P, inputs))
 
     def reset_parameters(self) -> None:
-        """Of torch's constructor: the model draws the values."""
+        """Does nothing: torch's constructor calls it, but the model initializes the values."""
 
     @property
     def weight_POI(self) -> Tensor:
         return self.weight.view(len(self.gamma), -1, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        # |W v| is u W v with u = W v / |W v|, and so is its gradient by W with u and v held constant.
+        # |W v| equals u W v for u = W v / |W v|, and so does its gradient in W if u and v are held constant.
         with torch.autocast(input.device.type, enabled=False):
             sigma_P = torch.linalg.vector_norm(self.weight_POI @ self.v_PI[:, :, None], dim=(1, 2))
             W_POI = self.weight_POI * (self.gamma / sigma_P)[:, None, None]
         return linear(input, W_POI.flatten(0, 1))
 
     @torch.no_grad()
-    def start(self) -> None:
-        """Exact singular vectors of new weights."""
+    def init_singular_vectors(self) -> None:
+        """Computes the exact singular vectors of the current weights."""
         rows_PII = torch.linalg.svd(self.weight_POI, full_matrices=False).Vh
         self.v_PI.copy_(rows_PII[:, 0])
 
     @torch.no_grad()
-    def iterate(self) -> None:
+    def power_iteration(self) -> None:
         W_POI = self.weight_POI
         v_PI1 = W_POI.transpose(1, 2) @ (W_POI @ self.v_PI[:, :, None])
         self.v_PI.copy_(F.normalize(v_PI1.squeeze(-1), dim=-1))

@@ -1,4 +1,4 @@
-"""Loss spikes: how often the training loss jumped out of its recent spread."""
+"""Loss spikes: how often the training loss jumped out of its recent range."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
-WINDOW = 100
-"""Steps that a loss is compared with."""
-JUDGED_FROM = 20
-"""Steps that a window needs before it can judge."""
-DEVIATIONS = 6.0
+WINDOW_STEPS = 100
+"""Number of previous steps that a loss is compared with."""
+MIN_WINDOW_STEPS = 20
+"""No loss counts as a spike before this many steps."""
+THRESHOLD_STDS = 6.0
 
 
 class Spikes:
-    """Counts the losses more than six standard deviations above the mean of the ``WINDOW`` before them."""
+    """Counts losses more than ``THRESHOLD_STDS`` standard deviations above the mean of the ``WINDOW_STEPS`` before."""
 
     def __init__(self, losses: Iterable[float] = (), count: int = 0) -> None:
-        self.losses = deque(losses, maxlen=WINDOW)
+        self.losses = deque(losses, maxlen=WINDOW_STEPS)
         self.count = count
 
     def observe(self, loss: float) -> None:
-        # A loss below the mean is no spike, which half of them are: numpy's start-up is a tenth of a small step.
-        if len(self.losses) >= JUDGED_FROM and loss > sum(self.losses) / len(self.losses):
+        # Half of the losses are below the mean and cannot be spikes: a NumPy call would be a tenth of a small step.
+        if len(self.losses) >= MIN_WINDOW_STEPS and loss > sum(self.losses) / len(self.losses):
             window = np.fromiter(self.losses, dtype=np.float64)
-            self.count += bool(loss > window.mean() + DEVIATIONS * window.std())
+            self.count += bool(loss > window.mean() + THRESHOLD_STDS * window.std())
         self.losses.append(loss)

@@ -1,4 +1,4 @@
-"""What the process of rank 0 takes of its machine, as MLflow's UI shows under system metrics."""
+"""Resource use of rank 0's process, under the names that MLflow's UI shows as system metrics."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ KEYS = ("system/process_cpu_percent", "system/process_memory_megabytes", "system
 
 
 class Usage:
-    """Between two looks: processor time, and the most memory that was in use since the process began."""
+    """CPU use since the last sample; peak memory since the process started."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def look(self) -> dict[str, float]:
-        """``KEYS``, the last one where there is an accelerator. 100 % is one core, all threads together; memory is in
-        units of 2**20 bytes."""
+    def sample(self) -> dict[str, float]:
+        """Returns a value for each of ``KEYS``; the last one only with a GPU. 100 % is one core, summed over threads;
+        memory is in units of 2**20 bytes."""
         wall, cpu = time.perf_counter(), time.process_time()
         percent = 100 * (cpu - self._cpu) / max(wall - self._wall, 1e-9)
         self._wall, self._cpu = wall, cpu
-        found = [percent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10]
+        values = [percent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10]
         if torch.cuda.is_available():
-            found.append(torch.cuda.max_memory_allocated() / 2**20)
-        return dict(zip(KEYS, found, strict=False))
+            values.append(torch.cuda.max_memory_allocated() / 2**20)
+        return dict(zip(KEYS, values, strict=False))

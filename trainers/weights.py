@@ -1,7 +1,7 @@
 """Weights that outlive a run: ``weights/step-00001000.safetensors`` in a cell's folder, with a JSON file that makes it
-valid and says what it is, see ``trainers.described``.
+valid and describes it, see ``trainers.tensor_files``.
 
-Tensors are named as the model's parameters: ``lm_head.weight`` is E, ``embedding.weight`` where it is tied.
+Tensors have the names of the model's parameters: ``lm_head.weight`` is E, or ``embedding.weight`` in a tied model.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from search_spaces.cell import Cell
-from trainers import described
-from trainers.described import Damaged
+from trainers import tensor_files
+from trainers.tensor_files import DamagedFile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "weights"
 OUTPUT, TIED = "lm_head.weight", "embedding.weight"
-"""Names of the output embedding, untied and tied; the second is the input embedding where they are two."""
+"""Names of the output embedding, untied and tied; in an untied model the second is the input embedding."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A file of weights, which whoever reads it has yet to compare with its digest."""
+class KeptWeights:
+    """A file of weights. A reader still has to check its SHA-256."""
 
     path: Path
     cell: Cell
@@ -36,8 +36,8 @@ class Kept:
 
 
 def save(folder: Path, cell: Cell, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """What cannot be written, as on a full storage, leaves no file of ``step`` behind."""
-    from trainers.checkpoint import save_tensors  # imports torch: seconds, and whoever reads these does without
+    """Writes the weights of ``step``. If writing fails, for example on a full disk, no file of it is left behind."""
+    from trainers.checkpoint import save_tensors  # imports torch, which takes seconds and which readers do not need
 
     content = {
         "spec": cell.model_dump(mode="json"),
@@ -47,34 +47,34 @@ def save(folder: Path, cell: Cell, step: int, tensors: Mapping[str, Tensor]) -> 
             for name, tensor in tensors.items()
         },
     }
-    data = described.path_of(folder, step)
-    described.write(data, lambda path: save_tensors(tensors, path), cell=cell.id, step=step, content=content)
+    data = tensor_files.path_for(folder, step)
+    tensor_files.write(data, lambda path: save_tensors(tensors, path), cell=cell.id, step=step, content=content)
 
 
-def keep_until(folder: Path, step: int) -> None:
-    """Remove what was kept after ``step``, and what a kill left: a run that resumes at ``step`` writes it anew."""
-    for path in sorted(folder.glob(described.PATTERN)):  # the JSON before what it makes valid
-        if comes_after(path.name, step) or path.suffix.endswith("-tmp"):
+def remove_after(folder: Path, step: int) -> None:
+    """Removes weights of later steps, which a run that resumes at ``step`` writes again, and temporary files."""
+    for path in sorted(folder.glob(tensor_files.PATTERN)):  # the JSON file before the tensors that it makes valid
+        if is_after(path.name, step) or path.suffix.endswith("-tmp"):
             path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def comes_after(name: str, step: int) -> bool:
-    """Whether a file of a folder of weights is of a later step."""
+def is_after(name: str, step: int) -> bool:
+    """Returns whether a file of a weights folder belongs to a later step."""
     return int(name.removeprefix("step-").partition(".")[0]) > step
 
 
-def kept(folder: Path, cell_id: str) -> Iterator[Kept]:
-    """The weights in a folder, by step. One that is not valid is named in a warning and passed over.
+def find_kept(folder: Path, cell_id: str) -> Iterator[KeptWeights]:
+    """Yields the weights in a folder by step. Warns about each invalid file that it skips.
 
-    Of a home in a bucket only the descriptions may be here yet.
+    If the home is in a bucket, the JSON files are enough: the tensors may not have been downloaded.
     """
-    found = (path for path in folder.glob(described.PATTERN) if path.suffix in (described.SUFFIX, ".json"))
-    for data in sorted({path.with_suffix(described.SUFFIX) for path in found}):
+    files = (path for path in folder.glob(tensor_files.PATTERN) if path.suffix in (tensor_files.SUFFIX, ".json"))
+    for data in sorted({path.with_suffix(tensor_files.SUFFIX) for path in files}):
         try:
-            content = described.description(data, cell_id)
-            yield Kept(data, Cell.model_validate(content["spec"]), content["step"])
-        except (Damaged, ValidationError) as why:
-            what = why if isinstance(why, Damaged) else "they are of another version"
-            warnings.warn(f"weights {data} passed over: {what}", stacklevel=2)
+            content = tensor_files.read_description(data, cell_id)
+            yield KeptWeights(data, Cell.model_validate(content["spec"]), content["step"])
+        except (DamagedFile, ValidationError) as error:
+            reason = error if isinstance(error, DamagedFile) else "they are of another version"
+            warnings.warn(f"weights {data} skipped: {reason}", stacklevel=2)

@@ -1,7 +1,7 @@
-"""The processes that train one cell together.
+"""The group of processes that train one cell together.
 
-The process group is initialised by whoever starts the processes (gloo on processors, NCCL on accelerators); with
-one process there is none, and every helper here is the identity.
+The caller initializes the process group (gloo on CPUs, NCCL on accelerators). With a single process there is no group,
+and every collective here returns its input.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class World:
     rank: int
     size: int
     device: torch.device
-    share: float = 1.0
-    """Of the device's memory: small cells can have one together."""
+    memory_share: float = 1.0
+    """Share of the device's memory that this process may use; small cells can share a device."""
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> World:
         return cls(rank=0, size=1, device=torch.device(device))
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that reads and writes files."""
+    def is_rank0(self) -> bool:
+        """Rank 0 is the one that reads and writes files."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """``tensor``, replaced in place by its sum over all processes."""
+        """Replaces ``tensor`` in place by its sum over all ranks, and returns it."""
         self.sum_async(tensor)()
         return tensor
 
     def sum_async(self, tensor: Tensor) -> Callable[[], object]:
-        """Starts ``sum`` and returns the function that waits for it."""
+        """Starts ``sum`` and returns a function that waits for it."""
         if self.size == 1:
             return lambda: None
         work = dist.all_reduce(tensor, async_op=True)
@@ -49,7 +49,7 @@ class World:
         return lambda: work.wait()
 
     def min(self, value: int) -> int:
-        """The smallest ``value`` of all processes."""
+        """Returns the minimum of ``value`` over all ranks."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, device=self.device)
@@ -57,38 +57,38 @@ class World:
         return int(tensor)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """``tensor``, replaced in place by rank 0's."""
+        """Replaces ``tensor`` in place by rank 0's, and returns it."""
         if self.size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
-    def lead(self, act: Callable[[], object]) -> None:
-        """Calls ``act`` on rank 0 alone. What it raises there is raised on every rank, so that all stay in step."""
+    def run_on_rank0(self, action: Callable[[], object]) -> None:
+        """Calls ``action`` on rank 0 only. If it raises there, every rank raises, so that all ranks stay in step."""
         error: Exception | None = None
 
         def attempt() -> str | None:
             nonlocal error
             try:
-                act()
+                action()
             except Exception as raised:
                 error = raised
                 return f"{type(raised).__name__}: {raised}"
             return None
 
-        if failure := self.agree(attempt):
-            raise error or RuntimeError(f"rank 0 could not go on: {failure}")
+        if failure := self.broadcast_object(attempt):
+            raise error or RuntimeError(f"rank 0 failed: {failure}")
 
-    def agree(self, decide: Callable[[], T]) -> T:
-        """What ``decide`` returns on rank 0, on every rank; it must survive a trip through JSON.
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        """Calls ``make`` on rank 0 only and returns its result, which must be a JSON value, on every rank.
 
-        Only rank 0 calls ``decide``. JSON and not pickle: a few dozen bytes, and nothing that can run.
+        JSON rather than pickle: these are a few dozen bytes, and reading them cannot run code.
         """
         if self.size == 1:
-            return decide()
-        text = json.dumps(decide()).encode() if self.leads else b""
+            return make()
+        text = json.dumps(make()).encode() if self.is_rank0 else b""
         length = self.broadcast(torch.tensor([len(text)], device=self.device))
         content = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.leads:
+        if self.is_rank0:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        decided: T = json.loads(bytes(self.broadcast(content).tolist()))
-        return decided
+        received: T = json.loads(bytes(self.broadcast(content).tolist()))
+        return received

@@ -1,4 +1,4 @@
-"""``oec clean``: files of a home that no run needs any more, how much room they take, and their removal."""
+"""``oec clean``: finds files of a home that no run needs anymore, shows their size, and removes them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from service.home.studies import read_ledger, require_study, with_ledger, write_
 
 Kind = Literal["weights", "checkpoints"]
 KINDS: dict[Kind, str] = {"weights": "kept weights", "checkpoints": "checkpoints of ended cells"}
-"""By the name of their folder in that of a cell."""
-TRAINED_ALONE = "(oec train)"
-"""In place of a study's name, of the cells that ``oec train`` trained."""
+"""By the name of their folder within the folder of a cell."""
+NO_STUDY = "(oec train)"
+"""Shown in place of a study's name for cells that ``oec train`` trained."""
 
 
 @dataclass
 class Removable:
-    """Files of one kind of one study."""
+    """Files of item kind of item study."""
 
     study: str | None
-    """None: those of ``oec train``."""
+    """None for cells of ``oec train``."""
     kind: Kind
     files: dict[str, int] = field(default_factory=dict)
-    """Bytes, by name within the home."""
+    """Size in bytes, by name within the home."""
     cells: set[str] = field(default_factory=set)
 
     @property
@@ -41,46 +41,46 @@ class Removable:
 
 
 def clean(home: Home, study: str | None, kinds: Sequence[Kind], yes: bool, console: Console) -> None:
-    """Print what is there to remove, and remove it if ``yes``.
+    """List the files that can be removed, and with ``yes`` remove them.
 
     Args:
-        study: of the home; all of them and the cells of ``oec train`` if it is None.
-        kinds: all if there are none, which lists alone.
+        study: a study of the home; None: all studies, and the cells of ``oec train``.
+        kinds: the kinds of files; empty: all kinds, which are then only listed.
 
     Raises:
-        InvalidInput: no such study, or it is being run; ``yes`` without a kind.
+        InvalidInput: the study does not exist or is running, or ``yes`` is given without a kind.
     """
     if yes and not kinds:
         options = " and ".join(f"--{kind}" for kind in KINDS)
-        raise InvalidInput("--yes", True, "does not say what to remove", f"add {options}, or one of them")
+        raise InvalidInput("--yes", True, "requires a kind of files to remove", f"add {options}, or one of them")
     if study is not None:
         require_study(home, study)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         names = [study] if study else with_ledger(home)
-        if yes:  # from here on nobody runs them
+        if yes:  # the locks keep other processes from running the studies
             for name in names:
-                held.enter_context(write_ledger(home, name))
-        found = [one for one in removable(home, names, alone=study is None) if not kinds or one.kind in kinds]
-        console.print(*_told(found, study, kinds, yes), sep="\n", soft_wrap=True)
+                locks.enter_context(write_ledger(home, name))
+        found = [item for item in removable(home, names, train_cells=study is None) if not kinds or item.kind in kinds]
+        console.print(*_summary(found, study, kinds, yes), sep="\n", soft_wrap=True)
         if yes:
-            copies.remove_files(home, (name for one in found for name in one.files))
+            copies.remove_files(home, (name for item in found for name in item.files))
 
 
-def removable(home: Home, studies: Iterable[str], *, alone: bool) -> Iterator[Removable]:
-    """What each study has to remove, and with ``alone`` the cells of ``oec train`` too, of which no ledger tells
-    whether a checkpoint is still needed.
+def removable(home: Home, studies: Iterable[str], *, train_cells: bool) -> Iterator[Removable]:
+    """The removable files of each study, and with ``train_cells`` the weights of cells of ``oec train``.
 
-    A crashed cell's checkpoint stays: ``oec run --retry-crashed`` resumes from it.
+    The checkpoint of a crashed cell stays, because ``oec run --retry-crashed`` resumes from it. So do checkpoints of
+    ``oec train``, because no ledger says whether they are still needed.
     """
     for name in studies:
         entries = read_ledger(home, name).entries
         open_ = {cell_id for cell_id, entry in entries.items() if entry.state not in TERMINAL - {"crashed"}}
-        yield from _of_cells(home, name, open_)
-    if alone:
-        yield from (one for one in _of_cells(home, None, set()) if one.kind == "weights")
+        yield from _in_cells(home, name, open_)
+    if train_cells:
+        yield from (item for item in _in_cells(home, None, set()) if item.kind == "weights")
 
 
-def _of_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Removable]:
+def _in_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Removable]:
     by_kind: dict[str, Removable] = {kind: Removable(study, kind) for kind in KINDS}
     for name, size in copies.list_files(home, f"studies/{study}/cells" if study else "cells").items():
         cell_id, *folders, _ = name.split("/")[3 if study else 1 :]
@@ -88,22 +88,22 @@ def _of_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Remova
         if of_kind and not (of_kind.kind == "checkpoints" and cell_id in open_):
             of_kind.files[name] = size
             of_kind.cells.add(cell_id)
-    yield from (one for one in by_kind.values() if one.files)
+    yield from (item for item in by_kind.values() if item.files)
 
 
-def _told(found: Sequence[Removable], study: str | None, kinds: Sequence[Kind], yes: bool) -> Iterator[Table | str]:
+def _summary(found: Sequence[Removable], study: str | None, kinds: Sequence[Kind], yes: bool) -> Iterator[Table | str]:
     if not found:
         what = " and no ".join(KINDS[kind] for kind in (kinds or KINDS))
         yield f"{f'study {study}' if study else 'this home'} has no {what}"
         return
     table = Table("study", "what", "cells", "files", "size")
-    for one in found:
-        numbers = (str(len(one.cells)), str(len(one.files)), decimal(one.bytes))
-        table.add_row(one.study or TRAINED_ALONE, KINDS[one.kind], *numbers)
+    for item in found:
+        numbers = (str(len(item.cells)), str(len(item.files)), decimal(item.bytes))
+        table.add_row(item.study or NO_STUDY, KINDS[item.kind], *numbers)
     yield table
-    total = decimal(sum(one.bytes for one in found))
+    total = decimal(sum(item.bytes for item in found))
     if yes:
         yield f"removed: {total}"
         return
-    options = " ".join(f"--{kind}" for kind in dict.fromkeys(one.kind for one in found))
-    yield f"nothing was removed; `oec clean {f'{study} ' if study else ''}{options} --yes` frees {total}"
+    options = " ".join(f"--{kind}" for kind in dict.fromkeys(item.kind for item in found))
+    yield f"nothing was removed; to free {total}, run `oec clean {f'{study} ' if study else ''}{options} --yes`"

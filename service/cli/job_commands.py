@@ -1,4 +1,4 @@
-"""Commands for studies that run as jobs of a Ray cluster. Handlers parse and call, nothing else."""
+"""Commands for studies that run as jobs on a Ray cluster. Handlers parse and call, nothing else."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 MAX_MEGABYTES = 50.0
 EXIT_DETACHED = 130
-"""Ctrl-C while following: the job continues."""
+"""Ctrl-C while following a job, which continues."""
 STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
 
-cluster_help = "Dashboard of the Ray cluster, http://HOST:8265; its token is RAY_AUTH_TOKEN or ~/.ray/auth_token."
+cluster_help = "Dashboard of the Ray cluster, http://HOST:8265. Token: RAY_AUTH_TOKEN or ~/.ray/auth_token."
 cluster_option = click.option(
     "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, required=True, help=cluster_help
 )
@@ -42,18 +42,32 @@ cluster_option = click.option(
     "--home",
     envvar="OEC_HOME",
     show_envvar=True,
-    help="Folder or bucket that every node sees; the cluster's OEC_HOME without.",
+    help="Folder or bucket that every node can read and write; default: the cluster's own OEC_HOME.",
 )
-@click.option("--retry-crashed", is_flag=True, help="Also try the crashed cells again.")
+@click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
 @click.option(
-    "--working-dir", type=click.Path(path_type=Path), help="Sources that run in place of the installed package."
+    "--working-dir",
+    type=click.Path(path_type=Path),
+    help="Source folder to upload and use in place of the installed package.",
 )
 @click.option(
-    "--max-megabytes", type=float, default=MAX_MEGABYTES, show_default=True, help="Most that --working-dir may ship."
+    "--max-megabytes",
+    type=float,
+    default=MAX_MEGABYTES,
+    show_default=True,
+    help="Maximum size of the upload of --working-dir.",
 )
-@click.option("--driver-resource", metavar="NAME", help="Ray resource of the node for the driver; the head without.")
-@click.option("--driver-label", "labels", multiple=True, metavar="KEY=VALUE", help="Ray label of that node.")
-@click.option("--follow", is_flag=True, help="Show the job's progress; its exit code is that of the study.")
+@click.option(
+    "--driver-resource", metavar="NAME", help="Run the driver on a node with this Ray resource; default: the head node."
+)
+@click.option(
+    "--driver-label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Run the driver on a node with this Ray label; repeatable.",
+)
+@click.option("--follow", is_flag=True, help="Print the job's output until it ends, and exit with its exit code.")
 @bad_input_exits
 def submit(
     study: str,
@@ -66,14 +80,15 @@ def submit(
     labels: tuple[str, ...],
     follow: bool,
 ) -> None:
-    """Run STUDY on a Ray cluster, as a job. The same command goes on with missing cells."""
-    from service.cluster.jobs import Jobs, portable
-    from service.cluster.working_dir import Shipment
+    """Run STUDY as a job on a Ray cluster. Re-run the same command to resume."""
+    from service.cluster.entrypoint import portable_home
+    from service.cluster.jobs import Jobs
+    from service.cluster.working_dir import WorkingDir
 
     spec = Study.load(study)
-    portable(spec, home)
+    portable_home(spec, home)
     driver_labels = dict(label(text) for text in labels)
-    shipment = Shipment.of(working_dir, max_megabytes=max_megabytes) if working_dir else None
+    shipment = WorkingDir.scan(working_dir, max_megabytes=max_megabytes) if working_dir else None
     there = Jobs(cluster)
     if shipment:
         click.echo(f"working directory {shipment}")
@@ -89,15 +104,17 @@ def submit(
     )
     click.echo(f"job {job}: {spec.name}, home {home or 'the OEC_HOME of the cluster'}")
     if follow:
-        sys.exit(followed(there, job))
-    click.echo(f"`oec logs {spec.name} --follow` shows it, `oec stop {spec.name} --cluster {cluster}` ends it")
+        sys.exit(follow_job(there, job))
+    click.echo(
+        f"to watch it, run `oec logs {spec.name} --follow`; to stop it, `oec stop {spec.name} --cluster {cluster}`"
+    )
 
 
 @click.command()
 @cluster_option
 @bad_input_exits
 def jobs(cluster: str) -> None:
-    """The jobs of a Ray cluster that `oec submit` started, the newest first."""
+    """List the jobs that `oec submit` started on a Ray cluster, newest first."""
     from service.cluster.jobs import Jobs
 
     rows = [
@@ -112,95 +129,106 @@ def jobs(cluster: str) -> None:
         )
         for job in Jobs(cluster).all()
     ]
-    headers = ("job", "study", "state", "exit code", "submitted (UTC)", "home", "says")
-    # As wide as it is: an id is there to be copied.
+    headers = ("job", "study", "state", "exit code", "submitted (UTC)", "home", "message")
+    # No line wrapping, so that ids can be copied.
     click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True) if rows else "no jobs yet")
 
 
 @click.command()
 @click.argument("job", metavar="JOB|STUDY")
 @cluster_option
-@click.option("--follow", is_flag=True, help="Until the job ends; the exit code is then that of the study.")
+@click.option("--follow", is_flag=True, help="Print until the job ends, and exit with its exit code.")
 @bad_input_exits
 def logs(job: str, cluster: str, follow: bool) -> None:
-    """What a job prints: the one of this id, or the newest of this study."""
+    """Print the output of a job, or of the newest job of a study."""
     from service.cluster.jobs import Jobs
 
     there = Jobs(cluster)
     found = there.newest(job) or there.get(job)
     if follow:
-        sys.exit(followed(there, found.id))
+        sys.exit(follow_job(there, found.id))
     click.echo(there.logs(found.id), nl=False)
 
 
 @click.command()
 @click.argument("study")
 @home_option
-@click.option("--cell", metavar="ID", help="End this running cell alone, as pruned; the study goes on.")
-@click.option("--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, help=f"For a job. {cluster_help}")
+@click.option("--cell", metavar="ID", help="Stop only this running cell, as pruned; the study continues.")
+@click.option(
+    "--cluster",
+    metavar="URL",
+    envvar="OEC_CLUSTER",
+    show_envvar=True,
+    help=f"Use this if the study runs as a job. {cluster_help}",
+)
 @bad_input_exits
 def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
-    """Ask the run of STUDY to end; it saves its state, and the same command goes on.
+    """Ask a running STUDY to save its state and stop. Re-run `oec run` or `oec submit` to resume.
 
-    From any machine that sees the home, or with --cluster from any that reaches the cluster.
+    This works on any machine that can write to the home, or with --cluster on any that can reach the cluster.
     """
     from service.sweep.stop import stop as stop_study
 
-    by_default = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
-    here = not cluster or (by_default and runs_in(home, study))
-    done = stop_study(open_home(home), study, cell) if here else stopped(str(cluster), study, cell)
+    from_environment = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
+    here = not cluster or (from_environment and runs_in(home, study))
+    done = stop_study(open_home(home), study, cell) if here else stop_job(str(cluster), study, cell)
     what = f"cell {cell}" if cell else study
-    click.echo(f"{what} has ended" if done else f"{what} was asked to end, and has not yet")
+    click.echo(f"{what} has stopped" if done else f"{what} was asked to stop, and has not stopped yet")
 
 
-def followed(there: Jobs, job: str) -> int:
-    """Print what a job prints until it ends; the exit code of its study."""
+def follow_job(there: Jobs, job: str) -> int:
+    """Print a job's output until it ends; returns its exit code."""
     try:
         for piece in there.follow(job):
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
-        click.echo(f"\n{job} goes on; `oec logs {job} --follow` shows it again")
+        click.echo(f"\n{job} continues; to watch it again, run `oec logs {job} --follow`")
         return EXIT_DETACHED
     return exit_code(there.get(job))
 
 
 def exit_code(ended: JobInfo) -> int:
-    """That of the study; if it never began, that of bad input, and if its driver was lost, that of an interruption."""
-    from service.cluster.jobs import NOT_FOUND
+    """The exit code of the study; bad input if the job never started, interrupted if its driver was lost."""
+    from service.cluster.entrypoint import EXIT_COMMAND_NOT_FOUND
 
-    if ended.exit_code in (None, NOT_FOUND):
+    if ended.exit_code in (None, EXIT_COMMAND_NOT_FOUND):
         click.echo(f"oec: job {ended.id} {ended.status.lower()}: {ended.message}", err=True)
         return exit_codes.BAD_INPUT if ended.exit_code else exit_codes.INTERRUPTED
     return ended.exit_code or 0
 
 
-def stopped(cluster: str, study: str, cell: str | None) -> bool:
-    """Ask through the home where this machine sees it, else through the job; whether it has ended.
+def stop_job(cluster: str, study: str, cell: str | None) -> bool:
+    """Stop the study through its home if this machine can access it, otherwise through the job.
+
+    Returns:
+        Whether it has stopped.
 
     Raises:
-        InvalidInput: no job runs the study, or a cell is to be ended in a home that is not seen from here.
+        InvalidInput: no job runs the study, or a cell is to be stopped in a home that this machine cannot access.
     """
     from service.cluster.jobs import Jobs
     from service.sweep.stop import stop as stop_study
 
     there = Jobs(cluster)
-    job = next((job for job in there.all() if job.study == study and job.live), None)
+    job = next((job for job in there.all() if job.study == study and job.is_active), None)
     if job is None:
-        raise InvalidInput("STUDY", study, "is not being run by a job of this cluster", "`oec jobs` lists them")
+        raise InvalidInput("STUDY", study, "is not running as a job on this cluster", "`oec jobs` lists the jobs")
     if job.home and runs_in(job.home, study):
         return stop_study(open_home(job.home), study, cell)
     if cell:
-        raise InvalidInput("--cell", cell, "is in a home that this machine does not see", "ask from one that does")
+        raise InvalidInput(
+            "--cell", cell, "is in a home that this machine cannot access", "run the command on one that can"
+        )
     there.stop(job.id)
-    return wait_until(lambda: not there.get(job.id).live, STOP_TIMEOUT_S, POLL_S)
+    return wait_until(lambda: not there.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
 
 
 def runs_in(home: str, study: str) -> bool:
-    """Whether a home that this machine sees has the study, being run."""
+    """Whether the study is running in a home that this machine can access."""
     if is_bucket(home):
         try:
             return is_running(open_home(home), study)
-        except InvalidInput:  # this machine has not its credentials, say
+        except InvalidInput:  # for example without credentials for the bucket
             return False
     place = Home(local_folder(home))
     return place.ledger(study).is_file() and is_running(place, study)
@@ -213,5 +241,7 @@ def label(text: str) -> tuple[str, str]:
     """
     key, _, value = text.partition("=")
     if not (key and value):
-        raise InvalidInput("--driver-label", text, "is no label", "write KEY=VALUE, as in `ray start --labels`")
+        raise InvalidInput(
+            "--driver-label", text, "is not a valid label", "write KEY=VALUE, as in `ray start --labels`"
+        )
     return key, value

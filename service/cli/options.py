@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, the option of the home, bad input as one message, the console."""
+"""Shared by all commands: the option ``--home``, errors on bad input, the console, and exiting."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ home_option = click.option(
     envvar="OEC_HOME",
     show_default=True,
     show_envvar=True,
-    help="Folder that holds studies, cells and data; or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX.",
+    help="Folder with studies, cells and data, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
 )
 study_argument = click.argument("study", metavar="STUDY")
 
 
 def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn ``InvalidInput`` into one message and exit code 2."""
+    """Print ``InvalidInput`` as one message and exit with code 2."""
 
     @wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -40,15 +40,15 @@ def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def leave(code: int) -> NoReturn:
-    """End this process with its exit functions, but without the interpreter's own end, which the threads of a library
-    that was interrupted anywhere can crash, and the exit code with it."""
+def exit_now(code: int) -> NoReturn:
+    """Run the exit handlers, then end the process without the interpreter's shutdown. A library that was interrupted
+    may have threads that crash during the shutdown, which would change the exit code."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def plain() -> Console:
-    """A console that prints what it is given: paths and tracebacks hold square brackets, which are no markup."""
+def plain_console() -> Console:
+    """A console without markup: paths and tracebacks contain square brackets."""
     return Console(markup=False, highlight=False)

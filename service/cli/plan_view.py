@@ -14,7 +14,7 @@ from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import ResourceSpec
-from service.cluster.connection import this_machine
+from service.cluster.connection import local_nodes
 from service.cluster.placement import KINDS, Node, fit
 from service.home.layout import Home
 from service.home.speeds import all_entries, measured_speeds
@@ -96,6 +96,6 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
 def concurrent_here(resources: ResourceSpec) -> int:
     """Cells in parallel on this machine; for a study that does not fit here, what it asks for, or one."""
     try:
-        return fit(resources, this_machine()).cells
+        return fit(resources, local_nodes()).cells
     except InvalidInput:
         return resources.concurrency or 1

@@ -1,4 +1,4 @@
-"""``oec data prepare``: what its SOURCE is, and what a person sees while tokens are made."""
+"""``oec data prepare``: interprets its SOURCE, and shows progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study, shipped
+from search_spaces.study import Study
+from search_spaces.study_file import shipped
 from service.home.data import prepare_tokens
 from service.home.layout import Home
 from service.pace import Pace, clock_time
@@ -26,28 +27,28 @@ STUDY_ENDINGS = (".yaml", ".yml")
 def prepare(
     source: str, home: Home, out: Path | None, workers: int | None, settings: Mapping[str, Any], console: Console
 ) -> None:
-    """Tokens of a study in the home, or token files of any other source in ``out``.
+    """Create the tokens of a study in the home, or token files of any other source in ``out``.
 
     Args:
-        settings: fields of a ``Recipe``, None for those that were not given.
+        settings: fields of a ``Recipe``; None for those that were not given.
 
     Raises:
-        InvalidInput: the source or an option can not be used as it stands.
-        KeyboardInterrupt: SIGINT or SIGTERM; the same call goes on.
+        InvalidInput: the source or an option is invalid.
+        KeyboardInterrupt: SIGINT or SIGTERM; the same call resumes.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if source in shipped() or source.endswith(STUDY_ENDINGS):
         extra = given | {name: value for name, value in (("out", out), ("workers", workers)) if value is not None}
         for name, value in extra.items():
-            problem = "does not go with a study, whose data field says it all"
-            raise InvalidInput(f"--{name.replace('_', '-')}", str(value), problem, "leave it out")
-        _study(Study.load(source), home, console)
+            problem = "does not apply to a study, which has its own data field"
+            raise InvalidInput(f"--{name.replace('_', '-')}", str(value), problem, "remove it")
+        _prepare_study(Study.load(source), home, console)
         return
     if workers is not None and workers < 1:
-        raise InvalidInput("--workers", workers, "is no number of threads", "give 1 or more")
+        raise InvalidInput("--workers", workers, "must be positive", "give 1 or more")
     if home.bucket and not out:
-        remedy = "give a folder that every node sees, for the data.path of studies"
-        raise InvalidInput("--out", "(not given)", f"is needed, as the home is in a bucket, {home}", remedy)
+        remedy = "give a folder that every node can read, for the data.path of studies"
+        raise InvalidInput("--out", "(not given)", f"is required, because the home is the bucket {home}", remedy)
     recipe = Recipe(source=source, **given)
     recipe.check()
     folder = (out.expanduser() if out else home.path / "data" / recipe.documents.name).absolute()
@@ -55,10 +56,10 @@ def prepare(
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)
         manifest = tokenize(recipe, folder, workers=workers or os.cpu_count() or 1, observer=observer)
-    _finished(manifest, folder, console)
+    _print_summary(manifest, folder, console)
 
 
-def _study(study: Study, home: Home, console: Console) -> None:
+def _prepare_study(study: Study, home: Home, console: Console) -> None:
     tokens = prepare_tokens(study, home, console.print)
     console.print(
         f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
@@ -67,10 +68,10 @@ def _study(study: Study, home: Home, console: Console) -> None:
     )
 
 
-def _finished(manifest: Manifest, folder: Path, console: Console) -> None:
+def _print_summary(manifest: Manifest, folder: Path, console: Console) -> None:
     console.print(
         f"complete: {manifest.tokens:,} tokens of {manifest.documents:,} documents in {len(manifest.files)} files "
-        f"of {folder}; in a study:",
+        f"in {folder}; use them in a study with:",
         soft_wrap=True,
     )
     data = {
@@ -84,20 +85,20 @@ def _finished(manifest: Manifest, folder: Path, console: Console) -> None:
 
 
 class Progress:
-    """Tokens, speed and the time left in a line: always on a terminal, now and then elsewhere."""
+    """Shows tokens, speed and time left in one line: continuously on a terminal, otherwise every ``PLAIN_EVERY_S``."""
 
     def __init__(
         self, console: Console, update: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._update, self._clock = console, update, clock
         self._started = self._printed = clock()
-        self._before: int | None = None
-        """Tokens at the first call: what was there already, and what came while the source was opened."""
+        self._tokens_at_start: int | None = None
+        """Tokens at the first call: existing ones, and those made while the source was being opened."""
 
     def __call__(self, done: int, expected: float | None) -> None:
         now = self._clock()
-        if self._before is None:
-            self._before, self._started, self._printed = done, now, now
+        if self._tokens_at_start is None:
+            self._tokens_at_start, self._started, self._printed = done, now, now
         line = self.line(done, expected)
         if self._console.is_terminal:
             self._update(line)
@@ -108,7 +109,7 @@ class Progress:
     def line(self, done: int, expected: float | None) -> str:
         elapsed = self._clock() - self._started
         parts = [f"{done:,} tokens", f"{clock_time(elapsed)} elapsed"]
-        pace = Pace(done - (self._before or 0), elapsed)
+        pace = Pace(done - (self._tokens_at_start or 0), elapsed)
         if speed := pace.per_second:
             parts.insert(1, f"{speed:,.0f} tokens/s")
             if expected:

@@ -8,51 +8,68 @@ from typing import Any, Literal
 import click
 from rich.table import Table
 
-from service.cli.options import bad_input_exits, home_option, plain
+from service.cli.options import bad_input_exits, home_option, plain_console
 from service.home.location import open_folder
 
 
 @click.command()
 @home_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0 for a free one.")
-@click.option("--cluster", envvar="OEC_CLUSTER", show_envvar=True, help="Ray dashboard; a Ray of this machine without.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where studies may find data; HOME/data by default.")
-@click.option("--max-active", type=int, help="Studies that are being run at once; 4 by default.")
-@click.option("--max-cells", type=int, help="Cells of a study; 2,000 by default.")
-@click.option("--rate", type=float, help="Requests a second of a token; 10 by default.")
-@click.option("--burst", type=int, help="Requests that it may make at once after a pause; 40 by default.")
 @click.option(
-    "--stop-ray", is_flag=True, help="End the Ray of this machine that an earlier service started, and leave."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
 )
+@click.option(
+    "--cluster",
+    envvar="OEC_CLUSTER",
+    show_envvar=True,
+    help="Dashboard of a Ray cluster; default: a local Ray cluster.",
+)
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Folder that studies may read data from; default: HOME/data."
+)
+@click.option("--max-active", type=int, help="Studies that may run at the same time; default: 4.")
+@click.option("--max-cells", type=int, help="Maximum number of cells in a study; default: 2,000.")
+@click.option("--rate", type=float, help="Requests per second and token; default: 10.")
+@click.option("--burst", type=int, help="Requests that a token may make in a burst; default: 40.")
+@click.option("--stop-ray", is_flag=True, help="Stop the local Ray cluster that an earlier service started, and exit.")
 @bad_input_exits
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:
-    """Studies over HTTP: API, page and metrics. Needs tokens, see `oec token add`."""
+    """Serve studies over HTTP: API, web page and metrics. Requires tokens, see `oec token add`."""
     place = open_folder(home)
     if stop_ray:
-        from service.cluster.local_head import stop as stop_head
+        from service.cluster.local_head import stop_head
 
-        click.echo("its Ray has ended" if stop_head(place) else "no Ray of this home runs")
+        click.echo("the local Ray cluster has stopped" if stop_head(place) else "this home has no running Ray cluster")
         return
     from service.http.server import serve as listen
     from service.http.settings import Settings
 
-    listen(place, host, port, Settings.given(limits), plain())
+    listen(place, host, port, Settings.from_options(limits), plain_console())
 
 
 @click.group()
 def token() -> None:
-    """Who may use the HTTP service."""
+    """Manage access tokens of the HTTP service."""
 
 
 @token.command("add")
 @click.argument("name")
 @home_option
-@click.option("--role", type=click.Choice(["read", "run"]), default="read", show_default=True, help="run also changes.")
-@click.option("--days", type=int, help="Until it expires; never by default.")
+@click.option(
+    "--role",
+    type=click.Choice(["read", "run"]),
+    default="read",
+    show_default=True,
+    help="read may only look; run may also change.",
+)
+@click.option("--days", type=int, help="Days until the token expires; default: never.")
 @bad_input_exits
 def add_token(name: str, home: str, role: Literal["read", "run"], days: int | None) -> None:
-    """Make a token and print it, once: the home keeps its hash alone."""
+    """Create a token and print it. It is shown only once, because the home stores only its hash."""
     from service.http.audit import COMMAND_LINE, Audit
     from service.http.tokens import TokenFile
 
@@ -66,7 +83,7 @@ def add_token(name: str, home: str, role: Literal["read", "run"], days: int | No
 @home_option
 @bad_input_exits
 def remove_token(name: str, home: str) -> None:
-    """End a token, at once and in every service of the home."""
+    """Revoke a token, immediately and for every service of the home."""
     from service.http.audit import COMMAND_LINE, Audit
     from service.http.tokens import TokenFile
 
@@ -79,11 +96,11 @@ def remove_token(name: str, home: str) -> None:
 @home_option
 @bad_input_exits
 def list_tokens(home: str) -> None:
-    """Names, roles and lifetimes."""
+    """List tokens with name, role, and expiration date."""
     from service.http.tokens import TokenFile
 
     table = Table("name", "role", "created", "expires")
     for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"
-        table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (over)' * one.expired}")
-    plain().print(table)
+        table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (expired)' * one.is_expired}")
+    plain_console().print(table)

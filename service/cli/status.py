@@ -1,4 +1,4 @@
-"""``oec status``: where the studies of a home stand."""
+"""``oec status``: the progress of the studies of a home."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``oec train``: one cell in this process, by the loop that the workers run, without Ray."""
+"""``oec train``: one cell in this process, with the training loop of the workers but without Ray."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def train_one(
     """Train one cell of ``study`` and print its rows and its result.
 
     Raises:
-        InvalidInput: a factor of the cell is not one that a study could hold.
+        InvalidInput: a field of the cell would not be valid in a study.
     """
     choice = {"method": method} | ({} if gamma is None else {"gamma": (gamma,)})
     one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
     one["attention_norms"] = [attention_norm or study.attention_norms[0]]
     checked = Study.validate_fields(one)
-    import torch  # seconds
+    import torch  # takes seconds
 
     from trainers.loop import Trainer
     from trainers.world import World
 
-    torch.set_num_threads(checked.resources.cpus_per_worker)  # as a worker has, so that the last digits are a worker's
+    torch.set_num_threads(checked.resources.cpus_per_worker)  # as in a worker, so that the last digits are the same
 
     tokens = prepare_tokens(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
@@ -65,14 +65,16 @@ def train_one(
 
 
 def device_of(study: Study) -> str:
-    """Where the study's workers would train.
+    """The device type of the study's workers.
 
     Raises:
-        InvalidInput: on an accelerator, and this machine has none.
+        InvalidInput: it is an accelerator, and this machine has none.
     """
     import torch
 
     gpus = study.resources.gpus_per_worker
     if gpus and not torch.cuda.is_available():
-        raise InvalidInput("resources.gpus_per_worker", gpus, "needs an accelerator, here is none", "set it to 0")
+        raise InvalidInput(
+            "resources.gpus_per_worker", gpus, "requires an accelerator, and this machine has none", "set it to 0"
+        )
     return "cuda" if gpus else "cpu"

@@ -1,6 +1,6 @@
 """``oec watch``: a study while it runs, from its ledger and its cells' metrics alone.
 
-It holds no lock and writes only the page, so any number of people may watch, from any machine that sees the home.
+It holds no lock and writes only the page, so any number of people can watch, on any machine that can read the home.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands about weights that outlive their runs: ``oec analyze``, ``oec clean``."""
+"""Commands on the weights and checkpoints of past runs. Handlers parse and call, nothing else."""
 
 from __future__ import annotations
 
@@ -7,22 +7,40 @@ from pathlib import Path
 import click
 
 from search_spaces.errors import InvalidInput
-from service.cli.options import bad_input_exits, home_option, plain
+from service.cli.options import bad_input_exits, home_option, plain_console
 from service.home.location import open_home
 
 
 @click.command()
 @click.argument("study", required=False)
 @home_option
-@click.option("--cell", "cells", multiple=True, metavar="ID", help="A cell; all with kept weights by default.")
-@click.option("--shards", metavar="GLOB", help="Token files to evaluate the weights on as well.")
-@click.option("--data", metavar="NAME", help="What the tables call those tokens; the glob by default.")
-@click.option("--sequences", type=click.IntRange(min=1), help="Of them, the first; as the run's validation by default.")
 @click.option(
-    "--weights", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE", help="In place of STUDY."
+    "--cell",
+    "cells",
+    multiple=True,
+    metavar="ID",
+    help="Analyze only this cell; repeatable; default: all cells with kept weights.",
 )
-@click.option("--embedding", metavar="NAME", help="Output embedding in FILE; found by usual names by default.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and figures of FILE.")
+@click.option("--shards", metavar="GLOB", help="Also evaluate the weights on these token files.")
+@click.option("--data", metavar="NAME", help="Name of those tokens in tables; default: the glob.")
+@click.option(
+    "--sequences",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Evaluate on the first N sequences; default: as many as the run's validation.",
+)
+@click.option(
+    "--weights",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file of weights, in place of STUDY; repeatable.",
+)
+@click.option(
+    "--embedding", metavar="NAME", help="Name of the output embedding in FILE; default: found by common names."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables and figures of FILE.")
 @bad_input_exits
 def analyze(
     study: str | None,
@@ -35,44 +53,47 @@ def analyze(
     embedding: str | None,
     out: Path | None,
 ) -> None:
-    """Output embeddings of the weights that STUDY kept: B-ratio, isotropy, norms, spectrum; and their loss on other
-    tokens. Tables and figures go into the study's report.
+    """Analyze the output embeddings in the weights that STUDY kept (B-ratio, isotropy, norms, spectrum), and with
+    --shards their loss on other tokens. Tables and figures go into the study's report.
 
-    With --weights, of any .safetensors or .npy file that has an output embedding; it may be repeated.
+    With --weights, analyze any .safetensors or .npy file with an output embedding.
     """
     from service.report import analysis
 
     of_study = {"--cell": cells, "--shards": shards, "--data": data, "--sequences": sequences}
     of_files = {"--embedding": embedding, "--out": out}
     if bool(study) == bool(files):
-        problem = "is given together with --weights" if study else "is missing"
+        problem = "cannot be combined with --weights" if study else "is missing"
         raise InvalidInput("STUDY", study, problem, "give a study of the home, or --weights FILE")
     for option, value in (of_files if study else of_study).items():
         if value:
-            remedy = "leave it out" if study else "give a study of the home in place of --weights"
-            raise InvalidInput(option, str(value), f"goes with {'--weights' if study else 'a study'} alone", remedy)
+            remedy = "remove it" if study else "give a study of the home in place of --weights"
+            raise InvalidInput(option, str(value), f"requires {'--weights' if study else 'a study'}", remedy)
     if (data or sequences) and not shards:
-        raise InvalidInput("--shards", None, "is missing", "say which tokens, or leave --data and --sequences out")
+        raise InvalidInput("--shards", None, "is missing", "give token files, or remove --data and --sequences")
     if study:
         options = {"cells": cells, "shards": shards, "data": data, "sequences": sequences}
-        analysis.analyze(open_home(home), study, plain(), **options)  # type: ignore[arg-type]
+        analysis.analyze(open_home(home), study, plain_console(), **options)  # type: ignore[arg-type]
     else:
-        analysis.analyze_files(files, embedding, out, plain())
+        analysis.analyze_files(files, embedding, out, plain_console())
 
 
 @click.command()
 @click.argument("study", required=False)
 @home_option
-@click.option("--weights", is_flag=True, help="The weights that keep_weights kept.")
-@click.option("--checkpoints", is_flag=True, help="Checkpoints of cells that have ended, or are in no study any more.")
-@click.option("--yes", is_flag=True, help="Remove them.")
+@click.option("--weights", is_flag=True, help="Weights kept by keep_weights.")
+@click.option(
+    "--checkpoints", is_flag=True, help="Checkpoints of ended cells, and of cells that are no longer in the study."
+)
+@click.option("--yes", is_flag=True, help="Remove the files.")
 @bad_input_exits
 def clean(study: str | None, home: str, weights: bool, checkpoints: bool, yes: bool) -> None:
-    """What STUDY, or every study of the home, no longer needs, and how much room it takes; with --yes, remove it.
+    """Show files that STUDY, or any study of the home, no longer needs, and their size. With --yes, remove them.
 
-    Results, metrics and reports stay.
+    Results, metrics and reports are kept.
     """
-    from service.cli import clean as cleaning
+    from service.cli.clean import Kind
+    from service.cli.clean import clean as clean_home
 
-    asked: dict[cleaning.Kind, bool] = {"weights": weights, "checkpoints": checkpoints}
-    cleaning.clean(open_home(home), study, [kind for kind in asked if asked[kind]], yes, plain())
+    given: dict[Kind, bool] = {"weights": weights, "checkpoints": checkpoints}
+    clean_home(open_home(home), study, [kind for kind in given if given[kind]], yes, plain_console())

@@ -1,1 +1,1 @@
-"""The Ray cluster: connecting to it, what fits on it, and studies that run there as jobs."""
+"""Ray clusters: connecting to them, how many cells fit on them, and studies that run there as jobs."""

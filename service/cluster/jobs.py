@@ -1,15 +1,13 @@
-"""Studies as jobs of a Ray cluster: what ``oec run`` does, with its driver on the cluster.
+"""Studies as jobs of a Ray cluster: ``oec run``, with its driver on the cluster.
 
-A job needs the address of the cluster's dashboard and its token, and no shared folder: the study goes along in the
-entry point. Which job runs which study is kept with the job itself, so that every submitter sees the same.
+Submitting needs the address of the cluster's dashboard and its token, but no shared folder: the entry point contains
+the study. Which job runs which study is recorded in the metadata of the job, so that every submitter sees the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,37 +19,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.cluster import connection as cluster
-from service.cluster.working_dir import Shipment
+from service.cluster.entrypoint import EXIT_COMMAND_NOT_FOUND, entrypoint_command, portable_home
+from service.cluster.job_client import connect_client, dashboard_url
+from service.cluster.working_dir import WorkingDir
 from service.exit_codes import INTERRUPTED
-from service.home.location import local_folder
-from trainers.storage.bucket import checked, is_bucket
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
+    from ray.job_submission import JobDetails
 
 Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
-LIVE: tuple[Status, ...] = ("PENDING", "RUNNING")
+ACTIVE_STATUSES: tuple[Status, ...] = ("PENDING", "RUNNING")
 
-ANSWER_S = 5.0
-"""How long the cluster may take to answer at first."""
-LOST_S, AGAIN_S = 60.0, 2.0
-"""How long a log that is followed may be out of reach, and the pause before it is tried again."""
-SILENT_S = 30.0
-"""A followed log that says nothing for so long is asked for anew: its connection may be dead without an end."""
-SAVE_S = 60
-"""How long a stopped driver may take to save its state; Ray's own 3 s kill it while it does."""
-LONGEST = 100_000
-"""Characters of an entry point; the system takes 131,071 bytes an argument."""
-NOT_FOUND = 127
-"""Exit code of a shell that does not find ``oec``."""
+LOG_LOST_S, LOG_RETRY_S = 60.0, 2.0
+"""How long the cluster may be unreachable while a log is followed, and the pause between two attempts."""
+LOG_IDLE_S = 30.0
+"""After this time without output, a followed log is requested again: a dead connection may never report its end."""
+STOP_GRACE_S = 60
+"""How long a stopped driver may take to save its state. Ray's default is 3 s, which is too short for that."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobInfo:
-    """A study that was submitted, as the cluster tells of it."""
+    """A submitted study, as the cluster reports it."""
 
     id: str
     study: str
@@ -60,29 +51,29 @@ class JobInfo:
     """As it was given; empty for the cluster's own ``OEC_HOME``."""
     status: Status
     exit_code: int | None
-    """That of the study, see ``service.cli.commands``; None while it is live, or if it never began."""
+    """The exit code of ``oec run``, see ``service.exit_codes``; None while the job is active or if it never started."""
     submitted: datetime | None
     message: str
-    """Of a job that failed, what its driver said last."""
+    """For a failed job, the last line of its driver."""
 
     @property
-    def live(self) -> bool:
-        return self.status in LIVE
+    def is_active(self) -> bool:
+        return self.status in ACTIVE_STATUSES
 
 
 class Jobs:
-    """The jobs of one cluster that ``oec`` submitted; those of others are not touched.
+    """The jobs of one cluster that ``oec`` submitted; it never touches others.
 
     Args:
         address: the cluster's dashboard, ``http://HOST:8265``.
 
     Raises:
-        InvalidInput: nothing answers there within ``ANSWER_S``, or it refuses the token.
+        InvalidInput: see ``connect_client``.
     """
 
     def __init__(self, address: str) -> None:
-        self.address = dashboard(address)
-        self._client = connect(self.address)
+        self.address = dashboard_url(address)
+        self._client = connect_client(self.address)
 
     def submit(
         self,
@@ -91,259 +82,184 @@ class Jobs:
         home: str | None,
         retry_crashed: bool = False,
         environment: Mapping[str, str] = {},
-        working_dir: Shipment | None = None,
+        working_dir: WorkingDir | None = None,
         driver_resource: str | None = None,
         driver_labels: Mapping[str, str] = {},
     ) -> str:
-        """Start ``oec run`` of a study on the cluster; returns the job's id.
+        """Start ``oec run`` for a study on the cluster, and return the job's id.
 
-        The driver asks for no core and no accelerator, and runs on the head unless told otherwise.
+        The driver reserves no core and no accelerator. It runs on the head unless a resource or labels are given.
 
         Args:
-            home: absolute, on storage that every node sees; the cluster's own ``OEC_HOME`` by default.
-            environment: of the driver and all workers.
-            working_dir: files whose code runs in place of the installed one.
-            driver_resource: a resource of Ray that the driver's node must have.
-            driver_labels: labels of Ray that the driver's node must have.
+            home: an absolute path on storage that every node sees, or a bucket; default: the cluster's ``OEC_HOME``.
+            environment: environment variables of the driver and all workers.
+            working_dir: sources that run in place of the installed package.
+            driver_resource: a Ray resource that the driver's node must have.
+            driver_labels: Ray labels that the driver's node must have.
 
         Raises:
-            InvalidInput: the study can not run on another machine, or a live job runs it in the same home.
+            InvalidInput: the study cannot run on another machine, or an active job runs it in the same home.
         """
-        home = portable(study, home)
-        entrypoint = command(study, retry_crashed=retry_crashed)
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(SAVE_S), **environment, **({"OEC_HOME": home} if home else {})}
-        runtime: dict[str, Any] = {"env_vars": variables}
-        with tempfile.TemporaryDirectory() as place:
+        home = portable_home(study, home)
+        variables = {
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
+            **environment,
+            **({"OEC_HOME": home} if home else {}),
+        }
+        runtime_env: dict[str, Any] = {"env_vars": variables}
+        job = {
+            "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed),
+            "runtime_env": runtime_env,
+            "metadata": {"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
+            "entrypoint_num_cpus": 0,
+            "entrypoint_num_gpus": 0,
+            "entrypoint_resources": {driver_resource: 0.001} if driver_resource else None,
+            "entrypoint_label_selector": dict(driver_labels) or None,
+        }
+        with tempfile.TemporaryDirectory() as folder:
             if working_dir:
-                runtime["working_dir"] = str(working_dir.archive(Path(place)))
-            return self._submit(study, home, entrypoint, runtime, driver_resource, driver_labels)
+                runtime_env["working_dir"] = str(working_dir.archive(Path(folder)))
+            return self._submit_with_next_id(study, home or "", job)
 
-    def _submit(
-        self,
-        study: Study,
-        home: str | None,
-        entrypoint: str,
-        runtime: Mapping[str, Any],
-        driver_resource: str | None,
-        driver_labels: Mapping[str, str],
-    ) -> str:
-        """Under the next free id: of several who submit at once, each takes one, or finds that the study runs."""
+    def _submit_with_next_id(self, study: Study, home: str, job: Mapping[str, Any]) -> str:
+        """Submit under the next free id. The cluster accepts an id only once, so of several concurrent submitters of a
+        study one succeeds, and the others try again and find its job."""
         while True:
-            before = self.all()
-            for job in before:
-                if job.live and (job.study, job.home) == (study.name, home or ""):
-                    remedy = f"`oec logs {job.id} --follow` shows it, `oec stop {study.name}` ends it"
-                    raise InvalidInput("STUDY", study.name, f"is being run by job {job.id}", remedy)
-            attempts = [attempt(job.id) for job in before if (job.study, job.hash) == (study.name, study.hash)]
+            jobs = self.all()
+            for other in jobs:
+                if other.is_active and (other.study, other.home) == (study.name, home):
+                    remedy = f"`oec logs {other.id} --follow` shows its output, `oec stop {study.name}` ends it"
+                    raise InvalidInput("STUDY", study.name, f"is already running as job {other.id}", remedy)
+            attempts = [
+                attempt_number(other.id) for other in jobs if (other.study, other.hash) == (study.name, study.hash)
+            ]
             id = f"oec-{study.name}-{study.hash}-{max(attempts, default=0) + 1}"
             try:
-                with self._answering():
-                    self._client.submit_job(
-                        entrypoint=entrypoint,
-                        submission_id=id,
-                        runtime_env=dict(runtime),
-                        metadata={"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
-                        entrypoint_num_cpus=0,
-                        entrypoint_num_gpus=0,
-                        entrypoint_resources={driver_resource: 0.001} if driver_resource else None,
-                        entrypoint_label_selector=dict(driver_labels) or None,
-                    )
+                with self._client_errors():
+                    self._client.submit_job(submission_id=id, **job)
                 return id
-            except InvalidInput as refused:
-                if f"submission_id {id} already exists" not in str(refused.__cause__):
+            except InvalidInput as error:
+                if f"submission_id {id} already exists" not in str(error.__cause__):
                     raise
-                logger.info("another submitter took %s", id)  # and is among all() now
+                logger.info("another submitter took the id %s", id)  # the next round finds its job in all()
 
     def all(self) -> list[JobInfo]:
-        """Those that ``oec`` submitted, the newest first."""
-        with self._answering():
-            found = [_info(job) for job in self._client.list_jobs() if "oec.study" in (job.metadata or {})]
+        """The jobs that ``oec`` submitted, newest first."""
+        with self._client_errors():
+            found = [_job_info(job) for job in self._client.list_jobs() if "oec.study" in (job.metadata or {})]
         return sorted(found, key=lambda job: (job.submitted or datetime.min.replace(tzinfo=UTC), job.id), reverse=True)
 
     def get(self, id: str) -> JobInfo:
         """
         Raises:
-            InvalidInput: ``oec`` submitted no such job.
+            InvalidInput: ``oec`` has not submitted such a job.
         """
-        for job in (found := self.all()):
+        for job in (jobs := self.all()):
             if job.id == id:
                 return job
-        known = ", ".join(job.id for job in found) or "none yet"
-        raise InvalidInput("JOB", id, "is no job of this cluster", f"jobs here: {known}")
+        known = ", ".join(job.id for job in jobs) or "none yet"
+        raise InvalidInput("JOB", id, "is not a job of this cluster", f"its jobs: {known}")
 
     def newest(self, study: str) -> JobInfo | None:
-        """The job that ran, or runs, the study last."""
+        """The newest job of the study."""
         return next((job for job in self.all() if job.study == study), None)
 
     def stop(self, id: str) -> None:
-        """Ask the driver to end as on Ctrl-C; it has ``SAVE_S`` to save its state. A job that has ended stays so, and
-        Ray stops one that waits for its node only once that is there."""
-        if self.get(id).live:
-            with self._answering():
+        """Ask the driver to stop as on Ctrl-C; it has ``STOP_GRACE_S`` to save its state. A job that has ended is left
+        alone. Ray stops a job that waits for its node only when that node has joined."""
+        if self.get(id).is_active:
+            with self._client_errors():
                 self._client.stop_job(id)
 
     def logs(self, id: str) -> str:
-        """What ``oec run`` of the job has printed so far."""
+        """What the job's ``oec run`` has printed so far."""
         self.get(id)
-        with self._answering():
-            return _own(self._client.get_job_logs(id), self._client.get_job_info(id))
+        with self._client_errors():
+            return _driver_output(self._client.get_job_logs(id), self._client.get_job_info(id))
 
     def follow(self, id: str) -> Iterator[str]:
-        """Pieces of the log until the job ends, from its beginning; lost connections are taken up again.
+        """Yield the log in pieces, from its beginning until the job ends. Lost connections are reopened.
 
         Raises:
-            InvalidInput: there is no such job, or the cluster did not answer for ``LOST_S``.
+            InvalidInput: the job does not exist, or the cluster was unreachable for ``LOG_LOST_S``.
         """
         self.get(id)
-        shown = ""
-        answered = time.monotonic()
+        output = ""
+        last_answer = time.monotonic()
         while True:
             try:
-                live = self.get(id).live
-                pieces = self._tail(id) if live else iter([self._client.get_job_logs(id)])
+                is_active = self.get(id).is_active
+                pieces = self._tail(id) if is_active else iter([self._client.get_job_logs(id)])
                 log, details = "", self._client.get_job_info(id)
                 for piece in pieces:
-                    answered = time.monotonic()
+                    last_answer = time.monotonic()
                     log += piece
-                    own = _own(log, details)
-                    if len(own) > len(shown):
-                        yield own[len(shown) :]
-                        shown = own
-                if not live:
+                    current = _driver_output(log, details)
+                    if len(current) > len(output):
+                        yield current[len(output) :]
+                        output = current
+                if not is_active:
                     return
             except (RuntimeError, OSError, InvalidInput) as error:
-                if time.monotonic() - answered > LOST_S:
-                    remedy = f"the job may well go on: `oec logs {id} --follow`"
-                    raise InvalidInput("--cluster", self.address, "does not answer any more", remedy) from error
-                time.sleep(AGAIN_S)
+                if time.monotonic() - last_answer > LOG_LOST_S:
+                    remedy = f"the job may still be running; try `oec logs {id} --follow` later"
+                    raise InvalidInput("--cluster", self.address, "no longer answers", remedy) from error
+                time.sleep(LOG_RETRY_S)
 
     def _tail(self, id: str) -> Iterator[str]:
-        """Pieces of the raw log from its beginning, until the job ends or the connection says nothing."""
+        """Yield the raw log in pieces, from its beginning, until the job ends or ``LOG_IDLE_S`` pass without output."""
 
         pieces = self._client.tail_job_logs(id)
 
-        async def next_one() -> str | None:
+        async def next_piece() -> str | None:
             try:
-                return await asyncio.wait_for(anext(pieces), SILENT_S)
+                return await asyncio.wait_for(anext(pieces), LOG_IDLE_S)
             except (StopAsyncIteration, TimeoutError):
                 return None
 
-        with asyncio.Runner() as runner:  # whose end closes the connection
-            while (piece := runner.run(next_one())) is not None:
+        with asyncio.Runner() as runner:  # closes the connection on exit
+            while (piece := runner.run(next_piece())) is not None:
                 yield piece
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Turn what Ray's client raises into bad input: an answer that is no success, or none."""
+    def _client_errors(self) -> Iterator[None]:
+        """Turn the errors of Ray's client into InvalidInput."""
         try:
             yield
         except (RuntimeError, OSError) as error:
-            last = [line for line in str(error).splitlines() if line.strip()][-1]
-            remedy = "see the logs of the cluster's head"
-            raise InvalidInput("--cluster", self.address, f"does not do it ({last})", remedy) from error
+            last_line = [line for line in str(error).splitlines() if line.strip()][-1]
+            remedy = "check the logs of the cluster's head"
+            raise InvalidInput("--cluster", self.address, f"failed the request ({last_line})", remedy) from error
 
 
-def dashboard(address: str) -> str:
-    """The address with its scheme, and without a path.
-
-    Raises:
-        InvalidInput: it is none of a dashboard.
-    """
-    full = address if "://" in address else f"http://{address}"
-    if not full.startswith(("http://", "https://")):
-        raise InvalidInput("--cluster", address, "is no address of a Ray dashboard", "give http://HOST:8265")
-    return full.rstrip("/")
-
-
-def connect(address: str) -> JobSubmissionClient:
-    """Ray's client, which has spoken to the cluster.
-
-    Raises:
-        InvalidInput: nothing answers within ``ANSWER_S``, what answers is no Ray, or it refuses the token.
-    """
-    cluster.configure()
-    import requests
-
-    remedy = "give the address of the cluster's dashboard, http://HOST:8265"
-    try:
-        requests.get(f"{address}/api/version", timeout=ANSWER_S)  # Ray's client itself would wait for ever
-    except requests.exceptions.RequestException as error:
-        raise InvalidInput("--cluster", address, f"does not answer ({type(error).__name__})", remedy) from error
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes what RAY_ADDRESS holds over what it is given
-    try:
-        client = JobSubmissionClient(address)
-        client.list_jobs()
-    except AuthenticationError as error:
-        token = "set RAY_AUTH_TOKEN to the one that the cluster was started with, or put it into ~/.ray/auth_token"
-        raise InvalidInput("--cluster", address, "does not take the token", token) from error
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise InvalidInput("--cluster", address, f"is no Ray cluster ({type(error).__name__})", remedy) from error
-    return client
-
-
-def portable(study: Study, home: str | None) -> str | None:
-    """See that study and home mean the same on the cluster as here; the home's path, of whichever form it was given.
-
-    Raises:
-        InvalidInput: a path is relative, which on the cluster is relative to somewhere else, or no path.
-    """
-    paths = {"data.path": study.data.path, "data.validation": study.data.validation}
-    if home and is_bucket(home):
-        at: str | None = checked(home)
-    else:
-        at = paths["--home"] = str(local_folder(home)) if home else None
-    for field, path in paths.items():
-        if path and not Path(path).is_absolute():
-            remedy = "give an absolute path on storage that every node of the cluster sees"
-            raise InvalidInput(field, path, "is relative, which on the cluster is somewhere else", remedy)
-    return at
-
-
-def command(study: Study, *, retry_crashed: bool) -> str:
-    """The shell command that runs a study that it brings along.
-
-    Raises:
-        InvalidInput: the study is too long for one.
-    """
-    text = f"printf %s {shlex.quote(study.to_yaml())} | oec run -" + (" --retry-crashed" if retry_crashed else "")
-    if len(text.encode()) > LONGEST:
-        remedy = "put the file on the cluster's storage, and `ray job submit -- oec run FILE`"
-        raise InvalidInput("STUDY", study.name, f"is longer than {LONGEST:,} bytes", remedy)
-    return text
-
-
-def attempt(id: str) -> int:
-    """The last number of a job's id."""
+def attempt_number(id: str) -> int:
+    """The number at the end of a job's id."""
     number = id.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0
 
 
-def _info(job: JobDetails) -> JobInfo:
-    known = job.metadata or {}
-    code = job.driver_exit_code
+def _job_info(job: JobDetails) -> JobInfo:
+    metadata = job.metadata or {}
+    exit_code = job.driver_exit_code
     status: Status = job.status.value
     message = job.message or ""
     if status == "FAILED":
         message = ([line.strip() for line in message.splitlines() if line.strip()] or [""])[-1]
-    if code == NOT_FOUND:
-        message = "the cluster finds no `oec`: run `ray start` on the head with the PATH of its environment"
+    if exit_code == EXIT_COMMAND_NOT_FOUND:
+        message = "the cluster does not find `oec`: run `ray start` on the head with the PATH of its environment"
     return JobInfo(
         id=job.submission_id or "",
-        study=known["oec.study"],
-        hash=known.get("oec.hash", ""),
-        home=known.get("oec.home", ""),
+        study=metadata["oec.study"],
+        hash=metadata.get("oec.hash", ""),
+        home=metadata.get("oec.home", ""),
         status=status,
-        exit_code=INTERRUPTED if status == "STOPPED" and code is None else code,
+        exit_code=INTERRUPTED if status == "STOPPED" and exit_code is None else exit_code,
         submitted=datetime.fromtimestamp(job.start_time / 1000, UTC) if job.start_time else None,
         message=message,
     )
 
 
-def _own(log: str, job: JobDetails) -> str:
-    """A log without what Ray writes before the driver's first line, the entry point with the whole study."""
-    head = f"Running entrypoint for job {job.submission_id}: {job.entrypoint}\n"
-    return log.partition(head)[2]
+def _driver_output(log: str, job: JobDetails) -> str:
+    """A log without its first line, in which Ray prints the entry point with the whole study."""
+    first_line = f"Running entrypoint for job {job.submission_id}: {job.entrypoint}\n"
+    return log.partition(first_line)[2]

@@ -1,6 +1,6 @@
-"""A Ray head of this machine that outlives whoever started it: the local cluster of ``oec serve``.
+"""The local cluster of ``oec serve``: a Ray head on this machine that keeps running after the service has ended.
 
-``<home>/service/ray.json`` says where it is. A service that comes back finds it there, and several share it.
+``<home>/service/ray.json`` records it, so a restarted service finds it, and several services share it.
 """
 
 from __future__ import annotations
@@ -22,156 +22,166 @@ from pydantic import ValidationError
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 from service.background import wait_until
-from service.cluster import connection as cluster
 from service.cluster import ray_start
-from service.cluster.connection import LOOPBACK, free_port
+from service.cluster.connection import (
+    LOOPBACK,
+    check_port,
+    configure_ray,
+    ensure_private_token,
+    free_port,
+    local_cores,
+)
 from service.home.layout import Home
 from trainers.storage.files import write_atomically
 
-UP_S = 180.0
-"""How long Ray's processes may take to start; 10 to 20 seconds on two cores that have nothing else to do."""
-DOWN_S = 30.0
-LOOK_S = 0.2
+START_TIMEOUT_S = 180.0
+"""How long Ray's processes may take to start. On two idle cores they take 10 to 20 seconds."""
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.2
 LOG = "start.log"
 
 logger = logging.getLogger(__name__)
 
 
 class Head(Frozen):
-    """The head as it is noted in the home."""
+    """The record of the head in the home."""
 
     pid: int
-    began: int
-    """Clock ticks from the start of the machine to that of the process: with the pid, which process it is."""
+    start_ticks: int
+    """When the process started, in clock ticks since boot. With the pid, it identifies the process."""
     dashboard: str
     folder: Path
-    """Of Ray's files. Not in the home, whose path may be too long for Ray's sockets."""
+    """The folder of Ray's files. It is outside the home, whose path may be too long for Ray's sockets."""
 
     @property
-    def alive(self) -> bool:
-        return began(self.pid) == self.began
+    def is_alive(self) -> bool:
+        return process_start_ticks(self.pid) == self.start_ticks
 
 
-def find_or_start(home: Home, report: Callable[[str], None] = logger.info) -> Head:
-    """The head of this home, once it answers.
+def find_or_start(home: Home, log: Callable[[str], None] = logger.info) -> Head:
+    """Return the head of this home once it answers; start it if none runs.
 
     Args:
-        report: gets a line when one is started, and while it is starting.
+        log: receives a line when a head starts, and while it is starting.
 
     Raises:
-        InvalidInput: Ray did not start; its last words.
+        InvalidInput: Ray did not start; the message has the reason.
     """
-    note = home.service / "ray.json"
-    with FileLock(note.with_suffix(".lock")):
-        head = noted(home)
-        if head is None or not head.alive:
-            head = start(home)
-            write_atomically(note, head.model_dump_json(indent=2))  # before it is up: nobody may lose it
-            report(f"starting Ray on {cluster.local_cores()} cores of this machine; its log: {head.folder / LOG}")
-        wait_for(head, report)
+    record = home.service / "ray.json"
+    with FileLock(record.with_suffix(".lock")):
+        head = read_head(home)
+        if head is None or not head.is_alive:
+            head = start_head(home)
+            write_atomically(record, head.model_dump_json(indent=2))  # before it is ready, so that it is never orphaned
+            log(f"starting Ray on {local_cores()} cores of this machine; log: {head.folder / LOG}")
+        wait_until_ready(head, log)
     return head
 
 
-def noted(home: Home) -> Head | None:
-    """What the home says of its head, which may have died since; None if it never had one."""
+def read_head(home: Home) -> Head | None:
+    """The head that the home records, which may have died since; None if it never had one."""
+    record = home.service / "ray.json"
     try:
-        return Head.model_validate_json((home.service / "ray.json").read_bytes())
+        return Head.model_validate_json(record.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        remedy = "remove the file; a Ray that still runs is then nobody's and has to be ended by hand"
-        raise InvalidInput("ray", str(home.service / "ray.json"), "is damaged", remedy) from error
+        remedy = "delete the file; if its Ray head still runs, end that process yourself"
+        raise InvalidInput("ray", str(record), "is damaged", remedy) from error
 
 
-def stop(home: Home) -> bool:
-    """End the head of this home and what runs on it; whether there was one."""
-    head = noted(home)
-    if head is None or not head.alive:
+def stop_head(home: Home) -> bool:
+    """End the head of this home and everything that runs on it; return whether there was one."""
+    head = read_head(home)
+    if head is None or not head.is_alive:
         return False
-    end(head)
+    terminate(head)
     shutil.rmtree(head.folder, ignore_errors=True)
     return True
 
 
-def end(head: Head) -> None:
-    """By SIGTERM, on which ``ray start --block`` ends all that it started."""
+def terminate(head: Head) -> None:
+    """Send SIGTERM, on which ``ray start --block`` ends all processes that it has started."""
     os.kill(head.pid, signal.SIGTERM)
-    if not wait_until(lambda: not head.alive, DOWN_S, LOOK_S):
+    if not wait_until(lambda: not head.is_alive, STOP_TIMEOUT_S, POLL_S):
         os.killpg(head.pid, signal.SIGKILL)
 
 
-def start(home: Home) -> Head:
-    """``ray start --head`` in a session of its own, on loopback, with ports that are free and Ray's token.
+def start_head(home: Home) -> Head:
+    """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token.
 
     Raises:
-        InvalidInput: Ray cannot keep its files, see ``ray_start.check_folder``.
+        InvalidInput: see ``ray_start.check_folder``.
     """
-    cluster.configure()
-    name, place = ray_start.temporary_folder()
-    ray_start.check_folder(name, place)
-    cluster.private_token()
-    folder = Path(tempfile.mkdtemp(prefix="oec-ray-", dir=place))
-    dashboard = free_port()
+    configure_ray()
+    name, parent = ray_start.temporary_folder()
+    ray_start.check_folder(name, parent)
+    ensure_private_token()
+    folder = Path(tempfile.mkdtemp(prefix="oec-ray-", dir=parent))
+    dashboard_port = free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address", LOOPBACK, "--port", str(free_port()), "--temp-dir", str(folder)]
-    command += ["--include-dashboard", "true", "--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard)]
+    command += ["--include-dashboard", "true", "--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard_port)]
     command += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]
-    command += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(cluster.local_cores())]
+    command += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(local_cores())]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where jobs find `oec`
     environment = {**os.environ, "PATH": path, "OEC_HOME": str(home.path)}
     environment.pop("RAY_ADDRESS", None)
-    with (folder / LOG).open("wb") as out:
+    with (folder / LOG).open("wb") as log_file:
         process = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
+            stdout=log_file,
+            stderr=log_file,
             cwd=folder,
             start_new_session=True,
         )
-    at = f"http://{LOOPBACK}:{dashboard}"
-    return Head(pid=process.pid, began=began(process.pid) or 0, dashboard=at, folder=folder)
+    dashboard = f"http://{LOOPBACK}:{dashboard_port}"
+    start_ticks = process_start_ticks(process.pid) or 0
+    return Head(pid=process.pid, start_ticks=start_ticks, dashboard=dashboard, folder=folder)
 
 
-def wait_for(head: Head, report: Callable[[str], None]) -> None:
-    """Until it answers.
+def wait_until_ready(head: Head, log: Callable[[str], None]) -> None:
+    """Wait until the head's dashboard answers.
 
     Raises:
-        InvalidInput: it has ended, or its dashboard failed, or it does not answer within ``UP_S``; it is then ended.
+        InvalidInput: the head exited, its dashboard failed, or it did not answer within ``START_TIMEOUT_S``. In the
+            last two cases the head is terminated.
     """
-    started = told = time.monotonic()
+    start = last_notice = time.monotonic()
     logs = head.folder / "session_latest" / "logs"
-    while not answers(head.dashboard):
+    while not is_reachable(head.dashboard):
         now = time.monotonic()
-        failed = ray_start.dashboard_error(logs)
-        if failed or not head.alive or now - started > UP_S:
-            if head.alive:
-                end(head)
-            log = head.folder / LOG
-            said = log.read_text(errors="replace").strip() if log.is_file() else ""
-            words = failed or ray_start.cause(said, [logs]) or said.rpartition("\n")[2] or "it said nothing"
-            name, place = ray_start.temporary_folder()
-            if refusal := ray_start.permanent(words, name, place):
-                raise refusal
-            remedy = "see that the machine has memory and processor time to spare, or give --cluster"
-            raise InvalidInput("--cluster", None, f"no Ray started here ({ray_start.line(words)})", remedy)
-        if now - told >= ray_start.STILL_S:
-            told = now
-            report(f"Ray is still starting after {now - started:.0f} s; its logs: {logs}")
-        time.sleep(LOOK_S)
+        error = ray_start.dashboard_error(logs)
+        if error or not head.is_alive or now - start > START_TIMEOUT_S:
+            if head.is_alive:
+                terminate(head)
+            log_file = head.folder / LOG
+            output = log_file.read_text(errors="replace").strip() if log_file.is_file() else ""
+            cause = error or ray_start.failure_cause(output, [logs]) or output.rpartition("\n")[2] or "no output"
+            name, parent = ray_start.temporary_folder()
+            if permanent := ray_start.permanent_error(cause, name, parent):
+                raise permanent
+            remedy = "check that the machine has free memory and CPU time, or give --cluster"
+            problem = f"could not start a local Ray cluster ({ray_start.one_line(cause)})"
+            raise InvalidInput("--cluster", None, problem, remedy)
+        if now - last_notice >= ray_start.STILL_STARTING_S:
+            last_notice = now
+            log(f"Ray is still starting after {now - start:.0f} s; logs: {logs}")
+        time.sleep(POLL_S)
 
 
-def answers(dashboard: str) -> bool:
+def is_reachable(dashboard: str) -> bool:
     try:
-        cluster.reach(dashboard.removeprefix("http://"))
+        check_port(dashboard.removeprefix("http://"))
     except OSError:
         return False
     return True
 
 
-def began(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine did; None if there is none, or it has ended."""
+def process_start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it has exited or never existed."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

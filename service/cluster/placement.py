@@ -1,7 +1,7 @@
-"""How many cells of a study a cluster holds at once, node by node, and what keeps it from being more.
+"""How many cells of a study run concurrently on a cluster, and which resource or setting limits that.
 
-A worker lies on one node, and a share of an accelerator on one device. The workers of a cell lie on one node where that
-is possible (Ray's strategy ``PACK``) and on several where it is not, so that all places of a cluster count.
+A worker runs on one node, and its share of an accelerator is on one device. The workers of a cell run on one node where
+possible (Ray's ``PACK`` strategy) and on several nodes otherwise, so the slots of all nodes add up.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import GPU_UNIT, ResourceSpec
 
 Node = Mapping[str, float]
-"""What a node has: ``CPU``, ``GPU`` and, where it is known, ``memory`` in bytes, as Ray names them."""
+"""The resources of a node: ``CPU``, ``GPU`` and, where it is known, ``memory`` in bytes, as Ray names them."""
 
 KINDS = ("CPU", "GPU")
-DECLARED = re.compile(r"(?:(?P<nodes>[1-9]\d*)x)?(?P<each>.+)", re.DOTALL)
+NODES_PATTERN = re.compile(r"(?:(?P<nodes>[1-9]\d*)x)?(?P<each>.+)", re.DOTALL)
 TRIAL_MEMORY = 512 * 2**20
-"""Bytes declared for a trial's actor. It asks for no core: those are its workers'."""
+"""Bytes that a trial's actor reserves. It reserves no core: the cores are for its workers."""
 
 
-def declared(text: str) -> list[Node]:
-    """``CPU=64,GPU=8``, or ``4xCPU=16,GPU=2``, as the nodes of a cluster that need not be there.
+def parse_nodes(text: str) -> list[Node]:
+    """Parse ``CPU=64,GPU=8``, or ``4xCPU=16,GPU=2`` for four nodes: a cluster that does not have to exist.
 
     Raises:
-        InvalidInput: anything else.
+        InvalidInput: the text has another form.
     """
-    form = DECLARED.fullmatch(text)
-    found = {}
-    for part in form["each"].split(",") if form else [""]:
+    match = NODES_PATTERN.fullmatch(text)
+    node = {}
+    for part in match["each"].split(",") if match else [""]:
         kind, _, number = part.partition("=")
         if kind.strip() not in KINDS or not number.strip().isdecimal():
             remedy = (
                 "write CPU=64,GPU=8, 4xCPU=16,GPU=2 for four such nodes, or the address of a Ray cluster, host:6379"
             )
-            raise InvalidInput("--cluster", text, "is no cluster", remedy)
-        found[kind.strip()] = float(number)
-    return [found] * int(form["nodes"] or 1) if form else []
+            raise InvalidInput("--cluster", text, "is not a valid description of a cluster", remedy)
+        node[kind.strip()] = float(number)
+    return [node] * int(match["nodes"] or 1) if match else []
 
 
 def joined_nodes() -> list[Node]:
@@ -50,19 +50,19 @@ def joined_nodes() -> list[Node]:
 
 @dataclass(frozen=True)
 class Fit:
-    """How many cells run concurrently, and why not more."""
+    """How many cells run concurrently, and what limits that."""
 
     cells: int
     bound_by: str
-    """The resource or setting that keeps it from being more."""
+    """The resource or setting that allows no more cells."""
 
 
 def fit(resources: ResourceSpec, nodes: Sequence[Node], *, cells: int | None = None, can_grow: bool = False) -> Fit:
-    """How many cells of a study run concurrently on these nodes.
+    """Compute how many cells of a study run concurrently on these nodes.
 
     Args:
-        cells: how many the study has; no limit by default.
-        can_grow: the nodes are those of a real cluster, which starts more for a study with ``autoscale``.
+        cells: the number of cells in the study; default: no limit.
+        can_grow: the nodes belong to a real cluster, which starts more of them for a study with ``autoscale``.
 
     Raises:
         InvalidInput: not even one cell fits; the message shows the arithmetic.
@@ -79,12 +79,12 @@ def fit(resources: ResourceSpec, nodes: Sequence[Node], *, cells: int | None = N
 
 
 def _limits(resources: ResourceSpec, nodes: Sequence[Node]) -> dict[str, int]:
-    """Cells that each kind of resource allows."""
+    """The number of cells that each resource or setting allows."""
     workers = resources.workers
-    limits = {kind: sum(places) // workers for kind, places in _places(resources, nodes)}
-    limits["the nodes' mix of CPU and GPU"] = sum(places_on(resources, node) for node in nodes) // workers
+    limits = {kind: sum(slots) // workers for kind, slots in _worker_slots(resources, nodes)}
+    limits["the nodes' mix of CPU and GPU"] = sum(workers_on(resources, node) for node in nodes) // workers
     if not min(limits.values()):
-        raise _none_fits(resources, nodes)
+        raise _does_not_fit(resources, nodes)
     if all("memory" in node for node in nodes):
         limits["memory"] = sum(int(node["memory"] // TRIAL_MEMORY) for node in nodes)
         if not limits["memory"]:
@@ -96,21 +96,21 @@ def _limits(resources: ResourceSpec, nodes: Sequence[Node]) -> dict[str, int]:
     return limits
 
 
-def places_on(resources: ResourceSpec, node: Node) -> int:
-    """Workers that fit on a node."""
-    return min(places for _, (places,) in _places(resources, [node]))
+def workers_on(resources: ResourceSpec, node: Node) -> int:
+    """The number of workers that fit on a node."""
+    return min(slots for _, (slots,) in _worker_slots(resources, [node]))
 
 
-def _places(resources: ResourceSpec, nodes: Sequence[Node]) -> Iterator[tuple[str, list[int]]]:
-    """Each kind of resource that a worker takes, and how many workers it is enough for, node by node."""
+def _worker_slots(resources: ResourceSpec, nodes: Sequence[Node]) -> Iterator[tuple[str, list[int]]]:
+    """Each kind of resource that a worker takes, with the number of workers that it allows on each node."""
     yield "CPU", [int(node.get("CPU", 0) // resources.cpus_per_worker) for node in nodes]
-    if share := round(resources.gpus_per_worker / GPU_UNIT):
-        a_device = round(1 / GPU_UNIT) // share
-        yield "GPU", [int(node.get("GPU", 0)) * a_device for node in nodes]
+    if units := round(resources.gpus_per_worker / GPU_UNIT):
+        workers_per_device = round(1 / GPU_UNIT) // units
+        yield "GPU", [int(node.get("GPU", 0)) * workers_per_device for node in nodes]
 
 
-def _none_fits(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInput:
-    """Why not even one cell fits: a kind of which there is too little, or nodes that are too small."""
+def _does_not_fit(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInput:
+    """Explain why not even one cell fits: the cluster has too little of one resource, or its nodes are too small."""
     workers = resources.workers
     for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
         total, need = sum(int(node.get(kind, 0)) for node in nodes), workers * each
@@ -118,17 +118,17 @@ def _none_fits(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInput:
             return InvalidInput(
                 "resources.workers",
                 workers,
-                f"is more than the cluster has: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}",
+                f"is more than the cluster can run: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}",
                 f"use at most {int(total // each)} workers"
                 if total >= each
                 else f"use a cluster with {kind}s, or set resources.autoscale for one that starts nodes",
             )
-    places = sum(places_on(resources, node) for node in nodes)
+    slots = sum(workers_on(resources, node) for node in nodes)
     takes = f"{resources.cpus_per_worker} CPU"
     takes += f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
     return InvalidInput(
         "resources.workers",
         workers,
-        f"is more than the nodes hold: a worker takes {takes} of one node, and of those {places} fit",
-        f"use at most {places} workers" if places else "use larger nodes, or less a worker",
+        f"is more than the nodes can run: each worker takes {takes} on one node, and the nodes have room for {slots}",
+        f"use at most {slots} workers" if slots else "use larger nodes, or fewer resources per worker",
     )

@@ -1,4 +1,4 @@
-"""Why Ray does not start on this machine, and whether another try could change that."""
+"""Why Ray does not start on this machine, and whether another attempt could help."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ from pathlib import Path
 from search_spaces.errors import InvalidInput
 from service.background import BackgroundThread, wait_until
 
-ROOM = 64 * 2**20
-"""Free bytes that Ray's temporary folder must have: with less, its processes die as they write their first logs, and
-Ray then ends the process that waits for them."""
-POLL_S, STILL_S, END_S = 0.5, 30.0, 5.0
-"""Between two looks at the dashboard's log; between two reports that Ray is still starting; for a process to end."""
+MIN_FREE_BYTES = 64 * 2**20
+"""Free space that Ray's temporary folder must have. With less, Ray's processes die while they write their first logs,
+and Ray then ends the process that waits for them."""
+POLL_S = 0.5
+"""How often the dashboard's log is read."""
+STILL_STARTING_S = 30.0
+"""How often a user is told that Ray is still starting."""
+TERMINATE_TIMEOUT_S = 5.0
 
-FATAL = re.compile(r"^\[[^\]]* (?P<level>[CE]) \d+ \d+\] \(\w+\) [\w.]+:\d+: +(?P<text>.*)$", re.MULTILINE)
-"""A line of a log of Ray's C++ processes: an error, or (``C``) the check whose failure ended the process."""
+LOG_ERROR = re.compile(r"^\[[^\]]* (?P<level>[CE]) \d+ \d+\] \(\w+\) [\w.]+:\d+: +(?P<text>.*)$", re.MULTILINE)
+"""A line in a log of Ray's C++ processes: an error (``E``), or the failed check that ended the process (``C``)."""
 BOILERPLATE = re.compile(r"An unexpected system state has occurred\..*Check failed: ")
 EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*$", re.MULTILINE)
 """The last line of a Python traceback."""
 DASHBOARD_FAILED = "failed with the following error"
-"""What the dashboard logs before it ends, or, when files of its page are missing, before it hangs."""
+"""What the dashboard logs before it exits, or before it hangs if files of its web page are missing."""
 ERROR_FILES = ("gcs_server.err", "raylet.err", "dashboard.err")
 MAX_CHARACTERS = 300
 
-SHORTER = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
-REINSTALL = "reinstall Ray: pip install --force-reinstall 'ray[default,tune,train]'"
-MEMORY = "free memory, or raise the limit of this process (ulimit -v, the container's), and run the same command again"
-SHM = "free or enlarge /dev/shm (--shm-size of a container), or set RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
+SHORT_PATH_REMEDY = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
+REINSTALL_REMEDY = "reinstall Ray: pip install --force-reinstall 'ray[default,tune,train]'"
+MEMORY_REMEDY = "free memory or raise the limit (ulimit -v, or the container's), and run the same command again"
+SHM_REMEDY = "free or enlarge /dev/shm (--shm-size for a container), or set RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
 
 
 def temporary_folder() -> tuple[str, Path]:
-    """The environment variable that chooses Ray's temporary folder, and that folder."""
+    """The environment variable that selects Ray's temporary folder, and that folder."""
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     return name, Path(os.environ.get(name) or "/tmp")
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Make sure that Ray can write to its temporary folder.
+    """Check that Ray can write to its temporary folder.
 
     Raises:
-        InvalidInput: it cannot be written, or has no room.
+        InvalidInput: the folder is not writable, or its disk is almost full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,34 +58,35 @@ def check_folder(name: str, folder: Path) -> None:
             free = shutil.disk_usage(folder).free
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        problem = f"cannot be written ({reason}), and Ray keeps its sockets and logs there"
-        raise InvalidInput(name, str(folder), problem, "set RAY_TMPDIR to a folder that can be written") from error
-    if free < ROOM:
-        problem = f"has {free / 2**20:.0f} MiB free, and Ray needs {ROOM / 2**20:.0f} there for its sockets and logs"
+        problem = f"is not writable ({reason}), and Ray keeps its sockets and logs there"
+        raise InvalidInput(name, str(folder), problem, "set RAY_TMPDIR to a writable folder") from error
+    if free < MIN_FREE_BYTES:
+        needed = f"{MIN_FREE_BYTES / 2**20:.0f} MiB"
+        problem = f"has {free / 2**20:.0f} MiB free, and Ray needs {needed} there for its sockets and logs"
         raise InvalidInput(name, str(folder), problem, "make room, or set RAY_TMPDIR to another folder")
 
 
-def cause(said: str, logs: Iterable[Path] = ()) -> str | None:
-    """Why a process of Ray ended, in its own words; None if nothing tells.
+def failure_cause(output: str, log_folders: Iterable[Path] = ()) -> str | None:
+    """The error that ended a process of Ray, in Ray's own words; None if it is unknown.
 
     Args:
-        said: the exception's message, or what ``ray start`` printed.
-        logs: the folders with the logs of the processes, which are read where ``said`` names no cause.
+        output: the message of the exception, or what ``ray start`` printed.
+        log_folders: the folders with the logs of the processes, which are read if ``output`` has no error.
     """
-    texts = [said, *(_tail(folder / name) for folder in logs for name in ERROR_FILES)]
-    return next(filter(None, map(_fatal, texts)), None)
+    texts = [output, *(_tail(folder / name) for folder in log_folders for name in ERROR_FILES)]
+    return next(filter(None, map(_last_error, texts)), None)
 
 
-def line(words: str) -> str:
-    """``words`` as a line for a person; some messages of Ray fill a screen."""
-    return textwrap.shorten(words, MAX_CHARACTERS, placeholder=" ...")
+def one_line(message: str) -> str:
+    """Shorten a message to one line; some messages of Ray fill a screen."""
+    return textwrap.shorten(message, MAX_CHARACTERS, placeholder=" ...")
 
 
-def _fatal(text: str) -> str | None:
-    """The last error that ended a process, by its log or its traceback."""
-    errors = list(FATAL.finditer(text))
+def _last_error(text: str) -> str | None:
+    """The last error that ended a process, from its log or its traceback."""
+    errors = list(LOG_ERROR.finditer(text))
     if any(error["level"] == "C" for error in errors):
-        # The error just before the failed check often says more: "mmap failed with error: Cannot allocate memory".
+        # The error just before the failed check is often clearer: "mmap failed with error: Cannot allocate memory".
         return "; ".join(BOILERPLATE.sub("", error["text"]) for error in errors[-2:])
     exceptions = EXCEPTION.findall(text)
     return exceptions[-1] if exceptions else None
@@ -96,97 +100,99 @@ def _tail(path: Path, size: int = 20_000) -> str:
         return file.read().decode(errors="replace")
 
 
-def permanent(words: str, name: str, folder: Path) -> InvalidInput | None:
-    """The error for a cause that another try cannot mend; None where one can.
+def permanent_error(cause: str, name: str, folder: Path) -> InvalidInput | None:
+    """The error to raise for a cause that another attempt cannot fix; None if another attempt may help.
 
     Args:
-        words: see ``cause``.
-        name: the field that chooses Ray's temporary folder.
+        cause: see ``failure_cause``.
+        name: the environment variable that selects Ray's temporary folder.
         folder: Ray's temporary folder.
     """
-    if found := re.search(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)", words):
-        problem = f"is too long: a socket of Ray below it has {len(found[2].encode())} bytes in its path, of {found[1]}"
-        return InvalidInput(name, str(folder), problem, SHORTER)
-    if found := re.search(r"No module named '([\w.]+)'|ImportError: (.+)|with missing packages", words):
-        return InvalidInput("ray", found[1] or found[2] or "dashboard", "cannot be imported by Ray", REINSTALL)
-    if re.search(r"/dev/shm|[Pp]lasma.*(does not exist|No space left)", words) and "Cannot allocate" not in words:
-        return InvalidInput("ray", line(words), "means that /dev/shm has no room for Ray's object store", SHM)
-    if re.search(r"Cannot allocate memory|bad_alloc|MemoryError|amount of memory|object store memory", words):
-        return InvalidInput("ray", line(words), "means that there is not enough memory for Ray", MEMORY)
-    if found := re.search(r"\[Errno \d+\] (.+?)(?:: '([^']+)')?$", words):
-        problem, path = found[1].partition(". ")[0], found[2]
+    if match := re.search(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)", cause):
+        length, limit = len(match[2].encode()), match[1]
+        problem = f"is too long: the path of a Ray socket in it has {length} bytes, and the limit is {limit}"
+        return InvalidInput(name, str(folder), problem, SHORT_PATH_REMEDY)
+    if match := re.search(r"No module named '([\w.]+)'|ImportError: (.+)|with missing packages", cause):
+        return InvalidInput("ray", match[1] or match[2] or "dashboard", "cannot be imported by Ray", REINSTALL_REMEDY)
+    if re.search(r"/dev/shm|[Pp]lasma.*(does not exist|No space left)", cause) and "Cannot allocate" not in cause:
+        problem = "means that /dev/shm has no room for Ray's object store"
+        return InvalidInput("ray", one_line(cause), problem, SHM_REMEDY)
+    if re.search(r"Cannot allocate memory|bad_alloc|MemoryError|amount of memory|object store memory", cause):
+        return InvalidInput("ray", one_line(cause), "means that there is not enough memory for Ray", MEMORY_REMEDY)
+    if match := re.search(r"\[Errno \d+\] (.+?)(?:: '([^']+)')?$", cause):
+        problem, path = match[1].partition(". ")[0], match[2]
         if path and (Path(path) == folder or Path(path).is_relative_to(folder / "ray")):
             problem = f"cannot be used by Ray ({problem}: {path})"
             return InvalidInput(name, str(folder), problem, "make room or grant access there, or set RAY_TMPDIR")
         if path and re.search(r"No such file|not found|Permission denied", problem):
-            return InvalidInput("ray", path, f"cannot be read by Ray ({problem})", REINSTALL)
+            return InvalidInput("ray", path, f"cannot be read by Ray ({problem})", REINSTALL_REMEDY)
         if "No space left" in problem:
             return InvalidInput(name, str(folder), f"is full ({problem})", "make room, or set RAY_TMPDIR")
     return None
 
 
 def dashboard_error(logs: Path) -> str | None:
-    """Why the dashboard does not come up, if it has said so.
+    """The error with which the dashboard failed to start; None if it has logged none.
 
-    It does not always end then, and Ray would wait minutes for its address.
+    The dashboard does not always exit after that error, and Ray would wait minutes for its address.
     """
     text = _tail(logs / "dashboard.log")
-    return _fatal(text) if DASHBOARD_FAILED in text else None
+    return _last_error(text) if DASHBOARD_FAILED in text else None
 
 
 class StartWatch(BackgroundThread):
-    """Runs beside ``ray.init``: says that it is still starting, and ends a dashboard that has failed but hangs, at
-    which ``ray.init`` raises. ``end`` ends what a failed start leaves, which ``ray.shutdown`` does not know of."""
+    """Runs during ``ray.init``: reports that Ray is still starting, and kills a dashboard that has failed and hangs, so
+    that ``ray.init`` raises. ``terminate`` ends the processes of a failed start that ``ray.shutdown`` does not know."""
 
-    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
         """
         Args:
             folder: Ray's temporary folder.
-            report: gets a line for a person.
+            log: receives one line for the user at a time.
         """
         super().__init__("ray-start-watch")
-        self._folder, self._report = folder / "ray", report
-        self._others, self._before = children(), set(self._sessions())
+        self._folder, self._log = folder / "ray", log
+        self._earlier_processes, self._earlier_sessions = child_processes(), set(self._sessions())
 
-    def logs(self) -> list[Path]:
-        """Folders with the logs of the processes that were started since."""
-        return [session / "logs" for session in self._sessions() if session not in self._before]
+    def log_folders(self) -> list[Path]:
+        """The folders with the logs of the processes that this start has created."""
+        return [session / "logs" for session in self._sessions() if session not in self._earlier_sessions]
 
-    def end(self) -> None:
-        """End the processes that were started since and wait for their end."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            for pid in self._started():
-                os.kill(pid, sign)
-            wait_until(lambda: not self._started(), END_S, 0.1)
+    def terminate(self) -> None:
+        """End the processes that this start has created, and wait until they have exited."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._processes():
+                os.kill(pid, number)
+            wait_until(lambda: not self._processes(), TERMINATE_TIMEOUT_S, 0.1)
 
     def _sessions(self) -> list[Path]:
         return sorted(self._folder.glob(f"session_*_{os.getpid()}"))
 
-    def _started(self) -> set[int]:
-        return children() - self._others
+    def _processes(self) -> set[int]:
+        return child_processes() - self._earlier_processes
 
     def _run(self) -> None:
-        began = time.monotonic()
-        told = 0.0
+        start = time.monotonic()
+        last_notice_s = 0.0
         while not self._over.wait(POLL_S):
-            took = time.monotonic() - began
-            if took - told >= STILL_S:
-                told = took
-                where = "".join(f"; its logs: {logs}" for logs in self.logs())
-                self._report(f"Ray is still starting after {took:.0f} s{where}")
-            if any(map(dashboard_error, self.logs())):
-                for pid in self._started():
+            elapsed_s = time.monotonic() - start
+            if elapsed_s - last_notice_s >= STILL_STARTING_S:
+                last_notice_s = elapsed_s
+                logs = "".join(f"; logs: {folder}" for folder in self.log_folders())
+                self._log(f"Ray is still starting after {elapsed_s:.0f} s{logs}")
+            if any(map(dashboard_error, self.log_folders())):
+                for pid in self._processes():
                     if "dashboard.py" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
                         os.kill(pid, signal.SIGKILL)
 
 
-def children() -> set[int]:
-    """Running processes that this one has started; empty where the system does not show them in ``/proc``."""
+def child_processes() -> set[int]:
+    """The running child processes of this one; empty on a system without ``/proc``."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # the process has just exited
             continue
         if int(parent) == os.getpid() and state != "Z":
             found.add(int(stat.parent.name))

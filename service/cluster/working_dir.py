@@ -1,7 +1,7 @@
-"""A working directory for a job: what of a folder goes to the cluster, and how much that is.
+"""The working directory of a job: which files of a folder are uploaded to the cluster, and how large they are.
 
-What is shown and limited is exactly what goes: an archive of the files that neither ``.gitignore`` nor ``.rayignore``
-names, without what no driver needs.
+The files that are listed and limited are exactly those that are uploaded: the files that neither ``.gitignore`` nor
+``.rayignore`` excludes, without those that no driver needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathspec import GitIgnoreSpec
 
 from search_spaces.errors import InvalidInput
 
-NEVER = GitIgnoreSpec.from_lines(
+ALWAYS_IGNORED = GitIgnoreSpec.from_lines(
     [
         ".git",
         ".venv",
@@ -33,20 +33,20 @@ NEVER = GitIgnoreSpec.from_lines(
         "*.db",
     ]
 )
-"""Versions, environments, caches, and data, which belong on the cluster's storage."""
+"""Version control, environments, caches, and data, which belongs on the cluster's storage."""
 IGNORE_FILES = (".gitignore", ".rayignore")
-LARGEST = 5
-"""Files that a refusal names."""
+MAX_FILES_NAMED = 5
+"""How many files the error for a large folder names."""
 MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
-class Shipment:
-    """Files of a folder that go to the cluster."""
+class WorkingDir:
+    """The files of a folder that are uploaded."""
 
     folder: Path
     sizes: dict[Path, int]
-    """Bytes of each file, by its path within the folder."""
+    """Bytes of each file, by its path relative to the folder."""
 
     @property
     def megabytes(self) -> float:
@@ -56,63 +56,64 @@ class Shipment:
         return f"{self.folder}: {len(self.sizes)} files, {self.megabytes:.1f} MB"
 
     @classmethod
-    def of(cls, folder: Path, *, max_megabytes: float) -> Shipment:
-        """
+    def scan(cls, folder: Path, *, max_megabytes: float) -> WorkingDir:
+        """Collect the files of a folder.
+
         Raises:
-            InvalidInput: no such folder, or it holds more than ``max_megabytes``; the message names the largest files.
+            InvalidInput: the folder does not exist, or has more than ``max_megabytes``; the message names the largest
+                files.
         """
         folder = folder.expanduser().resolve()
         if not folder.is_dir():
-            raise InvalidInput("--working-dir", str(folder), "is no folder", "give the one that holds the sources")
-        found = cls(folder, {path: (folder / path).stat().st_size for path in sorted(needed(folder))})
+            raise InvalidInput("--working-dir", str(folder), "is not a folder", "give the folder with the sources")
+        found = cls(folder, {path: (folder / path).stat().st_size for path in sorted(files_to_upload(folder))})
         if found.megabytes > max_megabytes:
-            largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:LARGEST]
+            largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:MAX_FILES_NAMED]
             named = ", ".join(f"{path} ({found.sizes[path] / MEGABYTE:.1f} MB)" for path in largest)
             problem = f"is {found.megabytes:.1f} MB, above {max_megabytes:g} MB; the largest files are {named}"
-            raise InvalidInput(
-                "--working-dir", str(folder), problem, "name them in .rayignore, or raise --max-megabytes"
-            )
+            remedy = "list them in .rayignore, or raise --max-megabytes"
+            raise InvalidInput("--working-dir", str(folder), problem, remedy)
         return found
 
-    def archive(self, place: Path) -> Path:
-        """The files as one archive in the folder ``place``; the same files make the same bytes."""
-        path = place / "working-dir.zip"
+    def archive(self, target: Path) -> Path:
+        """Write the files into one archive in the folder ``target``. Equal files make an archive of equal bytes."""
+        path = target / "working-dir.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
             for file in self.sizes:
-                entry = zipfile.ZipInfo(file.as_posix())  # of no date
+                entry = zipfile.ZipInfo(file.as_posix())  # without the file's modification time
                 entry.external_attr = (self.folder / file).stat().st_mode << 16
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 out.writestr(entry, (self.folder / file).read_bytes())
         return path
 
 
-def needed(folder: Path) -> Iterator[Path]:
-    """Paths of the files of a folder that go along, relative to it; symbolic links lead nowhere else and stay out."""
+def files_to_upload(folder: Path) -> Iterator[Path]:
+    """Paths of the files to upload, relative to the folder. Symbolic links are skipped: they may lead anywhere."""
 
-    def within(here: Path, above: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
-        own = tuple((here, GitIgnoreSpec.from_lines(lines(here / name))) for name in IGNORE_FILES)
-        rules = (*above, *own)
-        for path in here.iterdir():
-            if path.is_symlink() or any(ignores(path, base, spec) for base, spec in rules):
+    def walk(parent: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
+        own = tuple((parent, GitIgnoreSpec.from_lines(read_lines(parent / name))) for name in IGNORE_FILES)
+        rules = (*inherited, *own)
+        for path in parent.iterdir():
+            if path.is_symlink() or any(is_ignored(path, base, spec) for base, spec in rules):
                 continue
             if path.is_dir():
                 if not is_home(path):
-                    yield from within(path, rules)
+                    yield from walk(path, rules)
             elif path.is_file():
                 yield path.relative_to(folder)
 
-    return within(folder, ((folder, NEVER),))
+    return walk(folder, ((folder, ALWAYS_IGNORED),))
 
 
-def ignores(path: Path, base: Path, spec: GitIgnoreSpec) -> bool:
+def is_ignored(path: Path, base: Path, spec: GitIgnoreSpec) -> bool:
     name = path.relative_to(base).as_posix()
     return spec.match_file(f"{name}/" if path.is_dir() else name)
 
 
 def is_home(folder: Path) -> bool:
-    """Whether studies ran in it."""
+    """Whether the folder is a home in which studies have run."""
     return any(folder.glob("studies/*/ledger.jsonl"))
 
 
-def lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []

@@ -71,7 +71,7 @@ def upload(home: Home, folder: Path, last: str | None = None) -> None:
 
 
 def mirror(home: Home, folder: Path, of: Path | None = None, archive: str | None = None) -> Mirror | None:
-    """A local folder together with its copy in the bucket; None if the home is a folder.
+    """A local folder with its copy in the bucket; None if the home is a folder.
 
     Args:
         of: the path in the home that ``folder`` stands for, if not ``folder`` itself.

@@ -12,10 +12,10 @@ from trainers.data import MANIFEST, Tokens, prepare
 
 
 def prepare_tokens(study: Study, home: Home, report: Callable[[str], None]) -> Tokens:
-    """The study's tokens: prepared in the home if needed, undamaged, and enough of them.
+    """Prepare the tokens of a study in the home if needed, and check that they are intact and enough.
 
     Args:
-        report: gets lines of progress.
+        report: called with each line of progress.
 
     Raises:
         InvalidInput: the text cannot be read, a token file is damaged, or there are too few tokens.

@@ -9,7 +9,7 @@ from trainers.rows import read
 
 
 class LiveRows:
-    """The newest row of each running cell of a study; a file is read when it has grown."""
+    """The newest row of each running cell of a study; a file is read again only if its size changed."""
 
     def __init__(self, home: Home, study: str) -> None:
         self._home, self._study = home, study
@@ -19,10 +19,10 @@ class LiveRows:
         """The last row with a validation loss; None before the first."""
         path = self._home.metrics(cell_id, self._study)
         size = path.stat().st_size if path.is_file() else 0
-        known = self._seen.get(cell_id, (-1, None))
-        if size != known[0]:
-            known = self._seen[cell_id] = (size, self._last_row(cell_id))
-        return known[1]
+        cached = self._seen.get(cell_id, (-1, None))
+        if size != cached[0]:
+            cached = self._seen[cell_id] = (size, self._last_row(cell_id))
+        return cached[1]
 
     def _last_row(self, cell_id: str) -> Row | None:
         try:

@@ -1,4 +1,4 @@
-"""Opening a home by what ``--home`` says: a path, a ``file:`` URL, or the URL of a bucket."""
+"""Opens the home that ``--home`` names: a path, a ``file:`` URL, or the URL of a bucket."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def local_folder(given: str) -> Path:
     if "://" not in given and url.scheme != "file":
         if IN_A_JOB in os.environ and not given.startswith(("/", "~")):
             problem = "is relative; in a Ray job that is a temporary folder of Ray's, gone with the cluster"
-            raise InvalidInput("--home", given, problem, "set OEC_HOME to an absolute path that every node sees")
+            raise InvalidInput("--home", given, problem, "set OEC_HOME to an absolute path that every node can access")
         return Path(given)
     if url.scheme == "file" and url.netloc in ("", "localhost") and url.path.startswith("/"):
         return Path(unquote(url.path))

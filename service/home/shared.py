@@ -1,4 +1,4 @@
-"""Checking that every node of the cluster sees the same home, with a file that each node writes."""
+"""Checks that every node of the cluster accesses the same home: each node writes a file, and the driver reads it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from service.home.layout import Home
 from service.home.signals import SignalStore, signals
 
 NODE_TIMEOUT_S, VISIBLE_TIMEOUT_S = 60.0, 5.0
-"""How long a node may take to answer, most of it the start of a process there; and a file to become visible."""
+"""Timeouts for a node's response, which mostly starts a process, and for a file to become visible."""
 POLL_S = 0.05
 REMEDY = "put it on storage that every node mounts at this path, such as NFS, or in a bucket that every node can use"
 
 
 def check_shared(home: Home) -> None:
-    """Check that every node of the cluster that this process has joined reads and writes the same home.
+    """Check that every node of the connected cluster can read and write this home.
 
     Raises:
-        InvalidInput: a node does not; the message names each such node and its problem.
+        InvalidInput: a node cannot; the message lists each such node with its problem.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -81,13 +81,13 @@ def why_unseen(store: SignalStore, name: str, word: str) -> str:
 
 
 def probe_result(task: object) -> str:
-    """What a node's probe returned, or why it did not return."""
+    """The result of a node's probe, or why there is none."""
     import ray
 
     try:
         found: str = ray.get(task, timeout=POLL_S)  # type: ignore[call-overload]
         return found
     except ray.exceptions.GetTimeoutError:
-        return f"no answer in {NODE_TIMEOUT_S:g} s"
+        return f"no response within {NODE_TIMEOUT_S:g} s"
     except ray.exceptions.RayError as error:  # its process did not start, or lacks the package
         return str(error).splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Short texts by name that everybody who shares a home can read and write: in a folder, or in a bucket."""
+"""Short named texts that all processes of a home can read and write, in a folder or in a bucket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SignalStore(Protocol):
     def max_age_s(self) -> float: ...
 
     def check(self) -> None:
-        """Raise InvalidInput, at once, if the place cannot be reached from here."""
+        """Raise InvalidInput, without retries, if the store is not accessible."""
 
     def write(self, name: str, text: str) -> None: ...
 
@@ -51,7 +51,7 @@ class FolderSignals:
     def clear(self) -> None:
         for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder does not exist, or somebody has written a new signal
+        with suppress(OSError):  # the folder does not exist, or another process has written a new signal
             self.folder.rmdir()
 
 
@@ -61,7 +61,7 @@ class BucketSignals:
     max_age_s: float = 5.0
     """A request costs money, and there may be hundreds of readers."""
     _last: dict[str, tuple[float, str | None]] = field(default_factory=dict, compare=False)
-    """When a name was read, and its text; only the last name, because a reader polls one name at a time."""
+    """The time and text of the last reading; one name suffices, because a reader polls one name at a time."""
 
     def check(self) -> None:
         Bucket.open(self.bucket.url)

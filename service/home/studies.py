@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import HASHED_WITHOUT, Study
+from search_spaces.study import NOT_HASHED, Study
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
 from service.home.ledger import Ledger
@@ -80,7 +80,7 @@ def register_study(home: Home, study: Study) -> None:
         if before.hash != study.hash:
             home.ledger(study.name).unlink(missing_ok=True)
             if home.bucket:
-                BucketLedger(home.bucket, study.name).forget()
+                BucketLedger(home.bucket, study.name).clear()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, study.to_yaml())
     if home.bucket:
@@ -95,5 +95,5 @@ def _has_started(home: Home, name: str) -> bool:
 def changes(before: Study, after: Study) -> str:
     """The fields in which two studies differ, for a message."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    fields = [name for name in old if old[name] != new[name] and HASHED_WITHOUT.get(name) is not True]
+    fields = [name for name in old if old[name] != new[name] and NOT_HASHED.get(name) is not True]
     return "changed: " + ", ".join(fields)

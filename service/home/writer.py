@@ -39,7 +39,7 @@ class Writer(BaseModel):
     pid: int
     host: str
     machine: str
-    """This boot and this space of process ids: within it, ``pid`` tells whether the process is alive."""
+    """Identifies the boot and the process namespace; within them, ``pid`` shows whether the process is alive."""
     since: str
     beat: int = 0
     at: float
@@ -61,7 +61,7 @@ class Writer(BaseModel):
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether its process is alive; None if that cannot be told from here."""
+        """Whether its process is alive; None if this machine cannot know."""
         return Path(f"/proc/{self.pid}").exists() if self.machine == this_machine() else None
 
     @property
@@ -79,7 +79,7 @@ def this_machine() -> str:
 def lock(file: FileIO, tries: int = LOCK_TRIES) -> None:
     """Lock a ledger's file for this process. Tries several times: ``is_locked`` holds the lock for an instant.
 
-    The lock is on the ledger itself, so that any process that can read it can see whether somebody writes it.
+    The lock is on the ledger itself, so any process that can read it can check whether another one writes it.
 
     Raises:
         OSError: another process holds it.
@@ -95,7 +95,7 @@ def lock(file: FileIO, tries: int = LOCK_TRIES) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a ledger's file; no if there is no file yet."""
+    """Whether a process holds the lock of a ledger's file; False if the file does not exist."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

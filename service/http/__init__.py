@@ -1,4 +1,5 @@
 """``oec serve``: studies over HTTP.
 
-What it knows is in the home and in Ray's job API alone: it may die at any time, and several may serve one home.
+The service keeps its state in the home and in Ray's job API only. It may be killed at any time, and several services
+may share one home.
 """

@@ -1,4 +1,4 @@
-"""The application: its parts put together, and what is served without a token."""
+"""The FastAPI application: its components, its middleware, and the static files of the page."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fastapi.responses import Response
 
 from search_spaces.study import Study
 from service.home.layout import Home
-from service.http import errors
 from service.http.audit import Audit
 from service.http.backend import Backend
-from service.http.events import Watching
-from service.http.feed import Feeds
-from service.http.guard import Guard, Outside
+from service.http.errors import install_handlers
+from service.http.events import EventStreams
+from service.http.feed import LedgerFeeds
 from service.http.metrics import Metrics
+from service.http.middleware import ResponseMiddleware, TokenMiddleware
 from service.http.models import Health
-from service.http.pages import Pages
-from service.http.routes import REPORT_POLICY, Parts, metrics, router
+from service.http.report_pages import ReportPages
+from service.http.routes import REPORT_POLICY, AppContext, metrics_text, router
 from service.http.settings import Settings
 from service.http.studies import Studies
 from service.http.tokens import TokenFile
 
 logger = logging.getLogger(__name__)
-FILES = Path(__file__).parent / "page"
-PAGE = {
+PAGE_FOLDER = Path(__file__).parent / "page"
+PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
@@ -41,63 +41,65 @@ PAGE = {
     "/view": ("view.html", "text/html"),
     "/view.js": ("view.js", "text/javascript"),
 }
+"""The static files of the page, by path."""
 VIEW_POLICY = f"{REPORT_POLICY}; script-src-elem 'self' 'unsafe-inline'"
-"""Of the empty page that a report is written into."""
+"""The policy of the empty page that a report is written into."""
 
 
-def create(
-    home: Home, settings: Settings, *, connect: bool = True, report: Callable[[str], None] = logger.info
+def create_app(
+    home: Home, settings: Settings, *, connect: bool = True, log: Callable[[str], None] = logger.info
 ) -> FastAPI:
-    """The application of a home. It holds nothing that would be missed.
+    """Create the application for a home. It keeps no state that would be lost with its process.
 
     Args:
-        connect: to the cluster, once it serves; else when that is first needed.
-        report: gets a line when a Ray of this machine starts.
+        connect: connect to the cluster at startup; otherwise on the first request that needs it.
+        log: receives a line when a local Ray head starts.
     """
-    backend, feeds, measured = Backend(home, settings.cluster, report), Feeds(home), Metrics()
+    backend, feeds, metrics = Backend(home, settings.cluster, log), LedgerFeeds(home), Metrics()
     audit, tokens = Audit(home.service), TokenFile(home)
-    parts = Parts(
+    context = AppContext(
         home=home,
         settings=settings,
         tokens=tokens,
         backend=backend,
         feeds=feeds,
         audit=audit,
-        metrics=measured,
-        watching=Watching(settings.max_watchers, measured),
-        pages=Pages(home),
+        metrics=metrics,
+        streams=EventStreams(settings.max_watchers, metrics),
+        report_pages=ReportPages(home),
         studies=Studies(home, settings, backend, feeds, audit),
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        over = threading.Event()
+        shutdown = threading.Event()
         if connect:
-            threading.Thread(target=backend.keep, args=(over,), name="cluster", daemon=True).start()
+            threading.Thread(target=backend.stay_connected, args=(shutdown,), name="cluster", daemon=True).start()
         yield
-        over.set()
-        parts.pages.close()
+        shutdown.set()
+        context.report_pages.close()
 
     app = FastAPI(
         title="oec", version=version("oec-sensitivity"), docs_url=None, redoc_url=None, openapi_url=None,
         max_body_size=settings.max_body, lifespan=lifespan,
     )  # fmt: skip
-    app.state.parts = parts
-    errors.install(app)
+    app.state.context = context
+    install_handlers(app)
     app.include_router(router)
-    app.add_api_route("/metrics", metrics, include_in_schema=False)
+    app.add_api_route("/metrics", metrics_text, include_in_schema=False)
     app.add_api_route("/healthz", Health, response_model=Health, include_in_schema=False)
-    for path, (name, media_type) in PAGE.items():
-        app.add_api_route(path, static(name, media_type), include_in_schema=False)
-    app.add_middleware(Guard, tokens=tokens, rate=settings.rate, burst=settings.burst)
-    app.add_middleware(Outside, metrics=measured)
-    app.openapi = lambda: described(app)  # type: ignore[method-assign]
+    for path, (name, media_type) in PAGE_FILES.items():
+        app.add_api_route(path, static_file(name, media_type), include_in_schema=False)
+    app.add_middleware(TokenMiddleware, tokens=tokens)
+    app.add_middleware(ResponseMiddleware, metrics=metrics)
+    app.openapi = lambda: openapi_description(app)  # type: ignore[method-assign]
     return app
 
 
-def static(name: str, media_type: str) -> Any:
-    """A handler that answers with a file of the page; read once, so that an upgrade under a service changes nothing."""
-    content = (FILES / name).read_bytes()
+def static_file(name: str, media_type: str) -> Any:
+    """A handler that serves a file of the page. The file is read once, so an upgrade does not change a running
+    service."""
+    content = (PAGE_FOLDER / name).read_bytes()
     headers = {"Content-Security-Policy": VIEW_POLICY} if name == "view.html" else {}
 
     async def handler() -> Response:
@@ -106,8 +108,8 @@ def static(name: str, media_type: str) -> Any:
     return handler
 
 
-def described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI description, with the study as its own schema says."""
+def openapi_description(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI description, which includes the JSON schema of a study."""
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, routes=app.routes)
         study = Study.model_json_schema(ref_template="#/components/schemas/{model}")

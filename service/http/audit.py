@@ -1,6 +1,6 @@
-"""``<home>/service/audit.jsonl``: who changed what. Append-only, and two lines a change: asked, and what came of it.
+"""``<home>/service/audit.jsonl``: an append-only log of changes. Each has two lines: request and outcome.
 
-The first is on the storage before anything is done, so that nothing happens without a line, whatever dies.
+The first line is synced to disk before the change starts, so no change is missing from the log after a crash.
 """
 
 from __future__ import annotations
@@ -14,40 +14,42 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 COMMAND_LINE = "(command line)"
-"""Stands for a token where a change was made by ``oec token``."""
+"""The name in place of a token when ``oec token`` makes a change."""
 
 
 class Audit:
-    """The file; any number of processes append to it."""
+    """The audit log; any number of processes may append to it."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "audit.jsonl"
-        self.lines = 0
-        """Written by this process."""
+        self.lines_written = 0
+        """By this process."""
 
     @contextmanager
-    def change(self, token: str, action: str, what: str) -> Iterator[None]:
-        """Around a change by ``token``: the block's error is its outcome, and goes on."""
+    def change(self, token: str, action: str, target: str) -> Iterator[None]:
+        """Log the change that the block makes. If the block raises, the error is the outcome, and is raised again."""
         change = uuid.uuid4().hex[:12]
-        self._append(change, token, action, what, "asked")
+        self._append(change, token, action, target, "asked")
         try:
             yield
         except Exception as error:
-            self._append(change, token, action, what, f"{type(error).__name__}: {error}"[:500])
+            self._append(change, token, action, target, f"{type(error).__name__}: {error}"[:500])
             raise
-        self._append(change, token, action, what, "done")
+        self._append(change, token, action, target, "done")
 
-    def refused(self, token: str, action: str, what: str, why: str) -> None:
-        """A change that was not even begun."""
-        self._append(uuid.uuid4().hex[:12], token, action, what, why)
+    def log_refusal(self, token: str, action: str, target: str, reason: str) -> None:
+        """Log a change that was refused before it started."""
+        self._append(uuid.uuid4().hex[:12], token, action, target, reason)
 
-    def _append(self, change: str, token: str, action: str, what: str, outcome: str) -> None:
+    def _append(self, change: str, token: str, action: str, target: str, outcome: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"at": now, "change": change, "token": token, "action": action, "study": what, "outcome": outcome}
+        line = {"at": now, "change": change, "token": token, "action": action, "study": target, "outcome": outcome}
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(file, (json.dumps(line) + "\n").encode())  # one write: lines of several processes do not mix
+            os.write(
+                file, (json.dumps(line) + "\n").encode()
+            )  # one write, so that lines of several processes never mix
             os.fsync(file)
         finally:
             os.close(file)
-        self.lines += 1
+        self.lines_written += 1

@@ -1,4 +1,4 @@
-"""Ray as the service sees it: one cluster, its jobs, and what it has to train on."""
+"""The Ray cluster behind the service: its jobs, and the nodes on which they train."""
 
 from __future__ import annotations
 
@@ -10,118 +10,120 @@ from http import HTTPStatus
 from typing import Generic, TypeVar
 
 from search_spaces.errors import InvalidInput
-from service.cluster import connection as cluster
-from service.cluster import local_head as head
+from service.cluster.connection import local_nodes
 from service.cluster.jobs import JobInfo, Jobs
+from service.cluster.local_head import find_or_start
 from service.cluster.placement import Node
 from service.home.layout import Home
-from service.http.errors import Refused
+from service.http.errors import ApiError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-AGAIN_S = 10.0
-JOBS_S, NODES_S = 1.0, 15.0
-"""How old an answer of the cluster may be; what changes something asks anew."""
+CHECK_S = 10.0
+"""How often the connection is checked."""
+RETRY_S = 10
+JOBS_MAX_AGE_S, NODES_MAX_AGE_S = 1.0, 15.0
+"""How old a cached answer of the cluster may be. Requests that change something refresh it first."""
 
 
-class Kept(Generic[T]):
-    """A value that is asked for again when it is older than ``seconds``; one thread asks, the others wait for it."""
+class CachedValue(Generic[T]):
+    """A value that is loaded again when it is older than ``max_age_s``; one thread loads it while the others wait."""
 
-    def __init__(self, ask: Callable[[], T], seconds: float) -> None:
-        self._ask, self._seconds = ask, seconds
+    def __init__(self, load: Callable[[], T], max_age_s: float) -> None:
+        self._load, self._max_age_s = load, max_age_s
         self._lock = threading.Lock()
-        self._value: tuple[float, T] | None = None
+        self._loaded: tuple[float, T] | None = None
 
-    def get(self, *, anew: bool = False) -> T:
+    def get(self, *, refresh: bool = False) -> T:
         with self._lock:
-            if anew or self._value is None or time.monotonic() - self._value[0] > self._seconds:
-                self._value = time.monotonic(), self._ask()
-            return self._value[1]
+            if refresh or self._loaded is None or time.monotonic() - self._loaded[0] > self._max_age_s:
+                self._loaded = time.monotonic(), self._load()
+            return self._loaded[1]
 
 
 class Backend:
-    """The cluster at ``address``, or the head of the home, which is started when it is first needed."""
+    """The cluster at ``address``, or the local head of the home, which is started when it is first needed."""
 
-    def __init__(self, home: Home, address: str | None, report: Callable[[str], None] = logger.info) -> None:
+    def __init__(self, home: Home, address: str | None, log: Callable[[str], None] = logger.info) -> None:
         """
         Args:
-            report: gets a line when the head starts.
+            log: receives a line when the local head starts.
         """
-        self._home, self._address, self._report = home, address, report
+        self._home, self._address, self._log = home, address, log
         self._lock = threading.Lock()
         self._client: Jobs | None = None
-        self._nodes = Kept(self._ask_nodes, NODES_S)
-        self._jobs = Kept(self._ask_jobs, JOBS_S)
+        self._nodes = CachedValue(self._load_nodes, NODES_MAX_AGE_S)
+        self._jobs = CachedValue(self._load_jobs, JOBS_MAX_AGE_S)
 
     def client(self) -> Jobs:
         """
         Raises:
-            Refused: 503, no cluster answers.
+            ApiError: 503, the cluster does not answer.
         """
         with self._lock:
             if self._client is None:
                 try:
-                    self._client = Jobs(self._address or head.find_or_start(self._home, self._report).dashboard)
+                    self._client = Jobs(self._address or find_or_start(self._home, self._log).dashboard)
                 except InvalidInput as error:
-                    raise unreachable(error) from error
+                    raise cluster_unavailable(error) from error
             return self._client
 
-    def keep(self, over: threading.Event) -> None:
-        """Until it is ``over``: connect, or start the head, so that no request need wait for it; and again whenever the
-        cluster went away."""
-        while not over.is_set():
+    def stay_connected(self, shutdown: threading.Event) -> None:
+        """Connect or start the local head, and reconnect after every loss, until ``shutdown`` is set. A request then
+        rarely has to wait for the connection."""
+        while not shutdown.is_set():
             try:
                 self.client()
-            except Refused as error:
+            except ApiError as error:
                 logger.warning("no cluster: %s", error)
-            over.wait(AGAIN_S)
+            shutdown.wait(CHECK_S)
 
-    def jobs(self, *, anew: bool = False) -> list[JobInfo]:
-        """Those of this home, the newest first.
+    def jobs(self, *, refresh: bool = False) -> list[JobInfo]:
+        """The jobs of this home, newest first.
 
         Raises:
-            Refused: 503, no cluster answers.
+            ApiError: 503, the cluster does not answer.
         """
-        return self._jobs.get(anew=anew)
+        return self._jobs.get(refresh=refresh)
 
-    def known_jobs(self) -> list[JobInfo] | None:
-        """As ``jobs``; None while no cluster answers, for what can do without."""
+    def jobs_if_connected(self) -> list[JobInfo] | None:
+        """The same as ``jobs``, but None while the cluster does not answer."""
         try:
             return self.jobs() if self._client else None
-        except Refused:
+        except ApiError:
             return None
 
     def nodes(self) -> list[Node]:
-        """What each node of the cluster has.
+        """The resources of each node of the cluster.
 
         Raises:
-            Refused: 503, no cluster answers.
+            ApiError: 503, the cluster does not answer.
         """
         return self._nodes.get()
 
-    def _ask_jobs(self) -> list[JobInfo]:
+    def _load_jobs(self) -> list[JobInfo]:
         try:
             return [job for job in self.client().all() if job.home == str(self._home.path)]
         except InvalidInput as error:
             with self._lock:
-                self._client = None  # a head of ours that died is started again by the next that needs it
-            raise unreachable(error) from error
+                self._client = None  # the next call that needs it connects again, and restarts a local head that died
+            raise cluster_unavailable(error) from error
 
-    def _ask_nodes(self) -> list[Node]:
+    def _load_nodes(self) -> list[Node]:
         if self._address is None:
-            return cluster.this_machine()
+            return local_nodes()
         from ray.util.state import list_nodes
 
         address = self.client().address
         try:
             nodes = [node for node in list_nodes(address=address, limit=10_000) if node.state == "ALIVE"]
-        except Exception as error:  # Ray raises its own and those of its HTTP client
-            gone = InvalidInput("--cluster", address, f"does not answer ({error})", "see the logs of its head")
-            raise unreachable(gone) from error
+        except Exception as error:  # Ray raises errors of its own and of its HTTP client
+            problem, remedy = f"does not answer ({error})", "check the logs of its head"
+            raise cluster_unavailable(InvalidInput("--cluster", address, problem, remedy)) from error
         return [node.resources_total or {} for node in nodes]
 
 
-def unreachable(error: InvalidInput) -> Refused:
-    """503: the request is right, and the cluster is away."""
+def cluster_unavailable(error: InvalidInput) -> ApiError:
+    """503: the request is valid, but the cluster does not answer."""
     value = str(error.value) if error.value else None
-    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, error.field, value, error.problem, error.remedy, 10)
+    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, error.field, value, error.problem, error.remedy, RETRY_S)

@@ -1,4 +1,4 @@
-"""What is answered in place of what was asked: one form for every refusal, that of ``InvalidInput``."""
+"""Error responses, all of one form: the field, the value, the problem and the remedy, as in ``InvalidInput``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 from service.home.writer import LedgerLocked
 
-SHOWN = 200
-"""Characters of a value that an answer repeats."""
-OF_THE_HOME = {"ledger", "metrics"}
-"""Fields of errors that are no fault of the request: a file of the home is damaged."""
+MAX_VALUE_CHARACTERS = 200
+"""How much of a value an error repeats."""
+HOME_FIELDS = {"ledger", "metrics"}
+"""Fields of errors that the request did not cause: a file of the home is damaged."""
+SEE_SCHEMA = "see /api/v1/openapi.json"
 
 
 class Problem(Frozen):
-    """Why a request was refused."""
+    """Why a request failed."""
 
-    field: str = Field(description="What the refusal is about.")
-    value: str | None = Field(description="The value that was met.")
-    problem: str = Field(description="What is wrong with it, in one clause.")
-    remedy: str = Field(description="What would be right.")
+    field: str = Field(description="The field that the error is about.")
+    value: str | None = Field(description="The value of that field.")
+    problem: str = Field(description="What is wrong with the value, in one clause.")
+    remedy: str = Field(description="What to do instead.")
 
 
-class Refused(Exception):
-    """An answer other than that of bad input."""
+class ApiError(Exception):
+    """An error response other than that for bad input."""
 
     def __init__(
         self,
@@ -40,60 +41,58 @@ class Refused(Exception):
         value: str | None,
         problem: str,
         remedy: str,
-        retry_after: int | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after_s = status, retry_after_s
         self.problem = Problem(field=field, value=value, problem=problem, remedy=remedy)
         super().__init__(f"{field}: {value!r} {problem}; {remedy}")
 
     def response(self) -> JSONResponse:
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.status is HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.problem.model_dump(), self.status, headers)
 
 
-def no_study(name: str) -> Refused:
-    return Refused(HTTPStatus.NOT_FOUND, "study", name, "is no study of this home", "GET /api/v1/studies lists them")
+def study_not_found(name: str) -> ApiError:
+    return ApiError(HTTPStatus.NOT_FOUND, "study", name, "is not in this home", "GET /api/v1/studies lists the studies")
 
 
-def written(value: object) -> str | None:
-    """A value for an answer: short, and nothing but text."""
-    return None if value is None else str(value)[:SHOWN].encode(errors="replace").decode()
+def printable(value: object) -> str | None:
+    """A value as short, valid Unicode text."""
+    return None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": HTTPStatus(status).phrase}
     for status in (400, 401, 403, 404, 405, 409, 413, 422, 429, 503)
 }
-"""Of every route, for its description."""
+"""The error responses of every route, for the OpenAPI description."""
 
 
-def install(app: FastAPI) -> None:
-    """Answer the errors of handlers."""
+def install_handlers(app: FastAPI) -> None:
+    """Turn the exceptions of route handlers into error responses."""
 
-    @app.exception_handler(Refused)
-    def refused(request: Request, error: Refused) -> JSONResponse:
+    @app.exception_handler(ApiError)
+    def api_error(request: Request, error: ApiError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(InvalidInput)
-    def bad_input(request: Request, error: InvalidInput) -> JSONResponse:
-        conflict = isinstance(error, LedgerLocked) or error.field in OF_THE_HOME
-        status = HTTPStatus.CONFLICT if conflict else HTTPStatus.UNPROCESSABLE_ENTITY
-        return Refused(status, error.field, written(error.value), error.problem, error.remedy).response()
+    def invalid_input(request: Request, error: InvalidInput) -> JSONResponse:
+        is_conflict = isinstance(error, LedgerLocked) or error.field in HOME_FIELDS
+        status = HTTPStatus.CONFLICT if is_conflict else HTTPStatus.UNPROCESSABLE_ENTITY
+        return ApiError(status, error.field, printable(error.value), error.problem, error.remedy).response()
 
     @app.exception_handler(RequestValidationError)
-    def bad_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        remedy = "see /api/v1/openapi.json"
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return Refused(status, field, written(first.get("input")), first["msg"], remedy).response()
+        return ApiError(status, field, printable(first.get("input")), first["msg"], SEE_SCHEMA).response()
 
     @app.exception_handler(HTTPException)
-    def by_starlette(request: Request, error: HTTPException) -> JSONResponse:
-        remedy = "see /api/v1/openapi.json"
-        answer = Refused(HTTPStatus(error.status_code), "request", request.url.path, str(error.detail), remedy)
-        response = answer.response()
+    def http_exception(request: Request, error: HTTPException) -> JSONResponse:
+        status = HTTPStatus(error.status_code)
+        response = ApiError(status, "request", request.url.path, str(error.detail), SEE_SCHEMA).response()
         response.headers.update(error.headers or {})
         return response

@@ -1,12 +1,12 @@
-"""A study as it goes on, by server-sent events: one look at the home for all who watch it.
+"""The progress of a study as server-sent events: one task polls the home for all clients that watch the study.
 
 ::
 
-    event: ledger     an event of the ledger; its id is its place, so that a client that comes back misses none
-    event: state      where the study stands (StudySummary), when that changed
-    event: progress   the cells that run, with their newest losses, when those changed
-    event: reset      the ledger was begun anew: forget what came before, everything follows
-    event: end        the study is not being run and everything was told; the stream closes
+    event: ledger     an event of the ledger; its id is its number, so a client that reconnects misses none
+    event: state      the summary of the study (StudySummary), when it changed
+    event: progress   the running cells with their newest losses, when those changed
+    event: reset      the ledger was replaced: discard all earlier events, the new ledger follows from its start
+    event: end        the study is not running and every event was sent; the stream closes
 """
 
 from __future__ import annotations
@@ -22,149 +22,156 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from search_spaces.errors import InvalidInput
-from service.http.errors import Refused
-from service.http.feed import Feed, Snapshot
+from service.http.errors import ApiError
+from service.http.feed import LedgerFeed, Snapshot
 from service.http.metrics import Metrics
 from service.http.models import StudySummary
 
-LOOK_S = 0.5
-KEEP_ALIVE_S = 10.0
-"""After which a stream that has nothing to tell says so, and its token is looked at again."""
-AGAIN_MS = 1000
-"""After which a client that lost its stream comes back."""
-GOES_ON = ("claimed", "starting", "running")
+POLL_S = 0.5
+KEEPALIVE_S = 10.0
+"""After this time without news, a stream sends a comment, and its token is checked again."""
+RECONNECT_MS = 1000
+"""How long a client waits before it reopens a lost stream."""
+RETRY_S = 5
+ACTIVE_STATES = ("claimed", "starting", "running")
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at a study found."""
+class Update:
+    """A study at one poll."""
 
     snapshot: Snapshot
     state: bytes
     progress: bytes
-    over: bool
-    """Nothing more will come."""
+    is_final: bool
+    """Whether no further event will follow."""
 
 
-class Watched:
-    """A study that somebody watches: looked at every ``LOOK_S`` by one task, as long as anybody does."""
+class StudyStream:
+    """One watched study. A single task polls it every ``POLL_S`` while at least one client watches it."""
 
-    def __init__(self, feed: Feed, summary: Callable[[], StudySummary]) -> None:
-        self._feed, self._summary = feed, summary
-        self._looked = asyncio.Condition()
-        self._look: Look | None = None
-        self._failed: BaseException | None = None
+    def __init__(self, feed: LedgerFeed, summarize: Callable[[], StudySummary]) -> None:
+        self._feed, self._summarize = feed, summarize
+        self._updated = asyncio.Condition()
+        self._update: Update | None = None
+        self._error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
         self._watchers = 0
 
-    async def follow(self, after: int, still: Callable[[], bool]) -> AsyncGenerator[bytes]:
-        """Frames: the ledger's events behind place ``after``, and what else is new; until the study ends, or not
-        ``still``."""
+    async def follow(self, after: int, is_authorized: Callable[[], bool]) -> AsyncGenerator[bytes]:
+        """Yield the ledger's events after number ``after``, and everything else that is new, until the study ends or
+        the client is no longer authorized."""
         self._watchers += 1
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._poll())
         try:
-            yield format_sse_event(retry=AGAIN_MS)
-            look: Look | None = None
+            yield format_sse_event(retry=RECONNECT_MS)
+            last: Update | None = None
             while True:
-                before, look = look, await self._next(look)
-                if look is None:
-                    if not still():
+                update = await self._next_update(last)
+                if update is None:
+                    if not is_authorized():
                         return
-                    look = before
                     yield KEEPALIVE_COMMENT
                     continue
-                begun_anew = before is not None and before.snapshot.generation != look.snapshot.generation
-                if begun_anew or after > len(look.snapshot.frames):
+                was_replaced = last is not None and last.snapshot.generation != update.snapshot.generation
+                if was_replaced or after > len(update.snapshot.frames):
                     after = 0
                     yield format_sse_event(event="reset", data_str="{}", id="0")
-                if frames := look.snapshot.frames[after:]:
+                if frames := update.snapshot.frames[after:]:
                     yield b"".join(frames)
                     after += len(frames)
-                if before is None or before.progress != look.progress:
-                    yield look.progress
-                if before is None or before.state != look.state:
-                    yield look.state
-                if look.over:
+                if last is None or last.progress != update.progress:
+                    yield update.progress
+                if last is None or last.state != update.state:
+                    yield update.state
+                if update.is_final:
                     yield format_sse_event(event="end", data_str="{}")
                     return
-                if not still():
+                if not is_authorized():
                     return
+                last = update
         finally:
             self._watchers -= 1
             if not self._watchers and self._task:
                 self._task.cancel()
-                self._task, self._look = None, None
+                self._task, self._update = None, None
 
-    async def _next(self, seen: Look | None) -> Look | None:
-        """The first look after ``seen``; None if that takes ``KEEP_ALIVE_S``."""
+    async def _next_update(self, last: Update | None) -> Update | None:
+        """The first update after ``last``; None if there is none within ``KEEPALIVE_S``."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(KEEP_ALIVE_S), self._looked:
-                while self._look is None or self._look is seen:
-                    if self._failed:
-                        raise self._failed
-                    await self._looked.wait()
-                return self._look
+            async with asyncio.timeout(KEEPALIVE_S), self._updated:
+                while self._update is None or self._update is last:
+                    if self._error:
+                        raise self._error
+                    await self._updated.wait()
+                return self._update
         return None
 
-    async def _run(self) -> None:
-        self._failed = None
+    async def _poll(self) -> None:
+        self._error = None
         try:
             while True:
-                look = await run_in_threadpool(self._ask)
-                if look != self._look:
-                    async with self._looked:
-                        self._look = look
-                        self._looked.notify_all()
-                await asyncio.sleep(LOOK_S)
+                update = await run_in_threadpool(self._read_update)
+                if update != self._update:
+                    async with self._updated:
+                        self._update = update
+                        self._updated.notify_all()
+                await asyncio.sleep(POLL_S)
         except Exception as error:
-            async with self._looked:
-                self._failed, self._task = error, None
-                self._looked.notify_all()
+            async with self._updated:
+                self._error, self._task = error, None
+                self._updated.notify_all()
 
-    def _ask(self) -> Look:
-        summary = self._summary()  # before the ledger: what is over has told everything
+    def _read_update(self) -> Update:
+        summary = self._summarize()  # before the ledger: if the study has ended by now, the ledger is complete
         try:
             snapshot = self._feed.read()
             running = self._feed.progress(snapshot)
-        except InvalidInput:  # the summary says that it is damaged
-            snapshot, running = Snapshot(summary.name, 0, 0, (), ()), []
+        except InvalidInput:  # the summary reports the damage
+            snapshot, running = Snapshot(summary.name), []
         state = summary.model_copy(update={"seq": snapshot.seq, "cells": dict(snapshot.counts)})
-        return Look(
+        return Update(
             snapshot=snapshot,
             state=format_sse_event(event="state", data_str=state.model_dump_json()),
             progress=format_sse_event(event="progress", data_str=json.dumps(running)),
-            over=summary.state not in GOES_ON,
+            is_final=summary.state not in ACTIVE_STATES,
         )
 
 
-class Watching:
-    """Every study that is watched through this service."""
+class EventStreams:
+    """All open event streams of this service."""
 
-    def __init__(self, most: int, metrics: Metrics) -> None:
-        self._most, self._metrics = most, metrics
+    def __init__(self, max_streams: int, metrics: Metrics) -> None:
+        self._max_streams, self._metrics = max_streams, metrics
         self._open = 0
-        self._studies: dict[str, Watched] = {}
+        self._studies: dict[str, StudyStream] = {}
 
-    def admit(self, token: str) -> None:
+    def check_capacity(self, token: str) -> None:
         """
         Raises:
-            Refused: 429, there are as many streams as this service keeps.
+            ApiError: 429, the service has ``max_streams`` open streams.
         """
-        if self._open >= self._most:
-            problem, remedy = "finds every event stream taken", "try again, or watch through another service"
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "token", token, problem, remedy, 5)
+        if self._open >= self._max_streams:
+            problem = f"cannot open another event stream: this service allows {self._max_streams}"
+            remedy = "try again later, or watch through another service"
+            raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, "token", token, problem, remedy, RETRY_S)
 
     async def stream(
-        self, feed: Feed, name: str, summary: Callable[[], StudySummary], after: int, still: Callable[[], bool]
+        self,
+        feed: LedgerFeed,
+        name: str,
+        summarize: Callable[[], StudySummary],
+        after: int,
+        is_authorized: Callable[[], bool],
     ) -> AsyncGenerator[bytes]:
-        """See ``Watched.follow``."""
-        watched = self._studies.setdefault(name, Watched(feed, summary))
+        """See ``StudyStream.follow``."""
+        study = self._studies.setdefault(name, StudyStream(feed, summarize))
         self._open += 1
         self._metrics.watchers.set(self._open)
         try:
-            async with aclosing(watched.follow(after, still)) as following:
-                async for frames in following:
+            async with aclosing(study.follow(after, is_authorized)) as frames_stream:
+                async for frames in frames_stream:
                     yield frames
         finally:
             self._open -= 1

@@ -1,12 +1,13 @@
-"""The ledgers of a home as this process has read them: once each, however many look.
+"""The ledgers of a home, read by this process once for all requests.
 
-A ledger is read on from where it was left, under a lock; what is handed out is a copy that does not change.
+A ledger is read incrementally under a lock. Callers receive an immutable snapshot.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from fastapi.sse import format_sse_event
 
-from search_spaces.record import TERMINAL, columns_from, columns_shown
+from search_spaces.record import TERMINAL, State, columns_from, columns_shown
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger, LedgerEvent
 from service.home.live_rows import LiveRows
@@ -23,7 +24,7 @@ from service.home.studies import with_ledger
 
 T = TypeVar("T")
 MAX_REASON_CHARACTERS = 2_000
-"""An event carries the end of a crash's reason; the route of the cells has all of it."""
+"""An event has only the end of a crash's reason; the route ``cells`` has all of it."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,22 @@ class Snapshot:
     """A ledger at one moment."""
 
     study: str
-    generation: int
-    """Counts up when the ledger was begun anew: a study that was planned and never run may be replaced."""
-    seq: int
-    entries: tuple[Entry, ...]
-    frames: tuple[bytes, ...]
-    """Every event as a server-sent one; the first has id 1."""
+    generation: int = 0
+    """How often the ledger has been replaced: a study that was planned but never ran may be registered again."""
+    seq: int = 0
+    entries: tuple[Entry, ...] = ()
+    frames: tuple[bytes, ...] = ()
+    """Every event in server-sent form; the first has id 1."""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Identifies the state of the ledger."""
+        return self.generation, self.seq
 
     @cached_property
-    def counts(self) -> dict[str, int]:
-        """Cells by state, of the states that there are."""
-        found: dict[str, int] = {}
-        for entry in self.entries:
-            found[entry.state] = found.get(entry.state, 0) + 1
-        return found
+    def counts(self) -> Counter[State]:
+        """The number of cells in each state that occurs."""
+        return Counter(entry.state for entry in self.entries)
 
     @property
     def missing(self) -> int:
@@ -56,26 +59,23 @@ class Snapshot:
         return [entry.record(self.study) for entry in self.entries]
 
 
-class Feed:
-    """The ledger of one study, and the newest losses of its cells that run."""
+class LedgerFeed:
+    """The ledger of one study, and the newest losses of its running cells."""
 
     def __init__(self, home: Home, study: str) -> None:
-        self._home, self._study, self._path = home, study, home.ledger(study)
-        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._path, self._study = home.ledger(study), study
+        self._lock, self._cache_lock = threading.Lock(), threading.Lock()
         self._rows = LiveRows(home, study)
-        self._made: dict[str, tuple[tuple[int, int], Any]] = {}
-        self._now = Snapshot(study, 0, 0, (), ())
-        self._begin(0)
+        self._cache: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._reset(inode=0, generation=0)
 
-    def _begin(self, inode: int) -> None:
-        self._ledger = Ledger(self._path, self._study, unread=True)
-        self._inode = inode
+    def _reset(self, inode: int, generation: int) -> None:
+        self._ledger, self._inode = Ledger(self._path, self._study, unread=True), inode
         self._frames: list[bytes] = []
-        anew = self._now.seq > 0  # and not only now there: nobody was told of it
-        self._now = Snapshot(self._study, self._now.generation + anew, 0, (), ())
+        self._snapshot = Snapshot(self._study, generation)
 
     def read(self) -> Snapshot:
-        """The ledger as it is now; empty before it was begun.
+        """The ledger as it is now; an empty snapshot if it does not exist yet.
 
         Raises:
             InvalidInput: it is damaged.
@@ -83,20 +83,22 @@ class Feed:
         with self._lock:
             try:
                 status = self._path.stat()
+                inode, size = status.st_ino, status.st_size
             except FileNotFoundError:
-                if self._inode:
-                    self._begin(0)
-                return self._now
-            if status.st_ino != self._inode or status.st_size < self._ledger.size:
-                self._begin(status.st_ino)
-            if status.st_size > self._ledger.size and (events := self._ledger.refresh()):
-                self._frames += [frame(event) for event in events]
+                inode, size = 0, 0
+            if inode != self._inode or size < self._ledger.size:
+                # A first ledger replaces nothing: no client has seen events of an earlier one.
+                self._reset(inode, self._snapshot.generation + (self._snapshot.seq > 0))
+            if size > self._ledger.size and (events := self._ledger.refresh()):
+                self._frames += [to_frame(event) for event in events]
                 entries = tuple(replace(entry) for entry in self._ledger.entries.values())
-                self._now = Snapshot(self._study, self._now.generation, self._ledger.seq, entries, tuple(self._frames))
-            return self._now
+                self._snapshot = replace(
+                    self._snapshot, seq=self._ledger.seq, entries=entries, frames=tuple(self._frames)
+                )
+            return self._snapshot
 
     def progress(self, snapshot: Snapshot) -> list[dict[str, Any]]:
-        """The cells that run, each with its newest step and loss, as far as it has one."""
+        """The running cells, each with its newest step and loss if it has logged any."""
         running = [entry for entry in snapshot.entries if entry.state == "running"]
         with self._lock:
             rows = [self._rows.newest(entry.id) for entry in running]
@@ -106,39 +108,38 @@ class Feed:
                 "label": entry.cell.label,
                 "lr": entry.cell.lr,
                 "step": row.step if row else 0,
-                "of": entry.cell.training.steps,
+                "steps": entry.cell.training.steps,
                 "val_loss": row.val_loss if row else None,
             }
             for entry, row in zip(running, rows, strict=True)
         ]
 
-    def derived(self, name: str, snapshot: Snapshot, make: Callable[[Snapshot], T]) -> T:
-        """What is made of a ledger, once a state of it: a table over 10,000 cells takes seconds."""
-        at = (snapshot.generation, snapshot.seq)
-        with self._making:
-            known: tuple[tuple[int, int], T] | None = self._made.get(name)
-            if known is None or known[0] != at:
-                known = self._made[name] = at, make(snapshot)
-        return known[1]
+    def cached(self, name: str, snapshot: Snapshot, compute: Callable[[Snapshot], T]) -> T:
+        """``compute(snapshot)``, once per state of the ledger: a table of 10,000 cells takes seconds."""
+        with self._cache_lock:
+            cached: tuple[tuple[int, int], T] | None = self._cache.get(name)
+            if cached is None or cached[0] != snapshot.version:
+                cached = self._cache[name] = snapshot.version, compute(snapshot)
+        return cached[1]
 
 
-class Feeds:
-    """The feed of every study of a home."""
+class LedgerFeeds:
+    """The feeds of all studies of a home."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, LedgerFeed] = {}
 
-    def of(self, study: str) -> Feed:
-        return self._feeds.setdefault(study, Feed(self._home, study))
+    def get(self, study: str) -> LedgerFeed:
+        return self._feeds.setdefault(study, LedgerFeed(self._home, study))
 
     def speeds(self) -> dict[str, float]:
-        """Tokens per second of a cell, by scale: the last one measured in this home."""
-        return measured_speeds(entry for name in with_ledger(self._home) for entry in self.of(name).read().entries)
+        """Tokens per second of a cell at each scale: the last one measured in this home."""
+        return measured_speeds(entry for name in with_ledger(self._home) for entry in self.get(name).read().entries)
 
 
-def frame(event: LedgerEvent) -> bytes:
-    """An event of a ledger as a server-sent one, whose id is its number."""
+def to_frame(event: LedgerEvent) -> bytes:
+    """An event of a ledger in server-sent form; its id is its number in the ledger."""
     content: dict[str, Any] = {"at": event.at, "event": event.event}
     if event.cell:
         content["cell"] = event.cell

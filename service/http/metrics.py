@@ -1,4 +1,4 @@
-"""``/metrics``: what Prometheus reads of one service, and of the studies of its home."""
+"""``/metrics`` for Prometheus: counters of this process, and gauges of the studies in its home."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counts of this process, beside gauges that are read from the home at every scrape."""
+    """Counters of this process, and gauges that are computed from the home at every scrape."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add a second series for each metric
         self._registry = CollectorRegistry()
-        labels, own = ("method", "route"), self._registry
-        self._requests = Counter("oec_http_requests", "Answers, by status.", (*labels, "status"), registry=own)
+        labels, registry = ("method", "route"), self._registry
+        self._requests = Counter("oec_http_requests", "Responses, by status.", (*labels, "status"), registry=registry)
         self._latency = Histogram(
-            "oec_http_seconds", "Seconds until an answer begins.", labels, buckets=LATENCY_S, registry=own
+            "oec_http_seconds", "Seconds until a response starts.", labels, buckets=LATENCY_S, registry=registry
         )
-        self.watchers = Gauge("oec_watchers", "Event streams that are open.", registry=own)
-        self._audit = Gauge("oec_audit_lines", "Lines of the audit that this process has written.", registry=own)
-        self._studies = Gauge("oec_studies", "Studies of the home, by state.", ("state",), registry=own)
-        self._cells = Gauge("oec_cells", "Cells of the home's studies, by state.", ("state",), registry=own)
+        self.watchers = Gauge("oec_watchers", "Open event streams.", registry=registry)
+        self._audit = Gauge(
+            "oec_audit_lines", "Lines that this process has written to the audit log.", registry=registry
+        )
+        self._studies = Gauge("oec_studies", "Studies in the home, by state.", ("state",), registry=registry)
+        self._cells = Gauge("oec_cells", "Cells of all studies in the home, by state.", ("state",), registry=registry)
 
-    def answered(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")  # the template: a name in it would be a series of its own
+    def record_response(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")  # the template, because each name would add a series
         self._requests.labels(scope["method"], route, str(status)).inc()
         self._latency.labels(scope["method"], route).observe(seconds)
 
-    def text(self, studies: Iterable[StudySummary], audit_lines: int) -> bytes:
-        """The exposition, with the state and the cells by state of each study."""
+    def render(self, studies: Iterable[StudySummary], audit_lines: int) -> bytes:
+        """All metrics in Prometheus' text format."""
         self._studies.clear()
         self._cells.clear()
         for study in studies:
             self._studies.labels(study.state).inc()
-            for state, number in study.cells.items():
-                self._cells.labels(state).inc(number)
+            for state, count in study.cells.items():
+                self._cells.labels(state).inc(count)
         self._audit.set(audit_lines)
         return generate_latest(self._registry)

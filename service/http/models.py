@@ -1,4 +1,4 @@
-"""What the service answers, as types: they are its OpenAPI description."""
+"""Requests and responses of the service as types, from which its OpenAPI description is made."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_s
 from service.cluster.jobs import Status
 
 StudyState = Literal["claimed", "starting", "running", "interrupted", "failed", "ended", "damaged"]
-"""claimed: submitted, and nothing more is known. starting: its job is there and its ledger is not. running: a driver is
-at work on it. interrupted: cells are missing; resume goes on. failed: its job ended before it trained. ended: every
-cell has ended, crashed ones included. damaged: its ledger or its file can not be read."""
+"""
+``claimed``: its name is registered, and it has neither a job nor a ledger yet. ``starting``: it has a job and no ledger
+yet. ``running``: a driver is training it. ``interrupted``: cells are missing; resume the study to train them.
+``failed``: its job ended before any cell trained. ``ended``: every cell has ended, including crashed ones. ``damaged``:
+its ledger or its file cannot be read.
+"""
 
 
 class PlannedCurve(Frozen):
-    """A curve before it is trained."""
+    """A curve that a study will train."""
 
     scale: str
     parameters: int
@@ -29,26 +32,28 @@ class PlannedCurve(Frozen):
     cells: int
 
 
-class Priced(Frozen):
-    """What a study would train and take; times are of training, were the cells spread evenly."""
+class Estimate(Frozen):
+    """What a study trains, and its cost. Times count training only, and assume that cells are spread evenly."""
 
     study: str
     hash: str
     curves: list[PlannedCurve]
     grid_cells: int
-    cells: int = Field(description="Of the grid and beside it, at most.")
-    tokens: int = Field(description="Of all cells.")
-    seconds: float = Field(description="Until the study ends, from speeds measured in this home or a nominal one.")
-    measured: bool = Field(description="Whether every scale was measured.")
-    max_concurrent: int = Field(description="Cells that run in parallel, at most.")
-    workers: int = Field(description="DDP workers at once.")
-    bound_by: str = Field(description="What keeps more cells from running at once.")
+    cells: int = Field(description="Maximum number of cells, including those off the grid.")
+    tokens: int = Field(description="Tokens of all cells together.")
+    seconds: float = Field(
+        description="Duration of the study, from speeds measured in this home, or from a nominal speed."
+    )
+    measured: bool = Field(description="Whether the speed was measured for every scale.")
+    max_concurrent: int = Field(description="Maximum number of cells that run concurrently.")
+    workers: int = Field(description="DDP workers that run concurrently.")
+    bound_by: str = Field(description="The resource or setting that limits max_concurrent.")
     core_hours: float
     accelerator_hours: float
 
 
 class JobOut(Frozen):
-    """The job of the cluster that ran, or runs, a study last."""
+    """The newest job of a study on the cluster."""
 
     id: str
     status: Status
@@ -57,21 +62,21 @@ class JobOut(Frozen):
     message: str
 
 
-class Submitted(Frozen):
+class SubmitResponse(Frozen):
     study: str
     hash: str
     job: str
-    priced: Priced
+    estimate: Estimate
 
 
-class Resumed(Frozen):
+class ResumeResponse(Frozen):
     study: str
     job: str
 
 
-class Stopping(Frozen):
+class StopResponse(Frozen):
     study: str
-    job: str | None = Field(description="The job that was asked to end; null for a driver that is no job.")
+    job: str | None = Field(description="The job that was asked to stop; null if the driver is not a job.")
 
 
 class StudySummary(Frozen):
@@ -79,19 +84,19 @@ class StudySummary(Frozen):
     description: str
     hash: str
     state: StudyState
-    seq: int = Field(description="Of the ledger's last event.")
-    cells: dict[State, int] = Field(description="By state, of the states that there are.")
+    seq: int = Field(description="Number of the ledger's last event.")
+    cells: dict[State, int] = Field(description="Number of cells in each state that occurs.")
     job: JobOut | None
-    message: str = Field(description="Why it failed or is damaged.")
+    message: str = Field(description="Why the study failed, was interrupted, or is damaged.")
 
 
 class StudyList(Frozen):
     studies: list[StudySummary]
-    cluster: bool = Field(description="Whether the cluster answers; without it jobs are not known.")
+    cluster: bool = Field(description="Whether the cluster answers; if not, jobs are missing from the summaries.")
 
 
 class StudyDetail(StudySummary):
-    file: dict[str, Any] = Field(description="The study as it was submitted.")
+    file: dict[str, Any] = Field(description="The study file.")
 
 
 _TYPES: dict[Kind, type] = {"text": str, "integer": int, "number": float}
@@ -110,10 +115,10 @@ _CellColumns = create_model(
 
 
 class CellOut(_CellColumns):
-    """A cell with its result."""
+    """A cell and its result."""
 
     label: str
-    reused_from: str | None = Field(description="The study that trained it, if not this one.")
+    reused_from: str | None = Field(description="The study that trained the cell, if not this one.")
 
 
 class CellPage(Frozen):
@@ -126,12 +131,12 @@ class PointOut(Frozen):
     cell: str
     lr: float
     seed: int
-    loss: float | None = Field(description="Nats; that of initialisation for a diverged cell.")
+    loss: float | None = Field(description="Final loss in nats; for a diverged cell, the loss at initialization.")
     diverged: bool
 
 
 class CurveOut(Frozen):
-    """A curve as it is drawn."""
+    """A curve as charts draw it."""
 
     name: str
     scale: str
@@ -141,8 +146,8 @@ class CurveOut(Frozen):
     color: str
     dash: list[int]
     lr: list[float]
-    mean: list[float | None] = Field(description="Over seeds, at each lr; null where a cell is missing.")
-    band: list[tuple[float, float] | None] = Field(description="95 % interval of the mean, at each lr.")
+    mean: list[float | None] = Field(description="Mean over seeds at each lr; null where a cell is missing.")
+    band: list[tuple[float, float] | None] = Field(description="95% interval of the mean at each lr.")
     points: list[PointOut]
     missing: list[str]
     l_init: float | None
@@ -156,8 +161,8 @@ class ChartOut(Frozen):
 
 class Curves(Frozen):
     study: str
-    seq: int = Field(description="Of the ledger's last event that they hold: the events after it are news.")
-    charts: list[ChartOut] = Field(description="Curves that belong into one picture.")
+    seq: int = Field(description="Number of the last ledger event that the charts include.")
+    charts: list[ChartOut] = Field(description="Each chart has the curves of one figure.")
 
 
 class Table(Frozen):
@@ -173,7 +178,7 @@ class Logs(Frozen):
 
 
 class ResumeRequest(Frozen):
-    retry_crashed: bool = Field(default=False, description="Also try the crashed cells again.")
+    retry_crashed: bool = Field(default=False, description="Also retry crashed cells.")
 
 
 class Health(Frozen):

@@ -1,4 +1,4 @@
-"""What came of a study, as JSON: from a snapshot of its ledger by the functions that make its report."""
+"""The results of a study as JSON, computed from a snapshot of its ledger by the same functions as its report."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from service.http.feed import Snapshot
 from service.http.models import CellOut, ChartOut, CurveOut, Curves, PointOut, Table
 
 
-def facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:
+def curve_facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:
     return curves(from_records(snapshot.records), study.lrs) if snapshot.entries else []
 
 
-def curves_of(study: Study, snapshot: Snapshot) -> Curves:
-    """The charts of the loss over the learning rate, as the report draws them."""
+def curves_response(study: Study, snapshot: Snapshot) -> Curves:
+    """The charts of loss against learning rate, as in the report."""
     charts = [
         ChartOut(name=view.name, curves=[_curve(line) for line in view.lines])
-        for view in views(lines(facts(study, snapshot)))
+        for view in views(lines(curve_facts(study, snapshot)))
     ]
     return Curves(study=study.name, seq=snapshot.seq, charts=charts)
 
 
-def table_of(study: Study, snapshot: Snapshot) -> Table:
-    """The table of sensitivities, a row a curve; what can not be known is null."""
-    table = sensitivity_table(facts(study, snapshot))
+def table_response(study: Study, snapshot: Snapshot) -> Table:
+    """The table of sensitivities, one row per curve; unknown values are null."""
+    table = sensitivity_table(curve_facts(study, snapshot))
     rows = [{str(name): _value(value) for name, value in row.items()} for row in table.to_dict("records")]
     return Table(study=study.name, seq=snapshot.seq, columns=list(map(str, table.columns)), rows=rows)
 
 
-def cells_of(study: str, entries: Sequence[Entry]) -> list[CellOut]:
-    """Cells with their results."""
+def cells_response(study: str, entries: Sequence[Entry]) -> list[CellOut]:
+    """The cells and their results."""
     found = []
     for entry in entries:
         record = entry.record(study)

@@ -1,8 +1,8 @@
-"""The routes under ``/api/v1``. Handlers parse and call, nothing else; those that wait for files or Ray are threads."""
+"""The routes under ``/api/v1``. Handlers parse and call, nothing else. Handlers that block run in threads."""
 
 from __future__ import annotations
 
-import json
+import pathlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
@@ -14,101 +14,101 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 
 from search_spaces.record import State
-from search_spaces.study import Study, json_schema
+from search_spaces.study import Study
 from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
-from service.http.errors import RESPONSES, Refused
-from service.http.events import Watching
-from service.http.feed import Feeds
-from service.http.guard import token_of
+from service.http.errors import RESPONSES, ApiError
+from service.http.events import EventStreams
+from service.http.feed import LedgerFeeds
 from service.http.metrics import CONTENT_TYPE, Metrics
+from service.http.middleware import request_token
 from service.http.models import (
     CellPage,
     Curves,
+    Estimate,
     Logs,
-    Priced,
-    Resumed,
     ResumeRequest,
-    Stopping,
+    ResumeResponse,
+    StopResponse,
     StudyDetail,
     StudyList,
     StudySummary,
-    Submitted,
+    SubmitResponse,
     Table,
 )
-from service.http.pages import Pages
-from service.http.results import cells_of, curves_of, table_of
+from service.http.report_pages import ReportPages
+from service.http.results import cells_response, curves_response, table_response
 from service.http.settings import Settings
 from service.http.studies import Studies
 from service.http.tokens import Token, TokenFile
-from service.http.untrusted import study_of
+from service.http.untrusted import parse_study
 
 REPORT_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline' 'unsafe-eval'; img-src data:; frame-ancestors 'none'"
 )
-"""A report has its scripts within it. Opened from here it is of no origin and reaches nothing."""
-MOST_SEQ = 2**53
-PAGE = 1_000
-LOG_CHARACTERS = 200_000
+"""A report has inline scripts. The sandbox gives it an opaque origin, so they reach neither token nor network."""
+MAX_SEQ = 2**53
+MAX_PAGE_CELLS = 1_000
+MAX_LOG_CHARACTERS = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What the routes work with."""
+class AppContext:
+    """The components that the routes use."""
 
     home: Home
     settings: Settings
     tokens: TokenFile
     backend: Backend
-    feeds: Feeds
+    feeds: LedgerFeeds
     audit: Audit
     metrics: Metrics
-    watching: Watching
-    pages: Pages
+    streams: EventStreams
+    report_pages: ReportPages
     studies: Studies
 
     @property
-    def data_root(self) -> Any:
+    def data_root(self) -> pathlib.Path:
         return self.settings.data_root or self.home.path / "data"
 
 
-def parts_of(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+def app_context(request: Request) -> AppContext:
+    context: AppContext = request.app.state.context
+    return context
 
 
-P = Annotated[Parts, Depends(parts_of)]
-Name = Annotated[str, Path(description="Of a study.", max_length=63)]
+Context = Annotated[AppContext, Depends(app_context)]
 
 
-def known_study(parts: P, name: Name) -> str:
-    parts.studies.require(name)
+def existing_study(context: Context, name: Annotated[str, Path(description="Name of a study.", max_length=63)]) -> str:
+    """The name in the path, if the home has that study."""
+    context.studies.require(name)
     return name
 
 
-def runner(request: Request, parts: P) -> Token:
-    """Whose request it is, if that token may change something."""
-    token = token_of(request)
+def run_token(request: Request, context: Context) -> Token:
+    """The token of the request, if its role allows changes."""
+    token = request_token(request)
     if token.role != "run":
-        parts.audit.refused(token.name, request.method, request.url.path, "refused: role read")
-        problem, remedy = "may look and not change anything", "use a token of role run"
-        raise Refused(HTTPStatus.FORBIDDEN, "token", token.name, problem, remedy)
+        context.audit.log_refusal(token.name, request.method, request.url.path, "refused: role read")
+        problem, remedy = "is read-only", "use a token with the role run"
+        raise ApiError(HTTPStatus.FORBIDDEN, "token", token.name, problem, remedy)
     return token
 
 
-async def body_of(request: Request) -> bytes:
+async def request_body(request: Request) -> bytes:
     return await request.body()
 
 
-def submitted_study(request: Request, parts: P, body: Annotated[bytes, Depends(body_of)]) -> Study:
-    return study_of(body, request.headers.get("content-type", ""), parts.data_root)
+def submitted_study(request: Request, context: Context, body: Annotated[bytes, Depends(request_body)]) -> Study:
+    return parse_study(body, request.headers.get("content-type", ""), context.data_root)
 
 
-Known = Annotated[str, Depends(known_study)]
-Runner = Annotated[Token, Depends(runner)]
-Sent = Annotated[Study, Depends(submitted_study)]
+StudyName = Annotated[str, Depends(existing_study)]
+RunToken = Annotated[Token, Depends(run_token)]
+SubmittedStudy = Annotated[Study, Depends(submitted_study)]
 STUDY_BODY = {
     "requestBody": {
         "required": True,
@@ -118,11 +118,11 @@ STUDY_BODY = {
         },
     }
 }
-EVENT = {
+EVENT_SCHEMA = {
     "type": "object",
     "properties": {
         "event": {"enum": ["ledger", "state", "progress", "reset", "end"]},
-        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "The ledger's number of the event."},
+        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "Number of the event in the ledger."},
         "data": {"type": "string", "contentMediaType": "application/json"},
         "retry": {"type": "integer"},
     },
@@ -136,102 +136,106 @@ router = APIRouter(
 @router.get("/schema", response_model=dict[str, Any])
 def schema() -> dict[str, Any]:
     """The JSON schema of a study."""
-    found: dict[str, Any] = json.loads(json_schema())
-    return found
+    content: dict[str, Any] = Study.model_json_schema()
+    return content
 
 
 @router.post("/plan", openapi_extra=STUDY_BODY)
-def plan(parts: P, study: Sent) -> Priced:
-    """What a study would train, and what that takes. Starts nothing and reads no data."""
-    return parts.studies.price(study)
+def plan(context: Context, study: SubmittedStudy) -> Estimate:
+    """Estimate what a study trains and what it costs. This starts nothing and reads no data."""
+    return context.studies.estimate(study)
 
 
 @router.get("/studies")
-def list_studies(parts: P) -> StudyList:
-    """Every study of the home, with where it stands."""
-    jobs = parts.backend.known_jobs()
-    found = [parts.studies.summary(name, jobs) for name in parts.studies.known()]
-    return StudyList(studies=found, cluster=jobs is not None)
+def list_studies(context: Context) -> StudyList:
+    """All studies of the home, with their states."""
+    jobs = context.backend.jobs_if_connected()
+    studies = [context.studies.summary(name, jobs) for name in context.studies.names()]
+    return StudyList(studies=studies, cluster=jobs is not None)
 
 
 @router.post("/studies", status_code=HTTPStatus.CREATED, openapi_extra=STUDY_BODY)
-def submit(parts: P, token: Runner, study: Sent) -> Submitted:
-    """Validate and price a study, and start it as a job. The same study again goes on with what is missing."""
-    return parts.studies.submit(token.name, study)
+def submit(context: Context, token: RunToken, study: SubmittedStudy) -> SubmitResponse:
+    """Validate a study and start it as a job. Submit the same study again to train its missing cells."""
+    return context.studies.submit(token.name, study)
 
 
 @router.get("/studies/{name}")
-def detail(parts: P, name: Known) -> StudyDetail:
-    """Where a study stands, and its file."""
-    summary = parts.studies.summary(name, parts.backend.known_jobs())
-    file = parts.studies.file(name).model_dump(mode="json") if summary.state != "damaged" else {}
+def detail(context: Context, name: StudyName) -> StudyDetail:
+    """The state of a study, and its file."""
+    summary = context.studies.summary(name, context.backend.jobs_if_connected())
+    file = context.studies.load(name).model_dump(mode="json") if summary.state != "damaged" else {}
     return StudyDetail(**summary.model_dump(), file=file)
 
 
 @router.get("/studies/{name}/cells")
 def cells(
-    parts: P,
-    name: Known,
+    context: Context,
+    name: StudyName,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
-    limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_CELLS)] = 100,
     state: Annotated[State | None, Query(description="Only cells in this state.")] = None,
 ) -> CellPage:
-    """Cells in the order in which they were planned."""
-    found = [entry for entry in parts.feeds.of(name).read().entries if state in (None, entry.state)]
-    return CellPage(total=len(found), offset=offset, cells=cells_of(name, found[offset : offset + limit]))
+    """The cells in the order in which they were planned."""
+    found = [entry for entry in context.feeds.get(name).read().entries if state in (None, entry.state)]
+    return CellPage(total=len(found), offset=offset, cells=cells_response(name, found[offset : offset + limit]))
 
 
 @router.get("/studies/{name}/curves")
-def curves(parts: P, name: Known) -> Curves:
-    """Final loss over learning rate, as charts; what is drawn of them follows as events."""
-    feed, study = parts.feeds.of(name), parts.studies.file(name)
-    return feed.derived("curves", feed.read(), partial(curves_of, study))
+def curves(context: Context, name: StudyName) -> Curves:
+    """Final loss against learning rate, as charts. Later results arrive as events."""
+    feed, study = context.feeds.get(name), context.studies.load(name)
+    return feed.cached("curves", feed.read(), partial(curves_response, study))
 
 
 @router.get("/studies/{name}/table")
-def table(parts: P, name: Known) -> Table:
-    """The table of sensitivities; its columns are those of `sensitivity.csv`."""
-    feed, study = parts.feeds.of(name), parts.studies.file(name)
-    return feed.derived("table", feed.read(), partial(table_of, study))
+def table(context: Context, name: StudyName) -> Table:
+    """The table of sensitivities, with the columns of `sensitivity.csv`."""
+    feed, study = context.feeds.get(name), context.studies.load(name)
+    return feed.cached("table", feed.read(), partial(table_response, study))
 
 
 @router.get(
     "/studies/{name}/events",
-    response_class=Response,  # FastAPI's own class for these would take the handler for the generator
-    responses={200: {"content": {"text/event-stream": {"itemSchema": EVENT}}}},
+    response_class=Response,  # FastAPI's EventSourceResponse would require the handler itself to be the generator
+    responses={200: {"content": {"text/event-stream": {"itemSchema": EVENT_SCHEMA}}}},
 )
 async def events(
     request: Request,
-    parts: P,
-    name: Known,
-    since: Annotated[int, Query(ge=0, le=MOST_SEQ, description="The ledger's event to go on behind.")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=MOST_SEQ, description="As since, which it replaces.")] = None,
+    context: Context,
+    name: StudyName,
+    since: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Start after this event of the ledger.")] = 0,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=MAX_SEQ, description="Same as `since`, and takes precedence.")
+    ] = None,
 ) -> Response:
-    """Server-sent events: `ledger` (id: its place), `state`, `progress`, `reset`, `end`."""
-    token = token_of(request)
-    parts.watching.admit(token.name)
+    """Server-sent events: `ledger` (its id is its number in the ledger), `state`, `progress`, `reset`, `end`."""
+    token = request_token(request)
+    context.streams.check_capacity(token.name)
 
-    def summary() -> StudySummary:
-        return parts.studies.summary(name, parts.backend.known_jobs())
+    def summarize() -> StudySummary:
+        return context.studies.summary(name, context.backend.jobs_if_connected())
 
-    def still() -> bool:
-        return any(known == token and not known.expired for known in parts.tokens.all())
+    def is_authorized() -> bool:
+        return any(valid == token and not valid.is_expired for valid in context.tokens.all())
 
     after = since if last_event_id is None else last_event_id
-    stream: AsyncGenerator[bytes] = parts.watching.stream(parts.feeds.of(name), name, summary, after, still)
+    stream: AsyncGenerator[bytes] = context.streams.stream(
+        context.feeds.get(name), name, summarize, after, is_authorized
+    )
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 @router.post("/studies/{name}/stop", status_code=HTTPStatus.ACCEPTED)
-def stop(parts: P, token: Runner, name: Known) -> Stopping:
-    """Ask a study to end; it saves its state, and can be resumed."""
-    return parts.studies.stop(token.name, name)
+def stop(context: Context, token: RunToken, name: StudyName) -> StopResponse:
+    """Ask a study to stop. It saves its state and can be resumed."""
+    return context.studies.stop(token.name, name)
 
 
 @router.post("/studies/{name}/resume", status_code=HTTPStatus.CREATED)
-def resume(parts: P, token: Runner, name: Known, request: ResumeRequest) -> Resumed:
-    """Go on with the cells that are missing."""
-    return parts.studies.resume(token.name, name, retry_crashed=request.retry_crashed)
+def resume(context: Context, token: RunToken, name: StudyName, request: ResumeRequest) -> ResumeResponse:
+    """Train the missing cells."""
+    return context.studies.resume(token.name, name, retry_crashed=request.retry_crashed)
 
 
 @router.get(
@@ -239,20 +243,20 @@ def resume(parts: P, token: Runner, name: Known, request: ResumeRequest) -> Resu
     response_class=Response,
     responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
-def report(parts: P, name: Known) -> Response:
-    """The report's page, also of a study that goes on."""
-    page = parts.pages.page(name, parts.feeds.of(name).read())
+def report(context: Context, name: StudyName) -> Response:
+    """The report page, also of a running study."""
+    page = context.report_pages.page(name, context.feeds.get(name).read())
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 @router.get("/studies/{name}/logs")
-def logs(parts: P, name: Known) -> Logs:
-    """What the newest job of a study printed; the end of it, if that is long."""
-    job = next((job for job in parts.backend.jobs() if job.study == name), None)
+def logs(context: Context, name: StudyName) -> Logs:
+    """The output of the newest job of a study; only the end of it if it is long."""
+    job = next((job for job in context.backend.jobs() if job.study == name), None)
     if job is None:
-        problem, remedy = "has no job on this cluster", "its ledger says what was trained"
-        raise Refused(HTTPStatus.NOT_FOUND, "study", name, problem, remedy)
-    return Logs(job=job.id, text=parts.backend.client().logs(job.id)[-LOG_CHARACTERS:])
+        problem, remedy = "has no job on this cluster", f"GET /api/v1/studies/{name}/cells returns its results"
+        raise ApiError(HTTPStatus.NOT_FOUND, "study", name, problem, remedy)
+    return Logs(job=job.id, text=context.backend.client().logs(job.id)[-MAX_LOG_CHARACTERS:])
 
 
 @router.get("/openapi.json", include_in_schema=False, response_model=dict[str, Any])
@@ -261,9 +265,9 @@ def openapi(request: Request) -> dict[str, Any]:
     return description
 
 
-def metrics(parts: P) -> Response:
-    """For Prometheus."""
-    jobs = parts.backend.known_jobs()
-    found = [parts.studies.summary(name, jobs) for name in parts.studies.known()]
-    text = parts.metrics.text(found, parts.audit.lines)
+def metrics_text(context: Context) -> Response:
+    """The metrics, for Prometheus."""
+    jobs = context.backend.jobs_if_connected()
+    studies = [context.studies.summary(name, jobs) for name in context.studies.names()]
+    text = context.metrics.render(studies, context.audit.lines_written)
     return Response(text, media_type=CONTENT_TYPE)

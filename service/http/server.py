@@ -1,4 +1,4 @@
-"""The server's process: its socket, and how it ends."""
+"""The server process: its socket, its startup messages, and its shutdown."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from service.cluster.ray_start import check_folder, temporary_folder
 from service.home.layout import Home
-from service.http.app import create
+from service.http.app import create_app
 from service.http.settings import Settings
 from service.http.tokens import TokenFile
 
-LEAVE_S = 3
-"""How long open event streams keep a server that is asked to end; their clients come back where they stood."""
+SHUTDOWN_TIMEOUT_S = 3
+"""How long a server waits for open event streams to close. Their clients reconnect and miss no event."""
 
 
 def serve(home: Home, host: str, port: int, settings: Settings, console: Console) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        InvalidInput: the address cannot be listened on, a file of the service is damaged, or Ray has nowhere to keep
-            its files.
+        InvalidInput: the port cannot be opened, a file of the service is damaged, or Ray cannot write its files.
     """
     if settings.cluster is None:
         check_folder(*temporary_folder())
     if not TokenFile(home).all():
-        console.print("nobody has a token yet: `oec token add NAME --role run` makes one")
-    if not loopback(host):
-        console.print(f"listening on {host}: tokens travel in clear, so put TLS before it (docs/service.md)")
+        console.print("there are no tokens yet: create one with `oec token add NAME --role run`")
+    if not is_loopback(host):
+        console.print(f"listening on {host}: tokens are sent unencrypted, so use a proxy with TLS (docs/service.md)")
     config = uvicorn.Config(
-        create(home, settings, report=partial(console.print, soft_wrap=True)),
+        create_app(home, settings, log=partial(console.print, soft_wrap=True)),
         host=host,
         port=port,
         log_level="warning",
-        access_log=False,  # paths and addresses of people; the audit has what changed
+        access_log=False,  # it would record users' addresses; the audit log has the changes
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=LEAVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     try:
         socket = config.bind_socket()
-    except SystemExit as error:  # uvicorn's, after it has logged the reason
-        remedy = "choose another --port, or end what listens there"
-        raise InvalidInput("--port", port, f"on {host} can not be listened on", remedy) from error
+    except SystemExit as error:  # raised by uvicorn, which has logged the reason
+        remedy = "choose another --port, or stop the process that listens there"
+        raise InvalidInput("--port", port, f"cannot be opened on {host}", remedy) from error
     console.print(f"http://{host}:{socket.getsockname()[1]} serves {home.path}", soft_wrap=True)
     uvicorn.Server(config).run(sockets=[socket])
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,7 @@
-"""The studies of a home as the service sees and changes them: from ledgers and the cluster's jobs, and nothing else."""
+"""The studies of a home: their summaries, and starting, stopping and resuming them.
+
+Everything is derived from the ledgers and the cluster's jobs; this process keeps no state of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,57 +19,69 @@ from service.cluster.jobs import JobInfo
 from service.home.layout import Home
 from service.home.studies import is_running, register_study, registered, with_ledger
 from service.http.audit import Audit
-from service.http.backend import Backend, unreachable
-from service.http.errors import Refused, no_study
-from service.http.feed import Feeds, Snapshot
-from service.http.models import JobOut, Priced, Resumed, Stopping, StudyState, StudySummary, Submitted
-from service.http.pricing import priced
-from service.http.queueing import Queue
+from service.http.backend import Backend, cluster_unavailable
+from service.http.concurrency import ConcurrencyLimit
+from service.http.errors import ApiError, study_not_found
+from service.http.estimate import estimate
+from service.http.feed import LedgerFeeds, Snapshot
+from service.http.models import (
+    Estimate,
+    JobOut,
+    ResumeResponse,
+    StopResponse,
+    StudyState,
+    StudySummary,
+    SubmitResponse,
+)
 from service.http.settings import Settings
 from service.sweep import stop as stopping
 from service.sweep.stop import stop_requests
 
-PASSED_ON = ("MLFLOW_TRACKING_URI",)
-"""Of the service's environment, to its jobs."""
-AGAIN_S = 30
-"""After which a submission that found the service full may try again."""
+FORWARDED_VARIABLES = ("MLFLOW_TRACKING_URI",)
+"""Environment variables that the service passes on to its jobs."""
+RETRY_S = 30
+"""When to retry a submission that was rejected because too many studies were running."""
 
 
 class Studies:
-    """Every method may be called from any thread, and by several services of one home at once."""
+    """Any thread may call these methods, and several services may run them on one home concurrently."""
 
-    def __init__(self, home: Home, settings: Settings, backend: Backend, feeds: Feeds, audit: Audit) -> None:
+    def __init__(self, home: Home, settings: Settings, backend: Backend, feeds: LedgerFeeds, audit: Audit) -> None:
         self._home, self._settings, self._backend, self._feeds, self._audit = home, settings, backend, feeds, audit
-        self._queue = Queue("changes")
+        self._limit = ConcurrencyLimit("changes")
         self._files: dict[str, tuple[tuple[int, int], Study]] = {}
 
-    def known(self) -> list[str]:
+    def names(self) -> list[str]:
         return sorted({*registered(self._home), *with_ledger(self._home)})
 
     def require(self, name: str) -> None:
         """
         Raises:
-            Refused: 404, no such study.
+            ApiError: 404, the home has no such study.
         """
-        if not is_name(name) or not self._home.study(name).is_dir() or name not in self.known():
-            raise no_study(name)
+        if not is_name(name) or not self._home.study(name).is_dir() or name not in self.names():
+            raise study_not_found(name)
 
-    def price(self, study: Study) -> Priced:
+    def estimate(self, study: Study) -> Estimate:
         """
         Raises:
-            InvalidInput: see ``pricing.priced``.
+            InvalidInput: see ``estimate.estimate``.
         """
-        return priced(study, self._settings, self._backend.nodes(), self._feeds.speeds())
+        return estimate(study, self._settings, self._backend.nodes(), self._feeds.speeds())
 
     def summary(self, name: str, jobs: Sequence[JobInfo] | None) -> StudySummary:
-        """Where a study stands; ``jobs`` of the home, the newest first, or None where they are not known."""
+        """Summarize a study.
+
+        Args:
+            jobs: the jobs of the home, newest first; None if the cluster does not answer.
+        """
         job = next((job for job in jobs or () if job.study == name), None)
         message = job.message if job and job.status == "FAILED" else ""
         study, snapshot = None, None
         try:
-            snapshot = self._feeds.of(name).read()
-            study = self.file(name)
-            state = state_of(snapshot, is_running(self._home, name), job)
+            snapshot = self._feeds.get(name).read()
+            study = self.load(name)
+            state = study_state(snapshot, is_running(self._home, name), job)
         except InvalidInput as error:
             state, message = "damaged", str(error)
         return StudySummary(
@@ -80,106 +95,110 @@ class Studies:
             message=message if state in ("failed", "damaged", "interrupted") else "",
         )
 
-    def file(self, name: str) -> Study:
-        """
+    def load(self, name: str) -> Study:
+        """Load the file of a study, once per version of the file.
+
         Raises:
-            InvalidInput: it is damaged.
+            InvalidInput: the file is damaged.
         """
         path = self._home.study(name) / "study.yaml"
         status = path.stat() if path.is_file() else None
         version = (status.st_ino, status.st_mtime_ns) if status else (0, 0)
-        known = self._files.get(name)
-        if known is None or known[0] != version:
-            known = self._files[name] = version, Study.load(str(path))
-        return known[1]
+        loaded = self._files.get(name)
+        if loaded is None or loaded[0] != version:
+            loaded = self._files[name] = version, Study.load(str(path))
+        return loaded[1]
 
-    def submit(self, token: str, study: Study) -> Submitted:
-        """Validate, price, claim the name, and start a job.
+    def submit(self, token: str, study: Study) -> SubmitResponse:
+        """Validate a study, estimate its cost, register its name, and start a job.
 
         Raises:
-            InvalidInput: the study can not be run.
-            Refused: 409, it is being run or its name is another study's; 429, too many are; 503, no cluster answers.
+            InvalidInput: the study cannot run.
+            ApiError: 409, it is already running or its name is taken; 429, too many studies are running; 503, the
+                cluster does not answer.
         """
-        cost = self.price(study)
-        with self._audit.change(token, "submit", f"{study.name} ({study.hash})"), self._one_at_a_time():
-            self._see_that_it_may_start(study.name)
+        cost = self.estimate(study)
+        with self._audit.change(token, "submit", f"{study.name} ({study.hash})"), self._change_lock():
+            self._check_can_start(study.name)
             try:
                 register_study(self._home, study)
             except InvalidInput as error:
                 if error.field != "name":
                     raise
-                raise Refused(HTTPStatus.CONFLICT, "name", study.name, error.problem, error.remedy) from error
-            job = self._start(study, retry_crashed=False)
-        return Submitted(study=study.name, hash=study.hash, job=job, priced=cost)
+                raise ApiError(HTTPStatus.CONFLICT, "name", study.name, error.problem, error.remedy) from error
+            job = self._start_job(study, retry_crashed=False)
+        return SubmitResponse(study=study.name, hash=study.hash, job=job, estimate=cost)
 
-    def resume(self, token: str, name: str, *, retry_crashed: bool) -> Resumed:
-        """Start a job that trains what is missing.
-
-        Raises:
-            Refused: see ``submit``.
-        """
-        with self._audit.change(token, "resume", name), self._one_at_a_time():
-            self._see_that_it_may_start(name)
-            job = self._start(self.file(name), retry_crashed=retry_crashed)
-        return Resumed(study=name, job=job)
-
-    def stop(self, token: str, name: str) -> Stopping:
-        """Ask a study's driver to save its state and end.
+    def resume(self, token: str, name: str, *, retry_crashed: bool) -> ResumeResponse:
+        """Start a job that trains the missing cells.
 
         Raises:
-            Refused: 409, it is not being run; 503, no cluster answers.
+            ApiError: see ``submit``.
         """
-        with self._audit.change(token, "stop", name), self._one_at_a_time():
-            job = self._live(name)
+        with self._audit.change(token, "resume", name), self._change_lock():
+            self._check_can_start(name)
+            job = self._start_job(self.load(name), retry_crashed=retry_crashed)
+        return ResumeResponse(study=name, job=job)
+
+    def stop(self, token: str, name: str) -> StopResponse:
+        """Ask a study's driver to save its state and exit.
+
+        Raises:
+            ApiError: 409, the study is not running; 503, the cluster does not answer.
+        """
+        with self._audit.change(token, "stop", name), self._change_lock():
+            job = self._active_job(name)
             if job:
                 self._backend.client().stop(job.id)
             elif is_running(self._home, name):
                 stop_requests(self._home, name).write(stopping.STUDY, f"token {token}")
             else:
-                remedy = f"GET /api/v1/studies/{name} says where it stands"
-                raise Refused(HTTPStatus.CONFLICT, "study", name, "is not being run", remedy)
-        return Stopping(study=name, job=job.id if job else None)
+                remedy = f"GET /api/v1/studies/{name} returns its state"
+                raise ApiError(HTTPStatus.CONFLICT, "study", name, "is not running", remedy)
+        return StopResponse(study=name, job=job.id if job else None)
 
-    def _see_that_it_may_start(self, name: str) -> None:
-        job = self._live(name)
+    def _check_can_start(self, name: str) -> None:
+        job = self._active_job(name)
         if job or is_running(self._home, name):
-            by = f"job {job.id}" if job else "a driver that is no job"
+            where = f"as job {job.id}" if job else "outside the cluster's jobs"
             remedy = f"wait for it, or POST /api/v1/studies/{name}/stop"
-            raise Refused(HTTPStatus.CONFLICT, "study", name, f"is being run by {by}", remedy)
-        active = [other.study for other in self._backend.jobs() if other.live]
+            raise ApiError(HTTPStatus.CONFLICT, "study", name, f"is already running {where}", remedy)
+        active = [other.study for other in self._backend.jobs() if other.is_active]
         if len(active) >= self._settings.max_active:
+            problem = f"cannot start: {len(active)} studies are running, and the limit is {self._settings.max_active}"
             remedy = f"wait for one of {', '.join(sorted(active))}, or stop it"
-            problem = f"finds {len(active)} others being run, as many as this service runs at once"
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "study", name, problem, remedy, AGAIN_S)
+            raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, "study", name, problem, remedy, RETRY_S)
 
-    def _live(self, name: str) -> JobInfo | None:
-        return next((job for job in self._backend.jobs(anew=True) if job.study == name and job.live), None)
+    def _active_job(self, name: str) -> JobInfo | None:
+        jobs = self._backend.jobs(refresh=True)
+        return next((job for job in jobs if job.study == name and job.is_active), None)
 
-    def _start(self, study: Study, *, retry_crashed: bool) -> str:
+    def _start_job(self, study: Study, *, retry_crashed: bool) -> str:
         try:
             job = self._backend.client().submit(
                 study,
                 home=str(self._home.path),
                 retry_crashed=retry_crashed,
-                environment={name: os.environ[name] for name in PASSED_ON if os.environ.get(name)},
+                environment={name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)},
             )
         except InvalidInput as error:
-            raise unreachable(error) if error.field == "--cluster" else error from error
-        self._backend.jobs(anew=True)
+            raise cluster_unavailable(error) if error.field == "--cluster" else error from error
+        self._backend.jobs(refresh=True)
         return job
 
     @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        """Over all services of the home: of two equal submissions one finds the other's job."""
-        with self._queue.place(), FileLock(self._home.service / "change.lock"):
+    def _change_lock(self) -> Iterator[None]:
+        """Serialize changes over all services of the home: of two equal submissions, the second finds the first's
+        job."""
+        with self._limit.slot(), FileLock(self._home.service / "change.lock"):
             yield
 
 
-def state_of(snapshot: Snapshot, being_run: bool, job: JobInfo | None) -> StudyState:
-    """The state of a study by its ledger, whether that is held, and its newest job, where it has one."""
-    if being_run or (job and job.live and snapshot.entries):
+def study_state(snapshot: Snapshot, has_driver: bool, job: JobInfo | None) -> StudyState:
+    """Derive the state of a study from its ledger, whether a driver is writing that, and its newest job if any."""
+    if has_driver or (job and job.is_active and snapshot.entries):
         return "running"
-    if job and job.live:
+    if job and job.is_active:
         return "starting"
     if job and job.status == "FAILED" and job.exit_code not in (exit_codes.CRASHED, exit_codes.INTERRUPTED):
         return "interrupted" if snapshot.counts.keys() - {"planned"} else "failed"

@@ -1,7 +1,7 @@
-"""Who may use the HTTP service: ``<home>/service/tokens.json``, read anew whenever it changed.
+"""The tokens of the HTTP service, in ``<home>/service/tokens.json``, which is read again whenever it changes.
 
-A token is 256 random bits, so that its SHA-256 can not be turned back by guessing and needs neither salt nor a slow
-hash. The token itself is shown once, to whoever made it, and is written nowhere.
+A token has 256 random bits. Its SHA-256 cannot be reversed by guessing, so it needs neither salt nor a slow hash. The
+token itself is printed once, when it is created, and never stored.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 from search_spaces.study import is_name
 from service.home.layout import Home
-from trainers.storage.files import replacing
+from trainers.storage.files import atomic_writer
 
 Role = Literal["read", "run"]
-"""``read`` looks; ``run`` also submits, stops and resumes."""
+"""``read`` allows reading only; ``run`` also allows submitting, stopping and resuming studies."""
 PREFIX = "oec_"
-"""So that scanners of repositories and logs can tell a token that leaked."""
+"""Lets secret scanners recognize a leaked token."""
 
 
 class Token(Frozen):
-    """What is kept of a token."""
+    """The stored record of a token."""
 
     name: str
     role: Role
@@ -40,7 +40,7 @@ class Token(Frozen):
     expires: datetime | None = None
 
     @property
-    def expired(self) -> bool:
+    def is_expired(self) -> bool:
         return self.expires is not None and self.expires <= datetime.now(UTC)
 
 
@@ -48,11 +48,11 @@ TOKENS = TypeAdapter(tuple[Token, ...])
 
 
 class TokenFile:
-    """The tokens of a home. Several processes may read and write it."""
+    """The tokens of a home. Several processes may read and write the file concurrently."""
 
     def __init__(self, home: Home) -> None:
         self._path = home.service / "tokens.json"
-        self._read: tuple[tuple[int, int, int], tuple[Token, ...]] = ((0, 0, 0), ())
+        self._loaded: tuple[tuple[int, int, int], tuple[Token, ...]] = ((0, 0, 0), ())
 
     def all(self) -> tuple[Token, ...]:
         """
@@ -64,64 +64,66 @@ class TokenFile:
         except FileNotFoundError:
             return ()
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
-        before, tokens = self._read
-        if version != before:
+        loaded_version, tokens = self._loaded
+        if version != loaded_version:
             try:
                 tokens = TOKENS.validate_json(self._path.read_bytes())
             except ValidationError as error:
-                remedy = "restore it, or remove it and make new tokens by `oec token add`"
+                remedy = "restore the file, or delete it and create new tokens with `oec token add`"
                 raise InvalidInput("tokens", str(self._path), "is damaged", remedy) from error
-            self._read = version, tokens
+            self._loaded = version, tokens
         return tokens
 
-    def owner(self, secret: str) -> Token | None:
-        """Whose token this is; None for one that is unknown or has expired. Takes as long for either."""
-        given = hashed(secret)
-        found = [token for token in self.all() if hmac.compare_digest(token.sha256, given)]
-        return found[0] if found and not found[0].expired else None
+    def authenticate(self, secret: str) -> Token | None:
+        """Find the record of a token; None if it is unknown or has expired. Both take the same time."""
+        digest = sha256_hex(secret)
+        matches = [token for token in self.all() if hmac.compare_digest(token.sha256, digest)]
+        return matches[0] if matches and not matches[0].is_expired else None
 
     def add(self, name: str, role: Role, days: int | None) -> str:
-        """Make a token and return it, the only time that it can be read.
+        """Create a token and return it. It cannot be read again later.
 
         Raises:
-            InvalidInput: the name is no name or is taken.
+            InvalidInput: the name is not valid or is taken, or ``days`` is out of range.
         """
         if not is_name(name):
             raise InvalidInput("NAME", name, "is not a valid name", "use lower-case letters, digits, '.', '_' and '-'")
         if days is not None and not 0 < days < 36_500:
-            raise InvalidInput("--days", days, "is no lifetime", "give 1 to 36499 days, or leave it out")
+            raise InvalidInput("--days", days, "is not a valid lifetime", "give 1 to 36499 days, or omit it")
         secret = PREFIX + secrets.token_urlsafe(32)
         now = datetime.now(UTC)
-        with self._changing() as tokens:
+        with self._edit() as tokens:
             if any(token.name == name for token in tokens):
-                raise InvalidInput("NAME", name, "has a token", f"`oec token remove {name}` ends it")
+                raise InvalidInput(
+                    "NAME", name, "already has a token", f"use another name, or run `oec token remove {name}` first"
+                )
             expires = None if days is None else now + timedelta(days=days)
-            tokens.append(Token(name=name, role=role, sha256=hashed(secret), created=now, expires=expires))
+            tokens.append(Token(name=name, role=role, sha256=sha256_hex(secret), created=now, expires=expires))
         return secret
 
     def remove(self, name: str) -> None:
         """
         Raises:
-            InvalidInput: no token has this name.
+            InvalidInput: there is no token with this name.
         """
-        with self._changing() as tokens:
+        with self._edit() as tokens:
             kept = [token for token in tokens if token.name != name]
             if len(kept) == len(tokens):
                 names = ", ".join(token.name for token in tokens) or "none"
-                raise InvalidInput("NAME", name, "has no token", f"tokens here: {names}")
+                raise InvalidInput("NAME", name, "has no token", f"existing tokens: {names}")
             tokens[:] = kept
 
     @contextmanager
-    def _changing(self) -> Iterator[list[Token]]:
-        """The tokens, to be changed in place; written when the block ends without an error, one process at a time."""
+    def _edit(self) -> Iterator[list[Token]]:
+        """Yield the tokens for changes in place, and save them unless the block raises; one process at a time."""
         with FileLock(self._path.with_suffix(".lock")):
             tokens = list(self.all())
             yield tokens
-            with replacing(self._path) as file:
+            with atomic_writer(self._path) as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.write(TOKENS.dump_json(tuple(tokens), indent=2))
 
 
-def hashed(secret: str) -> str:
-    """SHA-256 as 64 hexadecimal digits; of anything that a header may hold."""
+def sha256_hex(secret: str) -> str:
+    """SHA-256 as 64 hexadecimal digits. Accepts any text that a header may contain."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

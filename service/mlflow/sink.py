@@ -65,7 +65,7 @@ class MlflowSink:
         self._queue.put(None)
         self._thread.join(timeout_s)
         self._closing.set()
-        self._store.remember()
+        self._store.save_run_ids()
 
     def _deliver_all(self) -> None:
         self._retry("connect", self._store.connect)  # while the workers start, not while the first cells train
@@ -77,7 +77,7 @@ class MlflowSink:
             try:
                 action()
                 return
-            except Exception as error:  # whatever the store's client raises: training goes on
+            except Exception as error:  # any error of the store's client: training continues
                 logger.warning("MLflow did not %s: %s", what, redact(str(error)))
             if self._closing.wait(pause_s):
                 return
@@ -86,10 +86,10 @@ class MlflowSink:
 def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, ask_store: bool = False) -> int:
     """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it then holds.
 
-    A file beside the ledger remembers what was delivered where, so that the store is not asked when nothing is new.
+    A file beside the ledger remembers what was delivered where, so that the store is not queried if nothing is new.
 
     Args:
-        ask_store: ask the store anyway: it may have been emptied, or restored from a backup.
+        ask_store: query the store anyway, because it may have been emptied, or restored from a backup.
 
     Raises:
         InvalidInput: the store does not accept it.
@@ -104,10 +104,10 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, as
         store = Store(uri, home, study)
         for entry in ended:
             store.deliver(entry)
-        store.remember()
+        store.save_run_ids()
         if report.is_dir():
-            store.artifacts(report)
-    except Exception as error:  # whatever the store's client raises
+            store.log_artifacts(report)
+    except Exception as error:  # any error of the store's client
         reason = redact(str(error)).splitlines()[0]
         problem = f"does not accept study {study.name} ({type(error).__name__}: {reason})"
         remedy = f"run `oec sync {study.name}` once it works again"

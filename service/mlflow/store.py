@@ -1,8 +1,8 @@
 """The runs of one study in an MLflow store: a parent run for the study, a child run for each cell.
 
-What is delivered is read from the home. A delivery can be repeated: a child run is found by its tags, and a metric
-carries the step and the time at which the worker measured it, which MLflow stores once. (A row that a resumed cell
-measures again has a new time: if the old one had been delivered, MLflow has that step twice, with equal values.)
+All content is read from the home. A delivery can be repeated: a child run is found by its tags, and MLflow stores a
+metric only once per value, step and time, which are those of the worker. (If a resumed cell repeats a row that had been
+delivered, its time differs, and MLflow has that step twice, with equal values.)
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Store:
         self._parent = ""
         self._children: dict[str, str] = {}
         self._states: dict[str, str] = {}
-        """What the store says of each cell; written after everything else of it."""
-        self._described: set[str] = set()
-        """Runs that have their params; a kill can come between a run and them."""
+        """The state of each cell in the store, which is written after everything else."""
+        self._complete_runs: set[str] = set()
+        """Runs that have their params. A process can be killed between creating a run and logging them."""
         self._rows: dict[str, int] = {}
 
     def deliver(self, entry: Entry) -> None:
-        """Give the child run of a cell its parameters, its rows and, once it has ended, its result."""
+        """Log a cell to its child run: parameters, new rows, and the result if it has ended."""
         from mlflow.entities import Metric, RunTag
 
         client = self.connect()
@@ -73,15 +73,17 @@ class Store:
         ]
         ended = state != "running"
         if ended:
-            metrics += [Metric(key, value, *end_of(rows)) for key, value in result_metrics(entry).items()]
-        last = max(0, len(metrics) - BATCH_SIZE)  # the last batch goes with everything else
+            metrics += [Metric(key, value, *last_time_and_step(rows)) for key, value in result_metrics(entry).items()]
+        last = max(0, len(metrics) - BATCH_SIZE)  # the last batch is sent together with params and tags
         for start in range(0, last, BATCH_SIZE):
             client.log_batch(run_id, metrics=metrics[start : min(start + BATCH_SIZE, last)])
-        described = run_id in self._described
-        if not described:
+        complete = run_id in self._complete_runs
+        if not complete:
             client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
         if ended:
-            client.set_terminated(run_id, "FAILED" if state == "crashed" else "FINISHED", end_of(rows)[0] or None)
+            client.set_terminated(
+                run_id, "FAILED" if state == "crashed" else "FINISHED", last_time_and_step(rows)[0] or None
+            )
         reason = result.reason[:MAX_REASON_CHARACTERS]
         tags = {"oec.reason": reason, "oec.origin": entry.origin, "oec.state": state}
         if result.torch:
@@ -89,36 +91,38 @@ class Store:
         client.log_batch(
             run_id,
             metrics=metrics[last:],
-            params=[] if described else list(params(cell)),
+            params=[] if complete else list(params(cell)),
             tags=[RunTag(name, str(value)) for name, value in tags.items()],
         )
-        self._described.add(run_id)
+        self._complete_runs.add(run_id)
         self._rows[run_id] = len(rows)
         self._states[entry.id] = state
 
-    def remember(self) -> None:
-        """Write the ids of the runs into the home, for the links of the report."""
+    def save_run_ids(self) -> None:
+        """Write the ids of the runs into the home; the report links to them."""
         if self._children:
             content = json.dumps({"experiment": self._experiment, "runs": dict(self._children)})
             write_atomically(runs_file(self._home, self._study.name), content)
 
-    def artifacts(self, folder: Path) -> None:
-        """Put a folder's files onto the parent run and end it."""
+    def log_artifacts(self, folder: Path) -> None:
+        """Log the files of a folder to the parent run, and end that run."""
         client = self.connect()
         client.log_artifacts(self._parent, str(folder))
         client.set_terminated(self._parent)
 
     def connect(self) -> MlflowClient:
-        """The client, with experiment, parent run and known children found or made."""
+        """Connect at the first call: find or create the experiment and the parent run, and find existing child runs."""
         if self._client:
             return self._client
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves; 7 take minutes
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # of 120, and that for each try
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a cell
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+        )  # we retry ourselves; the default, 7, takes minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # per try; the default is 120
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print two lines per cell
         from mlflow import MlflowClient
         from mlflow.entities import Param, ViewType
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # without its account of making a database
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # hides the log of creating a database
 
         create_database(self._uri)
         client = MlflowClient(self._uri)
@@ -139,7 +143,7 @@ class Store:
             page = client.search_runs([self._experiment], mine, ViewType.ACTIVE_ONLY, page_token=token)
             for run in page:
                 if run.data.params:
-                    self._described.add(run.info.run_id)
+                    self._complete_runs.add(run.info.run_id)
                 if cell_id := run.data.tags.get("oec.cell"):
                     self._children[cell_id] = run.info.run_id
                     self._states[cell_id] = run.data.tags.get("oec.state", "")
@@ -150,7 +154,7 @@ class Store:
                 break
         if not self._parent:
             self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
-        if self._parent not in self._described:
+        if self._parent not in self._complete_runs:
             client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
             flat = {"scales": self._study.scales, "lrs": self._study.lrs, "seeds": self._study.seeds}
             client.log_batch(self._parent, params=[Param(name, json.dumps(value)) for name, value in flat.items()])
@@ -158,7 +162,8 @@ class Store:
         return client
 
     def _child(self, client: MlflowClient, entry: Entry, rows: Sequence[Row]) -> str:
-        """The run of a cell; a new one starts with its first row, so that MLflow's duration is the cell's."""
+        """The run of a cell. A new run starts at the time of its first row, so that MLflow shows the cell's
+        duration."""
         if entry.id not in self._children:
             tags = {"oec.cell": entry.id, "mlflow.parentRunId": self._parent}
             start = int(rows[0].time * 1000) if rows else None
@@ -172,7 +177,7 @@ class Store:
 
 
 def params(cell: Cell) -> Iterator[Any]:
-    """A cell as MLflow params; those that a comparison sorts by first."""
+    """A cell as MLflow params; those that users compare by come first."""
     from mlflow.entities import Param
 
     content = cell.model_dump(mode="json")
@@ -185,7 +190,7 @@ def params(cell: Cell) -> Iterator[Any]:
 
 
 def dataset(study: Study, cell: Cell) -> DatasetInput:
-    """A cell's tokens: what the UI shows in the column of data sets, by name and digest."""
+    """The tokens of a cell as MLflow's data set, which the UI shows by name and digest."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     spec = study.data.model_dump(mode="json", exclude_none=True)
@@ -199,9 +204,9 @@ def dataset(study: Study, cell: Cell) -> DatasetInput:
 def result_metrics(entry: Entry) -> dict[str, float]:
     """A cell's result as metrics.
 
-    The final losses have keys of their own: after a divergence the last value along the curve ``val_loss`` is another.
-    ``curve_loss`` and ``log10_lr`` are for MLflow's own charts, whose axes have no ceiling and, for parameters, no
-    logarithm: the loss as the report draws it, and the learning rate.
+    Final losses have separate keys, because after a divergence they differ from the last value of the metric
+    ``val_loss``. ``curve_loss`` (the loss in the report) and ``log10_lr`` are for MLflow's charts, which can neither
+    clip an axis nor show a parameter on a log scale.
     """
     record = entry.result.record()
     found = {
@@ -215,11 +220,11 @@ def result_metrics(entry: Entry) -> dict[str, float]:
     return found
 
 
-def end_of(rows: Sequence[Row]) -> tuple[int, int]:
-    """``(milliseconds, step)`` of the last row; 0 without rows, so that a repeated delivery writes the same."""
+def last_time_and_step(rows: Sequence[Row]) -> tuple[int, int]:
+    """``(time in ms, step)`` of the last row; zeros without rows, so that a repeated delivery writes the same."""
     return (int(rows[-1].time * 1000), rows[-1].step) if rows else (0, 0)
 
 
 def runs_file(home: Home, study: str) -> Path:
-    """Which run of MLflow each cell of a study has, as of the last delivery."""
+    """The file with the MLflow run of each cell of a study, as of the last delivery."""
     return home.study(study) / "mlflow.json"

@@ -7,31 +7,32 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.data import Shards
-from trainers.denormals import denormals_as_zeros
 from trainers.engine import Engine, shape_key
-from trainers.weights import Kept
+from trainers.numerics import flush_denormals
+from trainers.weights import KeptWeights
 from trainers.world import World
 
 PASS_TOKENS = 4096
-"""Tokens of one forward pass."""
+"""Tokens per forward pass."""
 READ_SEQUENCES = 256
-"""Sequences that are in memory at a time."""
+"""Sequences in memory at a time."""
 
 
 class Evaluator:
-    """Evaluates one file of weights after another; those of one shape on one engine."""
+    """Evaluates files of weights one after another. Consecutive files of the same shape share an engine."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
         self._world = World.single("cuda" if torch.cuda.is_available() else "cpu")
         self._engine: Engine | None = None
 
-    @denormals_as_zeros()
-    def __call__(self, kept: Kept, sequences: int | None = None) -> tuple[float, int]:
-        """Mean cross-entropy of the first sequences, as the run's own validation takes it, and their tokens.
+    @flush_denormals()
+    def __call__(self, kept: KeptWeights, sequences: int | None = None) -> tuple[float, int]:
+        """The mean cross-entropy over the first sequences, computed as in the run's validation, and the number of
+        tokens.
 
         Args:
-            sequences: as many as the run's own validation has, by default.
+            sequences: how many; default: as many as the run's validation.
         """
         cell = kept.cell
         if self._engine is None or self._engine.key != shape_key(cell):

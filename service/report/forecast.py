@@ -1,4 +1,4 @@
-"""From the beginnings of a home's runs to a forecast of their ends."""
+"""The forecast of divergence from the first steps of the runs of a home."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from service.home.ledger import Entry
 from service.home.studies import read_ledger, require_study, with_ledger
 from trainers.rows import read
 
-STATES = ("finished", "diverged", "running")
-EXCLUDED = {"lr", "seed", "data", "V", "training"}
-"""What cells of one curve may differ in, here: two studies that train one model on much the same are not to vouch for
-each other."""
+FORECAST_STATES = ("finished", "diverged", "running")
+NOT_IN_CURVE = {"lr", "seed", "data", "V", "training"}
+"""Fields in which cells of the same curve may differ. Curves are what cross-validation holds out: without this, a
+similar study of the same model would leak into the training set."""
 
 
-def beginnings(home: Home, studies: Sequence[str] = ()) -> pd.DataFrame:
-    """The runs of these studies, or of all of the home, as ``dashboards.forecast`` wants them; each cell once.
+def load_features(home: Home, studies: Sequence[str] = ()) -> pd.DataFrame:
+    """The runs of these studies, or of all studies of the home, as input of ``dashboards.forecast``; each cell once.
 
     Raises:
-        InvalidInput: no such study in the home.
+        InvalidInput: the home has no such study.
     """
     for name in studies:
         require_study(home, name)
     found = {}
     for name in studies or with_ledger(home):
         entries = read_ledger(home, name).entries.items()
-        new = {cell_id: entry for cell_id, entry in entries if entry.state in STATES and cell_id not in found}
+        new = {cell_id: entry for cell_id, entry in entries if entry.state in FORECAST_STATES and cell_id not in found}
         copies.download_metrics(home, [(cell_id, entry.reused_from or name) for cell_id, entry in new.items()])
         for cell_id, entry in new.items():
             found[cell_id] = forecast_features(entry, read(home.metrics(cell_id, entry.reused_from or name)))
-    return table_of(found.values())
+    return forecast_table(found.values())
 
 
 def forecast_features(entry: Entry, rows: Sequence[Row]) -> dict[str, Any]:
-    """One run, of ``COLUMNS``."""
+    """One run as a row with ``COLUMNS``."""
     cell = entry.cell
     return {
         "cell": entry.id,
         "label": cell.label,
-        "curve": digest(cell.model_dump(mode="json", exclude=EXCLUDED)),
+        "curve": digest(cell.model_dump(mode="json", exclude=NOT_IN_CURVE)),
         "lr": cell.lr,
         "state": entry.state,
         "steps": cell.training.steps,
@@ -58,19 +58,19 @@ def forecast_features(entry: Entry, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def table_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def forecast_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(records), columns=list(COLUMNS))
     return table.astype(dict.fromkeys(("lr", "steps", "taken", "seconds", "loss", *FEATURES), "float64"))
 
 
 def tables(forecast: Forecast, cells: bool) -> Iterator[RenderableType]:
-    """What the forecast is worth beside rules without a model, and the runs that it got wrong by name; then the runs
-    that still train, with ``cells`` all, and their probability to end diverged."""
+    """The accuracy of the forecast next to that of simple rules, and the runs that it got wrong; then the probability
+    that a run diverges, for running cells, or with ``cells`` for all."""
     ended = forecast.ended
     yield (
-        f"{len(ended)} runs to forecast, {(ended['state'] == 'diverged').sum()} of them diverged after the first "
-        f"{OBSERVED_SHARE:.0%} of their steps. Left out: {forecast.diverged_early} that diverged before, "
-        f"{forecast.not_evaluated} that were not evaluated in time."
+        f"{len(ended)} runs to forecast, {(ended['state'] == 'diverged').sum()} of which diverged after the first "
+        f"{OBSERVED_SHARE:.0%} of their steps. Excluded: {forecast.diverged_early} runs that diverged earlier, and "
+        f"{forecast.not_evaluated} without an evaluation by then."
     )
     if forecast.reason:
         yield f"no forecast: {forecast.reason}"
@@ -82,7 +82,7 @@ def tables(forecast: Forecast, cells: bool) -> Iterator[RenderableType]:
         table.add_row(score.rule, *shares, *counts, f"{score.saved:.1%}")
     yield table
     own = forecast.scores[0]
-    for what, labels in (("missed", own.missed), ("would stop wrongly", own.false_alarms)):
+    for what, labels in (("misses", own.missed), ("would wrongly stop", own.false_alarms)):
         if labels:
             yield f"{own.rule} {what}: {', '.join(labels)}"
     listed = forecast.runs if cells else forecast.runs[forecast.runs["state"] == "running"]

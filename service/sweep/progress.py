@@ -22,11 +22,11 @@ from service.sweep.refinement import Refinement
 
 PLAIN_EVERY_S = 10.0
 MAX_NAMED = 3
-"""How many methods a plain line names, those with the lowest loss."""
+"""How many methods a plain line shows: those with the lowest losses."""
 
 
 class Progress:
-    """An observer of a sweep that draws on a console; plain lines when it is no terminal."""
+    """An observer of a sweep that draws on a console; plain lines if it is not a terminal."""
 
     def __init__(self, plan: Plan, ledger: Ledger, console: Console, clock: Callable[[], float] = time.monotonic):
         self._refinement = Refinement(plan, ledger)
@@ -44,7 +44,7 @@ class Progress:
         """FLOPs per cell, by scale."""
         self._best: dict[str, tuple[float, float]] = {}
         for entry in ledger.entries.values():
-            self._compare(entry)
+            self._update_best(entry)
         self._printed_at = -PLAIN_EVERY_S
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=True)
 
@@ -70,7 +70,7 @@ class Progress:
 
     def on_end(self, entry: Entry) -> None:
         self._running.pop(entry.id, None)
-        self._compare(entry)
+        self._update_best(entry)
         cell = entry.cell
         share = (entry.result.steps or 0) / cell.training.steps - self._resumed_at.pop(entry.id, 0.0)
         self._flops_done += cell.flops * share
@@ -79,7 +79,7 @@ class Progress:
             self._print_line()  # no cell starts after this one
 
     def _print_line(self) -> None:
-        """Print a plain line where there is no terminal, if the last one is old or nothing is left to do."""
+        """Print a plain line if there is no terminal, and if the last line is old or no cell is left."""
         if self._console.is_terminal:
             return
         if self._clock() - self._printed_at >= PLAIN_EVERY_S or self._cells_left() == 0:
@@ -124,8 +124,8 @@ class Progress:
         """``(scale, method and attention norm, best loss, its lr)`` of every method that has one."""
         return [(name, loss, lr) for name, (loss, lr) in list(self._best.items())]
 
-    def _compare(self, entry: Entry) -> None:
-        """Keep the cell if it is the best of its method."""
+    def _update_best(self, entry: Entry) -> None:
+        """Remember the cell if it is the best of its method so far."""
         cell, outcome = entry.cell, entry.outcome
         if outcome.verdict == "converged" and outcome.loss is not None:
             name = f"{cell.scale} {label(cell.method, None, cell.attention_norm)}"

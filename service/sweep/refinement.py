@@ -1,4 +1,4 @@
-"""What is still to be refined: a function of plan and ledger alone, so that a killed sweep resumes where it was."""
+"""The cells off the grid that remain: a function of plan and ledger alone, so that a killed sweep resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 
 from search_spaces.cell import Cell, CurveKey
 from search_spaces.edge import Search, search
-from search_spaces.plan import Curve, Plan, within
+from search_spaces.plan import Curve, Plan, limit_to_budget
 from search_spaces.refine import Budget
 from service.home.ledger import Ledger
 
@@ -21,8 +21,8 @@ class Refinement:
         self._searches: dict[CurveKey, tuple[int, Search]] = {}
 
     def edge_cell(self) -> Cell | None:
-        """The next cell of a search for an edge, on the curve with the fewest such cells so far; None while runs have
-        to end first, and when every search is over."""
+        """The next cell of a search for an edge, on the curve with the fewest such cells so far; None if runs have to
+        end first, or if every search is over."""
         open_ = [(found.runs, curve, found.ask) for curve, found in self.edges() if found.ask]
         if not open_:
             return None
@@ -34,7 +34,8 @@ class Refinement:
         return [] if self._spec.edge is None else [(curve, self._search(curve)) for curve in self._plan.curves]
 
     def _search(self, curve: Curve) -> Search:
-        """Replayed only after a change in the curve, because this runs at the end of every cell."""
+        """The search of one curve. It is replayed only after the curve changed, because this is called for every
+        cell."""
         changes, entries = self._ledger.curve(curve.key)
         if (known := self._searches.get(curve.key)) and known[0] == changes:
             return known[1]
@@ -47,7 +48,7 @@ class Refinement:
 
     @property
     def budget_exhausted(self) -> bool:
-        """The budget allows no further cell."""
+        """Whether the budget allows no further cell."""
         return self._budget_left() == 0
 
     @property
@@ -60,10 +61,10 @@ class Refinement:
             wanted[entry.cell.scale] -= entry.origin == "refine"
         for curve, found in self.edges():
             wanted[curve.scale] += found.cells_left
-        return within(wanted, self._budget_left())
+        return limit_to_budget(wanted, self._budget_left())
 
     def _budget_left(self) -> float:
-        """Cells; infinite without a budget, 0 once its minutes are used up."""
+        """Number of cells that the budget still allows: infinite without a budget, 0 once its minutes are used up."""
         if self._spec.budget == Budget():
             return math.inf
         cells, minutes = self._spec.budget.cells or math.inf, self._spec.budget.minutes or math.inf

@@ -29,7 +29,7 @@ from trainers.data import Tokens
 from trainers.storage.files import remove_unfinished
 
 FLUSH_S, INTERRUPTED_FLUSH_S = 60.0, 5.0
-"""How long the end of a study waits for MLflow."""
+"""How long to wait for MLflow at the end of a study, and after an interruption."""
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """Errors that mean that the home's storage, not this program, fails to write."""
 
@@ -38,14 +38,14 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
     """Train every cell of the study that the home lacks; returns how many of its cells are crashed.
 
     Raises:
-        InvalidInput: something cannot run as it stands, or the storage is full; nothing that was done is lost.
-        KeyboardInterrupt: SIGINT, SIGTERM or ``oec stop``; the ledger holds what was done, and the same call resumes.
+        InvalidInput: an input is invalid, or the storage is full; no results are lost.
+        KeyboardInterrupt: SIGINT, SIGTERM or ``oec stop``; the ledger has all results, and the same call resumes.
     """
     with Interrupts() as interrupts:
         try:
             check_store(tracking_uri(home))
-            if connection.address(address) is None:
-                fit(study.resources, connection.this_machine())
+            if connection.resolve_address(address) is None:
+                fit(study.resources, connection.local_nodes())
             tokens = prepare_tokens(study, home, console.print)
             plan = Plan(study, tokens.digest)
             register_study(home, study)
@@ -57,21 +57,24 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
         except OSError as error:
             if error.errno not in STORAGE_ERRORS:
                 raise
-            problem, remedy = f"cannot be written ({error.strerror})", "make room, then run the same command to resume"
+            problem, remedy = (
+                f"cannot be written ({error.strerror})",
+                "free some space, then re-run the same command to resume",
+            )
             if home.bucket:
-                problem, remedy = f"cannot be written ({error})", "run the same command to resume when it can"
+                problem, remedy = f"cannot be written ({error})", "once it can be, re-run the same command to resume"
             raise InvalidInput("--home", str(home), problem, remedy) from error
 
 
 def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:
-    """Bring the ledger up to date with the plan and the home; returns how many cells are to be trained, at most.
+    """Bring the ledger up to date with the plan and the home; returns the maximum number of cells to train.
 
     Raises:
         InvalidInput: the study started with other data.
     """
     study = plan.study
     for folder in (home.study(study.name), *home.study(study.name).glob("cells/*")):
-        remove_unfinished(folder)  # what a killed driver or worker of this study was writing
+        remove_unfinished(folder)  # temporary files of killed drivers and workers of this study
     check_same_data(ledger, plan)
     ledger.plan(plan.cells)
     reuse_results(ledger, home, retry_crashed=retry_crashed)
@@ -95,7 +98,7 @@ def check_same_data(ledger: Ledger, plan: Plan) -> None:
 
 
 def reuse_results(ledger: Ledger, home: Home, *, retry_crashed: bool) -> None:
-    """Take over the results of equal cells that other studies of this home have trained."""
+    """Reuse the results of equal cells that other studies of this home have trained."""
     missing = {cell.id for cell in ledger.missing(retry_crashed=retry_crashed)}
     for name in with_ledger(home):
         if name == ledger.study or not missing:
@@ -117,17 +120,17 @@ def _sweep_on_ray(
     interrupts: Interrupts,
 ) -> None:
     """Connect to Ray, sweep, disconnect."""
-    connection.configure()
-    import ray  # takes seconds, and is not needed to refuse a study
+    connection.configure_ray()
+    import ray  # takes seconds, and the checks above do not need it
 
     from service.sweep.sweep import by_worker_group, sweep
 
     flush_s = INTERRUPTED_FLUSH_S
-    with ExitStack() as held:
-        held.callback(ray.shutdown)
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
         with interrupts.deferred():
             connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
-        if connection.address(address):
+        if connection.resolve_address(address):
             check_shared(home)
         max_concurrent = fit(plan.study.resources, joined_nodes(), can_grow=True).cells
         workers = plan.study.resources.workers
@@ -135,8 +138,10 @@ def _sweep_on_ray(
             f"up to {max_concurrent} cells in parallel, {workers} DDP workers each, which stay warm between cells",
             soft_wrap=True,
         )
-        sink = MlflowSink(tracking_uri(home), home, plan.study)  # only now: a study that does not fit delivers nothing
-        held.callback(lambda: sink.close(flush_s))
+        sink = MlflowSink(
+            tracking_uri(home), home, plan.study
+        )  # only now, so that nothing is delivered for a study that does not fit
+        stack.callback(lambda: sink.close(flush_s))
         head_watch = connection.HeadWatch(ray.get_runtime_context().gcs_address, lambda: abandon(console))
         stop_watch = StopWatch(stop_requests(home, plan.study.name))
         with Progress(plan, ledger, console) as progress, stop_watch, head_watch:
@@ -155,7 +160,8 @@ def _sweep_on_ray(
 
 
 def remove_pruned_checkpoints(ledger: Ledger, home: Home) -> None:
-    """Nothing resumes from them. This runs after the workers' end, because they save a cell when they drop it."""
+    """Remove the checkpoints of pruned cells, because nothing resumes from them. Call it after the workers have ended:
+    they save a checkpoint when they drop a cell."""
     for entry in ledger.ended():
         if entry.state == "pruned":
             folder = home.cell(entry.id, ledger.study) / "checkpoints"

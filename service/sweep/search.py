@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
-from search_spaces.cell import Cell, rounded
+from search_spaces.cell import Cell, round_significant
 from search_spaces.plan import Plan, refinement_space
 from search_spaces.record import Row
 from service.home.ledger import Entry, Ledger
@@ -31,7 +31,7 @@ from service.sweep.refinement import Refinement
 logger = logging.getLogger(__name__)
 
 MAX_REPEATS = 10
-"""A sampler that proposes known cells this often in a row is exhausted."""
+"""A sampler that proposes known cells this many times in a row is considered exhausted."""
 PRUNED_REASON = "the median pruner: val_loss {loss:.4g} at step {step}"
 
 
@@ -66,16 +66,16 @@ class CurveSearch:
         self._prunes = spec.pruner is not None
         self._trials: dict[int, Trial] = {}
         self._losses: dict[str, dict[int, float]] = {}
-        """Validation losses by step of the cells that run, for the pruner."""
+        """Validation losses by step, for each running cell; the pruner uses them."""
         self.proposed = sum(entry.origin == "refine" and self._owns(entry.cell) for entry in ledger.off_grid)
-        """How many cells the sampler has proposed so far."""
+        """Number of cells that the sampler has proposed so far."""
         self._reconcile()
 
     def propose(self) -> tuple[int, Cell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
         trial = self._ask()
         params = {
-            name: min(max(rounded(value), self.space[name].low), self.space[name].high)
+            name: min(max(round_significant(value), self.space[name].low), self.space[name].high)
             for name, value in trial.params.items()
         }
         gamma, seed = params.get("gamma"), self.plan.study.seeds[0]
@@ -96,7 +96,7 @@ class CurveSearch:
         if number is not None:
             del self._trials[number]
             self.study.tell(number, value, state)
-        elif self._inside(entry.cell):
+        elif self._in_box(entry.cell):
             self._add(entry.cell, state, value, losses)
 
     def should_prune(self, number: int | None, cell_id: str, step: int, loss: float) -> bool:
@@ -117,19 +117,19 @@ class CurveSearch:
 
     def _reconcile(self) -> None:
         """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, and every outcome
-        is told once."""
-        told = set()
+        is recorded once."""
+        recorded = set()
         for trial in self.study.get_trials(deepcopy=False):
             number = trial.number
             if trial.state == TrialState.COMPLETE:
-                told.add(trial.user_attrs["cell"])
+                recorded.add(trial.user_attrs["cell"])
             elif trial.state == TrialState.WAITING:
                 number = self.study.ask(self._distributions).number  # dequeues the oldest WAITING trial, this one
             if not trial.state.is_finished():
                 self.study.tell(number, state=TrialState.FAIL)
         for cell_id, entry in self.ledger.entries.items():
             value = entry.outcome.loss
-            if self._inside(entry.cell) and value is not None and cell_id not in told:
+            if self._in_box(entry.cell) and value is not None and cell_id not in recorded:
                 self._add(entry.cell, TrialState.COMPLETE, value, {})
 
     def _add(self, cell: Cell, state: TrialState, value: float | None, losses: dict[int, float]) -> None:
@@ -148,10 +148,10 @@ class CurveSearch:
     def _owns(self, cell: Cell) -> bool:
         return (cell.scale, cell.attention_norm, cell.method) == (self.scale, self.attention_norm, self.method)
 
-    def _inside(self, cell: Cell) -> bool:
+    def _in_box(self, cell: Cell) -> bool:
         """Whether the sampler of this study could have proposed the cell."""
-        box = self.space.items()
-        return self._owns(cell) and all(one.low <= self._params(cell)[name] <= one.high for name, one in box)
+        params = self._params(cell)
+        return self._owns(cell) and all(box.low <= params[name] <= box.high for name, box in self.space.items())
 
     def _params(self, cell: Cell) -> dict[str, float]:
         gamma = {} if cell.gamma is None else {"gamma": cell.gamma}

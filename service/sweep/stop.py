@@ -4,13 +4,13 @@ A study is stopped by Ctrl-C, by SIGTERM (``ray job stop``, a batch system), by 
 gone. The first three raise one KeyboardInterrupt in the driver's main thread, from ``Interrupts``; every result is in
 the ledger by then, and the same command resumes the study. For a lost cluster nothing can be shut down: ``abandon``.
 
-``oec stop`` leaves a request in the study's folder, so that it works from any machine that sees the home::
+``oec stop`` leaves a request in the study's folder, so it works on any machine that can write to the home::
 
     studies/<name>/stop/study         stop the study
-    studies/<name>/stop/<cell id>     end this cell now, as pruned; the content is the reason
+    studies/<name>/stop/<cell id>     stop this cell, as pruned; the content is the reason
 
-The driver looks for the first, the trial of a cell for the second. The sweep's pruner uses the second too. A driver
-clears old requests when it starts, so that none reaches a later run.
+The driver polls for the first, and the trial of a cell for the second. The sweep's pruner uses the second as well. A
+driver removes old requests when it starts, so that they do not affect a later run.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ class Interrupts:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self._requested.is_set()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Hold signals back while Ray starts; one that came raises KeyboardInterrupt when the block ends.
+        """Defer signals while Ray starts; a signal received meanwhile raises KeyboardInterrupt when the block ends.
 
-        A SIGINT would leave Ray half started, and Ray installs SIGTERM handlers of its own. Processes that start in the
-        block must not inherit the blocked signal. A thread that started earlier may receive the signal all the same.
+        A SIGINT would leave Ray half started, and Ray installs its own SIGTERM handlers. Processes that start in the
+        block must not inherit the blocked signal. A thread that started earlier may still receive the signal.
         """
         held = {signal.SIGTERM}
         os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, held))
@@ -84,7 +84,7 @@ class Interrupts:
             signal.signal(signal.SIGINT, on_sigint)
             signal.signal(signal.SIGTERM, self._interrupt)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
-        if self.requested:  # or the import of some library swallowed the KeyboardInterrupt
+        if self.requested:  # also if a library swallowed the KeyboardInterrupt during its import
             raise KeyboardInterrupt
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -93,14 +93,14 @@ class Interrupts:
 
 
 class StopWatch(BackgroundThread):
-    """Interrupts this process when ``oec stop`` asks for the end of the study."""
+    """Interrupts this process when ``oec stop`` asks to stop the study."""
 
     def __init__(
         self, store: SignalStore, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     ) -> None:
         """
         Args:
-            interrupt: by SIGTERM, because a process that a script started in the background ignores SIGINT.
+            interrupt: default: SIGTERM, because a process that a script started in the background ignores SIGINT.
         """
         super().__init__("stop-requests")
         self._store, self._interrupt = store, interrupt
@@ -113,7 +113,7 @@ class StopWatch(BackgroundThread):
         while not self._over.wait(self._store.max_age_s):
             try:
                 requested = self._store.read(STUDY) is not None
-            except OSError as error:  # the ledger will fail in the same way
+            except OSError as error:  # writing the ledger fails as well
                 logger.warning("cannot read requests to stop: %s", error)
                 continue
             if requested:
@@ -132,25 +132,28 @@ def abandon(console: Console) -> None:
 
 
 def stop_requests(home: Home, study: str) -> SignalStore:
-    """Where ``oec stop`` leaves its requests."""
+    """The requests of ``oec stop`` for a study."""
     return signals(home, f"studies/{study}/stop")
 
 
 def stop(home: Home, study: str, cell: str | None = None, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Ask the driver of ``study`` to end it, or to end its running cell ``cell``; whether it did within ``timeout_s``.
+    """Ask the driver of ``study`` to stop it, or to stop its running cell ``cell``.
+
+    Returns:
+        Whether it stopped within ``timeout_s``.
 
     Raises:
-        InvalidInput: the study is not in the home or not running, or the cell is not one that runs.
+        InvalidInput: the study is not in the home or not running, or the cell is not running.
     """
     require_study(home, study)
     if not is_running(home, study):
-        raise InvalidInput("STUDY", study, "is not running", f"`oec status {study}` shows where it stands")
+        raise InvalidInput("STUDY", study, "is not running", f"`oec status {study}` shows its cells by state")
     ledger = read_ledger(home, study)
     if cell is not None:
         if cell not in ledger.entries:
             raise InvalidInput("--cell", cell, f"is not a cell of {study}", f"`oec status {study} --cells` lists them")
         if (state := ledger.entries[cell].state) != "running":
-            raise InvalidInput("--cell", cell, f"is {state}", "name a cell that is running")
+            raise InvalidInput("--cell", cell, f"is {state}", "give a running cell")
     stop_requests(home, study).write(cell or STUDY, "oec stop")
 
     def is_done() -> bool:

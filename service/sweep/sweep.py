@@ -30,10 +30,10 @@ from trainers.job import Event, Job, result_in
 logger = logging.getLogger(__name__)
 
 SAME_CRASHES = 3
-"""A sweep whose first cells, this many, all crash with the same error is ended."""
+"""A sweep ends early if this many cells crash with the same error before any other cell ends."""
 
 TrainCell = Callable[[Job], Iterator[Sequence[Event]]]
-"""Trains a cell, in its trial's actor, and yields events as they arrive, the result last."""
+"""Trains a cell in the actor of its trial. Yields events as they arrive, the result last."""
 
 
 class Observer(Protocol):
@@ -54,13 +54,13 @@ def sweep(
     max_concurrent: int,
     retry_crashed: bool = False,
 ) -> str | None:
-    """Train what the ledger lacks, ``max_concurrent`` cells at a time; Ray is already connected.
+    """Train all missing cells, ``max_concurrent`` at a time. Ray must be connected.
 
-    Returns when every cell has ended, or early with the error that all of the first cells crashed with. A result is in
-    the ledger before any observer is told.
+    Returns when every cell has ended, or early with the error if all of the first cells crashed with the same one. A
+    result is written to the ledger before observers are called.
 
     Raises:
-        OSError: the ledger cannot be written; cells whose result it lacks will be trained again.
+        OSError: the ledger cannot be written; cells without a result in it will be trained again.
     """
     same_crashes = SameCrashes()
     name = plan.study.name
@@ -96,7 +96,7 @@ def sweep(
 
 
 def by_worker_group(study: Study, tokens: Tokens, home: Home) -> TrainCell:
-    """Trains cells by the warm worker group of the calling process."""
+    """Trains cells with the warm worker group of the calling process."""
     config = GroupConfig(
         tokens=TokenFiles.of(tokens, copies.mirror(home, tokens.folder) if tokens.folder else None),
         resources=study.resources,
@@ -140,13 +140,13 @@ def cell_trainable(study: Study, train_cell: TrainCell, home: Home) -> type[tune
 
 
 class SameCrashes(tune.Stopper):
-    """An observer that ends a hopeless sweep: its first cells all crashed with the same error."""
+    """An observer that ends a sweep whose first cells all crash with the same error."""
 
     def __init__(self) -> None:
         self._last_lines: list[str] = []
         self._works = False
         self.error: str | None = None
-        """The last line of their reasons, once the sweep is to end."""
+        """The last line of the common reason; None unless the sweep should end."""
 
     def on_start(self, entry: Entry) -> None: ...
 
@@ -157,12 +157,12 @@ class SameCrashes(tune.Stopper):
         if self._works:
             return
         last_line = entry.result.reason.strip().rpartition("\n")[2]
-        self._last_lines.append(last_line.replace(entry.id, "CELL"))  # as in the path of a file
+        self._last_lines.append(last_line.replace(entry.id, "CELL"))  # it may occur in a path
         if len(self._last_lines) == SAME_CRASHES and len(set(self._last_lines)) == 1:
             self.error = last_line
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether to end this trial alone: never."""
+        """Whether to end only this trial: never."""
         return False
 
     def stop_all(self) -> bool:
@@ -170,7 +170,7 @@ class SameCrashes(tune.Stopper):
 
 
 class Recorder(tune.Callback):
-    """Writes what trials report into the ledger, then tells the observers."""
+    """Writes results of trials to the ledger, then calls the observers."""
 
     def __init__(self, ledger: Ledger, observers: Sequence[Observer]) -> None:
         self._ledger, self._observers = ledger, observers
@@ -197,7 +197,7 @@ class Recorder(tune.Callback):
                 self._end(entry, event)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The trial's actor or its worker group died more often than Tune and the mailbox try again."""
+        """The trial's actor or its worker group died more often than Tune and the mailbox retry."""
         reason = Path(trial.error_file).read_text() if trial.error_file else "its trial failed without a message"
         self._end(self._entry(trial), CellResult(state="crashed", reason=reason))
 

@@ -1,7 +1,7 @@
 """A warm worker group: one Ray Train run that trains cell after cell.
 
-It lives in the process of a Tune trial actor. Tune reuses that actor from trial to trial, and the group with it;
-``group_of_this_process`` returns it.
+The group belongs to the process of a Tune trial actor. Tune reuses the actor for many trials, and with it the group,
+which ``group_of_this_process`` returns.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trainers.data import TokenFiles
 from trainers.job import Event, Job, result_in
 
 POLL_S = 1.0
-"""How often a trial looks whether its group is still alive."""
+"""How often a trial checks whether its group is alive."""
 CLOSE_S = 60.0
-"""How long a group may take to end; about one second on two cores that have nothing else to do."""
+"""How long to wait for a group to end; it takes about one second on two idle cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-    """What a group is; trials of equal configs share one."""
+    """The configuration of a group; trials with equal configurations share a group."""
 
     tokens: TokenFiles
     resources: ResourceSpec
@@ -38,7 +38,7 @@ class GroupConfig:
 
 
 class GroupDied(RuntimeError):
-    """The Ray Train run ended although nobody closed it."""
+    """The Ray Train run ended without being closed."""
 
 
 class WarmGroup:
@@ -56,17 +56,17 @@ class WarmGroup:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def keeps(self) -> bool:
-        """Whether the group takes another job, which it then waits for."""
-        return self.alive and bool(ray.get(self._mailbox.keep.remote()))
+    def reserve(self) -> bool:
+        """Keep the group for another job; returns False if it is ending."""
+        return self.alive and bool(ray.get(self._mailbox.reserve.remote()))
 
     def run(self, job: Job) -> Iterator[list[Event]]:
-        """Train one cell; yields its events as they come, its result last, and an empty list every ``POLL_S``.
+        """Train one cell. Yields its events as they arrive, at last its result, and an empty list every ``POLL_S``.
 
-        A caller that stops listening (Tune ends a trial early) cancels the cell.
+        If the caller closes the generator (Tune ends a trial early), the cell is canceled.
 
         Raises:
-            GroupDied: the group is gone for good.
+            GroupDied: the group died and will not be restarted.
         """
         ray.get(self._mailbox.put.remote(job))
         done = False
@@ -88,38 +88,38 @@ class WarmGroup:
             self._thread.join(timeout_s)
 
     def _fit(self) -> None:
-        from ray.train.torch import TorchTrainer  # imports torch: seconds
+        from ray.train.torch import TorchTrainer  # imports torch, which takes seconds
 
         from trainers.ray_worker import WorkerConfig, serve_cells
 
         config, resources = self.config, self.config.resources
         trainer = TorchTrainer(
-            serve_cells,  # type: ignore[arg-type]  # Ray wants a plain dict where we name the keys
+            serve_cells,  # type: ignore[arg-type]  # Ray asks for a dict; ours is a TypedDict
             train_loop_config=WorkerConfig(  # type: ignore[arg-type]
                 mailbox=self._mailbox,
                 tokens=config.tokens,
                 compile=resources.compile,
                 micro_batch_memo=config.micro_batch_memo,
                 threads=resources.cpus_per_worker,
-                share=resources.gpus_per_worker or 1.0,
+                memory_share=resources.gpus_per_worker or 1.0,
                 agreement_timeout_s=config.agreement_timeout_s,
             ),
             scaling_config=scaling(resources),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=str(config.ray_folder),
-                # The mailbox counts failures by cell; a group that trained a thousand cells may fail more often.
+                # The mailbox counts failures per cell, so the number of failures of a group is not limited.
                 failure_config=ray.train.FailureConfig(max_failures=-1),
             ),
         )
         try:
             trainer.fit()
-        except BaseException as failure:  # the trial that waits for this group raises it
+        except BaseException as failure:  # raised by the trial that waits for this group
             self._failure = failure
 
 
 def scaling(resources: ResourceSpec) -> ray.train.ScalingConfig:
-    """What a group asks Ray for: its workers on one node where there is one with room, else on as few as possible."""
+    """The resources that a group requests: all workers on one node if possible, otherwise on as few as possible."""
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
@@ -135,9 +135,9 @@ _group: WarmGroup | None = None
 
 
 def group_of_this_process(config: GroupConfig) -> WarmGroup:
-    """The warm group of this process; a new one if there is none, it ended, or it is of another config."""
+    """The warm group of this process; a new one if there is none, if it is ending, or if its config differs."""
     global _group
-    if _group and (_group.config != config or not _group.keeps()):
+    if _group and (_group.config != config or not _group.reserve()):
         close_group()
     if _group is None:
         _group = WarmGroup(config)
@@ -147,8 +147,8 @@ def group_of_this_process(config: GroupConfig) -> WarmGroup:
 def close_group() -> None:
     """End the warm group of this process, if it has one.
 
-    Without it a group outlives the process that owns it for seconds, in which Ray Train may place it anew: nobody
-    frees those cores then.
+    Otherwise a group outlives the process that owns it by seconds, in which Ray Train may restart it, and then nothing
+    frees its cores.
     """
     global _group
     if _group:

@@ -23,7 +23,8 @@ from dashboards.published import RUNS_CSV
 from dashboards.report import ReportContext, write_report
 from dashboards.runs import from_records, read_csv
 from search_spaces.record import RUN_COLUMNS
-from service.report.report import load, report
+from service.report.report import report
+from service.report.sources import load
 from tests.timing import within
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from benchmarks.serve import Server
 from search_spaces.study import Study
 from service.cluster.connection import free_port
-from service.cluster.local_head import stop
+from service.cluster.local_head import stop_head
 from service.home.layout import Home
 from service.home.location import open_home
 from service.home.studies import read_ledger
@@ -127,8 +127,8 @@ def test_curves_grow_and_what_a_study_says_is_text(browser: Browser, home: Home)
         view = opening.value
         view.wait_for_selector("[data-panel] svg", timeout=90_000)
         assert view.evaluate("self.origin") == "null", "a report's scripts could read the token"
-        page.click("#leave")
-        expect(page.locator("#enter")).to_be_visible()
+        page.click("#sign-out")
+        expect(page.locator("#sign-in")).to_be_visible()
         assert page.evaluate("sessionStorage.length") == 0
         page.close()
 
@@ -185,4 +185,4 @@ def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
         page.close()
     finally:
         server.end()
-        stop(home)
+        stop_head(home)

@@ -1,7 +1,7 @@
-"""What a machine with a GPU is asked: ``python -m tests.cuda``, or ``python -m tests.cuda ray`` for Ray's part.
+"""Runs the GPU tests: ``python -m tests.cuda``, or ``python -m tests.cuda ray`` for the tests with Ray.
 
-It needs PyTorch, numpy, pydantic, PyYAML and pytest. Arguments beside ``ray`` are pytest's. The modules run at the same
-time, each in a process of its own: most of what they take is the compiler's, on the processors.
+They need PyTorch, numpy, pydantic, PyYAML and pytest. All arguments except ``ray`` are passed to pytest. The modules
+run concurrently, each in its own process, because most of their time is compilation on the CPUs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", "pytest", str(module), *options]
         running.append((module, out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)))
         if DRY:
-            running[-1][2].wait()  # a processor has no more cores than the tests of one module take
+            running[-1][2].wait()  # without a GPU, the tests of one module already use all cores
     codes = []
     for module, out, process in running:
         codes.append(process.wait())

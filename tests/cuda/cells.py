@@ -1,4 +1,4 @@
-"""Cells, engines and comparisons of the tests of this folder."""
+"""Cells, engines and comparisons for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainers.world import World
 DEVICE = torch.device(os.environ.get("OEC_TEST_DEVICE", "cuda"))
 DRY = DEVICE.type != "cuda"
 COMPILES = not DRY
-"""A processor would take minutes to compile what an accelerator compiles in seconds."""
+"""A CPU would take minutes to compile what takes seconds for a GPU."""
 CPU = torch.device("cpu")
 FLOAT32: dict[str, Any] = {"precision": "float32", "logits_dtype": "float32"}
 
@@ -31,7 +31,7 @@ def world(device: torch.device = DEVICE) -> World:
 
 
 class Replayed:
-    """``trainers.engine.Recorded`` of a processor: the calls on a tape."""
+    """``trainers.engine.CapturedGraph`` for a CPU, which records calls on a tape."""
 
     def __init__(self, work: Callable[[], Tensor], pool: object) -> None:
         work()
@@ -40,43 +40,43 @@ class Replayed:
 
     def __call__(self) -> Tensor:
         self._tape.replay()
-        return self.result.clone()  # which ``Launched`` copies on a device, and keeps on a processor
+        return self.result.clone()  # ``PendingStep`` copies it on a GPU, but not on a CPU
 
 
 class Recordings:
-    """Counts the recordings that engines make."""
+    """Counts the graphs that engines capture."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
-        kind: Any = Replayed if DRY else engines.Recorded
+        kind: Any = Replayed if DRY else engines.CapturedGraph
 
         def recorded(work: Callable[[], Tensor], pool: object) -> Any:
             self.made += 1
             return kind(work, pool)
 
-        monkeypatch.setattr(engines, "Recorded", recorded)
+        monkeypatch.setattr(engines, "CapturedGraph", recorded)
 
 
-def settled(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engine:
-    """An engine, a new one unless given, whose steps of this cell are recorded: compiled on a device."""
+def warm_engine(this: Cell, micro_batch: int, engine: Engine | None = None) -> Engine:
+    """Returns an engine whose steps of this cell are captured and, on a GPU, compiled. Default: a new engine."""
     if engine is None:
         engine = Engine(this, world(), compile=COMPILES)
     else:
         engine.reset(this)
     if not DRY:
-        engine.settle(micro_batch)
+        engine.warm_up(micro_batch)
         assert engine.compile, "it fell back to eager mode; the warning says why"
         return engine
-    engine.objective.chunk = head.chunk
-    if engine._kind(micro_batch) not in engine.programs:
+    engine.objective.chunk = head.compute_chunk
+    if engine._program_key(micro_batch) not in engine.programs:
         engine.optimizer.halted.fill_(1.0)
-        engine.programs[engine._kind(micro_batch)] = engine._captured(micro_batch)
+        engine.programs[engine._program_key(micro_batch)] = engine._capture_step(micro_batch)
         engine.optimizer.halted.zero_()
     return engine
 
 
 def trained(engine: Engine, steps: int, micro_batch: int, lr: float = 1e-2) -> list[tuple[float, float]]:
-    """Loss and gradient norm of some steps."""
+    """Returns loss and gradient norm of each step."""
     found = []
     for i, batch_BU in enumerate(batches(engine.cell, steps)):
         step = engine.step(batch_BU, step=i, lr=lr / (i + 1), micro_batch=micro_batch)
@@ -84,8 +84,8 @@ def trained(engine: Engine, steps: int, micro_batch: int, lr: float = 1e-2) -> l
     return found
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    """The norm of the difference as a share of that of ``b``."""
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Returns the norm of the difference relative to the norm of ``b``."""
     a, b = a.detach().double().cpu(), b.detach().double().cpu()
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 

@@ -1,7 +1,7 @@
-"""Where these tests run, and which of them are left out; nowhere else is this asked.
+"""Selects the device of these tests, and the tests that are skipped on it.
 
-``OEC_TEST_DEVICE=cpu`` is a dry run: the same tests on a processor, with recordings that a processor can replay in
-place of CUDA graphs and without the compiler. What belongs to a device is left out.
+``OEC_TEST_DEVICE=cpu`` is a dry run: the same tests on a CPU, without the compiler, and with recordings that a CPU can
+replay in place of CUDA graphs. Tests marked ``device`` are skipped.
 """
 
 from __future__ import annotations

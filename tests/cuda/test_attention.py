@@ -1,4 +1,4 @@
-"""Each softmax of the attention norms, as the device computes it, against the formulas in float64."""
+"""Each softmax of the attention norms on the device, against its definition in float64."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_CAP, CLIP_GAMMA, CLIP_ZETA, TEMPERATURE
-from tests.cuda.cells import COMPILES, CPU, DEVICE, apart
+from tests.cuda.cells import COMPILES, CPU, DEVICE, relative_difference
 from trainers.attention import ATTENTIONS
 
 WIDTHS = (24, 56, 64, 256, 376)
-"""Of a head: 5M, 16M, more than FlexAttention's blocks, its most, and 902M."""
+"""Widths of a head: 5M, 16M, FlexAttention's block size, its maximum, and 902M."""
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
@@ -29,8 +29,8 @@ def formula(softmax: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def kinds() -> list[tuple[str, torch.dtype, int, bool]]:
-    """Softmax, type, width, and whether compiled: all that training runs, and the cap's other widths in one type, as
-    each is a compilation."""
+    """Returns softmax, dtype, width, and whether compiled: every combination of training. Other widths of the cap are
+    compiled in one dtype only."""
     found = [(softmax, dtype, K, False) for softmax in ATTENTIONS for dtype in BOUNDS for K in WIDTHS]
     if COMPILES:
         found += [("cap", torch.bfloat16, K, True) for K in WIDTHS]
@@ -41,7 +41,7 @@ def kinds() -> list[tuple[str, torch.dtype, int, bool]]:
 
 @pytest.mark.parametrize(("softmax", "dtype", "K", "compiles"), kinds(), ids=str)
 def test_forward_and_backward_are_the_formula(softmax: str, dtype: torch.dtype, K: int, compiles: bool) -> None:
-    """At a length that no block divides; logits as far apart as training makes them."""
+    """At a length that is not a multiple of a block, with logits as far apart as in training."""
     generator = torch.Generator().manual_seed(K)
     B, H, T = 2, 2, 200
     drawn = [(torch.randn(B, H, T, K, generator=generator) * 3).to(dtype) for _ in range(3)]
@@ -59,4 +59,4 @@ def test_forward_and_backward_are_the_formula(softmax: str, dtype: torch.dtype, 
     exact = run(CPU, torch.float64, lambda *inputs: formula(softmax, *inputs))
     for name, value, reference in zip(("y", "q", "k", "v"), ours, exact, strict=True):
         assert value.dtype == dtype
-        assert apart(value, reference) < BOUNDS[dtype], name
+        assert relative_difference(value, reference) < BOUNDS[dtype], name

@@ -1,4 +1,4 @@
-"""A chunk of the head, compiled on the device, against the formulas in float64 and against the processor."""
+"""A compiled chunk of the head on the device, against its definition in float64 and against the CPU."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_spaces.methods import METHODS
-from tests.cuda.cells import COMPILES, CPU, DEVICE, apart
+from tests.cuda.cells import COMPILES, CPU, DEVICE, relative_difference
 from trainers import head
+from trainers.projection import Precision
 
 SHAPES = {"one chunk": (512, 1000, 64, 8192), "chunks of two sizes": (777, 96, 24, 400)}
-"""N, V, D, and tokens of a chunk at most."""
+"""N, V, D, and the maximum number of tokens of a chunk."""
 FULL = {"the vocabulary of GPT-2": (4096, 50_304, 224, 2048)} if COMPILES else {}
 SPACING = 2**-8
-"""Of bfloat16."""
+"""Relative spacing of bfloat16."""
 
 
 def compiled() -> head.ChunkFunction:
     if not COMPILES:
-        return head.chunk
-    return torch.compile(head.chunk, dynamic=False, fullgraph=True, options=head.OPTIONS)
+        return head.compute_chunk
+    return torch.compile(head.compute_chunk, dynamic=False, fullgraph=True, options=head.COMPILE_OPTIONS)
 
 
 def drawn(N: int, V: int, D: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of some size, so that caps and largest logits matter."""
+    """Draws logits that are large enough for caps and maxima to have an effect."""
     generator = torch.Generator().manual_seed(0)
     h_ND = torch.randn(N, D, generator=generator)
     E_VD = torch.randn(V, D, generator=generator) * (3 * D**-0.5) + 0.1
     return h_ND, E_VD, torch.randint(V, (N,), generator=generator)
 
 
-def strength_of(method: str) -> float:
+def gamma_of(method: str) -> float:
     return METHODS[method].default_gamma or 0.0
 
 
@@ -41,8 +42,8 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 def formula(method: str, h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> list[Tensor]:
-    """Objective, cross-entropy and both gradients in float64, as the papers write them."""
-    h_ND, E_VD, gamma = leaf(h_ND.double()), leaf(E_VD.double()), strength_of(method)
+    """Returns objective, cross-entropy and both gradients in float64, as the papers define them."""
+    h_ND, E_VD, gamma = leaf(h_ND.double()), leaf(E_VD.double()), gamma_of(method)
     logits_NV = h_ND @ E_VD.T
     if method == "soft-cap":
         logits_NV = gamma * torch.tanh(logits_NV / gamma)
@@ -62,15 +63,15 @@ def formula(method: str, h_ND: Tensor, E_VD: Tensor, targets_N: Tensor) -> list[
 def found(
     method: str,
     drawing: tuple[Tensor, Tensor, Tensor],
-    logits_dtype: head.Precision,
+    logits_dtype: Precision,
     chunk: head.ChunkFunction | None,
     device: torch.device,
 ) -> list[Tensor]:
-    """The same by the head, under autocast."""
+    """Returns the same from the head, under autocast."""
     h_ND, E_VD, targets_N = leaf(drawing[0].to(device)), leaf(drawing[1].to(device)), drawing[2].to(device)
-    strength = torch.tensor(strength_of(method), device=device)
+    gamma = torch.tensor(gamma_of(method), device=device)
     with torch.autocast(device.type, torch.bfloat16):
-        losses = head.losses(h_ND[None], E_VD, targets_N[None], method, strength, logits_dtype, chunk)
+        losses = head.losses(h_ND[None], E_VD, targets_N[None], method, gamma, logits_dtype, chunk)
     losses.objective.backward()
     assert h_ND.grad is not None
     assert E_VD.grad is not None
@@ -84,12 +85,12 @@ def found(
         for method in METHODS
         for logits_dtype in ("float32", "bfloat16")
         for shape in SHAPES
-        # Of each kind of method one takes a second shape: every shape is a compilation, or two.
+        # One method of each kind has a second shape: every shape takes one or two compilations.
         if shape == "one chunk" or method in ("baseline", "z-loss", "soft-cap")
     ],
 )
-def test_a_compiled_chunk_is_the_formula_and_that_of_the_processor(
-    shape: str, method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
+def test_a_compiled_chunk_is_the_formula_and_the_cpu_chunk(
+    shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(SHAPES[shape], method, logits_dtype, monkeypatch)
 
@@ -97,16 +98,16 @@ def test_a_compiled_chunk_is_the_formula_and_that_of_the_processor(
 @pytest.mark.parametrize(("method", "logits_dtype"), [("baseline", "bfloat16"), ("z-loss", "bfloat16")])
 @pytest.mark.parametrize("shape", FULL)
 def test_the_same_at_full_size(
-    shape: str, method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
+    shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(FULL[shape], method, logits_dtype, monkeypatch)
 
 
 def compare(
-    sizes: tuple[int, int, int, int], method: str, logits_dtype: head.Precision, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, int, int, int], method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     N, V, D, at_once = sizes
-    monkeypatch.setattr(head, "ACCELERATOR_CHUNK", at_once)
+    monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", at_once)
     drawing = drawn(N, V, D)
     ours = found(method, drawing, logits_dtype, compiled(), DEVICE)
     exact = formula(method, *drawing)
@@ -115,16 +116,20 @@ def compare(
     for value, reference in zip(ours[:2], exact[:2], strict=True):
         assert float(value) == pytest.approx(float(reference), rel=2e-3 if narrow else 1e-5)
     for name, gradient, reference, other in zip(("h", "E"), ours[2:], exact[2:], blocks[2:], strict=True):
-        assert apart(gradient, reference) < (3 * SPACING if narrow else 1e-5), f"gradient of {name}, to the formula"
-        assert apart(gradient, other) < (2 * SPACING if narrow else 1e-5), f"gradient of {name}, to the processor"
+        assert relative_difference(gradient, reference) < (3 * SPACING if narrow else 1e-5), (
+            f"gradient of {name}, to the formula"
+        )
+        assert relative_difference(gradient, other) < (2 * SPACING if narrow else 1e-5), (
+            f"gradient of {name}, to the processor"
+        )
 
 
 @pytest.mark.device
 @pytest.mark.parametrize("method", METHODS)
-def test_the_eager_head_of_the_device_is_that_of_the_processor(method: str) -> None:
-    """Which evaluates, and trains where nothing is compiled."""
+def test_the_eager_head_of_the_device_is_that_of_the_cpu(method: str) -> None:
+    """The eager head evaluates, and trains if nothing is compiled."""
     drawing = drawn(300, 500, 32)
     for logits_dtype, bound in (("float32", 1e-5), ("bfloat16", 2 * SPACING)):
         ours = found(method, drawing, logits_dtype, None, DEVICE)
         theirs = found(method, drawing, logits_dtype, None, CPU)
-        assert all(apart(a, b) < bound for a, b in zip(ours, theirs, strict=True))
+        assert all(relative_difference(a, b) < bound for a, b in zip(ours, theirs, strict=True))

@@ -1,4 +1,4 @@
-"""Clip, weight decay and Adam on the device against the processor."""
+"""Clip, weight decay and Adam on the device against the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cuda.cells import CPU, DEVICE, apart
+from tests.cuda.cells import CPU, DEVICE, relative_difference
 from tests.trainers.tiny import of
 from trainers.optimizer import Optimizer
 
@@ -27,7 +27,7 @@ def made(device: torch.device, **fields: Any) -> Optimizer:
     [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}, {"betas": (0.0, 0.99)}],
     ids=str,
 )
-def test_steps_are_those_of_the_processor(fields: dict[str, Any]) -> None:
+def test_steps_are_those_of_the_cpu(fields: dict[str, Any]) -> None:
     ours, theirs = made(DEVICE, **fields), made(CPU, **fields)
     generator = torch.Generator().manual_seed(1)
     for i in range(6):
@@ -37,9 +37,9 @@ def test_steps_are_those_of_the_processor(fields: dict[str, Any]) -> None:
             one.gradient.copy_(gradient)
             one.lr.fill_(1e-2 / (i + 1))
             norms.append(float(one.clip(1.0)))
-            one.halt(torch.tensor(i == 4, device=one.values.device))  # the last two are refused
+            one.halt(torch.tensor(i == 4, device=one.values.device))  # the last two are skipped
             one.step()
         assert norms[0] == pytest.approx(norms[1], rel=1e-6)
     assert float(ours.steps) == float(theirs.steps) == 4
     for name in ("values", "exp_avg", "exp_avg_sq"):
-        assert apart(getattr(ours, name), getattr(theirs, name)) < 1e-6, name
+        assert relative_difference(getattr(ours, name), getattr(theirs, name)) < 1e-6, name

@@ -1,4 +1,4 @@
-"""Two ranks that share one device, over gloo: NCCL refuses two ranks there."""
+"""Two ranks on one device, over gloo, because NCCL does not allow that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.cuda.cells import COMPILES, DEVICE, DRY, FLOAT32, Recordings, settled, world
+from tests.cuda.cells import COMPILES, DEVICE, DRY, FLOAT32, Recordings, warm_engine, world
 from tests.trainers import tiny
 from tests.trainers.pair import joined
 from tests.trainers.tiny import batches, of
@@ -40,7 +40,7 @@ def worker(rank: int, folder: Path) -> None:
 
 
 def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) -> None:
-    """Their steps are graphs up to the sum over them, and after it."""
+    """Their steps are one graph before the sum over ranks and one after it."""
     tiny.tokens(tmp_path)
     mp.spawn(worker, (tmp_path,), nprocs=2)
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
@@ -55,20 +55,20 @@ def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) ->
 
 
 def test_graphs_around_a_sum_are_the_step(recordings: Recordings) -> None:
-    """In one process, whose sum over ranks is nothing."""
+    """In a single process, whose sum over ranks has no effect."""
     this = of("z-loss", weight_decay=1e-2, **FLOAT32)
-    whole = settled(this, micro_batch=2)
+    whole = warm_engine(this, micro_batch=2)
     tokens_BU = torch.zeros(this.training.batch_size, this.training.sequence_length + 1, dtype=torch.int64).to(DEVICE)
     losses = []
-    halves = settled(this, micro_batch=2)
+    halves = warm_engine(this, micro_batch=2)
     halves.optimizer.halted.fill_(1.0)
-    backward = engines.Recorded(lambda: halves._own_backward(tokens_BU, 2), halves.pool)
-    update = engines.Recorded(lambda: halves._update(backward.result), halves.pool)
+    backward = engines.CapturedGraph(lambda: halves._local_backward(tokens_BU, 2), halves.pool)
+    update = engines.CapturedGraph(lambda: halves._update(backward.result), halves.pool)
     halves.reset(this)
     whole.reset(this)
     for i, batch_BU in enumerate(batches(this, 4)):
         expected = whole.step(batch_BU, step=i, lr=1e-2, micro_batch=2)
-        halves._control(1e-2, stop=False)
+        halves._set_controls(1e-2, stop=False)
         tokens_BU.copy_(halves.to_device(batch_BU))
         backward()
         loss, stops, norm = update().tolist()

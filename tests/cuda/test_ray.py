@@ -1,4 +1,4 @@
-"""Ray's part: a study whose cells share the device, four at a time. Run by ``make test-gpu-ray``."""
+"""A study on Ray whose cells share the device, four at a time. Run by ``make test-gpu-ray``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import yaml
 from tests.cuda.cells import DRY
 
 pytestmark = pytest.mark.ray
-CLI = "from service.cli.commands import main; main()"
-"""``oec``, also where the package is not installed."""
+CLI = "from service.cli import main; main()"
+"""``oec``, even if the package is not installed."""
 
 
 def test_a_study_on_quarters_of_the_device_ends_with_page_and_tables(tmp_path: Path) -> None:

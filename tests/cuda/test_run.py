@@ -1,4 +1,4 @@
-"""Whole runs of cells on the device: how they end, resumed ones, in fresh processes, and without enough memory."""
+"""Whole runs on the device: how they end, resumption, fresh processes, and limited memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, bits, equal, world
 from tests.trainers import tiny
 from tests.trainers.tiny import of
 from trainers import micro_batch
-from trainers.allocator import CUDA_CONTEXT
+from trainers.allocator import CUDA_CONTEXT_BYTES
 from trainers.data import Shards, Tokens, write_shard
 from trainers.loop import Trainer
 from trainers.result import Result
@@ -28,7 +28,7 @@ from trainers.world import World
 INTERVALS: dict[str, Any] = {"evaluate_every": 4, "checkpoint_every": 4}
 BOTH = (("ours", DEVICE), ("theirs", CPU))
 CHAOS = 1e30
-"""A learning rate whose first step leaves weights that no forward pass survives, however they round."""
+"""A learning rate whose first step leaves weights with which every forward pass overflows, regardless of rounding."""
 
 
 def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE, **options: Any) -> Result:
@@ -36,7 +36,7 @@ def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE,
     return trainer.run(this, folder, **(INTERVALS | options))
 
 
-def test_a_run_is_that_of_the_processor(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_run_is_that_of_the_cpu(tokens: Tokens, tmp_path: Path) -> None:
     this = of("z-loss", steps=12, **FLOAT32)
     ours, theirs = (run(tokens, this, tmp_path / name, device) for name, device in BOTH)
     assert (ours.state, ours.step) == (theirs.state, theirs.step) == ("finished", 12)
@@ -47,7 +47,7 @@ def test_a_run_is_that_of_the_processor(tokens: Tokens, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["baseline", "soft-cap"])
-def test_a_cell_diverges_at_the_processors_step_for_the_processors_reason(
+def test_a_cell_diverges_at_the_same_step_and_for_the_same_reason_as_on_the_cpu(
     method: str, tokens: Tokens, tmp_path: Path
 ) -> None:
     this = of(method, steps=12, **FLOAT32).model_copy(update={"lr": CHAOS})
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def fresh(folder: Path, name: str, this: Cell) -> dict[str, Any]:
-    """A run in a process of its own."""
+    """Runs a cell in its own process."""
     arguments = [str(folder), str(folder / name), this.model_dump_json()]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-m", "tests.cuda.test_run", *arguments]
@@ -125,8 +125,9 @@ WIDE, LONG = 50_304, 2048
 
 
 @pytest.mark.device
-def test_a_share_of_the_device_is_kept_to_and_is_enough(tmp_path: Path) -> None:
-    """The micro batch is halved until a step fits into the share; then compiled steps, evaluations, diagnostics do."""
+def test_a_share_of_the_device_is_not_exceeded_and_is_enough(tmp_path: Path) -> None:
+    """The micro batch is halved until a step fits into the share; compiled steps, evaluations and diagnostics then fit,
+    too."""
     for name, n in (("train", 600_000), ("validation", 200_000)):
         write_shard(tmp_path / f"{name}.bin", np.random.default_rng(0).integers(0, WIDE, n).astype(np.uint16))
     shards = [Shards((tmp_path / f"{name}.bin",)) for name in ("train", "validation")]
@@ -145,8 +146,8 @@ def test_a_share_of_the_device_is_kept_to_and_is_enough(tmp_path: Path) -> None:
     assert result.state == "finished"
     (found,) = json.loads((tmp_path / "memo.json").read_text()).values()
     assert 1 <= found < 64, "nothing was halved"
-    assert torch.cuda.max_memory_reserved() <= share * total - CUDA_CONTEXT
-    assert micro_batch.SPARE > 0
+    assert torch.cuda.max_memory_reserved() <= share * total - CUDA_CONTEXT_BYTES
+    assert micro_batch.RESERVED_SHARE > 0
 
 
 if __name__ == "__main__":

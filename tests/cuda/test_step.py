@@ -1,4 +1,4 @@
-"""Whole steps as CUDA graphs: what they compute, when they are recorded, and that the host never waits for them."""
+"""Whole steps as CUDA graphs: their results, when they are captured, and that the host never waits for them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,35 @@ import torch
 
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
-from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, Recordings, apart, bits, equal, settled, world
+from tests.cuda.cells import (
+    COMPILES,
+    CPU,
+    DEVICE,
+    FLOAT32,
+    Recordings,
+    bits,
+    equal,
+    relative_difference,
+    warm_engine,
+    world,
+)
 from tests.cuda.cells import trained as trained_by
 from tests.trainers.tiny import batches, of
-from trainers.arithmetic import arithmetic_of
 from trainers.engine import Engine
+from trainers.numerics import numerics_for
 from trainers.sigma_reparam import SigmaLinear
 
 STEPS = 4
 VALUES = 2e-3
-"""Float32 after these steps, relative: Adam divides by gradients, small ones too, of which rounding leaves little."""
+"""Relative float32 bound after these steps: Adam divides by gradients, and small ones consist mostly of rounding."""
 COMPILED_NORMS = ("qk-norm-cap", "sigma-reparam", "soft-clip")
-"""Whose blocks are compiled: a cap by FlexAttention, buffers that move between the steps, a softmax written out."""
+"""Norms whose blocks are compiled: a cap with FlexAttention, buffers that change between steps, an unfused softmax."""
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_replayed_step_is_the_eager_one_and_that_of_the_processor(method: str, recordings: Recordings) -> None:
+def test_a_replayed_step_is_the_eager_step_and_the_cpu_step(method: str, recordings: Recordings) -> None:
     this = of(method, weight_decay=1e-2, **FLOAT32)
-    ours = settled(this, micro_batch=2)
+    ours = warm_engine(this, micro_batch=2)
     engines = [Engine(this, world(device), compile=False) for device in (DEVICE, CPU)]
     found = trained_by(ours, STEPS, micro_batch=2)
     assert recordings.made == 1
@@ -34,16 +45,16 @@ def test_a_replayed_step_is_the_eager_one_and_that_of_the_processor(method: str,
         assert [x for step in found for x in step] == pytest.approx(
             [x for step in trained_by(other, STEPS, micro_batch=2) for x in step], rel=VALUES
         )
-        assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
+        assert relative_difference(ours.optimizer.values, other.optimizer.values) < VALUES
 
 
 @pytest.mark.parametrize("attention_norm", COMPILED_NORMS if COMPILES else ATTENTION_NORMS)
 def test_a_replayed_step_of_an_attention_norm(attention_norm: str, recordings: Recordings) -> None:
     this = of(attention_norm=attention_norm, **FLOAT32)
-    ours, other = settled(this, micro_batch=4), Engine(this, world(CPU), compile=False)
+    ours, other = warm_engine(this, micro_batch=4), Engine(this, world(CPU), compile=False)
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
-    assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
+    assert relative_difference(ours.optimizer.values, other.optimizer.values) < VALUES
 
 
 @pytest.mark.device
@@ -53,63 +64,63 @@ def test_an_eager_step_of_every_other_attention_norm(attention_norm: str) -> Non
     ours, other = (Engine(this, world(device), compile=False) for device in (DEVICE, CPU))
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
-    assert apart(ours.optimizer.values, other.optimizer.values) < VALUES
+    assert relative_difference(ours.optimizer.values, other.optimizer.values) < VALUES
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bfloat16_step_is_the_processors_to_its_spacing(method: str, recordings: Recordings) -> None:
+def test_a_bfloat16_step_is_the_cpu_step_to_its_spacing(method: str, recordings: Recordings) -> None:
     this = of(method, precision="bfloat16", logits_dtype="bfloat16")
-    ours, other = settled(this, micro_batch=4), Engine(this, world(CPU), compile=False)
+    ours, other = warm_engine(this, micro_batch=4), Engine(this, world(CPU), compile=False)
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=1e-2)
     assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=5e-2)
 
 
 def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
-    """Compiled as they are, and in the same order, if the kernels are those that repeat."""
+    """With deterministic kernels, the same compiled calls in the same order give the same bits."""
     this = of("z-loss", deterministic=True, precision="bfloat16")
-    with arithmetic_of(this.training, DEVICE):
-        ours = settled(this, micro_batch=2)
+    with numerics_for(this.training, DEVICE):
+        ours = warm_engine(this, micro_batch=2)
         trained_by(ours, STEPS, micro_batch=2)
         replayed = bits(ours.state().values())
         ours.reset(this)
         for i, batch_BU in enumerate(batches(this, STEPS)):
-            ours._control(1e-2 / (i + 1), stop=False)
+            ours._set_controls(1e-2 / (i + 1), stop=False)
             ours._step(ours.to_device(batch_BU), micro_batch=2)
         assert equal(replayed, bits(ours.state().values()))
 
 
 def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
-    """Never a new learning rate, strength or seed, which the recorded steps take all the same."""
-    engine = settled(of("z-loss"), micro_batch=4)
+    """Never for a new learning rate, gamma or seed, which a captured step reads from tensors."""
+    engine = warm_engine(of("z-loss"), micro_batch=4)
     compiled = graphs()
     losses = []
     for factor, seed, lr in ((1.0, 1, 1e-2), (1e4, 1, 1e-2), (1e4, 2, 1e-2), (1e4, 2, 1e-1)):
         this = of("z-loss", factor).model_copy(update={"seed": seed})
-        settled(this, micro_batch=4, engine=engine)
+        warm_engine(this, micro_batch=4, engine=engine)
         losses.append(trained_by(engine, STEPS, micro_batch=4, lr=lr)[-1])
     assert recordings.made == 1
     assert graphs() == compiled
     assert len(set(losses)) == 4, "each of them makes a difference"
-    settled(of("mu-centering"), micro_batch=4, engine=engine)
+    warm_engine(of("mu-centering"), micro_batch=4, engine=engine)
     assert recordings.made == 2
-    settled(of("z-loss"), micro_batch=2, engine=engine)
+    warm_engine(of("z-loss"), micro_batch=2, engine=engine)
     assert recordings.made == 3
 
 
 def graphs() -> int:
-    """What the compiler has made in this process."""
+    """Returns how many graphs the compiler has made in this process."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if COMPILES else 0
 
 
 @pytest.mark.device
 def test_all_recorded_steps_share_their_memory() -> None:
-    """Of a warm process that goes from method to method; else each new one would find less."""
+    """Otherwise each new method in a warm process would have less memory."""
     sizes = {"scale": "16M", "batch_size": 16, "sequence_length": 512, "precision": "bfloat16"}
-    engine = settled(of("baseline", **sizes), micro_batch=16)
+    engine = warm_engine(of("baseline", **sizes), micro_batch=16)
     held = []
     for method in ("baseline", "mu-centering", "z-loss"):
-        settled(of(method, **sizes), micro_batch=16, engine=engine)
+        warm_engine(of(method, **sizes), micro_batch=16, engine=engine)
         trained_by(engine, 1, micro_batch=16)
         torch.cuda.empty_cache()
         held.append(torch.cuda.memory_reserved())
@@ -117,9 +128,9 @@ def test_all_recorded_steps_share_their_memory() -> None:
 
 
 @pytest.mark.parametrize("fault", ["stop", "norm"])
-def test_replays_after_a_refused_step_leave_no_trace(fault: str) -> None:
+def test_replays_after_a_skipped_step_leave_no_trace(fault: str) -> None:
     this = of("mu-centering", attention_norm="sigma-reparam", weight_decay=1e-2, **FLOAT32)
-    engine = settled(this, micro_batch=4)
+    engine = warm_engine(this, micro_batch=4)
     first, *more = batches(this, 4)
     assert engine.step(first, step=0, lr=1e-2, micro_batch=4).finite
     before = bits(engine.state().values())
@@ -141,9 +152,9 @@ def test_replays_after_a_refused_step_leave_no_trace(fault: str) -> None:
 @pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, compiles: bool) -> None:
-    """PyTorch raises where a call would."""
+    """PyTorch raises an error if a call waits."""
     this = of(method, weight_decay=1e-2, precision="bfloat16")
-    engine = settled(this, micro_batch=4) if compiles else Engine(this, world(), compile=False)
+    engine = warm_engine(this, micro_batch=4) if compiles else Engine(this, world(), compile=False)
     (batch_BU,) = batches(this, 1)
     engine.step(batch_BU, step=0, lr=1e-2, micro_batch=4)
     torch.cuda.set_sync_debug_mode("error")
@@ -154,21 +165,21 @@ def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, c
 
 @pytest.mark.device
 def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
-    """Of a gradient: each product of float32 operands is rounded to 2 ** -11 of itself, or not at all."""
+    """The gradient: tf32 rounds each product's operands to 2 ** -11; float32 does not round them."""
     sizes: dict[str, Any] = {"batch_size": 8, "sequence_length": 128, "logits_dtype": "float32"}
     gradients = {}
     for precision, device in (("float32", CPU), ("float32", DEVICE), ("tf32", DEVICE)):
         this = of(precision=precision, **sizes)
-        with arithmetic_of(this.training, device):
+        with numerics_for(this.training, device):
             engine = Engine(this, world(device), compile=False)
             engine.step(batches(this, 1)[0], step=0, lr=1e-3, micro_batch=8)
         gradients[precision, device.type] = engine.optimizer.gradient
     exact = gradients["float32", "cpu"]
-    assert apart(gradients["float32", "cuda"], exact) < 2e-5
-    assert 5e-5 < apart(gradients["tf32", "cuda"], exact) < 1e-2
+    assert relative_difference(gradients["float32", "cuda"], exact) < 2e-5
+    assert 5e-5 < relative_difference(gradients["tf32", "cuda"], exact) < 1e-2
 
 
-def test_sigma_reparam_starts_with_the_singular_vectors_of_the_processor() -> None:
+def test_sigma_reparam_starts_with_the_singular_vectors_of_the_cpu() -> None:
     this = of(attention_norm="sigma-reparam", scale="16M")
     ours, theirs = (Engine(this, world(device), compile=False).objective.model for device in (DEVICE, CPU))
     pairs = [pair for pair in zip(ours.modules(), theirs.modules(), strict=True) if isinstance(pair[0], SigmaLinear)]
@@ -186,10 +197,11 @@ def test_sigma_reparam_starts_with_the_singular_vectors_of_the_processor() -> No
 @pytest.mark.parametrize(
     ("method", "attention_norm"), [(m, "qk-norm") for m in METHODS] + [("baseline", norm) for norm in ATTENTION_NORMS]
 )
-def test_every_kind_of_step_has_kernels_that_repeat(method: str, attention_norm: str) -> None:
-    """Eager: what is not compiled, and what evaluates, may use no operator that PyTorch knows to be otherwise."""
+def test_every_kind_of_step_has_deterministic_kernels(method: str, attention_norm: str) -> None:
+    """Eager code, which evaluates and is used without a compiler, must not call an operator that is not
+    deterministic."""
     this = of(method, attention_norm=attention_norm, deterministic=True, precision="bfloat16")
-    with arithmetic_of(this.training, DEVICE):
+    with numerics_for(this.training, DEVICE):
         engine = Engine(this, world(), compile=False)
         found = []
         for _ in range(2):

@@ -11,11 +11,11 @@ import pytest
 from made_up import curve, study
 from rich.console import Console
 
+from benchmarks import loss_overview
 from dashboards import published
 from dashboards.agreement import Agreement, agreement, published_studies, sheets, terminal_tables
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from tests import loss_overview
 
 ALL = (
     "Recomputed from these runs, 50 of 50 LRS, 50 of 50 best losses, 50 of 50 best learning rates and 15 of 15 extra "

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import loss_overview
 from dashboards import published
 from dashboards.loss_overview import METHODS, as_runs
 from dashboards.runs import read_csv
 from search_spaces.errors import InvalidInput
-from tests import loss_overview
 
 NAME = "wor40Z-16M-13p1B-100k-bs64-lr10-zloss-g1e-04-s1"
 

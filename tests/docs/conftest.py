@@ -15,6 +15,7 @@ from tests.docs.blocks import ROOT, blocks
 
 ABOVE_FUNCTIONS = "def _functions("
 END_OF_METHODS = "    )\n}\n"
+END_OF_FORMULAS = "}\n\n\ndef formula("
 COMMANDS = [line for block in blocks("methods.md", "console") for line in block.splitlines()]
 
 
@@ -25,10 +26,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("search_spaces", "trainers", "service", "dashboards", "tests"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    function, entry = blocks("methods.md", "python")
+    function, entry, formula = blocks("methods.md", "python")
     for file, block, place in (
         ("trainers/methods.py", f"{function}\n\n", ABOVE_FUNCTIONS),
         ("search_spaces/methods.py", indent(f"{entry.rstrip()},\n", " " * 8), END_OF_METHODS),
+        ("tests/trainers/test_head.py", indent(formula, " " * 4), END_OF_FORMULAS),
     ):
         source = (folder / file).read_text()
         assert source.count(place) == 1, f"{file} has changed; update docs/methods.md to say where the block goes"

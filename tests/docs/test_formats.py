@@ -24,9 +24,9 @@ from service.mlflow.store import EXPERIMENT
 from tests.docs.blocks import names, rows, section
 from trainers import checkpoint, weights
 from trainers.data import shards, sources
-from trainers.data.preparation import Finished, Manifest, Recipe
+from trainers.data.preparation import FinishedFile, Manifest, Recipe
 from trainers.diagnostics import keys
-from trainers.loop import Progress
+from trainers.run import Progress
 from trainers.usage import KEYS as USAGE
 
 PAGE = "formats.md"
@@ -106,9 +106,9 @@ def test_token_files_and_their_manifests() -> None:
     text = section(PAGE, "Token files")
     for number in (shards.MAGIC, shards.VERSION, shards.HEADER_BYTES):
         assert f"{number:,}" in text or str(number) in text
-    assert names(PAGE, "Manifest of a study's text") == list(sources.Built.model_fields)
+    assert names(PAGE, "Manifest of a study's text") == list(sources.TextManifest.model_fields)
     prepared = [*Manifest.model_fields, *(f"recipe.{name}" for name in Recipe.model_fields)]
-    prepared += [f"files[].{name}" for name in Finished.model_fields]
+    prepared += [f"files[].{name}" for name in FinishedFile.model_fields]
     assert names(PAGE, "Manifest of `oec data prepare`") == prepared
 
 

@@ -8,10 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from service.cli import commands as cli
+from benchmarks.invariants import agree, ledger_of, runs_of
+from service import exit_codes
 from service.home.ledger import FORMAT
 from tests.docs.blocks import blocks, section
-from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 
 VIEWS = ("mlflow.db", "mlflow", "studies/first/report", "studies/first/optuna.journal", "studies/first/mlflow.json")
@@ -68,10 +68,10 @@ def test_a_home_of_another_format_is_refused_by_name(trained: Path, tmp_path: Pa
     ledger = home / "studies" / "first" / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace(f'"format":{FORMAT}', f'"format":{FORMAT + 1}', 1))
     refused = oec("status", "first", home=home)
-    assert refused.returncode == cli.EXIT_BAD_INPUT
+    assert refused.returncode == exit_codes.BAD_INPUT
     assert f"format {FORMAT + 1} is not {FORMAT}" in refused.stderr
 
 
 def test_exit_codes() -> None:
     documented = re.findall(r"^\| (\d+) \|", section("operators.md", "Monitoring"), re.MULTILINE)
-    assert list(map(int, documented)) == [0, cli.EXIT_CRASHED, cli.EXIT_BAD_INPUT, cli.EXIT_INTERRUPTED]
+    assert list(map(int, documented)) == [0, exit_codes.CRASHED, exit_codes.BAD_INPUT, exit_codes.INTERRUPTED]

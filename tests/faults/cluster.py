@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.nodes import Nodes
-from tests.faults.running import NAME, Run
+from benchmarks.study_run import NAME, Run
 
 JOB_S = 400.0
 FREE_S = 60.0

@@ -12,12 +12,12 @@ import torch
 import torch.multiprocessing as mp
 import yaml
 
+from benchmarks.study_run import NAME, STEPS
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.home.data import prepare_tokens
 from service.home.layout import Home
 from service.home.location import open_home
-from tests.faults.running import NAME, STEPS
 from tests.trainers.pair import joined
 from trainers.loop import Trainer
 from trainers.world import World

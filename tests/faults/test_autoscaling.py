@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree
 from benchmarks.nodes import Nodes
+from benchmarks.study_run import Run
 from search_spaces.study import Study
-from tests.faults.invariants import agree
-from tests.faults.running import Run
 from tests.service.oec import oec
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
 from benchmarks.nodes import kill
+from benchmarks.study_run import DEADLINE_S, NAME, STEPS, until
 from service.home.location import open_home
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import Losses, cells, without_ray
-from tests.faults.invariants import losses, mlflow_agrees, nothing_runs_in_optuna, one_end_a_cell, processes
-from tests.faults.running import DEADLINE_S, NAME, STEPS, until
 from tests.service.oec import oec, start
 from tests.stores import Store, store
 from trainers.storage.bucket import Bucket
@@ -107,7 +107,7 @@ def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) ->
         assert second.returncode == 2, second.stdout + second.stderr
         assert f"is being run by another process (pid {driver.pid} on " in second.stderr
         stopped = oec("stop", NAME, home=url, **elsewhere)
-        assert stopped.stdout == f"{NAME} has ended\n", stopped.stdout + stopped.stderr
+        assert stopped.stdout == f"{NAME} has stopped\n", stopped.stdout + stopped.stderr
         assert driver.wait(timeout=DEADLINE_S) == os.EX_TEMPFAIL, log.read_text()
     finally:
         driver.kill()

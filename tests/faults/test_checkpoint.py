@@ -56,7 +56,7 @@ def resumes(folder: Path, tokens: Path, undisturbed: float | None) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl"]
 
 
-@pytest.mark.filterwarnings("ignore:checkpoint .* passed over. its JSON file is missing:UserWarning")
+@pytest.mark.filterwarnings("ignore:checkpoint .* skipped. its JSON file is missing:UserWarning")
 def test_killed_before_each_operation_on_a_checkpoint(
     tokens: Path, undisturbed: float | None, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -77,7 +77,7 @@ def test_killed_before_each_operation_on_a_checkpoint(
     assert seen == TORN, "a kind of torn checkpoint was not met"
 
 
-@pytest.mark.filterwarnings("ignore:checkpoint .* passed over. its JSON file is missing:UserWarning")
+@pytest.mark.filterwarnings("ignore:checkpoint .* skipped. its JSON file is missing:UserWarning")
 def test_killed_before_each_operation_on_kept_weights(
     tokens: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_named_and_the_one_before_used(
     content[-1] ^= 1
     newest.write_bytes(content)
     rows: list[Row] = []
-    with pytest.warns(UserWarning, match=rf"{newest.name} passed over: its content does not match"):
+    with pytest.warns(UserWarning, match=rf"{newest.name} skipped: its content does not match"):
         result = train(tmp_path, tokens, rows)
     assert [row.step for row in rows] == [8]
     assert result.val_loss == undisturbed

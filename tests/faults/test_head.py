@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree, ledger_of, nothing_left_over, starts
 from benchmarks.nodes import kill
+from benchmarks.study_run import NAME, newest_step
 from service.home.layout import Home
 from service.home.studies import is_running
 from tests.faults.cluster import JOB_S, Cluster, run_on
-from tests.faults.invariants import agree, ledger_of, nothing_left_over, starts
-from tests.faults.running import NAME, newest_step
 from tests.service.oec import OEC, environment, oec
 from tests.timing import within
 from trainers.rows import read
@@ -91,13 +91,13 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
         kill(first)
         killed_at, saved = time.time(), newest_step(home, NAME)
         [metrics] = {path.parents[1] / "metrics.jsonl" for path in home.rglob("checkpoints/step-*.json")}
-        assert read(metrics)[-1]["step"] - saved <= interval
+        assert read(metrics)[-1].step - saved <= interval
         run.ends()
     finally:
         run.close()
     cluster.is_free()
     agree(home, NAME, long_undisturbed)
-    again = [row["step"] for row in read(metrics) if row["time"] > killed_at]
+    again = [row.step for row in read(metrics) if row.time > killed_at]
     assert again[0] == saved + interval, "steps before the newest checkpoint were trained again"
 
 

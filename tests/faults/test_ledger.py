@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.invariants import agree
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
@@ -24,7 +25,6 @@ from service.home.studies import read_ledger, register_study
 from service.home.writer import LedgerLocked
 from service.mlflow.address import tracking_uri
 from service.mlflow.sink import MlflowSink, sync
-from tests.faults.invariants import agree
 
 CELLS = Plan(Study.load("short"), "data").cells
 RESULT = CellResult(state="finished", val_loss=2.0, l_init=5.0)

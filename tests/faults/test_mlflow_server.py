@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.invariants import agree, ledger_of
-from tests.faults.mlflow_server import Server
-from tests.faults.running import NAME, Run
+from benchmarks.invariants import agree, ledger_of
+from benchmarks.mlflow_server import Server
+from benchmarks.study_run import NAME, Run
 from tests.service.oec import oec
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -78,7 +78,7 @@ def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
     server.kill()
     said = running.ends()
     assert "not in MLflow yet" in said
-    assert f"run `oec sync {NAME}` when it is well again" in said
+    assert f"run `oec sync {NAME}` once it works again" in said
     refused = oec("sync", NAME, home=running.home, **secret)
     assert refused.returncode == 2
     assert "is not reachable" in refused.stderr

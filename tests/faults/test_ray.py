@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree, ledger_of, losses, nothing_left_over, starts
+from benchmarks.study_run import NAME, STEPS, TRAIN_WORKER, TRIAL, Run, newest_step
 from service.home.layout import Home
 from tests.faults.conftest import Losses
-from tests.faults.invariants import agree, ledger_of, losses, nothing_left_over, starts
-from tests.faults.running import NAME, STEPS, TRAIN_WORKER, TRIAL, Run, newest_step
 from tests.service.oec import oec
 from tests.timing import within
 from trainers.rows import read
@@ -59,8 +59,8 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     """The first cell meets two deaths: of the trial's actor, which owns the group; of a Ray Train worker in mid-step.
     After it the group stays warm: at one rank's loss, which ends the cell on both, and at ``oec stop``. In the last
     cell the driver is interrupted; the same command goes on there, and does not take a stop request that was left for
-    one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/cluster/test_jobs.py``; a driver is killed in
-    ``tests/faults/test_buckets.py``."""
+    one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/cluster/test_jobs.py``; in
+    ``tests/faults/test_buckets.py`` a driver is killed."""
     lrs, flag = [1e-3, 1.2e-3, 1.4e-3, 1.6e-3, 2e-3], tmp_path / "poison"
     path = changed(study, tmp_path, lrs=lrs, resources={"workers": 2, "max_failures": 3})
     poison = {"PYTHONPATH": f"{POISON}:{os.environ.get('PYTHONPATH', '')}", "POISON": str(flag)}
@@ -88,13 +88,13 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     asked = time.monotonic()
     stop = oec("stop", NAME, "--cell", stopped, home=run.home)
     took = time.monotonic() - asked
-    assert stop.stdout == f"cell {stopped} has ended\n", stop.stderr
+    assert stop.stdout == f"cell {stopped} has stopped\n", stop.stderr
     assert run.state(3) == "pruned"
     run.until(lambda: run.state(4) == "running", "the next cell")
     assert time.monotonic() - asked < within(5) + took
     twice = oec("stop", NAME, "--cell", stopped, home=run.home)
     assert twice.returncode == 2
-    assert "is pruned; name a cell that is running" in twice.stderr
+    assert "is pruned; give a running cell" in twice.stderr
     run.until(lambda: newest_step(run.home, NAME, last) > 100, "a checkpoint of the last cell behind its second row")
     assert run.workers() == workers
 
@@ -119,13 +119,13 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
     assert starts(run.home, NAME) == [2, 1, 1, 1, 2], "only a trial's actor and a driver take a trial along"
     for cell, ended in ((first, killed), (last, interrupted)):
         rows = read(Home(run.home).metrics(cell, NAME))
-        assert rows[1]["time"] < ended, "it began anew instead of going on from its checkpoint"
-        assert [row["step"] for row in rows] == list(range(0, STEPS + 1, 100))
+        assert rows[1].time < ended, "it began anew instead of going on from its checkpoint"
+        assert [row.step for row in rows] == list(range(0, STEPS + 1, 100))
     results = {cell: entry.result for cell, entry in ledger_of(run.home, NAME).entries.items()}
-    assert " at step " in results[poisoned]["reason"]
-    assert " at step " in results[also]["reason"]
-    assert results[stopped]["reason"] == "oec stop"
-    assert {cell: results[cell]["val_loss"] for cell in (first, last)} == undisturbed
+    assert " at step " in results[poisoned].reason
+    assert " at step " in results[also].reason
+    assert results[stopped].reason == "oec stop"
+    assert {cell: results[cell].val_loss for cell in (first, last)} == undisturbed
 
 
 @pytest.mark.long

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.invariants import nothing_left_over
+from benchmarks.invariants import nothing_left_over
 from tests.service.oec import environment, oec
 from tests.timing import within
 
 pytestmark = pytest.mark.slow
 
 TAKEN = """
-from service.cluster import connection as cluster
-from service.cluster import ray_start
+from service.cluster import connection, ray_start
 
-given, cluster.free_port = [{port}], lambda take=cluster.free_port: given.pop() if given else take()
-cluster.connect(None, print)
-commands = [open(f"/proc/{{pid}}/cmdline").read() for pid in ray_start.children()]
+given, connection.free_port = [{port}], lambda take=connection.free_port: given.pop() if given else take()
+connection.connect(None, print)
+commands = [open(f"/proc/{{pid}}/cmdline").read() for pid in ray_start.child_processes()]
 print("coordinators:", sum("gcs_server" in command.split("\\0")[0] for command in commands))
 """
 """A program that starts Ray, at first on a port that somebody took after it was found free."""

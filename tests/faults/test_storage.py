@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import nothing_left_over
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
 from service.home.ledger import Ledger
-from tests.faults.invariants import nothing_left_over
 from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 from tests.trainers import tiny
@@ -102,7 +102,7 @@ def test_a_study_on_a_full_home_is_refused_and_leaves_nothing_half_done(
     done = oec("run", tmp_path / "study.yaml", home=home)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "No space left on device" in done.stderr
-    assert "make room, then run the same command to resume" in done.stderr
+    assert "free some space, then re-run the same command to resume" in done.stderr
     assert "Traceback" not in done.stderr
     nothing_left_over(home)
 
@@ -128,5 +128,5 @@ def test_a_flipped_byte_in_the_tokens_is_refused_by_name(tmp_path: Path, split: 
     shard.write_bytes(content)
     done = oec("run", tmp_path / "study.yaml", home=home)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert f"{shard}' has other content than when it was written" in done.stderr
+    assert f"{shard}' has changed since it was written" in done.stderr
     assert not (home / "studies" / "mine").exists()

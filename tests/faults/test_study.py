@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.invariants import agree, ledger_of, starts
 from search_spaces.study import Study
-from tests.faults.invariants import agree, ledger_of, starts
 from tests.faults.storage import mounted, remount
 from tests.service.oec import oec
 
@@ -28,9 +28,9 @@ def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
     with mounted(cells, "128k"):
         stopped = oec("run", study, home=home)
         assert stopped.returncode == 1, stopped.stdout + stopped.stderr
-        assert "stopped early, as the first cells all crashed alike: " in stopped.stdout
+        assert "stopped early: the first cells all crashed with the same error: " in stopped.stdout
         assert "No space left on device" in stopped.stdout
-        assert f"`oec run {study} --retry-crashed` tries again" in stopped.stdout
+        assert f"To try them again, run `oec run {study} --retry-crashed`" in stopped.stdout
         ledger = ledger_of(home, name)
         crashed = [entry for entry in ledger.entries.values() if entry.state == "crashed"]
         assert len(crashed) == 3

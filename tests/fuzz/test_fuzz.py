@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.fuzz.fuzzing import fuzz
-from tests.fuzz.targets import Target, targets
+from benchmarks.fuzzing import fuzz
+from benchmarks.fuzzing.targets import Target, targets
 
 NAMES = (
     "study file", "ledger", "metrics of a cell", "token shard", "manifest of tokens", "checkpoint", "CSV of runs",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from search_spaces.edge import EXPANSIONS, SMALLEST_FACTOR, Edge, Outcome, Search, bracket, most_cells, search, together
+from search_spaces.edge import MAX_EXPANSIONS, MIN_FACTOR, Edge, Search, bracket, max_cells, search
+from search_spaces.record import Verdict, aggregate_seeds
 
-Runs = dict[tuple[float, int], Outcome]
+Runs = dict[tuple[float, int], Verdict]
 GRID = (1e-3, 1e-2, 1e-1, 1.0)
 
-factors = st.floats(min_value=SMALLEST_FACTOR, max_value=20)
+factors = st.floats(min_value=MIN_FACTOR, max_value=20)
 grids = st.lists(st.floats(1e-6, 1e2), min_size=1, max_size=7, unique=True).map(sorted).map(tuple)
 seeds = st.integers(1, 3).map(lambda n: tuple(range(1, n + 1)))
 
 
 def run_all(
-    grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, result: Callable[[float, int], Outcome]
+    grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, result: Callable[[float, int], Verdict]
 ) -> tuple[Search, Runs]:
     """The search's end and every run, grid first; each run is asked for once and the bound only ever shrinks."""
     runs: Runs = {(lr, seed): result(lr, seed) for lr in grid for seed in seeds}
@@ -53,21 +55,21 @@ def test_the_edge_that_there_is_lies_in_the_bracket(
         assert high == grid[0]
         assert len(runs) == len(grid) * len(seeds), "below the grid nothing is searched"
     elif high is None:
-        assert sum(lr > grid[-1] for lr, _ in runs) == EXPANSIONS * len(seeds)
+        assert sum(lr > grid[-1] for lr, _ in runs) == MAX_EXPANSIONS * len(seeds)
     else:
         assert high / low <= factor
-    assert len(runs) - len(grid) * len(seeds) <= most_cells(grid, seeds, factor)
+    assert len(runs) - len(grid) * len(seeds) <= max_cells(grid, seeds, factor)
 
 
 @given(grids, seeds, factors, st.randoms(use_true_random=False))
 def test_whatever_comes_out_it_ends_within_the_bound(
     grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, random: object
 ) -> None:
-    outcomes = ("converged", "converged", "diverged", "crashed")
-    found, runs = run_all(grid, seeds, factor, lambda *_: random.choice(outcomes))  # type: ignore[attr-defined]
-    assert len(runs) - len(grid) * len(seeds) <= most_cells(grid, seeds, factor)
+    verdicts = ("converged", "converged", "diverged", "crashed", "stopped")
+    found, runs = run_all(grid, seeds, factor, lambda *_: random.choice(verdicts))  # type: ignore[attr-defined]
+    assert len(runs) - len(grid) * len(seeds) <= max_cells(grid, seeds, factor)
     if found.edge.low and found.edge.high:
-        by_lr = {lr: together(runs.get((lr, seed)) for seed in seeds) for lr, _ in runs}
+        by_lr = {lr: aggregate_seeds(runs.get((lr, seed)) for seed in seeds) for lr, _ in runs}
         assert all(by_lr[lr] == "converged" for lr in by_lr if lr <= found.edge.low)
         assert by_lr[found.edge.high] == "diverged"
 
@@ -109,7 +111,7 @@ def test_no_further_seed_is_run_where_one_diverged() -> None:
 
 
 @pytest.mark.parametrize("state", ["crashed", "running"])
-def test_without_a_result_below_the_edge_there_is_none(state: Outcome) -> None:
+def test_without_a_result_below_the_edge_there_is_none(state: Verdict) -> None:
     runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): state, (1e-1, 1): "diverged", (1.0, 1): "diverged"}
     found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
     assert (found.edge, found.ask) == (Edge(missing=1e-2), None)
@@ -126,4 +128,49 @@ def test_bracket() -> None:
     assert bracket({}) == Edge()
     assert bracket({2.0: "diverged", 1.0: "converged"}) == Edge(low=1.0, high=2.0)
     assert bracket({1.0: "diverged"}) == Edge(high=1.0)
-    assert together(["converged", None, "crashed", "diverged"]) == "diverged"
+    assert bracket({1.0: "converged", 2.0: "crashed", 3.0: "diverged"}) == Edge(missing=2.0)
+
+
+def test_a_stopped_learning_rate_is_a_gap() -> None:
+    """It widens the bracket that it lies in, and hides the edge only where a larger learning rate converged."""
+    assert bracket({1.0: "converged", 2.0: "stopped", 3.0: "diverged"}) == Edge(low=1.0, high=3.0)
+    assert bracket({1.0: "converged", 2.0: "stopped", 3.0: "converged"}) == Edge(missing=2.0)
+    assert bracket({1.0: "stopped", 2.0: "diverged"}) == Edge(high=2.0)
+    assert bracket({1.0: "converged", 2.0: "stopped"}) == Edge(low=1.0)
+    assert bracket({1.0: "stopped"}) == Edge(missing=1.0)
+
+
+@given(st.dictionaries(st.floats(1e-6, 1e2), st.sampled_from(get_args(Verdict)), max_size=9))
+def test_without_its_gaps_below_a_divergence_a_bracket_is_the_same(verdicts: dict[float, Verdict]) -> None:
+    known = {lr: verdict for lr, verdict in verdicts.items() if verdict != "stopped"}
+
+    def next_above(lr: float) -> Verdict | None:
+        above = [other for other in known if other > lr]
+        return known[min(above)] if above else None
+
+    kept = {lr: verdict for lr, verdict in verdicts.items() if lr in known or next_above(lr) != "diverged"}
+    assert bracket(verdicts) == bracket(kept)
+
+
+def test_a_search_ends_where_a_run_that_it_needs_was_stopped() -> None:
+    runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): "converged", (1e-1, 1): "diverged", (1.0, 1): "diverged"}
+    runs[0.03162, 1] = "stopped"
+    found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
+    assert (found.edge, found.ask, found.cells_left) == (Edge(low=1e-2, high=1e-1), None, 0)
+    found = search((1.0,), (1,), 2.0, lambda lr, seed: "stopped")
+    assert (found.edge, found.ask, found.cells_left) == (Edge(missing=1.0), None, 0)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [
+        (["converged", None, "crashed", "diverged"], "diverged"),
+        (["converged", "running", "stopped", "crashed"], "crashed"),
+        (["converged", "running", None, "stopped"], "stopped"),
+        (["converged", None, "running"], "running"),
+        (["converged", None], None),
+        (["converged", "converged"], "converged"),
+    ],
+)
+def test_the_verdict_over_seeds(seeds: list[Verdict | None], verdict: Verdict | None) -> None:
+    assert aggregate_seeds(seeds) == verdict

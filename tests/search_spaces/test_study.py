@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 
 import pytest
@@ -15,7 +14,8 @@ from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
-from search_spaces.study import NAME, Study, json_schema, shipped
+from search_spaces.study import NAME, Study
+from search_spaces.study_file import shipped
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
 grids = st.lists(positive, min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
@@ -139,7 +139,7 @@ def test_names_can_not_leave_a_folder(name: str) -> None:
 
 def test_schema_of_a_study_file() -> None:
     """Frozen: users' files have these fields. A change is a decision with a line in the changelog."""
-    schema = json.loads(json_schema())
+    schema = Study.model_json_schema()
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
         "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "seeds", "model", "training",
@@ -185,20 +185,18 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
     fields = Study.load("smoke").model_dump(mode="json") | {"refine": {"trials": 2}}
     pruning = fields | {"refine": {"trials": 2, "pruner": "median"}}
     assert Study.validate_fields(pruning).hash == Study.validate_fields(fields).hash
-    with pytest.raises(
-        InvalidInput, match=r"refine.pruner: 'median' ends trials that there are not; give refine.trials"
-    ):
+    with pytest.raises(InvalidInput, match=r"refine.pruner: 'median' requires refine.trials; set refine.trials"):
         Study.validate_fields(fields | {"refine": {"edge": 1.5, "pruner": "median"}})
 
 
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"schedule": "wsd"}, "training.decay_share: None is missing, and schedule wsd needs it; give"),
-        ({"decay_share": 0.2}, "training.decay_share: 0.2 is given with schedule cosine; remove it, or set"),
-        ({"schedule": "wsd", "decay_share": 0.9, "warmup_steps": 50, "steps": 100}, "and the 90 steps of the decay"),
-        ({"weight_decay_mode": "coupled"}, "training.weight_decay_mode: 'coupled' is given without a weight decay"),
-        ({"weight_decay_mode": "coupled", "weight_decay": 0.1}, "times the largest learning rate 10 takes off all"),
+        ({"schedule": "wsd"}, "training.decay_share: None is missing, but schedule wsd requires it; set"),
+        ({"decay_share": 0.2}, "training.decay_share: 0.2 does not apply to schedule cosine; remove it, or set"),
+        ({"schedule": "wsd", "decay_share": 0.9, "warmup_steps": 50, "steps": 100}, "plus the 90 steps of the decay"),
+        ({"weight_decay_mode": "coupled"}, "training.weight_decay_mode: 'coupled' requires training.weight_decay"),
+        ({"weight_decay_mode": "coupled", "weight_decay": 0.1}, "times the largest learning rate 10 is 1 or more"),
         ({"schedule": "cosine", "min_lr": 1.0}, "training.min_lr 1 exceeds the smallest learning rate"),
         (
             {"precision": "tf32"},

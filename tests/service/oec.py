@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from click.testing import CliRunner
 
+from benchmarks.command import OEC, environment, start
 from service.cli.commands import main
 
-OEC = Path(sys.executable).with_name("oec")
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """What a user's shell would hold, without this test session's settings."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
-    return {**kept, "OEC_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
+__all__ = ["OEC", "environment", "invoked", "oec", "start"]
 
 
 def oec(
@@ -45,15 +38,3 @@ def invoked(*arguments: object, home: Path, **more: str) -> subprocess.Completed
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
-
-
-def start(*arguments: object, home: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
-    """The command in the background and in a session of its own, writing to ``log``."""
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [str(OEC), *map(str, arguments)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment(home, **more),
-            start_new_session=True,
-        )

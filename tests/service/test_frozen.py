@@ -18,8 +18,8 @@ from service import exit_codes
 from service.cli import commands as cli
 from service.home.ledger import Entry
 from service.home.location import open_home
-from service.http.app import PAGE, create
-from service.http.guard import OPEN
+from service.http.app import PAGE_FILES, create_app
+from service.http.middleware import PUBLIC_PATHS
 from service.http.settings import Settings
 from service.mlflow import store
 from trainers.diagnostics import keys
@@ -69,8 +69,7 @@ def test_command_line() -> None:
         "sync": ["--home", "study"],
         "ui": ["--home", "--port"],
         "serve": [
-            "--burst", "--cluster", "--data-root", "--home", "--host", "--max-active", "--max-cells", "--port",
-            "--rate", "--stop-ray",
+            "--cluster", "--data-root", "--home", "--host", "--max-active", "--max-cells", "--port", "--stop-ray",
         ],
         "token add": ["--days", "--home", "--role", "name"],
         "token remove": ["--home", "name"],
@@ -80,7 +79,7 @@ def test_command_line() -> None:
 
 
 def test_routes_of_the_service(tmp_path: Path) -> None:
-    described = create(open_home(tmp_path), Settings()).openapi()
+    described = create_app(open_home(tmp_path), Settings()).openapi()
     studies = "/api/v1/studies"
     assert {path: sorted(methods) for path, methods in described["paths"].items()} == {
         "/api/v1/schema": ["get"],
@@ -92,10 +91,10 @@ def test_routes_of_the_service(tmp_path: Path) -> None:
     }
     fields = {name: list(schema["properties"]) for name, schema in described["components"]["schemas"].items()}
     assert fields["Problem"] == ["field", "value", "problem", "remedy"]
-    assert fields["Submitted"] == ["study", "hash", "job", "priced"]
+    assert fields["SubmitResponse"] == ["study", "hash", "job", "estimate"]
     assert fields["StudySummary"] == ["name", "description", "hash", "state", "seq", "cells", "job", "message"]
     assert fields["Curves"] == ["study", "seq", "charts"]
-    assert PAGE.keys() | {"/healthz"} == OPEN
+    assert PAGE_FILES.keys() | {"/healthz"} == PUBLIC_PATHS
 
 
 def test_methods() -> None:

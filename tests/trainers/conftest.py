@@ -15,7 +15,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    import torch  # not at the top: the data tests of this folder need none
+    import torch  # not at the top: the data tests in this folder do not need it
 
     torch.set_num_threads(1)
 

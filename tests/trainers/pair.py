@@ -1,4 +1,4 @@
-"""One of the two processes of a test of DDP."""
+"""One of the two processes of a DDP test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def joined(
     rank: int, folder: Path, device: torch.device = CPU, share: float = 1.0, timeout_s: int = 60
 ) -> Iterator[World]:
-    """The world of process ``rank``; the two meet at a file of ``folder``."""
+    """Yields the world of process ``rank``. The two processes rendezvous at a file in ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -1,4 +1,4 @@
-"""A recording of calls that replays them on the same memory, as a CUDA graph does on a device."""
+"""A recording of calls that replays them on the same memory, like a CUDA graph."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class HostRead(AssertionError):
 
 
 class Tape(TorchDispatchMode):
-    """Records the calls that are made inside of it.
+    """Records the calls that are made while it is active.
 
-    A replay knows nothing but these calls and their memory: a Python number that changed since the recording has no
-    effect, and a tensor that was replaced is not seen.
+    A replay repeats only these calls on their memory. It ignores a Python number that has changed since the recording,
+    and a tensor that has been replaced.
     """
 
     def __init__(self) -> None:

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from trainers.allocator import CUDA_CONTEXT, fraction_of
+from trainers.allocator import CUDA_CONTEXT_BYTES, limit_gpu_memory, pytorch_fraction, reserve_gpu_memory
+from trainers.world import World
 
 FAULTS = """
 import resource, torch
@@ -21,7 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(keep: bool) -> int:
-    """Of ten times 64 MB, taken and freed in a fresh process: the allocator is the whole process's."""
+    """Returns the page faults of allocating and freeing 64 MB ten times in a fresh process, since the setting is
+    global."""
     program = FAULTS.format(keep=keep)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     if "no mallopt" in ran.stderr:
@@ -30,17 +33,64 @@ def page_faults(keep: bool) -> int:
     return int(ran.stdout)
 
 
-def test_freed_memory_is_taken_again_without_asking_the_kernel():
+def test_freed_memory_is_reused_without_the_kernel():
     kept, default = page_faults(keep=True), page_faults(keep=False)
     assert kept < 500 < 5_000 < default, "glibc maps large blocks anew; see trainers.allocator"
 
 
 @pytest.mark.parametrize("gigabytes", [8, 24, 80])
 @pytest.mark.parametrize("cells", [2, 4, 8])
-def test_cells_on_one_device_take_no_more_than_it_has(cells: int, gigabytes: int) -> None:
-    """What PyTorch may take, and CUDA's own for every process, as far as there is room for that."""
+def test_cells_on_one_device_use_no_more_memory_than_it_has(cells: int, gigabytes: int) -> None:
+    """What PyTorch may use in every process and all CUDA contexts together, if there is room for the contexts."""
     total = gigabytes * 2**30
-    each = fraction_of(1 / cells, total) * total
+    each = pytorch_fraction(1 / cells, total) * total
     assert each >= total / cells / 10
-    if total / cells > CUDA_CONTEXT / 0.9:
-        assert cells * (each + CUDA_CONTEXT) <= total * (1 + 1e-9)
+    if total / cells > CUDA_CONTEXT_BYTES / 0.9:
+        assert cells * (each + CUDA_CONTEXT_BYTES) <= total * (1 + 1e-9)
+
+
+TOTAL_BYTES = 80 * 2**30
+CUDA = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def fractions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.device]]:
+    """The limits that PyTorch is given, without a GPU. ``tests/cuda/test_run.py`` allocates on a real one."""
+    given: list[tuple[float, torch.device]] = []
+
+    class Properties:
+        total_memory = TOTAL_BYTES
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *arguments: given.append(arguments))
+    return given
+
+
+def test_a_shared_gpu_is_limited_to_the_share_without_the_context(
+    fractions: list[tuple[float, torch.device]],
+) -> None:
+    limit_gpu_memory(World(0, 1, CUDA, 0.25))
+    ((fraction, device),) = fractions
+    assert device == CUDA
+    assert fraction * TOTAL_BYTES == pytest.approx(0.25 * TOTAL_BYTES - CUDA_CONTEXT_BYTES)
+
+
+@pytest.mark.parametrize("world", [World(0, 1, CUDA), World.single(), World(0, 1, torch.device("cpu"), 0.25)], ids=str)
+def test_a_whole_gpu_and_a_cpu_have_no_limit(world: World, fractions: list[tuple[float, torch.device]]) -> None:
+    limit_gpu_memory(world)
+    assert fractions == []
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_reserve_comes_off_the_share_and_is_returned(
+    share: float, fractions: list[tuple[float, torch.device]]
+) -> None:
+    whole = pytorch_fraction(share, TOTAL_BYTES) if share < 1 else 1.0
+    try:
+        with reserve_gpu_memory(World(0, 1, CUDA, share), 0.1):
+            assert fractions == [(pytest.approx(0.9 * whole), CUDA)]
+            raise torch.OutOfMemoryError
+    except torch.OutOfMemoryError:
+        assert fractions[1:] == [(pytest.approx(whole), CUDA)]
+    else:
+        pytest.fail("the error was suppressed")

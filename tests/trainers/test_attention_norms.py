@@ -1,4 +1,4 @@
-"""Every attention norm against the formulas of METHODS in float64, written out with loops, and in training."""
+"""Every attention norm against its definition in float64, written with loops, and in training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def of(name: str, base: Cell) -> Cell:
 
 
 def gpt(name: str, T: int = T, *, spread: bool = True) -> GPT:
-    """A tiny model in float64. Spread out, no norm has the scale 1, and caps and clips have an effect."""
+    """Returns a tiny float64 model with spread-out weights: no norm has scale 1, and caps and clips take effect."""
     model = GPT(SCALES["tiny"], ModelSpec(), V, T, name)
     model.reset_parameters(0)
     if spread:
@@ -55,7 +55,7 @@ def gpt(name: str, T: int = T, *, spread: bool = True) -> GPT:
     model.double()
     for module in model.modules():
         if isinstance(module, SigmaLinear):
-            module.start()
+            module.init_singular_vectors()
     return model
 
 
@@ -69,14 +69,14 @@ def norm(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def rope(x_TK: Tensor) -> Tensor:
-    """The pair (2i, 2i + 1) of the first R = K/2 dimensions turns by t * 10000 ** (-2 i / R)."""
+    """Rotates the pair (2i, 2i + 1) of the first R = K/2 dimensions by t * 10000 ** (-2 i / R)."""
     R = x_TK.shape[1] // 2
     rows = []
     for t, x_K in enumerate(x_TK):
         turned = list(x_K)
         for i in range(R // 2):
             angle = t * 10_000.0 ** (-2 * i / R)
-            cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))  # the model's tables
+            cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))  # as in the model
             a, b = x_K[2 * i], x_K[2 * i + 1]
             turned[2 * i], turned[2 * i + 1] = a * cos - b * sin, b * cos + a * sin
         rows.append(torch.stack(turned))
@@ -84,7 +84,7 @@ def rope(x_TK: Tensor) -> Tensor:
 
 
 def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = SCALES["tiny"]) -> Tensor:
-    """Final hidden states of one sequence, ``(T, D)``."""
+    """Returns the final hidden states of one sequence, ``(T, D)``."""
     D, H, F = scale.D, scale.H, scale.hidden
     K = D // H
 
@@ -141,7 +141,7 @@ def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = S
 
 @pytest.fixture(params=[3, 128], ids="chunks of {}".format)
 def chunks(request, monkeypatch) -> None:
-    monkeypatch.setattr(attention, "CHUNK", request.param)
+    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", request.param)
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
@@ -160,7 +160,7 @@ def test_output_and_gradients_are_the_formulas(name, chunks):
 
 
 def test_every_variant_is_another_function():
-    """Without this a cap or clip that never acts would pass as the plain softmax."""
+    """Otherwise a cap or clip without any effect would pass as the plain softmax."""
     outputs = {name: gpt(name)(tokens_BT()) for name in ATTENTION_NORMS}
     for a in outputs:
         for b in outputs:
@@ -169,8 +169,8 @@ def test_every_variant_is_another_function():
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
 def test_no_variant_sees_a_future_token(name, monkeypatch):
-    """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
-    monkeypatch.setattr(attention, "CHUNK", 5)
+    """The gradient of the output at t in the embedding of a later token is exactly zero."""
+    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 5)
     model, embedded = gpt(name, 16, spread=False), []
     model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
     h_BTD = model(tokens_BT(16))
@@ -189,7 +189,7 @@ def test_parameter_count_is_the_scales(name, scale):
 
 
 @pytest.mark.parametrize("name", ["attn-cap", "soft-clip", "soft-temp", "none"])
-def test_under_autocast_the_logits_are_not_rounded(name):
+def test_autocast_does_not_round_the_logits(name):
     attend = attention.ATTENTIONS[ATTENTION_NORMS[name].softmax]
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 300, 16, generator=generator).mul(s).bfloat16() for s in (20, 1, 1))
@@ -197,11 +197,11 @@ def test_under_autocast_the_logits_are_not_rounded(name):
         got = attend(q, k, v)
     assert got.dtype == torch.bfloat16
     exact = attend(q.double(), k.double(), v.double())
-    # Logits of about 50 rounded to bfloat16 would be off by 0.1, and the weights by 10 %.
+    # Rounding logits of about 50 to bfloat16 would change them by 0.1, and the weights by 10 %.
     torch.testing.assert_close(got.double(), exact, rtol=2**-7, atol=2**-7)
 
 
-def test_micro_batch_sees_what_a_written_out_softmax_keeps():
+def test_the_micro_batch_counts_the_memory_of_an_unfused_softmax():
     plain, capped = (Engine(of(n, cell(sequence_length=256)), WORLD, compile=False) for n in ("none", "attn-cap"))
     assert plain.key != capped.key, "the micro batch is remembered by this key"
     heads_and_layers = 4 * 2
@@ -210,7 +210,7 @@ def test_micro_batch_sees_what_a_written_out_softmax_keeps():
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_diagnostics_look_at_every_variant(name):
+def test_diagnostics_measure_every_variant(name):
     model = gpt(name).float()
     tokens_BU = torch.cat((tokens_BT(), tokens_BT()[:, :1]), dim=1)
     found = diagnostics.measure(Objective(model, "float32", "float32").eval(), tokens_BU, "baseline", torch.zeros(()))
@@ -253,7 +253,7 @@ def test_a_step_with_every_head_method_is_finite_and_moves_every_parameter(token
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
 def test_200_steps_at_two_learning_rates_learn(tokens, name, lr):
-    """The published first divergence of every variant is at or above 8e-3 for 830M; a tiny model takes 1e-2."""
+    """In the published runs of 830M every variant first diverges at 8e-3 or above; a tiny model tolerates 1e-2."""
     engine = Engine(of(name, cell(lr=lr)), WORLD, compile=False)
     losses = []
     for i in range(200):
@@ -293,7 +293,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name):
     asked = iter(range(100))
     stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **intervals, should_stop=lambda: next(asked) == 3)
     assert (stopped.state, stopped.step) == ("stopped", 3)
-    saved = checkpoint.latest(tmp_path / "b" / "checkpoints", this.id)
+    saved = checkpoint.load_latest(tmp_path / "b" / "checkpoints", this.id)
     assert any("v_PI" in n for n in saved.tensors) == (name == "sigma-reparam")
     resumed = Trainer(WORLD, tokens)
     result = resumed.run(this, tmp_path / "b", **intervals)
@@ -307,7 +307,7 @@ def layers(engine: Engine) -> list[SigmaLinear]:
 
 
 def test_sigma_reparam_starts_at_1_and_follows_the_weights(tokens):
-    """Every matrix has the largest singular value gamma: exactly at first, closely after steps at a high rate."""
+    """The largest singular value of every matrix is gamma: exactly at first, closely after steps at a high rate."""
     engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
     for steps, tolerance in ((0, 1e-5), (30, 0.05)):
         for i in range(steps):
@@ -322,7 +322,7 @@ def test_sigma_reparam_starts_at_1_and_follows_the_weights(tokens):
 def test_sigma_reparam_iterates_once_a_step_and_never_in_a_forward_pass(tokens, tmp_path):
     engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
     start = [layer.v_PI.clone() for layer in layers(engine)]
-    engine.try_out(2)
+    engine.dry_run_step(2)
     engine.loss(torch.from_numpy(tokens.train.read(range(4), tiny.T).astype(np.int64)), 2)
     assert all(torch.equal(layer.v_PI, v) for layer, v in zip(layers(engine), start, strict=True))
     engine.step(tokens.train.read(range(4), tiny.T), step=0, lr=1e-2, micro_batch=1)
@@ -339,8 +339,8 @@ def test_layer_scale_starts_as_in_the_paper():
     assert torch.equal(found.float(), torch.full((4 * 64,), 0.1))
 
 
-def test_the_softmax_of_soft_clip_leaves_out_what_is_small():
-    """Masked and small weights are exactly 0, and the rest is not normalised again."""
+def test_soft_clip_sets_small_weights_to_zero():
+    """Masked and small weights are exactly 0, and the others are not renormalized."""
     q, k = torch.zeros(1, 1, 50, 4), torch.zeros(1, 1, 50, 4)
     got = attention.clip(q, k, torch.ones(1, 1, 50, 4))[0, 0, :, 0]
     weights = [min(max(1.06 / (t + 1) - 0.03, 0.0), 1.0) for t in range(50)]
@@ -352,9 +352,9 @@ DDP_CELL = cell(logits_dtype="float32", batch_size=4)
 
 
 def three_steps(name: str, world: World, folder: Path) -> list[float]:
-    """Loss and gradient norm of each of three steps on the same global batches, and a checksum of the state."""
+    """Returns loss and gradient norm of three steps on the same global batches, and a checksum of the state."""
     train, engine = tiny.opened(folder).train, Engine(of(name, DDP_CELL), world, compile=False)
-    engine.settle(2)
+    engine.warm_up(2)
     found: list[float] = []
     share = 4 // world.size
     for i in range(3):
@@ -365,7 +365,7 @@ def three_steps(name: str, world: World, folder: Path) -> list[float]:
 
 
 def worker(rank: int, folder: Path) -> None:
-    """All variants in one pair of processes: a pair takes seconds to start."""
+    """Runs all variants in one pair of processes, because starting a pair takes seconds."""
     with joined(rank, folder) as world:
         found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
         (folder / f"found-{rank}.json").write_text(json.dumps(found))

@@ -26,7 +26,7 @@ def step_of(found: checkpoint.Checkpoint | None) -> int | None:
 def test_round_trip_keeps_the_two_newest(tmp_path):
     for step in (5, 10, 15):
         save(tmp_path, step)
-    found = checkpoint.latest(tmp_path, CELL)
+    found = checkpoint.load_latest(tmp_path, CELL)
     assert step_of(found) == 15
     assert found.progress == {"step": 15, "lr": 0.1}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -35,7 +35,7 @@ def test_round_trip_keeps_the_two_newest(tmp_path):
 
 
 def test_no_checkpoint(tmp_path):
-    assert checkpoint.latest(tmp_path / "nowhere", CELL) is None
+    assert checkpoint.load_latest(tmp_path / "nowhere", CELL) is None
 
 
 def flip_a_byte(data: Path) -> None:
@@ -61,20 +61,20 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "why"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, damage, why):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, damage, why):
     save(tmp_path, 5)
     save(tmp_path, 10)
     damage(tmp_path / "step-00000010.safetensors")
-    with pytest.warns(UserWarning, match=rf"step-00000010.safetensors passed over: .*{why}"):
-        assert step_of(checkpoint.latest(tmp_path, CELL)) == 5
+    with pytest.warns(UserWarning, match=rf"step-00000010.safetensors skipped: .*{why}"):
+        assert step_of(checkpoint.load_latest(tmp_path, CELL)) == 5
 
 
-def test_what_a_crash_left_is_passed_over_and_swept_up(tmp_path):
+def test_leftovers_of_a_crash_are_skipped_and_removed(tmp_path):
     save(tmp_path, 5)
     (tmp_path / "step-00000010.tensors-tmp").write_bytes(b"half")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert step_of(checkpoint.latest(tmp_path, CELL)) == 5
+        assert step_of(checkpoint.load_latest(tmp_path, CELL)) == 5
     save(tmp_path, 15)
     assert not list(tmp_path.glob("*tmp"))
 

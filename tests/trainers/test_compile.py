@@ -18,7 +18,7 @@ def fresh_compiler() -> None:
 
 @pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.long])])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What writes the kernels of that which was captured; a test of inductor's takes a minute."""
+    """The compiler backend. Tests with inductor take a minute each."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
 
 
@@ -37,7 +37,7 @@ def test_without_a_compiler_it_warns_once_and_trains_in_eager_mode(tokens, tmp_p
         assert result.val_loss == eager.run(c, tmp_path / f"eager-{c.id}", **intervals).val_loss
 
 
-def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_again(
+def test_compiled_it_trains_the_same_and_a_new_gamma_or_lr_does_not_compile_again(
     tokens, tmp_path, fresh_compiler, backend
 ):
     compiled, eager = Trainer(World.single(), tokens, compile=True), Trainer(World.single(), tokens)
@@ -55,7 +55,7 @@ def test_compiled_it_trains_the_same_and_a_new_strength_or_lr_does_not_compile_a
 def test_compiled_variants_train_the_same_and_their_buffers_do_not_compile_again(
     tokens, tmp_path, fresh_compiler, backend, attention_norm
 ):
-    """One with a written-out softmax, in two chunks; one whose buffers move between the steps."""
+    """One norm with an unfused softmax in two chunks, and one whose buffers change between steps."""
     this = cell(sequence_length=160, logits_dtype="float32").model_copy(update={"attention_norm": attention_norm})
     losses, intervals = {}, {"evaluate_every": 4, "checkpoint_every": 4}
     for compiles in (False, True):

@@ -1,4 +1,4 @@
-"""Which windows a step reads, and the thread that reads them ahead."""
+"""Which windows a step reads, and the thread that reads them ahead of time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def readers() -> list[threading.Thread]:
 
 
 def test_order_is_frozen() -> None:
-    """Changing it changes the result of every cell, and cells that were trained would not be what their id says."""
+    """Changing it changes the result of every cell, so that the ids of trained cells would be wrong."""
     assert batch_windows(1, 0, 8, 100).tolist() == [2, 41, 20, 19, 21, 0, 1, 52]
     assert batch_windows(1, 12, 8, 100).tolist() == [90, 35, 91, 44, 10, 7, 46, 80]
     assert batch_windows(2, 0, 8, 100).tolist() == [9, 90, 16, 91, 6, 80, 13, 42]
@@ -46,8 +46,8 @@ def test_every_window_is_read_once_an_epoch(seed: int, windows: int, batch_size:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 9), a=st.integers(1, 12), b=st.integers(1, 12))
-def test_place_in_the_stream_is_all_that_counts(seed: int, a: int, b: int) -> None:
-    """The stream is the same, whatever the batch size cuts it into; steps asked for in any order."""
+def test_only_the_position_in_the_stream_matters(seed: int, a: int, b: int) -> None:
+    """The stream does not depend on the batch size, or on the order in which steps are requested."""
     by_a = [batch_windows(seed, step, a, 17) for step in reversed(range(b))][::-1]
     by_b = [batch_windows(seed, step, b, 17) for step in range(a)]
     assert np.concatenate(by_a).tolist() == np.concatenate(by_b).tolist()
@@ -61,7 +61,7 @@ def test_epochs_and_seeds_differ() -> None:
 @settings(max_examples=25, deadline=None)
 @given(world_size=st.sampled_from([1, 2, 3, 4, 6, 12]), start=st.integers(0, 20), steps=st.integers(0, 15))
 def test_tokens_do_not_depend_on_workers_or_start(shards: Shards, world_size: int, start: int, steps: int) -> None:
-    """Ranks beside one another, from any step on, are the global batch that reading directly gives."""
+    """The batches of all ranks, from any step on, form the global batch that a direct read returns."""
     ranks = []
     for rank in range(world_size):
         with Prefetcher(
@@ -82,7 +82,7 @@ def test_tokens_do_not_depend_on_workers_or_start(shards: Shards, world_size: in
     ]
 
 
-def test_handovers_leave_no_seam(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_join_without_a_gap(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_TOKENS", 3 * 4 * (T + 1))
     with Prefetcher(shards, seed=1, T=T, batch_size=4, end_step=50) as batches:
         read = list(batches)
@@ -99,7 +99,7 @@ def test_leaving_early_ends_the_thread(shards: Shards, monkeypatch: pytest.Monke
     assert not readers(), "the reading thread outlived its context"
 
 
-def test_iterating_again_ends_instead_of_hanging(shards: Shards) -> None:
+def test_a_second_iteration_ends_instead_of_hanging(shards: Shards) -> None:
     with Prefetcher(shards, seed=1, T=T, batch_size=4, end_step=3) as batches:
         assert len(list(batches)) == 3
         assert list(batches) == []
@@ -107,7 +107,7 @@ def test_iterating_again_ends_instead_of_hanging(shards: Shards) -> None:
 
 
 def test_error_of_the_thread_reaches_the_consumer(shards: Shards) -> None:
-    """A negative seed is what NumPy refuses, in the thread."""
+    """NumPy rejects a negative seed, which happens in the thread."""
     with (
         pytest.raises(ValueError, match="non-negative"),
         Prefetcher(shards, seed=-1, T=T, batch_size=4, end_step=5) as batches,

@@ -1,4 +1,4 @@
-"""Token files of any source: their content whatever the sizes and threads, going on, what is mended and refused."""
+"""Token files from any source: content for all sizes and threads, resumption, repair, and rejection."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from search_spaces.study import DataSpec, Study
 from tests import fineweb
 from trainers.data import Recipe, prepare, tokenize, write_shard
 from trainers.data import preparation as module
-from trainers.data.documents import Batch, Documents, Place
-from trainers.data.preparation import Manifest, Observer, Position
+from trainers.data.documents import Batch, Documents, StreamPosition
+from trainers.data.preparation import Manifest, Observer, TokenPosition
 from trainers.data.shards import HEADER_BYTES
 from trainers.data.tokenizer import END_OF_TEXT, UNTRAINED, from_encoding, train_bpe
 
@@ -42,7 +42,7 @@ def recipe_of(source: str, **changes: object) -> Recipe:
 
 
 def ids_of(folder: Path) -> np.ndarray:
-    """The tokens of validation and training in their order."""
+    """Returns the tokens of validation and training in order."""
     paths = [*sorted(folder.glob("val-*.bin")), *sorted(folder.glob("train-*.bin"))]
     return np.concatenate([np.fromfile(path, "<u2", offset=HEADER_BYTES) for path in paths])
 
@@ -51,13 +51,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# What is written
+# Content
 
 
 def test_gpt2_tokens_of_fineweb_columns(
     gpt2_cache: Path, source: str, documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shipped way, on the real vocabulary, from parquet to a study's tokens and back to the text."""
+    """The default configuration with the real vocabulary, from parquet to a study's tokens and back to text."""
     import tiktoken
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_cache))
@@ -84,7 +84,7 @@ TEXTS = st.lists(st.sampled_from(["a", "é", " \n\n", "the ", "<|endoftext|>", "
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(TEXTS, max_size=6), name=st.sampled_from(["bytes", "bpe"]))
 def test_many_documents_are_encoded_as_each_by_itself(parts: list[list[str]], name: str) -> None:
-    """Also those that spell out the end-of-text token, or half of it."""
+    """Including documents that contain the end-of-text token, or half of it."""
     tokenizer = TOKENIZERS[name]
     texts = ["".join(part) for part in parts]
     expected = [id for text in texts for id in (tokenizer.end_of_text, *tokenizer.encode(text).tolist())]
@@ -109,28 +109,30 @@ TOKENIZERS = {
     chunk=st.integers(1, 80),
     data=st.data(),
 )
-def test_stream_of_tokens_is_cut_and_gone_on_with_anywhere(
+def test_stream_of_tokens_is_split_and_resumed_anywhere(
     lengths: list[list[int]], shard: int, validation: int, limit: int | None, chunk: int, data: st.DataObject
 ) -> None:
-    """The tokens are those of the documents, however they are grouped and cut; the position behind any file is where
-    its successor starts, however many threads and whatever chunks take it up there."""
+    """The tokens are those of the documents for any grouping and file size, and any file's end position is where the
+    next file starts for any number of threads and any chunks."""
     recipe = Recipe(source="any", shard_tokens=shard, val_tokens=validation, tokens=limit)
     batches = []
     rows = 0
     for batch in lengths:
         texts = [chr(97 + (rows + i) % 26) * length for i, length in enumerate(batch)]
-        batches.append(Batch(Place(rows=rows), texts))
+        batches.append(Batch(StreamPosition(rows=rows), texts))
         rows += len(batch)
     whole = UNTRAINED["bytes"]().encode_documents([text for batch in batches for text in batch.texts])[:limit]
 
-    def files(start: Position, number: int, characters: int, workers: int) -> list[tuple[list[int], Position]]:
+    def files(
+        start: TokenPosition, number: int, characters: int, workers: int
+    ) -> list[tuple[list[int], TokenPosition]]:
         left = [batch for batch in batches if batch.place.rows >= start.place.rows]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "CHUNK_CHARACTERS", characters)
-            chunks = module._encoded(left, start.skip, UNTRAINED["bytes"], workers)
-            return [(ids.tolist(), end) for ids, end in module._cut(chunks, recipe.size, number)]
+            chunks = module._encode(left, start.skip, UNTRAINED["bytes"], workers)
+            return [(ids.tolist(), end) for ids, end in module._split_into_files(chunks, recipe.size, number)]
 
-    made = files(Position(), 0, chunk, 2)
+    made = files(TokenPosition(), 0, chunk, 2)
     assert [token for ids, _ in made for token in ids] == whole.tolist()
     assert [len(ids) for ids, _ in made[:-1]] == [recipe.size(number) for number in range(len(made))][:-1]
     if made:
@@ -195,7 +197,7 @@ def test_other_files(
 
 
 def test_expected_tokens(source: str, documents: list[str], tmp_path: Path) -> None:
-    """What the time left is told from: the rows of parquet files, a limit, or the name of a sample."""
+    """The estimate of the remaining time uses the rows of parquet files, a limit, or the name of a sample."""
     told: list[tuple[int, float | None]] = []
     manifest = tokenize(
         recipe_of(source), tmp_path / "a", workers=1, observer=Observer(advance=lambda *a: told.append(a))
@@ -214,10 +216,10 @@ def test_expected_tokens(source: str, documents: list[str], tmp_path: Path) -> N
     assert fineweb_10.name == "fineweb"
 
 
-# Going on
+# Resumption
 
 
-def test_second_time_verifies_and_touches_nothing(source: str, tmp_path: Path) -> None:
+def test_a_second_call_verifies_and_writes_nothing(source: str, tmp_path: Path) -> None:
     first = tokenize(recipe_of(source), tmp_path / "out", workers=2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     told: list[str] = []
@@ -228,7 +230,7 @@ def test_second_time_verifies_and_touches_nothing(source: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
 @pytest.mark.parametrize("number", [0, 2])
-def test_damaged_file_is_made_again(source: str, tmp_path: Path, damage: str, number: int) -> None:
+def test_a_damaged_file_is_written_again(source: str, tmp_path: Path, damage: str, number: int) -> None:
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(source), out, workers=2)
     whole = contents(out)
@@ -241,12 +243,12 @@ def test_damaged_file_is_made_again(source: str, tmp_path: Path, damage: str, nu
         path.write_bytes(content)
     told: list[str] = []
     assert tokenize(recipe_of(source), out, workers=2, observer=Observer(told.append)) == manifest
-    assert told[0] == f"{path.name} is missing or damaged: made again, with those after it"
+    assert told[0] == f"{path.name} is missing or damaged: writing it again, and all files after it"
     assert contents(out) == whole
 
 
 def test_what_a_kill_left_is_removed(source: str, tmp_path: Path) -> None:
-    """A kill between a file and the manifest that names it, and one in the middle of a file."""
+    """A kill between a file and the manifest that lists it, and a kill in the middle of a file."""
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(source), out, workers=2)
     whole = contents(out)
@@ -257,7 +259,7 @@ def test_what_a_kill_left_is_removed(source: str, tmp_path: Path) -> None:
     assert contents(out) == whole
 
 
-# What is refused
+# Rejection
 
 
 def refused(recipe: Recipe, out: Path) -> InvalidInput:
@@ -266,7 +268,7 @@ def refused(recipe: Recipe, out: Path) -> InvalidInput:
     return caught.value
 
 
-def test_source_changed_on_the_way(source: str, documents: list[str], tmp_path: Path) -> None:
+def test_a_source_that_changes_in_between_is_rejected(source: str, documents: list[str], tmp_path: Path) -> None:
     changing = fineweb.write(tmp_path / "in", documents)
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(changing), out, workers=1)
@@ -275,7 +277,7 @@ def test_source_changed_on_the_way(source: str, documents: list[str], tmp_path: 
     before = contents(out)
     fineweb.write(tmp_path / "in", [*documents, "more"])
     error = refused(recipe_of(changing), out)
-    assert (error.field, error.problem) == ("SOURCE", "has changed since its tokens were begun")
+    assert (error.field, error.problem) == ("SOURCE", "has changed since tokenization started")
     assert contents(out) == before
 
 
@@ -285,7 +287,7 @@ def test_source_changed_on_the_way(source: str, documents: list[str], tmp_path: 
 def test_folder_of_other_settings(
     source: str, tmp_path: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(UNTRAINED, "gpt2", UNTRAINED["bytes"])  # the settings differ before a token is made
+    monkeypatch.setitem(UNTRAINED, "gpt2", UNTRAINED["bytes"])  # the settings differ, so no token is written
     out = tmp_path / "out"
     tokenize(recipe_of(source), out, workers=1)
     before = contents(out)
@@ -297,9 +299,9 @@ def test_folder_of_other_settings(
 
 def test_folder_of_others(source: str, tmp_path: Path) -> None:
     write_shard(tmp_path / "train-00001.bin", [1])
-    assert "holds train-00001.bin" in refused(recipe_of(source), tmp_path).problem
+    assert "has train-00001.bin" in refused(recipe_of(source), tmp_path).problem
     (tmp_path / "manifest.json").write_text("{}")
-    assert "can not be read" in refused(recipe_of(source), tmp_path).problem
+    assert "cannot be read" in refused(recipe_of(source), tmp_path).problem
 
 
 def test_source_too_small_leaves_nothing(tmp_path: Path) -> None:
@@ -311,13 +313,13 @@ def test_source_too_small_leaves_nothing(tmp_path: Path) -> None:
     assert tokenize(recipe_of(source, val_tokens=10), tmp_path / "out", workers=1).tokens == 200
 
 
-def test_two_at_once(source: str, tmp_path: Path) -> None:
-    with module._claimed(tmp_path / "out"):
+def test_two_concurrent_preparations(source: str, tmp_path: Path) -> None:
+    with module._locked(tmp_path / "out"):
         error = refused(recipe_of(source), tmp_path / "out")
     assert (error.field, error.problem) == ("--out", "is being written by another process")
 
 
-def test_full_disk_keeps_what_is_finished(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_finished_files(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
 
     def full(path: Path, ids: np.ndarray) -> None:
@@ -328,7 +330,7 @@ def test_full_disk_keeps_what_is_finished(source: str, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_shard", full)
         error = refused(recipe_of(source), out)
-    assert (error.field, error.problem) == ("--out", "can not be written to (No space left on device)")
+    assert (error.field, error.problem) == ("--out", "cannot be written to (No space left on device)")
     kept = Manifest.model_validate_json((out / "manifest.json").read_bytes())
     assert [file.name for file in kept.files] == ["val-00000.bin", "train-00000.bin"]
     tokenize(recipe_of(source), out, workers=1)

@@ -1,4 +1,4 @@
-"""The shard format, byte for byte, what is refused, and reading in windows."""
+"""The shard format, byte for byte, the files that it rejects, and reading windows."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_format_is_frozen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [[], [[1, 2]], [-1], [65536], [0.5]])
-def test_what_is_no_shard_is_not_written(tmp_path: Path, tokens: list[object]) -> None:
+def test_an_invalid_shard_is_not_written(tmp_path: Path, tokens: list[object]) -> None:
     write_shard(tmp_path / "a.bin", [7])
-    with pytest.raises(ValueError, match=r"shard takes|do not fit"):
+    with pytest.raises(ValueError, match=r"shard is a|do not fit"):
         write_shard(tmp_path / "a.bin", tokens)
     assert Shards((tmp_path / "a.bin",)).tokens == 1
     assert len(list(tmp_path.iterdir())) == 1
@@ -44,10 +44,10 @@ def test_what_is_no_shard_is_not_written(tmp_path: Path, tokens: list[object]) -
     [
         (b"", "0 bytes"),
         (header()[:1000], "1000 bytes"),
-        (header(count=0), "holds 0 tokens"),
-        (header(count=-1), "holds -1 tokens"),
-        (header() + bytes(4), "has 1028 bytes, its 3 tokens need 1030"),
-        (header() + bytes(8), "has 1032 bytes, its 3 tokens need 1030"),
+        (header(count=0), "has 0 tokens"),
+        (header(count=-1), "has -1 tokens"),
+        (header() + bytes(4), "has 1028 bytes, but its 3 tokens need 1030"),
+        (header() + bytes(8), "has 1032 bytes, but its 3 tokens need 1030"),
         (header(magic=20240801) + bytes(6), "starts with 20240801"),
         (header(version=7) + bytes(6), "version 7"),
     ],
@@ -66,8 +66,8 @@ def test_bad_file_is_named(tmp_path: Path, content: bytes, problem: str) -> None
     ("opening", "problem"),
     [
         (lambda folder: Shards.match(str(folder / "*.bin")), "matches no file"),
-        (lambda folder: Shards.match(str(folder)), "can not be read (IsADirectoryError)"),
-        (lambda folder: Shards((folder / "gone.bin",)), "can not be read (FileNotFoundError)"),
+        (lambda folder: Shards.match(str(folder)), "cannot be read (IsADirectoryError)"),
+        (lambda folder: Shards((folder / "gone.bin",)), "cannot be read (FileNotFoundError)"),
     ],
 )
 def test_missing_file_is_named(tmp_path: Path, opening: Callable[[Path], Shards], problem: str) -> None:
@@ -93,7 +93,7 @@ def test_globs_are_sorted_recursive_and_relative_to_the_working_folder(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), T=st.integers(1, 12), data=st.data())
 def test_windows_are_slices_of_one_shard(tmp_path: Path, sizes: list[int], T: int, data: st.DataObject) -> None:
-    """Against the definition: cut each shard by itself into T inputs, with one more token as the last target."""
+    """By definition: split each shard separately into T inputs, plus one more token as the last target."""
     ids = [np.arange(size) + 1000 * shard for shard, size in enumerate(sizes)]
     paths = tuple(tmp_path / f"{shard}.bin" for shard in range(len(sizes)))
     for path, content in zip(paths, ids, strict=True):
@@ -127,7 +127,7 @@ def test_pickles_as_its_paths(tmp_path: Path) -> None:
     assert pickle.loads(pickled).read([1], 8).tolist() == shards.read([1], 8).tolist()
 
 
-def test_token_outside_the_vocabulary_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_outside_the_vocabulary_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SCAN_TOKENS", 16)
     write_shard(tmp_path / "a.bin", np.zeros(100, dtype=np.uint16))
     tokens = np.zeros(100, dtype=np.uint16)

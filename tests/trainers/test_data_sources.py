@@ -1,4 +1,4 @@
-"""From a study's data field to tokens: what is a document, what is kept, what is refused, and who wins a race."""
+"""From a study's data field to tokens: documents, stored files, races, and rejection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = [f"the {n} quick brown foxes jump over {n * n} lazy dogs\r\n" for n in r
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Forty documents of three lines in nested folders, with an é each."""
+    """Returns forty documents of three lines in nested folders, each with an é."""
     folder = tmp_path / "My Texts"
     for number in range(40):
         path = folder / f"part{number % 3}" / f"{number}.txt"
@@ -47,15 +47,15 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def all_ids(tokens: Tokens) -> list[int]:
-    """Every token of both splits."""
+    """Returns every token of both splits."""
     return np.concatenate([s.read(range(s.windows(1)), 1)[:, 0] for s in (tokens.train, tokens.validation)]).tolist()
 
 
-# What is a document
+# Documents
 
 
 def test_standard_library_is_about_12_mb_of_python() -> None:
-    """The embedded default has to be large enough to train on wherever it runs."""
+    """The default text has to be large enough to train on wherever it runs."""
     corpus = standard_library()
     names = [document.name for document in corpus.files]
     size = sum(document.path.stat().st_size for document in corpus.files)
@@ -68,7 +68,7 @@ def test_standard_library_is_about_12_mb_of_python() -> None:
 
 
 def test_builtin_round_trip(tmp_path: Path) -> None:
-    """The default study data, from sources to tokens and back."""
+    """The data of the default study, from sources to tokens and back."""
     lines: list[str] = []
     tokens = prepare(DataSpec(), tmp_path, report=lines.append)
     assert (tokens.vocab_size, tokens.V) == (1024, 1024)
@@ -93,7 +93,7 @@ def test_folder_file_and_glob(texts: Path, tmp_path: Path) -> None:
     assert len(local(str(texts / "part0" / "*")).files) == 14
 
 
-def test_what_is_no_text_is_left_out(texts: Path) -> None:
+def test_files_that_are_not_text_are_ignored(texts: Path) -> None:
     before = {d.name for split in local(str(texts)).documents() for d in split}
     (texts / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
     (texts / "zero.txt").write_bytes(b"a\0b")
@@ -127,12 +127,12 @@ def test_single_document_gives_its_last_twentieth(tmp_path: Path) -> None:
     assert tokens.validation.read([0], 3)[0].tolist() == [0, *(97 + i % 26 for i in range(950, 953))]
 
 
-# What is kept
+# Stored files
 
 
 @pytest.mark.parametrize("pieces", [1 << 20, 10, 1])
 def test_tokens_spell_the_documents(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    """However a text is cut for the threads and the shards; line ends stay as they are."""
+    """For any split of a text among threads and shards. Line ends are unchanged."""
     monkeypatch.setattr(sources, "PIECE_CHARACTERS", pieces)
     monkeypatch.setattr(sources, "GROUP_CHARACTERS", 100)
     monkeypatch.setattr(sources, "SHARD_TOKENS", 2000)
@@ -145,7 +145,7 @@ def test_tokens_spell_the_documents(texts: Path, tmp_path: Path, monkeypatch: py
     tokens.verify(tmp_path / "memo.json")
 
 
-def test_second_time_touches_nothing(texts: Path, tmp_path: Path) -> None:
+def test_a_second_call_writes_nothing(texts: Path, tmp_path: Path) -> None:
     home, lines = tmp_path / "home", []
     first = prepare(spec_of(texts), home, report=lines.append)
     assert lines
@@ -156,7 +156,7 @@ def test_second_time_touches_nothing(texts: Path, tmp_path: Path) -> None:
 
 
 def test_identity_is_the_content(texts: Path, tmp_path: Path) -> None:
-    """Equal tokens have one digest, from any home, folder or source; any change has another."""
+    """Equal tokens have equal digests for any home, folder or source; any change gives another digest."""
     first = prepare(spec_of(texts), tmp_path / "home")
     assert len(first.digest) == 16
     copy = shutil.copytree(texts, tmp_path / "copy")
@@ -190,8 +190,8 @@ def test_import_is_light() -> None:
 # Races and faults
 
 
-def test_loser_of_a_race_uses_the_winners(texts: Path, tmp_path: Path) -> None:
-    """A rival that begins and ends while this one is at work."""
+def test_the_loser_of_a_race_uses_the_tokens_of_the_winner(texts: Path, tmp_path: Path) -> None:
+    """Another process starts and finishes while this one is working."""
     home, lines, rivals = tmp_path / "home", [], []
 
     def report(line: str) -> None:
@@ -201,7 +201,7 @@ def test_loser_of_a_race_uses_the_winners(texts: Path, tmp_path: Path) -> None:
 
     mine = prepare(spec_of(texts), home, report=report)
     assert mine == rivals[0]
-    assert "another process was faster" in lines[-1]
+    assert "another process finished first" in lines[-1]
     assert [path.name for path in (home / "data").iterdir()] == [mine.folder.name], "the loser left its folder behind"
 
 
@@ -235,7 +235,7 @@ def _die(line: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_preparation_is_made_again(texts: Path, tmp_path: Path) -> None:
+def test_a_killed_preparation_is_repeated(texts: Path, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(
         target=prepare, args=(spec_of(texts), tmp_path / "home"), kwargs={"report": _die}
     )
@@ -270,11 +270,11 @@ def test_verify_sees_a_flipped_bit(texts: Path, tmp_path: Path) -> None:
     content[-2] ^= 1
     path.write_bytes(content)
     assert prepare(spec_of(texts), tmp_path / "home") == tokens, "opening is meant to look at sizes alone"
-    with pytest.raises(InvalidInput, match=r"train-00000\.bin.*has other content"):
+    with pytest.raises(InvalidInput, match=r"train-00000\.bin.*has changed since"):
         tokens.verify(tmp_path / "memo.json")
 
 
-# Shards as given
+# Shards of the user
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def given(tmp_path: Path) -> DataSpec:
     )
 
 
-def test_given_shards_are_checked_once(given: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_the_user_are_checked_once(given: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prepare(given, tmp_path / "home")
     assert (tokens.train.tokens, tokens.validation.tokens, tokens.vocab_size, tokens.V) == (1000, 500, 300, 320)
     checks: list[int] = []
@@ -303,7 +303,7 @@ def test_given_shards_are_checked_once(given: DataSpec, tmp_path: Path, monkeypa
         ({"vocab_size": 299}, "data.vocab_size", "token id 299 at position 299 of"),
         ({"path": "*.none"}, "data.path", "matches no file"),
         ({"validation": "*.none"}, "data.validation", "matches no file"),
-        ({"validation": "*.bin"}, "data.validation", "holds training shards"),
+        ({"validation": "*.bin"}, "data.validation", "includes training shards"),
     ],
 )
 def test_bad_shards(given: DataSpec, tmp_path: Path, change: dict[str, object], field: str, problem: str) -> None:
@@ -315,11 +315,11 @@ def test_bad_shards(given: DataSpec, tmp_path: Path, change: dict[str, object], 
         assert problem in caught.value.problem
 
 
-# What is refused
+# Rejection
 
 
 @pytest.mark.parametrize("path", ["gone", "gone/*.txt", "empty", "images"])
-def test_no_text(tmp_path: Path, path: str) -> None:
+def test_without_any_text_the_field_is_named(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
@@ -339,9 +339,21 @@ def test_vocabulary_larger_than_the_text_allows(texts: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("T", "eval_sequences", "numbers"),
     [
-        (500, 1, ("1000 training tokens into 0 sequences, at least 1 needed; use at most 499, or give more text",)),
-        (400, 2, ("500 validation tokens into 1 sequences, at least 2 needed; use at most 249", "eval_sequences")),
-        (10, 500, ("into 49 sequences, at least 500 needed; give more text, or lower training.eval_sequences",)),
+        (
+            500,
+            1,
+            ("1000 training tokens into 0 sequences, but at least 1 are needed; use at most 499, or give more text",),
+        ),
+        (
+            400,
+            2,
+            ("500 validation tokens into 1 sequences, but at least 2 are needed; use at most 249", "eval_sequences"),
+        ),
+        (
+            10,
+            500,
+            ("into 49 sequences, but at least 500 are needed; give more text, or lower training.eval_sequences",),
+        ),
     ],
 )
 def test_sequence_longer_than_the_data(
@@ -363,7 +375,7 @@ def test_a_final_validation_of_more_sequences_than_there_are(given: DataSpec, tm
     with pytest.raises(InvalidInput) as caught:
         tokens.check_length(spec.model_copy(update={"final_eval_sequences": 50}))
     assert str(caught.value) == (
-        "training.final_eval_sequences: 50 is more than the 49 sequences of 10 that the 500 validation tokens have; "
+        "training.final_eval_sequences: 50 is more than the 49 sequences of 10 in the 500 validation tokens; "
         "use at most 49, or give more text for validation"
     )
 

@@ -67,7 +67,8 @@ def test_bytes_are_utf8() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "vocab_size", "problem"), [("abc", 256, "too small"), ("ab ab", 300, "the text has pairs for 25[89] ids")]
+    ("text", "vocab_size", "problem"),
+    [("abc", 256, "too small"), ("ab ab", 300, "the text only has pairs for 25[89] ids")],
 )
 def test_impossible_vocabulary(text: str, vocab_size: int, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as caught:
@@ -83,7 +84,7 @@ def test_gpt2_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytes
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # what another test of this process may have loaded
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # another test in this process may have loaded it
     with pytest.raises(InvalidInput, match="TIKTOKEN_CACHE_DIR") as caught:
         tokenizer.gpt2_encoding()
     assert (caught.value.field, caught.value.value) == ("data.tokenizer", "gpt2")

@@ -1,4 +1,4 @@
-"""Checksums of token files: read once if they are large, and every time if that costs nothing."""
+"""Checksums of token files: large files are read once, small ones every time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.data.verification import verify
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Token files as ``oec data prepare`` makes them."""
+    """Writes token files like ``oec data prepare``."""
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 100)
     recipe = Recipe(source=str(tmp_path / "a.txt"), tokenizer="bytes", shard_tokens=1000, val_tokens=200)
     tokenize(recipe, tmp_path / "out", workers=1)
@@ -23,7 +23,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file counts as large."""
+    """Treats every file as large."""
     monkeypatch.setattr(verification, "SMALL_BYTES", 0)
 
 
@@ -33,12 +33,12 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_byte_is_found_by_name_behind_the_back_of_the_clock(files: list[Path], tmp_path: Path) -> None:
+def test_a_flipped_byte_is_found_even_if_the_time_is_unchanged(files: list[Path], tmp_path: Path) -> None:
     verify(files, tmp_path / "memo.json")
     before = files[1].stat()
     flip(files[1])
-    os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk would
-    with pytest.raises(InvalidInput, match=rf"{files[1].name}.*has other content"):
+    os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))  # like a disk error
+    with pytest.raises(InvalidInput, match=rf"{files[1].name}.*has changed since"):
         verify(files, tmp_path / "memo.json")
 
 
@@ -53,7 +53,7 @@ def test_a_large_file_is_read_once_and_again_when_it_has_changed(
         verify(files, tmp_path / "memo.json")
     assert read == [path.name for path in files]
     flip(files[0])
-    with pytest.raises(InvalidInput, match=rf"{files[0].name}.*has other content"):
+    with pytest.raises(InvalidInput, match=rf"{files[0].name}.*has changed since"):
         verify(files, tmp_path / "memo.json")
     (tmp_path / "memo.json").write_text("torn")
     flip(files[0])

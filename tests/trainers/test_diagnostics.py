@@ -12,7 +12,7 @@ from trainers import diagnostics
 from trainers.data import Shards, write_shard
 from trainers.head import Objective
 from trainers.model import GPT
-from trainers.spikes import JUDGED_FROM, Spikes
+from trainers.spikes import MIN_WINDOW_STEPS, Spikes
 
 V, T, L = 256, 16, 2
 NONE = torch.zeros(())
@@ -29,7 +29,7 @@ def batch() -> torch.Tensor:
 
 
 def test_keys_are_frozen():
-    """They are column names in tables, MLflow and reports: a change here is a change there."""
+    """These are column names in tables, MLflow and reports, so a change here changes them, too."""
     expected = (
         "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes spike_score "
         "system/process_cpu_percent system/process_memory_megabytes system/gpu_memory_megabytes "
@@ -101,7 +101,7 @@ def test_values_are_the_definitions():
 
 
 def attention_logit_max(model, tokens_BT):
-    """Of all blocks, by a mask over all pairs of positions."""
+    """Over all blocks, with a mask over all pairs of positions."""
     seen = []
     hooks = [
         block.attention.qk.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -127,17 +127,19 @@ def test_forward_passes_add_up_to_one(monkeypatch):
     measuring = objective()
     tokens_NU = torch.randint(V, (7, T + 1), generator=torch.Generator().manual_seed(2))
     whole = diagnostics.measure(measuring, tokens_NU, "baseline", NONE)
-    monkeypatch.setattr(diagnostics, "TOKENS", 2 * T)  # passes of 2, 2, 2 and 1 sequences
+    monkeypatch.setattr(diagnostics, "ROW_TOKENS", 2 * T)  # passes of 2, 2, 2 and 1 sequences
     assert diagnostics.measure(measuring, tokens_NU, "baseline", NONE) == pytest.approx(whole, rel=1e-5, abs=1e-7)
 
 
 def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
     measuring, tokens_BU = objective(), batch()
     with torch.no_grad():
-        measuring.model.E_VD.add_(20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1)))  # they wander far
+        measuring.model.E_VD.add_(
+            20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+        )  # far from their initial values
     at_once = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert at_once["logits_absmax_token_max"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
-    monkeypatch.setattr(diagnostics, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(diagnostics, "LOGITS_TOKENS", 7)
     in_parts = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert in_parts == pytest.approx(at_once, rel=1e-5)
 
@@ -145,7 +147,7 @@ def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
 def test_the_batch_of_a_row_is_a_few_sequences_and_never_none():
     def chosen(sequences, T, batch_size):
         spec = TrainingSpec(sequence_length=T, batch_size=batch_size)
-        return tuple(diagnostics.batch_of(torch.zeros(sequences, T + 1), spec).shape)
+        return tuple(diagnostics.row_batch(torch.zeros(sequences, T + 1), spec).shape)
 
     assert chosen(32, 128, 8) == (4, 129)
     assert chosen(2, 128, 8) == (2, 129)
@@ -153,7 +155,7 @@ def test_the_batch_of_a_row_is_a_few_sequences_and_never_none():
     assert chosen(32, 2048, 8) == (1, 2049)
 
 
-def test_the_last_row_looks_at_more_tokens(tmp_path):
+def test_the_last_row_measures_more_tokens(tmp_path):
     T = 16
     write_shard(tmp_path / "validation.bin", np.arange(5001) % 1000)
     validation = Shards((tmp_path / "validation.bin",))
@@ -171,10 +173,10 @@ def test_the_last_row_looks_at_more_tokens(tmp_path):
     assert second >= 9 * T, "at even distances"
 
 
-def test_attention_logit_max_looks_at_no_future_key():
+def test_attention_logit_max_ignores_future_keys():
     q_BTHK, k_BTHK = torch.zeros(2, 1, 3, 1, 4)
-    q_BTHK[0, 0, 0, 0] = 10.0  # the first query,
-    k_BTHK[0, 2, 0, 0] = 10.0  # which may not see the last key
+    q_BTHK[0, 0, 0, 0] = 10.0  # the first query
+    k_BTHK[0, 2, 0, 0] = 10.0  # may not attend to the last key
     assert float(diagnostics._attention_logit_max(q_BTHK, k_BTHK)) == 0.0
     q_BTHK[0, 2, 0, 0] = 3.0
     assert float(diagnostics._attention_logit_max(q_BTHK, k_BTHK)) == pytest.approx(10.0 * 3.0 / 4**0.5)
@@ -207,7 +209,7 @@ def test_a_diverged_model_leaves_keys_out_and_raises_nothing(bad):
     assert "output_row_norm_max" not in measured
 
 
-def test_looking_leaves_no_hook_behind():
+def test_measuring_leaves_no_hook_behind():
     measuring = objective()
     diagnostics.measure(measuring, batch(), "baseline", NONE)
     assert not any(module._forward_hooks for module in measuring.modules())
@@ -215,8 +217,8 @@ def test_looking_leaves_no_hook_behind():
 
 def test_spikes_are_losses_six_deviations_above_the_window():
     spikes = Spikes()
-    for i in range(JUDGED_FROM):
-        spikes.observe(100.0 if i == 1 else 3.0 + 0.1 * (i % 2))  # too early to be judged
+    for i in range(MIN_WINDOW_STEPS):
+        spikes.observe(100.0 if i == 1 else 3.0 + 0.1 * (i % 2))  # too few steps to be a spike
     assert spikes.count == 0
     calm = Spikes([3.0, 3.2] * 30)
     calm.observe(3.1 + 5.9 * 0.1)

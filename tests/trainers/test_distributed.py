@@ -1,4 +1,4 @@
-"""Two real processes: what one worker computes, two compute; and a fault of one ends both."""
+"""Two real processes: they compute what one worker computes, and a fault of one ends both."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ FINAL = CELL.model_copy(update={"training": CELL.training.model_copy(update={"fi
 
 
 def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -> dict[str, Any]:
-    """What becomes of a group whose rank 1 runs out of memory in the middle of a backward pass."""
-    micro_batch._estimated = micro_batch._tried
-    fits, tried, try_out = 1, 0, engine.try_out
+    """Runs a group whose rank 1 runs out of memory in the middle of a backward pass, and returns its results."""
+    micro_batch._estimate_size = micro_batch._try_sizes
+    fits, tried, dry_run_step = 1, 0, engine.dry_run_step
 
     def noted(sequences: int) -> None:
         nonlocal tried
         tried = sequences
-        try_out(sequences)
+        dry_run_step(sequences)
 
     def run_out(gradient: torch.Tensor) -> None:
         if rank == 1 and tried > fits:
             raise torch.OutOfMemoryError("as a device says it")
 
-    engine.try_out = noted  # type: ignore[method-assign]
+    engine.dry_run_step = noted  # type: ignore[method-assign]
     hook = engine.objective.model.blocks[0].norm1.weight.register_hook(run_out)
     engine.reset(CELL)
     found: dict[str, Any] = {"halved": micro_batch.choose(engine, 4, None)}
@@ -57,7 +57,7 @@ def after_running_out(engine: Engine, rank: int, batch_BU: NDArray[np.uint16]) -
 
 
 def worker(rank: int, folder: Path) -> None:
-    """All checks in one pair of processes: a pair takes seconds to start."""
+    """Runs all checks in one pair of processes, because starting a pair takes seconds."""
     with joined(rank, folder) as world:
         trainer = Trainer(world, tiny.opened(folder), micro_batch_memo=folder / "memo.json")
         options = {"evaluate_every": 10, "checkpoint_every": 5}
@@ -106,10 +106,10 @@ def worker(rank: int, folder: Path) -> None:
 
         found |= after_running_out(engine, rank, batch_BU)
 
-        diagnostics.TOKENS = 2 * tiny.T
+        diagnostics.ROW_TOKENS = 2 * tiny.T
         sequences_NU = torch.from_numpy(trainer.tokens.validation.read(range(5), tiny.T)).long()
         for name, of in (("passes of two", world), ("passes of one", World.single())):
-            found[name] = diagnostics.measure(engine.objective, sequences_NU, CELL.method, engine.strength, of)
+            found[name] = diagnostics.measure(engine.objective, sequences_NU, CELL.method, engine.gamma, of)
 
         try:
             record("odd", cell=cell(batch_size=5))
@@ -140,7 +140,7 @@ def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
 
 
 def test_two_workers_share_the_final_validation(found, tmp_path):
-    """An odd number of sequences, so that the shares differ."""
+    """With an odd number of sequences, so that the shares differ."""
     pair, _, folder = found
     torch.set_num_threads(1)
     alone = Trainer(World.single(), tiny.opened(folder)).run(
@@ -169,7 +169,7 @@ def test_nan_on_one_rank_stops_both_as_diverged(found):
         assert (state, step, reason) == ("diverged", 3, "training loss is nan at step 3")
 
 
-def test_one_rank_that_says_stop_stops_both_and_the_cell_resumes_bit_for_bit(found):
+def test_one_rank_that_asks_to_stop_stops_both_and_the_cell_resumes_bit_for_bit(found):
     for pair in found[:2]:
         assert pair["stopped by one rank"][:2] == ["stopped", 7]
         assert pair["resumed"] == pair["first"]
@@ -180,7 +180,7 @@ def test_a_cell_repeats_bit_for_bit_in_a_warm_pair(found):
 
 
 def test_diagnostics_of_two_are_those_of_one(found):
-    """Passes of 2, 2 and 1 sequences: rank 0 has two of them, rank 1 one."""
+    """In passes of 2, 2 and 1 sequences: rank 0 has two passes, rank 1 has one."""
     for pair in found[:2]:
         assert pair["passes of two"] == pytest.approx(pair["passes of one"], rel=1e-12, abs=1e-14)
 
@@ -189,7 +189,7 @@ def test_accumulated_micro_batches_are_the_batch(found):
     assert found[0]["micro batches"] == pytest.approx(found[0]["one batch"], rel=1e-5)
 
 
-def test_a_batch_that_two_can_not_share_names_the_field(found):
+def test_a_batch_that_two_ranks_cannot_divide_names_the_field(found):
     assert found[0]["odd"] == "training.batch_size"
 
 

@@ -1,4 +1,4 @@
-"""The output embedding in files of weights, our own and other people's."""
+"""The output embedding in files of weights, from our models and others."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def written(folder: Path, **tensors: torch.Tensor) -> Path:
     [
         ("lm_head__weight", "embedding__weight"),  # ours
         ("lm_head__embedding__weight", "transformer__wte__weight"),  # the published code's
-        ("_orig_mod__lm_head__embedding__weight", "_orig_mod__transformer__wte__weight"),  # of a compiled model
+        ("_orig_mod__lm_head__embedding__weight", "_orig_mod__transformer__wte__weight"),  # a compiled model's
         ("lm_head__weight", "model__embed_tokens__weight"),
         ("embed_out__weight", "gpt_neox__embed_in__weight"),
     ],
 )
-def test_usual_names(tmp_path: Path, output: str, input_: str) -> None:
+def test_common_names(tmp_path: Path, output: str, input_: str) -> None:
     path = written(tmp_path, **{output: E_VD, input_: OTHER_VD, "blocks__0__weight": E_VD, "norm__weight": E_VD[0]})
     found = embeddings(path)
     np.testing.assert_array_equal(found["output"], E_VD.numpy())
@@ -67,14 +67,14 @@ def test_npy(tmp_path: Path) -> None:
     ("tensors", "name", "words"),
     [
         ({"lm_head__weight": E_VD, "embed_out__weight": E_VD}, None, r"has 2 matrices .*lm_head.weight \(9 x 4 F32\)"),
-        ({"a": E_VD, "b": E_VD[0]}, None, r"has 0 matrices .* name it by --embedding: a \(9 x 4 F32\)"),
+        ({"a": E_VD, "b": E_VD[0]}, None, r"has 0 matrices .* name it with --embedding: a \(9 x 4 F32\)"),
         ({"a": E_VD[0]}, None, "has 0 matrices .* no matrix"),
         ({"lm_head__weight": E_VD.int()}, None, "has 0 matrices"),
         ({"lm_head__weight": E_VD}, "lm_head", r"--embedding: 'lm_head' is not in .*choose from lm_head.weight"),
-        ({"lm_head__weight": E_VD, "norm": E_VD[0]}, "norm", r"'norm' is no matrix \(4 F32\)"),
+        ({"lm_head__weight": E_VD, "norm": E_VD[0]}, "norm", r"'norm' is not a matrix \(4 F32\)"),
     ],
 )
-def test_a_file_without_it_says_what_it_has(
+def test_a_file_without_it_lists_its_matrices(
     tmp_path: Path, tensors: dict[str, torch.Tensor], name: str | None, words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words):
@@ -97,7 +97,7 @@ class Bomb:
         ("E.npy", b""),
     ],
 )
-def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInput, match=rf"--weights: .*{name}' cannot be read as"):
         embeddings(tmp_path / name)
@@ -112,7 +112,7 @@ def test_npy_of_objects_is_not_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("array", [np.zeros(3), np.zeros((2, 2), dtype=int), np.zeros((0, 3))])
 def test_npy_of_something_else(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "E.npy", array)
-    with pytest.raises(InvalidInput, match="holds no matrix of floating-point numbers"):
+    with pytest.raises(InvalidInput, match="is not a matrix of floating-point numbers"):
         embeddings(tmp_path / "E.npy")
 
 

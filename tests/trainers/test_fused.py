@@ -1,4 +1,4 @@
-"""A step as one compiled function takes the steps of the eager one."""
+"""A step that is one compiled function gives the results of the eager step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh_compiler() -> None:
 
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the compiler captures runs by PyTorch's own kernels: seconds instead of half a minute."""
+    """Runs the captured graph with PyTorch's own kernels: seconds instead of half a minute."""
     compile = torch.compile
 
     def capture(function, *, options, **how):
@@ -46,8 +46,8 @@ def engine_of(method: str, *, compile: bool, **fields: object) -> Engine:
 
 
 def program_of(engine: Engine, micro_batch: int) -> fused.Step:
-    method = fused.of_head(engine.cell.method)
-    return fused.compiled(engine.objective, engine.optimizer, engine.cell.training, method, micro_batch)
+    method = fused.gradient_method(engine.cell.method)
+    return fused.compile_step(engine.objective, engine.optimizer, engine.cell.training, method, micro_batch)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -57,13 +57,13 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("logits_dtype", "tied"), [("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without_kernels):
-    """Weights after three steps, also with a weight decay and in micro batches."""
-    # Without a large eps Adam's first steps are the signs of the gradient, also where it is rounding alone.
+    """Weights after three steps, also with weight decay and in micro batches."""
+    # Without a large eps, Adam's first steps are the signs of the gradient, even where it is only rounding.
     fields = {"logits_dtype": logits_dtype, "model": ModelSpec(tied=tied), "weight_decay": 1e-3, "eps": 1e-2}
     bound = 1e-5 if logits_dtype == "float32" else 5e-3
     eager, engine = (engine_of(method, compile=compile, **fields) for compile in (False, True))
     program = program_of(engine, HALF)
-    engine.programs[engine._kind(HALF)] = partial(engine._fused, program)
+    engine.programs[engine._program_key(HALF)] = partial(engine._fused_step, program)
     for i, batch_BU in enumerate(batches(engine.cell, 3)):
         expected, found = (e.step(batch_BU, step=i, lr=LR / (i + 1), micro_batch=HALF) for e in (eager, engine))
         assert found == pytest.approx(expected, rel=bound)
@@ -72,18 +72,18 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     assert float(engine.optimizer.steps) == 3
 
 
-def test_programs_of_two_kinds_do_not_take_each_others_steps(without_kernels):
-    """They are one function to the compiler, and nothing but their kind is looked at before a call."""
+def test_programs_of_two_kinds_are_not_mixed_up(without_kernels):
+    """The compiler sees them as one function and checks only their id before a call."""
     engine = engine_of("baseline", compile=True)
     plain = program_of(engine, 4)
     engine.reset(engine.cell.model_copy(update={"method": "z-loss", "gamma": 1.0}))
     penalized = program_of(engine, 4)
     tokens_BU = engine.to_device(batches(engine.cell, 3)[0])
-    engine._control(LR, stop=False)
+    engine._set_controls(LR, stop=False)
     norms = []
     for program in (plain, penalized, plain):
         engine.reset(engine.cell)
-        norms.append(float(program(tokens_BU, engine.controls, engine.strength)[2]))
+        norms.append(float(program(tokens_BU, engine.controls, engine.gamma)[2]))
     assert norms[0] == norms[2] != norms[1]
 
 
@@ -91,12 +91,12 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     engine = engine_of("z-loss", compile=True)
     program = program_of(engine, 4)
     tokens_BU = engine.to_device(batches(engine.cell, 3)[0])
-    for strength, stop in ((math.inf, False), (1.0, True)):
+    for gamma, stop in ((math.inf, False), (1.0, True)):
         engine.reset(engine.cell)
         before = engine.optimizer.values.clone()
-        engine.strength.fill_(strength)
-        engine._control(LR, stop)
-        program(tokens_BU, engine.controls, engine.strength)
+        engine.gamma.fill_(gamma)
+        engine._set_controls(LR, stop)
+        program(tokens_BU, engine.controls, engine.gamma)
         assert torch.equal(engine.optimizer.values, before)
         assert not engine.optimizer.exp_avg.any()
         assert float(engine.optimizer.steps) == 0
@@ -113,24 +113,24 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     ],
     ids=["small", "two workers", "autocast", "dropout"],
 )
-def test_what_is_one_function(fields, size, fuses):
+def test_kinds_that_are_compiled_as_one_function(fields, size, fuses):
     engine = engine_of("baseline", compile=True, **fields)
-    fuses &= fused.supported()
+    fuses &= fused.is_supported()
     engine.world = World(0, size, torch.device("cpu"))
     assert engine._can_fuse(engine.cell.training.batch_size) == fuses
     assert not engine._can_fuse(10**9), "its logits would not fit one chunk"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not fused.supported(), reason="this version of PyTorch does not, and the trainer knows")
+@pytest.mark.skipif(not fused.is_supported(), reason="this version of PyTorch does not, and the trainer knows")
 def test_the_compiler_keeps_the_rounding_of_the_logits():
-    """Inductor drops a rounding to bfloat16 and back unless told not to. At a mean logit of 100 that is a fifth of the
-    gradient; what is left are logits so near the middle of two roundings that their last digits decide."""
+    """By default inductor removes a rounding to bfloat16 and back. At a mean logit of 100 that changes a fifth of the
+    gradient. The remaining differences are logits so close to a rounding boundary that their last digits matter."""
     found, differences = {}, {}
     for logits_dtype in ("float32", "bfloat16"):
         eager, engine = (engine_of("baseline", compile=compile, logits_dtype=logits_dtype) for compile in (False, True))
         (batch_BU,) = batches(engine.cell, 1)
-        engine.programs[engine._kind(4)] = partial(engine._fused, program_of(engine, 4))
+        engine.programs[engine._program_key(4)] = partial(engine._fused_step, program_of(engine, 4))
         for e in (eager, engine):
             e.shift_logits(e.to_device(batch_BU), 100.0)
             step = e.step(batch_BU, step=0, lr=0.0, micro_batch=4)

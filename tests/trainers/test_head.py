@@ -1,8 +1,9 @@
-"""Methods and losses against the formulas of METHODS, in float64."""
+"""Methods and losses against their definitions, in float64."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,12 +28,24 @@ Drawing = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def drawn(dtype: torch.dtype = torch.float64, seed: int = 0, sizes: tuple[int, ...] = (B, T, D, V)) -> Drawing:
-    """h_BTD, E_VD, targets_BT."""
+    """Returns h_BTD, E_VD, targets_BT."""
     B, T, D, V = sizes
     generator = torch.Generator().manual_seed(seed)
     h_BTD = torch.randn(B, T, D, generator=generator, dtype=dtype).requires_grad_()
     E_VD = torch.randn(V, D, generator=generator, dtype=dtype).requires_grad_()
     return h_BTD, E_VD, torch.randint(V, (B, T), generator=generator)
+
+
+# The definition of each method: (gamma, logits, mean row of E) -> (mapped logits, penalty). They must not call the
+# functions that they check.
+FORMULAS: dict[str, Callable[[float, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | float]]] = {
+    "baseline": lambda gamma, logits, mu: (logits, 0.0),
+    "z-loss": lambda gamma, logits, mu: (logits, gamma * (logits.exp().sum(dim=-1).log() ** 2).mean()),
+    "mu-loss": lambda gamma, logits, mu: (logits, gamma * (mu @ mu)),
+    "mu-centering": lambda gamma, logits, mu: (logits, 0.0),  # it only changes E after each optimizer step
+    "soft-cap": lambda gamma, logits, mu: (gamma * torch.tanh(logits / gamma), 0.0),
+    "max-z": lambda gamma, logits, mu: (logits, gamma * (logits.max(dim=-1).values ** 2).mean()),
+}
 
 
 def formula(
@@ -43,26 +56,14 @@ def formula(
     targets_BT: torch.Tensor,
     precision: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The objective, written as in METHODS. Autograd takes a gradient back through the rounding by rounding it."""
+    """Returns the objective over all logits at once. Autograd rounds the gradient of a rounding."""
     logits_BTV = (h_BTD @ E_VD.T).to(precision or E_VD.dtype).to(E_VD.dtype)
-    if method == "soft-cap":
-        logits_BTV = gamma * torch.tanh(logits_BTV / gamma)
-    Z_BT = logits_BTV.exp().sum(dim=-1)
-    mu_D = E_VD.sum(dim=0) / len(E_VD)
-    penalty = {
-        "z-loss": lambda: (Z_BT.log() ** 2).mean(),
-        "mu-loss": lambda: mu_D @ mu_D,
-        "max-z": lambda: (logits_BTV.max(dim=-1).values ** 2).mean(),
-    }
-    cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
-    if method in penalty:
-        return cross_entropy + gamma * penalty[method]()
-    if function := methods.PENALTIES.get(method):  # without a formula here: its own, over all logits at once
-        whole = function(
-            torch.tensor(gamma, dtype=E_VD.dtype), Z_BT.log().flatten(), logits_BTV.amax(dim=-1).flatten(), mu_D
-        )
-        return cross_entropy + whole.mean()
-    return cross_entropy
+    mapped_BTV, penalty = FORMULAS[method](gamma, logits_BTV, E_VD.sum(dim=0) / len(E_VD))
+    return F.cross_entropy(mapped_BTV.flatten(0, 1), targets_BT.flatten()) + penalty
+
+
+def test_every_method_has_an_independent_formula() -> None:
+    assert set(FORMULAS) == set(METHODS), "add the method's definition to FORMULAS, without calling trainers.methods"
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -83,7 +84,7 @@ def test_every_function_is_in_the_registry():
 
 @pytest.fixture(params=[1, 3, 5, 10, 64], ids="chunks of {}".format)
 def chunks(request, monkeypatch) -> int:
-    """Tokens of a chunk; of the ten there are, some divide them and some do not."""
+    """Tokens of a chunk; there are ten tokens, which some sizes divide."""
     monkeypatch.setattr(head, "CHUNK_BYTES", request.param * V * 4)
     return request.param
 
@@ -98,16 +99,16 @@ def chunks(request, monkeypatch) -> int:
         ("soft-cap", (False, False, False)),
     ],
 )
-def test_what_a_penalty_depends_on_is_found(method, inputs):
-    assert head.inputs_of(method) == inputs
+def test_the_inputs_of_a_penalty_are_found(method, inputs):
+    assert head.penalty_inputs(method) == inputs
 
 
 def test_a_chunk_leaves_a_small_device_its_memory():
     V, gigabyte = 50_304, 2**30
-    assert head.fitting(V, 141 * gigabyte) == head.fitting(V, 35 * gigabyte) == head.ACCELERATOR_CHUNK
+    assert head.chunk_tokens(V, 141 * gigabyte) == head.chunk_tokens(V, 35 * gigabyte) == head.MAX_CHUNK_TOKENS
     for room in (24 * gigabyte, 6 * gigabyte):
-        assert 0.9 * head.CHUNK_SHARE * room < 2 * head.fitting(V, room) * V * 2 <= head.CHUNK_SHARE * room
-    assert head.fitting(V, 1.0) == 1
+        assert 0.9 * head.CHUNK_SHARE * room < 2 * head.chunk_tokens(V, room) * V * 2 <= head.CHUNK_SHARE * room
+    assert head.chunk_tokens(V, 1.0) == 1
 
 
 def gradients(objective: torch.Tensor, drawing: Drawing) -> tuple[torch.Tensor, ...]:
@@ -177,7 +178,7 @@ def test_the_gradient_is_the_slope_of_the_objective_for_any_shape(sizes, method,
 @pytest.mark.parametrize("sizes", [(B, T, D, V), (B, T, V, D)], ids=["V > D", "V < D"])
 @pytest.mark.parametrize("onednn", [False, True])
 def test_float32_is_the_formula_whichever_library_multiplies(onednn, sizes, chunks, monkeypatch):
-    monkeypatch.setattr(matmul, "FASTER", onednn)
+    monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", onednn)
     drawing = drawn(torch.float32, sizes=sizes)
     wide = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in drawing]
     found = losses(*drawing, "z-loss", torch.tensor(GAMMA), "float32").objective
@@ -197,7 +198,7 @@ def test_the_reported_loss_is_the_plain_cross_entropy(method):
 
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", PENALTIES)
-def test_strength_zero_is_the_baseline_bit_for_bit(method, logits_dtype, chunks):
+def test_a_gamma_of_zero_is_the_baseline_bit_for_bit(method, logits_dtype, chunks):
     mine, theirs = drawn(torch.float32), drawn(torch.float32)
     zero = losses(*mine, method, torch.tensor(0.0), logits_dtype).objective
     base = losses(*theirs, "baseline", torch.tensor(0.0), logits_dtype).objective
@@ -228,8 +229,8 @@ def test_cross_entropy_holds_where_exponentials_overflow(shift):
     torch.testing.assert_close(found, torch.tensor((200.0 + 1.0986123) / 2), rtol=0, atol=2e-3)
 
 
-class Looks(TorchDispatchMode):
-    """Sees every operation below autograd: how often each ran, and the largest tensor that came out of any."""
+class OpRecorder(TorchDispatchMode):
+    """Observes every operation below autograd: how often each ran, and the size of the largest result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,26 +251,26 @@ class Looks(TorchDispatchMode):
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_is_larger_than_the_logits_of_a_chunk(method, logits_dtype, chunks):
-    with Looks() as looks:
+    with OpRecorder() as recorder:
         losses(*drawn(torch.float32), method, torch.tensor(GAMMA), logits_dtype).objective.backward()
-    # E and its gradient, which are there anyway, are V * D.
-    assert looks.largest <= max(min(chunks, B * T), D) * V
+    # E and its gradient, which exist in any case, have V * D elements.
+    assert recorder.largest <= max(min(chunks, B * T), D) * V
 
 
 def test_without_grad_there_are_the_logits_and_no_gradient(chunks):
     products = -(-B * T // chunks)
-    with Looks() as looks:
+    with OpRecorder() as recorder:
         losses(*drawn(torch.float32), "z-loss", torch.tensor(GAMMA), "float32")
-    assert looks.products == 3 * products
-    with torch.no_grad(), Looks() as looks:
+    assert recorder.products == 3 * products
+    with torch.no_grad(), OpRecorder() as recorder:
         found = losses(*drawn(torch.float32), "z-loss", torch.tensor(GAMMA), "float32")
-    assert looks.products == products
+    assert recorder.products == products
     assert not found.objective.requires_grad
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_logits_are_rounded_forward_and_backward(method, chunks):
-    """In float64, in which no sum is so close between two bfloat16 values that its order decides."""
+    """In float64, in which no sum is so close to a rounding boundary that its order matters."""
     mine, theirs = drawn(), drawn()
     got = losses(*mine, method, GAMMA64, "bfloat16").objective
     want = formula(method, GAMMA, *theirs, precision=torch.bfloat16)
@@ -302,7 +303,7 @@ def test_float32_logits_and_gradients_stay_so_under_autocast(autocast):
     torch.testing.assert_close(seen, mine[0] @ mine[1].T, rtol=1e-6, atol=1e-6)
 
 
-def test_the_logits_to_look_at_are_rounded_and_capped():
+def test_the_logits_of_diagnostics_are_rounded_and_capped():
     h_BTD, E_VD, _ = drawn(torch.float32)
     exact_BTV = (h_BTD @ E_VD.T).detach()
     rounded_BTV = logits(h_BTD, E_VD, "baseline", torch.tensor(0.0), "bfloat16")
@@ -324,13 +325,13 @@ def test_mu_is_gone_after_mu_centering(size):
 
 
 shapes = st.tuples(*(st.integers(1, 6) for _ in range(3)), st.integers(2, 30))
-strengths = st.floats(1e-3, 10)
+gammas = st.floats(1e-3, 10)
 seeds = st.integers(0, 2**31)
 
 
 @settings(deadline=None, max_examples=60)
-@given(sizes=shapes, method=st.sampled_from(PENALTIES), gamma=strengths, seed=seeds)
-def test_a_penalty_is_never_negative_and_grows_with_its_strength_alone(sizes, method, gamma, seed):
+@given(sizes=shapes, method=st.sampled_from(PENALTIES), gamma=gammas, seed=seeds)
+def test_a_penalty_is_never_negative_and_grows_with_gamma_alone(sizes, method, gamma, seed):
     drawing = drawn(seed=seed, sizes=sizes)
     once, twice = (losses(*drawing, method, torch.tensor(k * gamma, dtype=torch.float64), "float32") for k in (1, 2))
     penalty = once.objective - once.cross_entropy
@@ -342,7 +343,7 @@ def test_a_penalty_is_never_negative_and_grows_with_its_strength_alone(sizes, me
 @settings(deadline=None, max_examples=60)
 @given(sizes=shapes, seed=seeds)
 def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
-    """It moves all logits of a token together, which the softmax does not see."""
+    """It shifts all logits of a token equally, which does not change the softmax."""
     h_BTD, E_VD, targets_BT = drawn(seed=seed, sizes=sizes)
     before = losses(h_BTD, E_VD, targets_BT, "baseline", GAMMA64, "float32").cross_entropy
     centered_VD = E_VD.detach().clone()
@@ -355,7 +356,7 @@ def test_mu_centering_changes_no_cross_entropy_and_once_is_enough(sizes, seed):
 
 
 @pytest.mark.parametrize("slow_tanh", [False, True])
-def test_soft_cap_however_a_processor_maps_it(slow_tanh, monkeypatch):
+def test_soft_cap_with_either_tanh(slow_tanh, monkeypatch):
     monkeypatch.setattr(methods, "SLOW_TANH", slow_tanh)
     logits_NV = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)) * 20
     leaf_NV = logits_NV.double().requires_grad_()

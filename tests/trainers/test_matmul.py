@@ -1,4 +1,4 @@
-"""Products through oneDNN are those of PyTorch, in values, gradients and shapes, whatever this machine's processor."""
+"""Products through oneDNN equal PyTorch's in values, gradients and shapes, on any CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers import matmul
-from trainers.matmul import linear, product, serves
+from trainers.matmul import linear, product, uses_onednn
 
 sizes = st.integers(1, 70)
 
@@ -19,16 +19,16 @@ sizes = st.integers(1, 70)
 @pytest.fixture(scope="module", autouse=True)
 def on_amd() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "FASTER", True)
-        patch.setattr(matmul, "WORTHWHILE_FLOPS", 0)
+        patch.setattr(matmul, "ONEDNN_IS_FASTER", True)
+        patch.setattr(matmul, "MIN_ONEDNN_FLOPS", 0)
         yield
 
 
-def test_a_small_product_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "WORTHWHILE_FLOPS", 2 * 5 * 24 * 40)
-    assert serves(torch.ones(5, 24), torch.ones(40, 24))
-    assert serves(torch.ones(5, 40), torch.ones(40, 24)), "the same product on its way back"
-    assert not serves(torch.ones(4, 24), torch.ones(40, 24))
+def test_a_small_product_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "MIN_ONEDNN_FLOPS", 2 * 5 * 24 * 40)
+    assert uses_onednn(torch.ones(5, 24), torch.ones(40, 24))
+    assert uses_onednn(torch.ones(5, 40), torch.ones(40, 24)), "the same product on its way back"
+    assert not uses_onednn(torch.ones(4, 24), torch.ones(40, 24))
 
 
 @given(N=sizes, I=sizes, O=sizes, transposed=st.tuples(st.booleans(), st.booleans()))
@@ -41,7 +41,7 @@ def test_product_of_any_strides(N: int, I: int, O: int, transposed: tuple[bool, 
         return matrix.T if transpose else matrix
 
     a_NI, b_OI = drawn(N, I, transposed[0]), drawn(O, I, transposed[1])
-    assert serves(a_NI, b_OI)
+    assert uses_onednn(a_NI, b_OI)
     torch.testing.assert_close(product(a_NI, b_OI).double(), a_NI.double() @ b_OI.double().T, rtol=1e-5, atol=1e-5)
 
 
@@ -64,10 +64,10 @@ def test_linear_and_its_gradients(shape: tuple[int, ...], outputs: int, dtype: t
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_another_processor_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "FASTER", False)
+def test_other_cpus_use_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", False)
     x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
-    assert not serves(x, W_OI)
+    assert not uses_onednn(x, W_OI)
     assert torch.equal(product(x, W_OI), x @ W_OI.T)
 
 
@@ -85,18 +85,18 @@ LINEAR_POINTWISE = "Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, 
 def test_an_operator_of_another_version_is_not_used(
     version: str, schema: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of oneDNN's operators stand those of a namespace of its own: none, or one with another schema."""
-    assert matmul.supported(), "this PyTorch lacks it: products on AMD processors are those of MKL"
+    """Replaces oneDNN's namespace by one without the operator, or with another schema of it."""
+    assert matmul.is_supported(), "this PyTorch lacks it: products on AMD processors are those of MKL"
     library = torch.library.Library(f"oec_{version}", "DEF")
     if schema:
         library.define(f"_linear_pointwise{schema}")
         library.impl("_linear_pointwise", lambda *arguments: [arguments[0]], "CPU")
     monkeypatch.setattr(torch.ops, "mkldnn", getattr(torch.ops, f"oec_{version}"))
-    assert not matmul.supported()
+    assert not matmul.is_supported()
 
 
-def test_autocast_is_left_to_pytorch() -> None:
+def test_autocast_uses_pytorch() -> None:
     x, W_OI = torch.randn(5, 24), torch.randn(40, 24)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not serves(x, W_OI)
+        assert not uses_onednn(x, W_OI)
         assert linear(x, W_OI).dtype == torch.bfloat16

@@ -22,7 +22,7 @@ def gpt(seed: int = 0, **spec: object) -> GPT:
 
 
 @pytest.mark.parametrize("scale", ["tiny", "16M"])
-def test_a_model_written_down_plainly_has_the_same_logits_and_gradients(scale):
+def test_a_plain_implementation_has_the_same_logits_and_gradients(scale):
     model = GPT(SCALES[scale], ModelSpec(), V, T)
     model.reset_parameters(0)
     plain = PlainGPT(SCALES[scale], V, T)
@@ -45,7 +45,7 @@ def test_parameter_count_is_the_scales(scale, tied):
 
 
 def test_attention_sees_no_future_token():
-    """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
+    """The gradient of the output at t in the embedding of a later token is exactly zero."""
     model = gpt()
     embedded = []
     model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
@@ -57,12 +57,12 @@ def test_attention_sees_no_future_token():
 
 
 def queries_and_keys(H: int, K: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """The same ``(1, T, H, K)`` at every position as queries and as keys, and what comes of it."""
+    """Rotates the same ``(1, T, H, K)`` at every position as queries and as keys."""
     x = torch.randn(1, 1, H, K, generator=torch.Generator().manual_seed(0)).expand(1, T, H, K)
     return x, *QueryKey(K, T)(x, x)
 
 
-def test_rope_turns_only_the_first_half_of_a_head_and_keeps_the_length_of_each_pair():
+def test_rotary_embedding_rotates_the_first_half_of_a_head_and_keeps_the_length_of_each_pair():
     K = 16
     x, q, k = queries_and_keys(H=2)
     assert torch.equal(q, k)

@@ -1,4 +1,4 @@
-"""Mu-centering where it could go wrong: tied weights, two processes, accumulation, sigma-reparam, after a resume."""
+"""Mu-centering in difficult cases: tied weights, two processes, accumulation, sigma-reparam, resumption."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def mu_norm(engine: Engine) -> float:
 
 
 def train(engine: Engine, batches: list[np.ndarray], micro_batch: int) -> list[float]:
-    """Takes a step a batch, with a finite state and centered output embeddings after each; returns the losses."""
+    """Takes one step per batch, checks that the state is finite and the output embedding centered, and returns the
+    losses."""
     losses = []
     for i, batch_BU in enumerate(batches):
         step = engine.step(batch_BU, step=i, lr=1e-2, micro_batch=micro_batch)
@@ -45,7 +46,7 @@ def train(engine: Engine, batches: list[np.ndarray], micro_batch: int) -> list[f
 
 
 def batches(tokens, n: int, rank: int = 0, size: int = 1) -> list[np.ndarray]:
-    """Of ``n`` global batches of four sequences, the part of a rank."""
+    """Returns a rank's part of ``n`` global batches of four sequences."""
     share = 4 // size
     starts = [4 * (i % 100) + share * rank for i in range(n)]
     return [tokens.train.read(range(start, start + share), tiny.T) for start in starts]
@@ -53,7 +54,7 @@ def batches(tokens, n: int, rank: int = 0, size: int = 1) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
 def test_200_steps_with_tied_weights_at_a_high_rate_without_nan(tokens, attention_norm):
-    """Where a user of the reference code met NaN; the one matrix is centered as input embedding too."""
+    """Users of the reference code got NaN here: the one matrix is also centered as the input embedding."""
     engine = Engine(centered(attention_norm), WORLD, compile=False)
     losses = train(engine, batches(tokens, 200), 4)
     assert np.mean(losses[-20:]) < losses[0] - 1
@@ -73,7 +74,7 @@ def test_without_it_mu_moves(tokens):
 
 
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
-def test_accumulated_micro_batches_center_once_a_step(tokens, attention_norm):
+def test_accumulated_micro_batches_are_centered_once_per_step(tokens, attention_norm):
     engine = Engine(centered(attention_norm, logits_dtype="float32"), WORLD, compile=False)
     whole = train(engine, batches(tokens, 5), 4)
     engine.reset(engine.cell)
@@ -97,7 +98,7 @@ def worker(rank: int, folder: Path) -> None:
         tokens, found = tiny.opened(folder), {}
         for attention_norm in ("qk-norm", "sigma-reparam"):
             engine = Engine(centered(attention_norm, logits_dtype="float32"), world, compile=False)
-            engine.settle(1)
+            engine.warm_up(1)
             losses = train(engine, batches(tokens, 5, rank, 2), 1)
             found[attention_norm] = [*losses, float(engine.objective.model.E_VD.detach().double().square().sum())]
         (folder / f"found-{rank}.json").write_text(json.dumps(found))

@@ -48,8 +48,9 @@ def test_schedule_rises_to_the_peak_and_falls_towards_the_minimum(schedule):
 @settings(deadline=None)
 @given(schedules())
 def test_schedule_has_no_jump(schedule):
-    """The warm-up is one straight line from 0 to the peak; what follows falls no steeper than its curve, from the peak
-    to the minimum at the step after the last."""
+    """The warm-up is a straight line from 0 to the peak. The schedule after it falls from the peak to the minimum at
+    the
+    step after the last, never more steeply than its curve."""
     spec, lr = schedule
     values = [0.0, *(lr_at(step, spec, lr) for step in range(spec.steps)), spec.min_lr]
     changes = [b - a for a, b in pairwise(values)]
@@ -85,8 +86,9 @@ def step(optimizer: Optimizer, lr: float) -> None:
 
 @pytest.mark.parametrize(("mode", "factor"), [("independent", 1.0), ("coupled", 0.5)])
 def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
-    """A matrix without a gradient shrinks by (1 - wd) a step whatever the learning rate, or by (1 - lr * wd); a norm's
-    scale does not."""
+    """A matrix without a gradient shrinks by (1 - wd) per step at any learning rate, or by (1 - lr * wd); norm weights
+    do
+    not shrink."""
     matrix, scale = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))
     optimizer = Optimizer([matrix, scale])
     optimizer.reset(spec(weight_decay=1e-3, weight_decay_mode=mode))
@@ -106,7 +108,7 @@ def test_without_weight_decay_steps_are_adams():
 
 
 def assert_steps_are(reference: type[torch.optim.Optimizer], **fields: Any) -> None:
-    """Five steps on one matrix at falling learning rates, as torch's optimizer takes them."""
+    """Takes five steps on one matrix at falling learning rates with torch's optimizer."""
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(4, 3, generator=generator), torch.randn(5, 4, 3, generator=generator)
     mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -160,7 +162,7 @@ def test_parameters_and_gradients_become_views_of_one_vector_and_keep_their_valu
 
 
 @pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}, {"weight_decay": 0.1}])
-def test_a_refused_step_and_those_after_it_change_nothing_until_reset(fields):
+def test_a_skipped_step_and_those_after_it_change_nothing_until_reset(fields):
     parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.ones(3))]
     optimizer = Optimizer(parameters)
     optimizer.reset(spec(**fields))

@@ -1,4 +1,4 @@
-"""The published code's recorded steps, taken by our engine, and its initial values."""
+"""Our engine against the recorded steps and the initial values of the published code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainers.optimizer import lr_at
 RECORDING = Recording()
 RUNS = {run.name: run for run in RECORDING.runs}
 TOLERANCE = 1e-5
-"""Relative; what rounding alone does is below 1e-6."""
+"""Relative; rounding alone causes less than 1e-6."""
 PUBLISHED_16M = {
     "attention.qkv": 0.0473,
     "attention.proj": 0.0058,
@@ -37,7 +37,7 @@ PUBLISHED_16M = {
     "E": 0.0063,
     "embedding": 0.0668,
 }
-"""As the published code and its checkpoints have them."""
+"""As in the published code and its checkpoints."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_formulas_of_the_initial_values_give_the_published_figures() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_recorded_weights_were_drawn_by_these_formulas(tied: bool) -> None:
-    """The published code's own draw: it is what the formulas have to explain."""
+    """The published code's own initialization, which the formulas have to explain."""
     model = GPT(SCALES["tiny"], ModelSpec(tied=tied), RECORDING.meta["V"], T=1)
     model.load_state_dict(RECORDING.weights(tied))
     stds = published_stds(SCALES["tiny"], RECORDING.meta["V"], tied)
@@ -101,10 +101,10 @@ def test_initial_values_are_drawn_as_published(scale: str, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("scale", SCALES)
 def test_initial_standard_deviations_at_every_scale(scale: str, tied: bool) -> None:
-    """What would be drawn, without the memory that the large ones take; the drawing is the same at every scale."""
+    """The initial values without the memory of the large models. They are drawn in the same way at every scale."""
     with torch.device("meta"):
         model = GPT(SCALES[scale], ModelSpec(tied=tied), V_PUBLISHED, T=1)
-    asked_for = sorted((tuple(matrix.shape), std) for matrix, std in model._initial())
+    asked_for = sorted((tuple(matrix.shape), std) for matrix, std in model._initial_stds())
     stds = published_stds(SCALES[scale], V_PUBLISHED, tied)
     wanted = sorted((tuple(matrix.shape), stds[name]) for name, matrix in matrices(model))
     assert [shape for shape, _ in asked_for] == [shape for shape, _ in wanted], "every matrix once"

@@ -20,7 +20,7 @@ DECAYS = [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode":
 
 
 def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
-    """A halted step on tape, its tokens and its figures."""
+    """Records a halted step on a tape. Returns the tape, the step's tokens and its metrics."""
     spec = engine.cell.training
     tokens_BU = torch.zeros(spec.batch_size, spec.sequence_length + 1, dtype=torch.int64)
     engine.optimizer.halted.fill_(1.0)
@@ -33,17 +33,17 @@ def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
 @pytest.mark.parametrize("fields", DECAYS, ids=["no decay", "independent", "coupled"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
-    """Two cells of other seeds, learning rates and strengths, bit for bit, from one recording."""
+    """Two cells with other seeds, learning rates and gammas, bit for bit, from one recording."""
     engine, eager = (Engine(of(method, **fields), World.single(), compile=False) for _ in range(2))
     tape, tokens_BU, figures_3 = recorded(engine, micro_batch=2)
     for factor, seed in ((3.0, 5), (0.5, 6)):
         this = of(method, factor, **fields).model_copy(update={"seed": seed})
-        assert engine._kind(2) == eager._kind(2)
+        assert engine._program_key(2) == eager._program_key(2)
         engine.reset(this)
         eager.reset(this)
         for i, batch_BU in enumerate(batches(this, 4)):
             lr = 1e-2 / (i + 1)
-            engine._control(lr, stop=False)
+            engine._set_controls(lr, stop=False)
             tokens_BU.copy_(engine.to_device(batch_BU))
             tape.replay()
             loss, stops, norm = figures_3.tolist()
@@ -59,7 +59,7 @@ def test_a_recorded_step_of_every_attention_norm(attention_norm):
     tape, tokens_BU, _ = recorded(engine, micro_batch=4)
     engine.reset(this)
     for i, batch_BU in enumerate(batches(this, 3)):
-        engine._control(1e-2, stop=False)
+        engine._set_controls(1e-2, stop=False)
         tokens_BU.copy_(engine.to_device(batch_BU))
         tape.replay()
         eager.step(batch_BU, step=i, lr=1e-2, micro_batch=4)
@@ -73,8 +73,8 @@ def test_the_tape_sees_a_read():
 
 @pytest.mark.parametrize("fault", ["stop", "loss", "norm"])
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
-def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm):
-    """As the figures of a step are read when the next one is on its way."""
+def test_steps_launched_after_a_skipped_one_leave_no_trace(fault, attention_norm):
+    """The metrics of a step are read after the next one was launched."""
     this = of("mu-centering", attention_norm=attention_norm, weight_decay=1e-2)
     engine = Engine(this, World.single(), compile=False)
     batch_BU, *more = batches(this, 4)
@@ -102,13 +102,13 @@ def test_steps_launched_after_a_refused_one_leave_no_trace(fault, attention_norm
 
 
 def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
-    """What several ranks of accelerators replay around the sum of their gradients."""
+    """Several ranks of accelerators replay these halves around the sum of their gradients."""
     this = of("z-loss", weight_decay=1e-2)
     whole, halves = (Engine(this, World.single(), compile=False) for _ in range(2))
     for i, batch_BU in enumerate(batches(this, 3)):
         step = whole.step(batch_BU, step=i, lr=1e-2, micro_batch=2)
-        halves._control(1e-2, stop=False)
-        flags_2 = halves._own_backward(halves.to_device(batch_BU), 2)
+        halves._set_controls(1e-2, stop=False)
+        flags_2 = halves._local_backward(halves.to_device(batch_BU), 2)
         loss, stops, norm = halves._update(flags_2).tolist()
         assert (loss, norm, stops) == (step.loss, step.grad_norm, 0)
     assert torch.equal(whole.optimizer.values, halves.optimizer.values)
@@ -117,16 +117,16 @@ def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_head_of_accelerators_is_that_of_processors(method, precision, logits_dtype, monkeypatch):
-    """``head.chunk`` against the head in blocks, gradients and losses, over several chunks of unequal size."""
-    monkeypatch.setattr(head, "ACCELERATOR_CHUNK", 50)
+def test_the_head_of_accelerators_is_that_of_cpus(method, precision, logits_dtype, monkeypatch):
+    """``compute_chunk`` against the head in blocks, in gradients and losses, over several chunks of unequal size."""
+    monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", 50)
     this = of(method, precision=precision, logits_dtype=logits_dtype)
     found = []
-    for chunk in (None, head.chunk):
+    for chunk in (None, head.compute_chunk):
         engine = Engine(this, World.single(), compile=False)
         engine.objective.chunk = chunk
         tokens_BU = engine.to_device(batches(this, 1)[0])
-        losses = engine.objective(tokens_BU, this.method, engine.strength)
+        losses = engine.objective(tokens_BU, this.method, engine.gamma)
         losses.objective.backward()
         found.append((losses, engine.optimizer.gradient))
     (blocks, expected), (chunks, gradient) = found
@@ -145,10 +145,13 @@ def test_the_compiled_head_is_the_eager_one(method, logits_dtype):
     engine = Engine(this, World.single(), compile=False)
     tokens_BU = engine.to_device(batches(this, 1)[0])
     found = []
-    for chunk in (head.chunk, torch.compile(head.chunk, dynamic=False, fullgraph=True, options=head.OPTIONS)):
+    for chunk in (
+        head.compute_chunk,
+        torch.compile(head.compute_chunk, dynamic=False, fullgraph=True, options=head.COMPILE_OPTIONS),
+    ):
         engine.objective.chunk = chunk
         engine.optimizer.zero_grad()
-        losses = engine.objective(tokens_BU, this.method, engine.strength)
+        losses = engine.objective(tokens_BU, this.method, engine.gamma)
         losses.objective.backward()
         found.append((losses, engine.optimizer.gradient.clone()))
     (eager, expected), (compiled, gradient) = found

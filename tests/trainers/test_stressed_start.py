@@ -36,14 +36,14 @@ def test_the_mean_logit_moves_and_a_float32_loss_does_not(tokens: Tokens, tmp_pa
 
 
 def test_bfloat16_logits_lose_their_differences(tokens: Tokens, tmp_path: Path) -> None:
-    """At a mean of 300 neighbours in bfloat16 are 2 apart."""
+    """At a mean of 300, adjacent bfloat16 numbers are 2 apart."""
     normal, shifted = (
         rows(tokens, stressed(shift=shift, logits_dtype="bfloat16"), tmp_path / str(shift))[0] for shift in (0.0, 300.0)
     )
     assert shifted["val_loss"] > normal["val_loss"] + 0.01
 
 
-def test_mu_centering_takes_it_back_with_the_first_step(tokens: Tokens, tmp_path: Path) -> None:
+def test_mu_centering_removes_the_shift_with_the_first_step(tokens: Tokens, tmp_path: Path) -> None:
     baseline, centered = (rows(tokens, stressed(name), tmp_path / name) for name in ("baseline", "mu-centering"))
     assert abs(centered[1]["logits_mean"]) < 1e-3 < baseline[1]["logits_mean"]
 

@@ -1,4 +1,4 @@
-"""Weights that outlive a run: which, whose, and what a fault leaves of them."""
+"""Weights that outlive a run: which are kept, whose they are, and what a fault leaves of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.keep_weights import KeepWeights
-from trainers import described, weights
+from trainers import tensor_files, weights
 from trainers.loop import Trainer
 from trainers.result import Result
 from trainers.world import World
@@ -29,11 +29,11 @@ def run(trainer: Trainer, this: Cell, folder: Path, keep: KeepWeights = LAST, **
 
 
 def kept(folder: Path, this: Cell) -> dict[int, dict[str, Tensor]]:
-    """By step, each file compared with its digest."""
-    found = list(weights.kept(folder / "weights", this.id))
+    """Returns the weights by step, after comparing each file with its digest."""
+    found = list(weights.find_kept(folder / "weights", this.id))
     for one in found:
         assert one.cell == this
-        described.verified(one.path, this.id)
+        tensor_files.read_verified(one.path, this.id)
     return {one.step: load_file(one.path) for one in found}
 
 
@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 
 def stop_after(steps: int):
-    """A ``should_stop`` that says yes before step ``steps``."""
+    """A ``should_stop`` that returns True before step ``steps``."""
     asked = iter([False] * steps + [True])
     return asked.__next__
 
@@ -81,7 +81,7 @@ def test_the_json_says_what_they_are(tokens, folder):
     assert content["tensors"].keys() == load_file(folder / "weights" / "step-00000008.safetensors").keys()
 
 
-def test_every_so_many_steps_and_the_last(tokens, tmp_path):
+def test_weights_are_kept_every_n_steps_and_at_the_end(tokens, tmp_path):
     trainer, this = Trainer(WORLD, tokens), cell()
     first = run(trainer, this, tmp_path / "a", EVERY_3)
     assert list(kept(tmp_path / "a", this)) == [3, 6, 8]
@@ -107,14 +107,14 @@ def test_a_stopped_cell_keeps_its_checkpoint_and_resumes_to_the_same_weights(tok
     assert_equal(kept(tmp_path / "b", this), kept(tmp_path / "a", this))
 
 
-def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path):
-    """As after a kill between the weights of step 6 and the checkpoint behind them."""
+def test_a_run_that_resumes_before_kept_weights_writes_them_again(tokens, tmp_path):
+    """After a kill between the weights of step 6 and the next checkpoint."""
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path / "a", EVERY_3)
     run(trainer, this, tmp_path / "b", EVERY_3, should_stop=stop_after(5))  # a checkpoint of step 5
     for step in (6, 7):
-        described.write(
-            described.path_of(tmp_path / "b" / "weights", step),
+        tensor_files.write(
+            tensor_files.path_for(tmp_path / "b" / "weights", step),
             lambda path: path.write_bytes(b"of another run"),
             cell=this.id,
             step=step,
@@ -126,15 +126,15 @@ def test_a_run_that_resumes_before_what_was_kept_writes_it_anew(tokens, tmp_path
     assert names(tmp_path / "b") == names(tmp_path / "a")
 
 
-def test_a_run_from_the_start_drops_what_an_earlier_one_kept(tokens, tmp_path):
+def test_a_run_from_the_start_removes_earlier_weights(tokens, tmp_path):
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path, EVERY_3)
-    run(trainer, this, tmp_path, KeepWeights())  # its checkpoints are gone, so it begins anew
+    run(trainer, this, tmp_path, KeepWeights())  # it has no checkpoints, so it starts again
     assert names(tmp_path) == ["metrics.jsonl"]
     assert not (tmp_path / "weights").exists()
 
 
-def test_damaged_ones_are_named_and_passed_over(tokens, folder):
+def test_damaged_weights_are_named_and_skipped(tokens, folder):
     this = cell()
     run(Trainer(WORLD, tokens), this, folder, EVERY_3)
     (folder / "weights" / "step-00000003.json").unlink()
@@ -142,14 +142,14 @@ def test_damaged_ones_are_named_and_passed_over(tokens, folder):
     torn.write_text(torn.read_text()[:40])
     last = folder / "weights" / "step-00000008.safetensors"
     last.write_bytes(last.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="passed over") as warned:
-        found = list(weights.kept(folder / "weights", this.id))
+    with pytest.warns(UserWarning, match="skipped") as warned:
+        found = list(weights.find_kept(folder / "weights", this.id))
     assert [str(one.message).rpartition(": ")[2] for one in warned] == [
         "its JSON file is missing, so it was never completed",
         "its JSON file is torn",
     ]
     assert [one.step for one in found] == [8]
-    with pytest.raises(described.Damaged, match="SHA-256"):
-        described.verified(found[0].path, this.id)
+    with pytest.raises(tensor_files.DamagedFile, match="SHA-256"):
+        tensor_files.read_verified(found[0].path, this.id)
     with pytest.warns(UserWarning, match=f"belongs to cell {this.id}, not another"):
-        assert not [one for one in weights.kept(folder / "weights", "another") if one.step == 8]
+        assert not [one for one in weights.find_kept(folder / "weights", "another") if one.step == 8]

@@ -1,4 +1,4 @@
-"""The branches of accelerators, where there is none: shapes, types and devices of their steps, by fake tensors."""
+"""The code for accelerators, without one: shapes, dtypes and devices of their steps, with fake tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small cells and tokens for the tests of this folder."""
+"""Small cells and tokens for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = 32
 
 
 def tokens(folder: Path) -> Tokens:
-    """A cyclic text with noise, which a tiny model learns something of in 20 steps."""
+    """Writes a cyclic text with noise, from which a tiny model learns something in 20 steps."""
     for name, n in (("train", 20_000), ("validation", 2_000)):
         generator = np.random.default_rng(len(name))
         text = np.where(generator.random(n) < 0.2, generator.integers(0, V, n), np.arange(n) % 50)
@@ -62,13 +62,13 @@ def cell(
 
 
 def of(method: str = "baseline", factor: float = 1.0, attention_norm: str = "qk-norm", **fields: Any) -> Cell:
-    """A tiny cell with its method's default strength, or ``factor`` times that."""
+    """Returns a tiny cell with its method's default gamma times ``factor``."""
     default = METHODS[method].default_gamma
     this = cell(method, default and factor * default, **fields)
     return this.model_copy(update={"attention_norm": attention_norm})
 
 
 def batches(this: Cell, steps: int) -> list[NDArray[np.uint16]]:
-    """Random tokens for some steps of a cell, each ``(B, T + 1)``."""
+    """Returns random tokens for some steps of a cell, each ``(B, T + 1)``."""
     shape = (steps, this.training.batch_size, this.training.sequence_length + 1)
     return list(np.random.default_rng(0).integers(0, this.V, shape, dtype=np.uint16))

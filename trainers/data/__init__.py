@@ -1,4 +1,4 @@
-"""Tokens: where they come from, how they lie on disk, and which of them a step reads."""
+"""Tokens: where they come from, how they are stored, and which of them a step reads."""
 
 from trainers.data.batches import Prefetcher, batch_windows
 from trainers.data.preparation import Recipe, tokenize

@@ -1,4 +1,4 @@
-"""Which tokens a step reads, and reading them ahead of it."""
+"""Which tokens a step reads, and a thread that reads them ahead of time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from search_spaces.errors import InvalidInput
 from trainers.data.shards import Shards
 
 BLOCK_TOKENS = 1 << 17
-"""Tokens handed from the reading thread at once: a handover costs more than reading a batch of a tiny model."""
+"""Tokens that the reading thread passes on at a time: passing them on costs more than reading a tiny model's batch."""
 BLOCKS_AHEAD = 4
 
 
 def batch_windows(seed: int, step: int, batch_size: int, windows: int) -> NDArray[np.int64]:
-    """The windows (batch_size,) of the global batch of ``step``, out of ``windows``.
+    """Returns the windows ``(batch_size,)`` of the global batch of ``step``, out of ``windows``.
 
-    The stream of all batches is one permutation of the windows after the other, so that each is read once an
-    epoch and a batch may span epochs. A place depends on (seed, step, place) alone, whoever asks for it.
+    The stream of all batches is a sequence of permutations of the windows. Each window is read once per epoch, and a
+    batch may span two epochs. The window at a position depends only on (seed, step, position).
     """
     out = np.empty(batch_size, dtype=np.int64)
     start = step * batch_size
@@ -38,9 +38,9 @@ def batch_windows(seed: int, step: int, batch_size: int, windows: int) -> NDArra
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, windows: int) -> NDArray[np.int64]:
-    """A permutation keyed by (seed, epoch): the order of raw Philox words.
+    """Returns a permutation keyed by (seed, epoch): the order of raw Philox words.
 
-    NumPy promises the raw words of a bit generator for all its versions, and does not promise ``permutation``.
+    NumPy guarantees the raw words of a bit generator across versions, but not ``permutation``.
     """
     words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(windows)
     order: NDArray[np.int64] = np.argsort(words, kind="stable")
@@ -49,14 +49,14 @@ def _permutation(seed: int, epoch: int, windows: int) -> NDArray[np.int64]:
 
 
 class Prefetcher:
-    """The local batches of the steps ``start_step`` to ``end_step - 1``, read ahead in one background thread.
+    """Reads the local batches of the steps ``start_step`` to ``end_step - 1`` ahead of time in a background thread.
 
-    Use it as a context manager and iterate it once: it yields uint16 arrays (batch_size / world_size, T + 1) in
-    step order. Rank r has the places ``[r * B / W, (r + 1) * B / W)`` of each global batch. What fails in the
-    thread is raised by the iteration. Leaving the context ends the thread, wherever the iteration stands.
+    Use it as a context manager and iterate over it once: it yields uint16 arrays ``(batch_size / world_size, T + 1)``
+    in step order. Rank r reads the positions ``[r * B / W, (r + 1) * B / W)`` of each global batch. The iteration
+    raises the thread's exceptions. Leaving the context ends the thread at any point of the iteration.
 
     Raises:
-        InvalidInput: the ranks can not share the batch evenly, or not one window fits the shards.
+        InvalidInput: the batch cannot be divided evenly among the ranks, or no window fits into the shards.
     """
 
     def __init__(
@@ -73,12 +73,15 @@ class Prefetcher:
     ) -> None:
         if batch_size % world_size:
             raise InvalidInput(
-                "training.batch_size", batch_size, f"is not divided by {world_size} workers", "use a multiple of it"
+                "training.batch_size", batch_size, f"is not divisible by {world_size} workers", "use a multiple of it"
             )
         self._windows = shards.windows(T)
         if not self._windows:
             raise InvalidInput(
-                "training.sequence_length", T, f"fits no shard of {shards.tokens} tokens in all", "shorten it"
+                "training.sequence_length",
+                T,
+                f"is longer than every shard ({shards.tokens} tokens in total)",
+                "shorten it",
             )
         self._shards, self._seed, self._T, self._batch_size = shards, seed, T, batch_size
         self._local = batch_size // world_size
@@ -100,12 +103,12 @@ class Prefetcher:
     def __iter__(self) -> Iterator[NDArray[np.uint16]]:
         while isinstance(block := self._blocks.get(), np.ndarray):
             yield from block
-        self._blocks.put(block)  # the thread has ended: whoever iterates again meets the end too, and does not hang
+        self._blocks.put(block)  # the thread has ended: a second iteration must end too, instead of waiting for it
         if block is not None:
             raise block
 
     def close(self) -> None:
-        """End the thread and wait for it. Emptying the queue frees it from a ``put`` that it may hang in."""
+        """Ends the thread and waits for it. Emptying the queue unblocks a ``put`` that it may be waiting in."""
         self._closing = True
         while not self._blocks.empty():
             self._blocks.get_nowait()

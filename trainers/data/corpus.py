@@ -1,4 +1,4 @@
-"""Texts on this machine: which files are documents, and which of them are kept for validation."""
+"""Texts on this machine: which files are documents, and which of them are used for validation."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from search_spaces.cell import digest
 from search_spaces.errors import InvalidInput
 from trainers.data.shards import match
 
-VALIDATION = 0.05
-"""Share of the documents, or of a single document's characters, that is kept for validation."""
-NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-MACHINE_MADE = ("_sysconfigdata", "config-")
-"""Prefixes of what the build of this Python wrote into its library: paths and flags of one machine."""
+VALIDATION_SHARE = 0.05
+"""Share of the documents, or of a single document's characters, that is used for validation."""
+EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+GENERATED_PREFIXES = ("_sysconfigdata", "config-")
+"""Files that the build of this Python wrote into its library, with the paths and flags of one machine."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file, or a part of it."""
+    """A file, or part of one."""
 
     name: str
-    """Path relative to the corpus, with '/'."""
+    """Path relative to the corpus, with '/' as separator."""
     path: Path
     part: tuple[float, float] = (0.0, 1.0)
     """Start and end, as shares of the characters."""
 
     def text(self) -> str | None:
-        """The text as it stands, line ends included; None if the file is empty or no UTF-8 text.
+        """Returns the unmodified text, including line ends, or None if the file is empty or not UTF-8 text.
 
         Raises:
-            InvalidInput: the file can not be read.
+            InvalidInput: the file cannot be read.
         """
         try:
             content = self.path.read_bytes()
@@ -44,7 +44,7 @@ class Document:
             raise InvalidInput(
                 "data.path",
                 str(self.path),
-                f"can not be read ({type(error).__name__})",
+                f"cannot be read ({type(error).__name__})",
                 "make it readable or remove it",
             ) from error
         if b"\0" in content or not content.strip():
@@ -59,60 +59,63 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files that may be documents, sorted by name."""
+    """Candidate documents, sorted by name."""
 
     name: str
     files: tuple[Document, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any file's name, size or time of change: to know a corpus again without reading it."""
+        """Identifies a corpus without reading it: it changes with any file's name, size or modification time."""
         stats = [(file.name, file.path.stat()) for file in self.files]
         return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     def documents(self) -> tuple[list[Document], list[Document]]:
-        """Those that are UTF-8 text: for training, and for validation.
+        """Returns the UTF-8 documents for training and those for validation.
 
-        Validation is the twentieth, at least one, whose names have the smallest hashes, so that it stays nearly the
-        same as documents come and go. A single document gives its last 5 %.
+        Validation is the twentieth of the documents, but at least one, whose names have the smallest hashes, so that
+        it hardly changes when documents are added or removed. A single document contributes its last 5 %.
 
         Raises:
-            InvalidInput: there is none.
+            InvalidInput: no file is UTF-8 text.
         """
         found = [file for file in self.files if file.text() is not None]
         if not found:
             raise InvalidInput(
-                "data.path", self.name, f"holds no UTF-8 text in its {len(self.files)} files", "give files with text"
+                "data.path", self.name, f"has no UTF-8 text in its {len(self.files)} files", "give files with text"
             )
         if len(found) == 1:
-            cut = 1 - VALIDATION
+            cut = 1 - VALIDATION_SHARE
             return [replace(found[0], part=(0.0, cut))], [replace(found[0], part=(cut, 1.0))]
         by_hash = sorted(found, key=lambda document: hashlib.sha256(document.name.encode()).digest())
-        kept = set(by_hash[: max(1, int(VALIDATION * len(found)))])
+        kept = set(by_hash[: max(1, int(VALIDATION_SHARE * len(found)))])
         return [d for d in found if d not in kept], [d for d in found if d in kept]
 
 
 def standard_library() -> Corpus:
-    """The sources of the running Python's standard library: about 12 MB in some 730 files for 3.11.
+    """Returns the sources of the running Python's standard library: about 12 MB in 730 files for Python 3.11.
 
-    Without its tests, which are another 19 MB where they are installed and absent from most distributions' packages,
-    and without what the build of this Python wrote: equal versions have equal sources.
+    It excludes the tests, which are another 19 MB but missing from most distributions' packages, and the files that the
+    build of this Python generated, so that equal versions have equal sources.
 
     Raises:
-        InvalidInput: this Python came without its sources.
+        InvalidInput: this Python is installed without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files = _walk(root, lambda name: name not in NOT_LIBRARY and not name.startswith((".", *MACHINE_MADE)))
+    files = _walk(root, lambda name: name not in EXCLUDED_FOLDERS and not name.startswith((".", *GENERATED_PREFIXES)))
     sources = [path for path in files if path.suffix == ".py"]
     if not sources:
         raise InvalidInput(
-            "data.source", "builtin", f"finds no Python sources in {root}", "choose data.source text with a data.path"
+            "data.source",
+            "builtin",
+            f"found no Python sources in {root}",
+            "set data.source to text and give a data.path",
         )
     return _corpus(f"python-{platform.python_version()}", root, sources)
 
 
 def local(pattern: str, origin: str = "data.path") -> Corpus:
-    """A file, all files below a folder but the hidden ones, or the files that a glob matches.
+    """Returns a file, all visible files below a folder, or the files that a glob matches.
 
     Raises:
         InvalidInput: there is no such file.

@@ -1,4 +1,4 @@
-"""Documents as a stream: any data set that ``datasets`` reads, from its Hub or from files of this machine."""
+"""A stream of documents from any data set that ``datasets`` can read, on the Hub or in files on this machine."""
 
 from __future__ import annotations
 
@@ -18,72 +18,72 @@ if TYPE_CHECKING:
 BATCH_DOCUMENTS = 64
 HUB_TIMEOUT_S = 10.0
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-KNOWN: Mapping[str, tuple[str, str]] = {"fineweb": ("HuggingFaceFW/fineweb", "sample-10BT")}
-"""Short names of data sets of the Hub: the name there, and the configuration unless another is asked for."""
+ALIASES: Mapping[str, tuple[str, str]] = {"fineweb": ("HuggingFaceFW/fineweb", "sample-10BT")}
+"""Short names of data sets on the Hub: the full name and the default configuration."""
 SAMPLE = re.compile(r"sample-(\d+)BT")
-"""Configurations of the FineWeb family, named by their billions of GPT-2 tokens."""
+"""Configurations of the FineWeb family, whose names give their size in billions of GPT-2 tokens."""
 READERS: Mapping[str, str] = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
-"""The reader of ``datasets`` for an ending. A file of any other ending is one document, as text."""
+"""The ``datasets`` reader for a file extension. A file with any other extension is one document, read as text."""
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-BLAMED = {"BuilderConfig": "--config", "Config name": "--config", "Bad split": "--split"}
-"""How messages of ``datasets`` begin, and the option that they are about."""
+ERROR_OPTIONS = {"BuilderConfig": "--config", "Config name": "--config", "Bad split": "--split"}
+"""How error messages of ``datasets`` begin, and the option that they are about."""
 
 
-class Place(Frozen):
-    """Between two documents of a source."""
+class StreamPosition(Frozen):
+    """A position between two documents of a source."""
 
     rows: int = 0
-    """Rows before it."""
+    """Number of rows before the position."""
     stream: dict[str, Any] | None = None
-    """The state of ``datasets`` there; None at the start."""
+    """The state of the ``datasets`` stream at the position; None at the start."""
 
 
 class Batch(NamedTuple):
-    """The next documents from ``place`` on, without those that are empty."""
+    """The non-empty documents after ``place``."""
 
-    place: Place
+    place: StreamPosition
     texts: list[str]
 
 
 class Documents:
-    """The texts of one column of a source, in its order.
+    """The texts of one column of a source, in order.
 
     Args:
-        source: a name of ``KNOWN``, a file, folder or glob of this machine, or OWNER/NAME of a data set of the Hub.
+        source: a name in ``ALIASES``, a file, folder or glob on this machine, or OWNER/NAME of a data set on the Hub.
 
     Raises:
-        InvalidInput: nothing of this name is here, or could be on the Hub.
+        InvalidInput: there is no such file, and it is not a valid name on the Hub.
     """
 
     def __init__(self, source: str, *, config: str | None, split: str, column: str) -> None:
         self.split, self.column = split, column
         self._corpus: Corpus | None = None
-        self.source, usual = KNOWN.get(source, (source, None))
-        self.config = config or usual
-        if source in KNOWN:
+        self.source, default_config = ALIASES.get(source, (source, None))
+        self.config = config or default_config
+        if source in ALIASES:
             return
         try:
             self._corpus = local(source, "SOURCE")
         except InvalidInput as error:
             if not HUB_NAME.fullmatch(source) or source.endswith((*READERS, *COMPRESSED)):
-                remedy = "give a study, a file, a folder, a glob, or OWNER/NAME of a data set of the Hub"
+                remedy = "give a study, a file, a folder, a glob, or OWNER/NAME of a data set on the Hub"
                 raise InvalidInput("SOURCE", source, error.problem, remedy) from None
             return
         if config:
-            raise InvalidInput("--config", config, "does not go with files of this machine", "leave it out")
+            raise InvalidInput("--config", config, "cannot be combined with files on this machine", "omit it")
         self._reader = self._reader_of([document.path for document in self._corpus.files])
 
     @property
     def name(self) -> str:
-        """Readable, and fit for a folder."""
+        """A readable name that is valid as the name of a folder."""
         return self._corpus.name if self._corpus else self.source.split("/")[1].lower()
 
     def revision(self, pinned: str | None = None) -> str:
-        """What the source is: a commit of the Hub (``pinned``, if it is there), or a digest of the files' names, sizes
-        and times of change.
+        """Identifies the content: a commit on the Hub (``pinned``, if given), or a digest of the files' names,
+        sizes and modification times.
 
         Raises:
-            InvalidInput: the Hub does not answer, or has no such data set.
+            InvalidInput: the Hub does not respond, or has no such data set.
         """
         if self._corpus:
             return self._corpus.fingerprint
@@ -93,14 +93,15 @@ class Documents:
         try:
             return str(HfApi().dataset_info(self.source, revision=pinned, timeout=HUB_TIMEOUT_S).sha)
         except HfHubHTTPError as error:
-            problem, remedy = "is no file here and refused by the Hub", "see its name there, and HF_TOKEN"
+            problem, remedy = "is not a file here, and the Hub refused it", "check its name on the Hub, and HF_TOKEN"
             raise InvalidInput("SOURCE", self.source, f"{problem} ({_line(error)})", remedy) from error
-        except Exception as error:  # whatever its HTTP library raises
-            problem, remedy = "is no file here, and the Hub does not answer", "connect, or give files of this machine"
+        except Exception as error:  # the exceptions of its HTTP library
+            problem = "is not a file here, and the Hub does not respond"
+            remedy = "connect to the network, or give files on this machine"
             raise InvalidInput("SOURCE", self.source, f"{problem} ({_line(error)})", remedy) from error
 
     def rows(self) -> int | None:
-        """Rows in all, where they are known without reading them."""
+        """Returns the total number of rows, or None if counting them would require reading them."""
         if not self._corpus or self._reader != "parquet":
             return None
         from pyarrow.parquet import read_metadata
@@ -111,69 +112,71 @@ class Documents:
             raise self._unreadable(error) from error
 
     def tokens(self) -> float | None:
-        """About how many GPT-2 tokens in all, where the configuration's name says so."""
+        """Returns the approximate total of GPT-2 tokens, or None if the configuration's name does not give it."""
         sample = SAMPLE.fullmatch(self.config or "")
         return int(sample[1]) * 1e9 if sample else None
 
-    def batches(self, revision: str, place: Place) -> Iterator[Batch]:
-        """The documents from ``place`` on.
+    def batches(self, revision: str, place: StreamPosition) -> Iterator[Batch]:
+        """Yields the documents after ``place``.
 
         Raises:
-            InvalidInput: the source can not be read, or has no such configuration, split or column of text.
+            InvalidInput: the source cannot be read, or has no such configuration, split or text column.
         """
         try:
             stream = self._open(revision).with_format("arrow")
             if (features := stream.features) is not None:
-                self._check(features.arrow_schema)  # before threads read ahead: a process that ends meanwhile aborts
+                self._check(
+                    features.arrow_schema
+                )  # before threads read ahead, because a process that exits during that aborts
             if place.stream:
                 stream.load_state_dict(place.stream)
             with closing(stream.iter(BATCH_DOCUMENTS)) as tables:
                 for table in tables:
                     self._check(table.schema)
                     texts = table.column(self.column).to_pylist()
-                    behind = Place(rows=place.rows + len(texts), stream=stream.state_dict())
+                    following = StreamPosition(rows=place.rows + len(texts), stream=stream.state_dict())
                     yield Batch(place, [text for text in texts if text])
-                    place = behind
+                    place = following
         except InvalidInput:
             raise
-        except Exception as error:  # readers of all formats over all file systems: their errors have no common base
+        except Exception as error:  # the readers and file systems have no common exception class
             raise self._unreadable(error) from error
 
     def _reader_of(self, files: list[Path]) -> str:
-        endings = {path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path.name for path in files}
-        readers = {READERS.get(Path(name).suffix, "text") for name in endings}
+        names = {path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path.name for path in files}
+        readers = {READERS.get(Path(name).suffix, "text") for name in names}
         if len(readers) > 1:
-            problem = f"has files for different readers ({', '.join(sorted(readers))})"
-            raise InvalidInput("SOURCE", self.source, problem, "give a glob that matches those of one kind")
+            problem = f"has files of different formats ({', '.join(sorted(readers))})"
+            raise InvalidInput("SOURCE", self.source, problem, "give a glob that matches one format")
         return readers.pop()
 
     def _open(self, revision: str) -> datasets.IterableDataset:
         import datasets
 
-        datasets.config.TORCH_AVAILABLE = False  # else it imports torch, for its stream to inherit from a class of it
-        datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # what it logs, it raises too
+        datasets.config.TORCH_AVAILABLE = False  # else it imports torch, as a base class of its stream
+        datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # it also raises everything that it logs
         if not self._corpus:
             return datasets.load_dataset(self.source, self.config, split=self.split, streaming=True, revision=revision)
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it tells the Hub of each use of a reader
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it reports each use of a reader to the Hub
         files = {"train": [str(document.path) for document in self._corpus.files]}
         whole = {"sample_by": "document"} if self._reader == "text" else {}
         return datasets.load_dataset(self._reader, data_files=files, split=self.split, streaming=True, **whole)
 
     def _check(self, schema: Any) -> None:
         if self.column not in schema.names:
-            problem, remedy = f"is no column of {self.source}", f"columns: {', '.join(schema.names)}"
+            problem, remedy = f"is not a column of {self.source}", f"columns: {', '.join(schema.names)}"
             raise InvalidInput("--column", self.column, problem, remedy)
         if (kind := str(schema.field(self.column).type)) not in ("string", "large_string"):
-            raise InvalidInput("--column", self.column, f"holds {kind}, not text", "choose a column of text")
+            raise InvalidInput("--column", self.column, f"holds {kind}, not text", "choose a text column")
 
     def _unreadable(self, error: Exception) -> InvalidInput:
         message = str(error)
-        for start, option in BLAMED.items():
+        for start, option in ERROR_OPTIONS.items():
             if message.startswith(start):
                 value = self.split if option == "--split" else self.config
                 return InvalidInput(option, value, f"is not in {self.source}", _line(error))
         return InvalidInput(
-            "SOURCE", self.source, f"can not be read ({_line(error)})", "mend it; the same command goes on"
+            "SOURCE", self.source, f"cannot be read ({_line(error)})", "fix it and re-run the same command to resume"
         )
 
 

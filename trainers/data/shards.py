@@ -1,4 +1,4 @@
-"""Token shards: the one format that the loop reads, and the one of the public GPT-2 token sets.
+"""Token shards: the only format that the trainer reads, and the format of the public GPT-2 token sets.
 
 A shard is 256 little-endian int32 (magic, version, token count, zeros), then the tokens as little-endian uint16.
 """
@@ -15,56 +15,58 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from search_spaces.errors import InvalidInput
-from trainers.storage.files import replacing
+from trainers.storage.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
 TOKEN = np.dtype("<u2")
 SCAN_TOKENS = 1 << 22
-"""Tokens looked at in one go by a scan: 8 MiB, in cache for most of it."""
+"""Tokens that a scan processes at a time: 8 MiB, which mostly fit into cache."""
 WHOLE_DIGEST_BYTES = 64 << 20
 BLOCK_BYTES = 1 << 20
 
 
 def write_shard(path: Path, tokens: ArrayLike) -> None:
-    """Write ``tokens`` (any integers in 0..65535, one dimension) as a shard; a reader sees all of it or nothing.
+    """Atomically writes ``tokens``, a one-dimensional array of integers in 0..65535, as a shard.
 
     Raises:
-        ValueError: no tokens, no integers, more than one dimension, or an id that uint16 can not hold.
+        ValueError: the array is empty, not one-dimensional or not of integers, or an id does not fit into uint16.
     """
     ids = np.asarray(tokens)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
-        raise ValueError(f"a shard takes one dimension of one integer or more, not {ids.dtype} of shape {ids.shape}")
+        raise ValueError(
+            f"a shard is a non-empty one-dimensional array of integers, not {ids.dtype} of shape {ids.shape}"
+        )
     if ids.dtype != TOKEN:
         if ids.min() < 0 or ids.max() > np.iinfo(TOKEN).max:
-            raise ValueError(f"token ids {ids.min()}..{ids.max()} do not fit uint16")
+            raise ValueError(f"token ids {ids.min()}..{ids.max()} do not fit into uint16")
         ids = ids.astype(TOKEN)
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, ids.size
-    with replacing(path) as file:
+    with atomic_writer(path) as file:
         file.write(header.tobytes())
         file.write(np.ascontiguousarray(ids).data)
 
 
 def match(pattern: str) -> list[Path]:
-    """The files and folders that a glob matches, absolute and sorted; ``**`` and ``~`` are understood."""
+    """Returns the absolute, sorted paths that a glob matches; ``**`` and ``~`` are supported."""
     path = Path(pattern).expanduser().absolute()
     return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Memory-mapped shards, read in windows. Opening checks each file's header against its size.
+    """Memory-mapped shards, read in windows. Opening them checks each file's header against its size.
 
-    It pickles as its paths, which are absolute, and opens them anew where it is unpickled.
+    It pickles as its absolute paths, and opens them again when it is unpickled.
 
     Raises:
-        InvalidInput: a file is missing, empty, truncated, or of another format; names ``origin`` and the file.
+        InvalidInput: a file is missing, empty, truncated, or in another format; it names ``origin`` and the file.
     """
 
     paths: tuple[Path, ...]
     origin: str = field(default="data.path", compare=False)
-    """The study's field that named the files; errors name it too."""
+    """The study's field that gave the files, for error messages."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(Path(path).absolute() for path in self.paths))
@@ -76,7 +78,7 @@ class Shards:
 
     @classmethod
     def match(cls, pattern: str, origin: str = "data.path") -> Shards:
-        """The shards that match a glob, in the order of their names.
+        """Returns the shards that match a glob, sorted by name.
 
         Raises:
             InvalidInput: nothing matches, or see the class.
@@ -89,18 +91,18 @@ class Shards:
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens in all shards."""
+        """Total number of tokens."""
         return sum(len(ids) for ids in self._maps)
 
     def windows(self, T: int) -> int:
-        """Windows of T inputs and one target; their inputs do not overlap, and none crosses a shard's end."""
+        """Returns the number of windows of T + 1 tokens. Inputs do not overlap, and no window spans two shards."""
         return int(self._first_windows(T)[-1])
 
     def read(self, indices: Sequence[int] | NDArray[np.integer], T: int) -> NDArray[np.uint16]:
-        """The windows ``indices`` as a new array (n, T + 1): inputs are ``[:, :-1]``, targets ``[:, 1:]``.
+        """Returns the windows ``indices`` as an array ``(n, T + 1)``: inputs are ``[:, :-1]``, targets ``[:, 1:]``.
 
         Raises:
-            IndexError: an index outside ``0..windows(T) - 1``.
+            IndexError: an index is outside of ``0..windows(T) - 1``.
         """
         first = self._first_windows(T)
         indices = np.asarray(indices, dtype=np.int64)
@@ -114,10 +116,10 @@ class Shards:
         return out
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Look at every token.
+        """Checks every token.
 
         Raises:
-            InvalidInput: a token id is ``vocab_size`` or above; names the first, its file and its position.
+            InvalidInput: a token id is not below ``vocab_size``; it names the first such id, its file and position.
         """
         for path, ids in zip(self.paths, self._maps, strict=True):
             for start in range(0, len(ids), SCAN_TOKENS):
@@ -133,10 +135,10 @@ class Shards:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, as 64 hexadecimal digits, over each shard's token count and tokens.
+        """SHA-256 over each shard's token count and tokens, in hexadecimal.
 
-        Above 64 MiB in total not all tokens are read: of each shard, its count and blocks of 1 MiB at even
-        distances, from its first to its last, about 64 over all shards and at least two of each.
+        Shards of more than 64 MiB in total are sampled: the digest covers each shard's token count and evenly spaced
+        blocks of 1 MiB, including its first and its last. There are about 64 blocks in total, at least two per shard.
         """
         total = hashlib.sha256()
         whole = self.tokens * TOKEN.itemsize <= WHOLE_DIGEST_BYTES
@@ -149,7 +151,7 @@ class Shards:
 
     @cached_property
     def _maps(self) -> tuple[NDArray[np.uint16], ...]:
-        """The tokens of each shard; plain arrays over the maps, since ``np.memmap`` slices ten times slower."""
+        """The tokens of each shard, as plain arrays over the maps: slicing an ``np.memmap`` is ten times slower."""
         return tuple(np.memmap(path, TOKEN, "r", HEADER_BYTES).view(np.ndarray) for path in self.paths)
 
     @cached_property
@@ -157,7 +159,7 @@ class Shards:
         return np.array([len(ids) for ids in self._maps], dtype=np.int64)
 
     def _first_windows(self, T: int) -> NDArray[np.int64]:
-        """Number of the first window of each shard, and behind them the number of windows."""
+        """Returns the index of each shard's first window, followed by the total number of windows."""
         return np.concatenate([[0], np.cumsum((self._counts - 1) // T)])
 
     def _check(self, path: Path) -> None:
@@ -169,20 +171,21 @@ class Shards:
             with path.open("rb") as file:
                 start = file.read(HEADER_BYTES)
         except OSError as error:
-            raise bad(f"can not be read ({type(error).__name__})", "give token shards that exist") from error
+            raise bad(f"cannot be read ({type(error).__name__})", "give token shards that exist") from error
         if len(start) < HEADER_BYTES:
             raise bad(
-                f"is no token shard: {size} bytes, a header has {HEADER_BYTES}", "give token shards, or make it again"
+                f"is not a token shard: it has {size} bytes, a header has {HEADER_BYTES}",
+                "give token shards, or write it again",
             )
         magic, version, count = (int(n) for n in np.frombuffer(start, "<i4", 3))
         if magic != MAGIC:
-            raise bad(f"is no token shard: it starts with {magic}, not {MAGIC}", "give uint16 token shards")
+            raise bad(f"is not a token shard: it starts with {magic}, not {MAGIC}", "give uint16 token shards")
         if version != VERSION:
-            raise bad(f"is a token shard of version {version}", f"make it again in version {VERSION} (uint16)")
+            raise bad(f"is a token shard of version {version}", f"write it again in version {VERSION} (uint16)")
         if count <= 0:
-            raise bad(f"holds {count} tokens", "leave it out, or make it again")
+            raise bad(f"has {count} tokens", "remove it, or write it again")
         if size != (expected := HEADER_BYTES + count * TOKEN.itemsize):
-            raise bad(f"has {size} bytes, its {count} tokens need {expected}", "fetch or make it again")
+            raise bad(f"has {size} bytes, but its {count} tokens need {expected}", "download it or write it again")
 
 
 def _sampled(ids: NDArray[np.uint16], blocks: int) -> Iterator[NDArray[np.uint16]]:

@@ -1,8 +1,8 @@
-"""From a study's data field to opened token shards; text is tokenized once and kept in the home.
+"""From a study's data field to opened token shards. A text is tokenized once and stored in the home.
 
 home/data/<corpus>-<tokenizer>-<digest>/   train-00000.bin ..., validation-00000.bin ..., manifest.json, bpe.json
-home/data/checked/<digest>                 given shards whose every token was found to be in the vocabulary
-home/data/verified.json                    large files whose checksum was found to be right
+home/data/checked/<digest>                 marks shards of the user whose tokens were all checked against the vocabulary
+home/data/verified.json                    large files whose checksum was verified
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ from trainers.storage.files import sha256
 
 T = TypeVar("T")
 RECIPE = 1
-"""Counts up when equal text would become other tokens."""
+"""Incremented when the same text would be tokenized differently."""
 SAMPLE_CHARACTERS = 4_000_000
-"""Text that byte pairs are trained on."""
+"""Length of the text sample that byte pairs are trained on."""
 PIECE_CHARACTERS = 1 << 20
 GROUP_CHARACTERS = 16 << 20
-"""Text held in memory at once."""
+"""Text that is held in memory at a time."""
 SHARD_TOKENS = 100_000_000
 SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens that a study trains and is evaluated on. It pickles as its paths."""
+    """The tokens that a study is trained and evaluated on. It pickles as its paths."""
 
     train: Shards
     validation: Shards
     vocab_size: int
-    """Token ids in use."""
+    """Number of token ids in use."""
     V: int
-    """Vocabulary of the model: ``vocab_size``, padded."""
+    """Vocabulary of the model: ``vocab_size`` and padding."""
     digest: str
-    """16 hexadecimal digits over the tokens of both and the vocabulary, wherever they came from."""
+    """16 hexadecimal digits that identify the tokens of both splits and the vocabulary, regardless of their origin."""
     folder: Path | None = None
-    """Where ``prepare`` wrote them; None for given shards."""
+    """The folder that ``prepare`` wrote; None for shards of the user."""
 
     def check_length(self, spec: TrainingSpec) -> None:
-        """See that a sequence fits.
+        """Checks that there are enough sequences.
 
         Raises:
-            InvalidInput: the training tokens have no window of T + 1, or validation has fewer than
+            InvalidInput: the training tokens have no window of T + 1 tokens, or validation has fewer windows than
                 ``eval_sequences`` or ``final_eval_sequences``.
         """
         T, asked = spec.sequence_length, spec.final_eval_sequences
@@ -83,35 +83,36 @@ class Tokens:
                 raise InvalidInput(
                     "training.sequence_length",
                     T,
-                    f"divides the {shards.tokens} {name} tokens into {have} sequences, at least {needed} needed",
+                    f"divides the {shards.tokens} {name} tokens into {have} sequences, but at least {needed} are "
+                    "needed",
                     ", or ".join(remedies),
                 )
         if asked is not None and (have := self.validation.windows(T)) < asked:
             raise InvalidInput(
                 "training.final_eval_sequences",
                 asked,
-                f"is more than the {have} sequences of {T} that the {self.validation.tokens} validation tokens have",
+                f"is more than the {have} sequences of {T} in the {self.validation.tokens} validation tokens",
                 f"use at most {have}, or give more text for validation",
             )
 
     def verify(self, memo: Path) -> None:
-        """Compare every file with the checksum that the manifest beside it has; one without is known by its digest.
+        """Checks every file against its checksum in the manifest in its folder, if there is one.
 
         Args:
-            memo: a file that remembers large files by size and time of change, so that they are read once.
+            memo: a file that remembers large files by size and modification time, so that they are read only once.
 
         Raises:
-            InvalidInput: a file is no longer what it was when it was written.
+            InvalidInput: a file has changed since it was written.
         """
         verify((*self.train.paths, *self.validation.paths), memo)
 
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """Tokens on their way to a process that opens them, perhaps on a machine that does not have them yet."""
+    """Describes tokens for another process, which may run on a machine that has to download them first."""
 
     train: tuple[tuple[Path, ...], str]
-    """Paths and origin of the ``Shards``, as of the next:"""
+    """Paths and origin of the ``Shards``."""
     validation: tuple[tuple[Path, ...], str]
     vocab_size: int
     V: int
@@ -123,7 +124,7 @@ class TokenFiles:
     def of(cls, tokens: Tokens, mirror: Mirror | None = None) -> TokenFiles:
         """
         Args:
-            mirror: of the tokens' folder, where that is not seen by every machine.
+            mirror: of the tokens' folder, if not every machine can read it.
         """
         train, validation = ((shards.paths, shards.origin) for shards in (tokens.train, tokens.validation))
         return cls(train, validation, tokens.vocab_size, tokens.V, tokens.digest, tokens.folder, mirror)
@@ -131,21 +132,21 @@ class TokenFiles:
     def open(self) -> Tokens:
         """
         Raises:
-            InvalidInput: a file is not there, or not whole.
+            InvalidInput: a file is missing or truncated.
         """
         if self.mirror:
             self.mirror.fetch(MANIFEST)
         return Tokens(Shards(*self.train), Shards(*self.validation), self.vocab_size, self.V, self.digest, self.folder)
 
 
-class Written(Frozen):
-    """A file of a manifest."""
+class FileEntry(Frozen):
+    """A file in a manifest."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Built(Frozen):
+class TextManifest(Frozen):
     """``manifest.json`` of a text that was tokenized into a home."""
 
     recipe: int
@@ -156,7 +157,7 @@ class Built(Frozen):
     documents: dict[str, int]
     tokens: dict[str, int]
     digest: str
-    files: dict[FileName, Written]
+    files: dict[FileName, FileEntry]
 
 
 def prepare(
@@ -166,26 +167,26 @@ def prepare(
     fetch: Callable[[Path], bool] = lambda _folder: False,
     report: Callable[[str], None] = lambda _line: None,
 ) -> Tokens:
-    """Open the tokens of a study, after tokenizing its text if that is not in ``home`` yet.
+    """Opens the tokens of a study. Tokenizes its text first, if the tokens are not in ``home`` yet.
 
-    Any number of processes may do so at once: each builds in a folder of its own, the first one's is kept.
+    Several processes may do this at the same time: each writes to its own folder, and the first to finish wins.
 
     Args:
-        fetch: asked to bring the folder that is to be built from elsewhere; whether it is there now.
-        report: told in a line what is being done, if it takes more than a moment.
+        fetch: called with the folder before it is built; downloads it if possible and returns whether it did.
+        report: called with a line about each operation that may take long.
 
     Raises:
-        InvalidInput: the text, the shards, the vocabulary or the tokenizer can not be used as they are.
+        InvalidInput: the text, the shards, the vocabulary or the tokenizer cannot be used.
     """
     if spec.source == "shards":
-        return _given(spec, home / "data" / "checked")
+        return _open_shards(spec, home / "data" / "checked")
     corpus = CORPORA[spec.source](spec)
     vocabulary = f"{spec.tokenizer}-{spec.vocab_size}" if spec.tokenizer == "bpe" else spec.tokenizer
     key = f"{corpus.name}-{vocabulary}-{digest([RECIPE, vocabulary, corpus.fingerprint])[:10]}"
     folder = home.absolute() / "data" / key
     if not (folder.is_dir() or fetch(folder)):
         _build(folder, corpus, spec, report)
-    return _open(folder, spec)
+    return _open_folder(folder, spec)
 
 
 CORPORA: Mapping[str, Callable[[DataSpec], Corpus]] = {
@@ -194,21 +195,21 @@ CORPORA: Mapping[str, Callable[[DataSpec], Corpus]] = {
 }
 
 
-def _trained(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
+def _train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     save_encoding(train_bpe(texts, vocab_size), folder / "bpe.json")
     return from_encoding(load_encoding(folder / "bpe.json"))
 
 
 TOKENIZERS: Mapping[str, Callable[[Iterable[str], int, Path], Tokenizer]] = {
     "bytes": lambda _texts, _vocab_size, _folder: UNTRAINED["bytes"](),
-    "bpe": _trained,
+    "bpe": _train_tokenizer,
     "gpt2": lambda _texts, _vocab_size, _folder: UNTRAINED["gpt2"](),
 }
-"""A tokenizer from a sample of the training text, the study's vocabulary size, and the folder to keep it in."""
+"""Each makes a tokenizer from a sample of the training text, the vocabulary size, and the folder to store it."""
 
 
 def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str], None]) -> None:
-    """Tokenize into a folder beside ``folder`` and rename it."""
+    """Tokenizes into a temporary folder and renames it to ``folder``."""
     train, validation = corpus.documents()
     report(f"tokenizing {len(train) + len(validation)} documents of {corpus.name} ({spec.tokenizer})")
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
@@ -219,8 +220,8 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
             count = _write(building, split, _encode(tokenizer, documents))
             report(f"{split}: {len(documents)} documents, {count:,} tokens")
         shards = [Shards.match(str(building / f"{split}-*.bin")) for split in SPLITS]
-        files = {path.name: Written(bytes=path.stat().st_size, sha256=sha256(path)) for path in building.iterdir()}
-        manifest = Built(
+        files = {path.name: FileEntry(bytes=path.stat().st_size, sha256=sha256(path)) for path in building.iterdir()}
+        manifest = TextManifest(
             recipe=RECIPE,
             corpus=corpus.name,
             tokenizer=spec.tokenizer,
@@ -237,30 +238,30 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
         except OSError:
             if not folder.is_dir():
                 raise
-            report("another process was faster: its tokens are used")
+            report("another process finished first: using its tokens")
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _open(folder: Path, spec: DataSpec) -> Tokens:
+def _open_folder(folder: Path, spec: DataSpec) -> Tokens:
     manifest = _manifest(folder)
     for name, file in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file.bytes:
-            raise _damaged(folder, f"lacks {name}, or has it in another size than it was written in")
+            raise _damaged(folder, f"has no {name} with its original size")
     train, validation = (
         Shards(tuple(folder / name for name in manifest.files if name.startswith(f"{split}-"))) for split in SPLITS
     )
     return Tokens(train, validation, manifest.vocab_size, spec.V, manifest.digest, folder)
 
 
-def _given(spec: DataSpec, checked: Path) -> Tokens:
-    """Existing shards. Every token is looked at once, which is remembered by the digest."""
+def _open_shards(spec: DataSpec, checked: Path) -> Tokens:
+    """Opens shards of the user. Every token is checked once; ``checked`` remembers their digest."""
     train = Shards.match(str(spec.path), "data.path")
     validation = Shards.match(str(spec.validation), "data.validation")
     if both := sorted(set(train.paths) & set(validation.paths)):
         raise InvalidInput(
-            "data.validation", spec.validation, f"holds training shards, like {both[0]}", "keep the two apart"
+            "data.validation", spec.validation, f"includes training shards, such as {both[0]}", "use separate shards"
         )
     identity = _identity(train, validation, spec.vocab_size)
     if not (checked / identity).exists():
@@ -276,7 +277,7 @@ def _identity(train: Shards, validation: Shards, vocab_size: int) -> str:
 
 
 def _sample(documents: Iterable[Document]) -> Iterator[str]:
-    """Documents in the order of a hash of their names, up to ``SAMPLE_CHARACTERS``."""
+    """Yields documents in the order of a hash of their names, up to ``SAMPLE_CHARACTERS``."""
     left = SAMPLE_CHARACTERS
     for document in sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()).digest()):
         if left <= 0:
@@ -287,7 +288,7 @@ def _sample(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[NDArray[np.uint16]]:
-    """The ids of the documents, the end-of-text token before each, as in the published shards."""
+    """Yields the ids of the documents, each preceded by the end-of-text token, as in the published shards."""
     start = np.array([tokenizer.end_of_text], dtype=np.uint16)
 
     def encode(piece: tuple[str, bool]) -> NDArray[np.uint16]:
@@ -301,7 +302,7 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[NDA
 
 
 def _pieces(documents: Iterable[Document]) -> Iterator[tuple[str, bool]]:
-    """Pieces of text, cut at line ends where there are some, each with whether it starts a document."""
+    """Yields pieces of text, split at line ends if possible, and whether each is the first of its document."""
     for document in documents:
         text, start = document.text() or "", 0
         while start < len(text):
@@ -312,7 +313,7 @@ def _pieces(documents: Iterable[Document]) -> Iterator[tuple[str, bool]]:
 
 
 def _write(folder: Path, split: str, arrays: Iterable[NDArray[np.uint16]]) -> int:
-    """Write the shards of a split; returns its tokens."""
+    """Writes the shards of a split. Returns its number of tokens."""
     count = 0
     for number, group in enumerate(grouped(arrays, len, SHARD_TOKENS)):
         ids = np.concatenate(group)
@@ -322,7 +323,7 @@ def _write(folder: Path, split: str, arrays: Iterable[NDArray[np.uint16]]) -> in
 
 
 def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """The items in lists, each ended by the item with which its sizes reach ``limit``."""
+    """Yields the items in lists; a list ends with the item at which its total size reaches ``limit``."""
     group: list[T] = []
     total = 0
     for item in items:
@@ -335,12 +336,12 @@ def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterato
         yield group
 
 
-def _manifest(folder: Path) -> Built:
+def _manifest(folder: Path) -> TextManifest:
     try:
-        return Built.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        return TextManifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # a ValidationError is one
         raise _damaged(folder, "has no readable manifest.json") from error
 
 
 def _damaged(folder: Path, problem: str) -> InvalidInput:
-    return InvalidInput("data", str(folder), problem, "delete that folder: it is made again")
+    return InvalidInput("data", str(folder), problem, "delete that folder; it will be written again")

@@ -1,4 +1,4 @@
-"""Whether token files still are what was written: a disk or a copy that went wrong shows in no loss."""
+"""Checks that token files are unchanged: a loss does not reveal a disk error or a failed copy."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from trainers.storage.files import sha256, write_atomically
 
 MANIFEST = "manifest.json"
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""A file of the manifest's own folder: nothing that leads out of it."""
+"""A file in the manifest's own folder; no path out of it."""
 SMALL_BYTES = 64 << 20
-"""Up to here a file is read every time: a tenth of a second. A memo can not see what a disk did to it."""
+"""Up to this size a file is read every time, which takes a tenth of a second: a memo does not detect disk errors."""
 
 
 def verify(paths: Iterable[Path], memo: Path) -> None:
-    """Compare files with the SHA-256 that the ``manifest.json`` beside them has, if it has one.
+    """Checks files against their SHA-256 in the ``manifest.json`` in their folder, if there is one.
 
     Args:
-        memo: remembers the large files by size and time of change, so that they are read once.
+        memo: remembers the large files by size and modification time, so that they are read only once.
 
     Raises:
-        InvalidInput: a file has other content; names it.
+        InvalidInput: a file has changed; it names the file.
     """
     paths = list(paths)
     checksums = {folder: _checksums(folder) for folder in {path.parent for path in paths}}
-    before = _recalled(memo)
+    before = _load_memo(memo)
     known = dict(before)
     for path in paths:
-        if not (written := checksums[path.parent].get(path.name)):
+        if not (checksum := checksums[path.parent].get(path.name)):
             continue
         stat = path.stat()
-        seen = f"{written} {stat.st_size} {stat.st_mtime_ns}"
-        if stat.st_size > SMALL_BYTES and known.get(str(path)) == seen:
+        version = f"{checksum} {stat.st_size} {stat.st_mtime_ns}"
+        if stat.st_size > SMALL_BYTES and known.get(str(path)) == version:
             continue
-        if sha256(path) != written:
-            remedy = "delete its folder, and it is made again; or restore it, or prepare it again with the same command"
-            raise InvalidInput("data", str(path), "has other content than when it was written (SHA-256)", remedy)
+        if sha256(path) != checksum:
+            remedy = "delete its folder to write it again; or restore it, or prepare it again with the same command"
+            raise InvalidInput("data", str(path), "has changed since it was written (SHA-256)", remedy)
         if stat.st_size > SMALL_BYTES:
-            known[str(path)] = seen
+            known[str(path)] = version
     if known != before:
         memo.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(memo, json.dumps(known, indent=1))
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """By file name, what either kind of our manifests says; nothing without one, or with somebody else's."""
+    """Returns the checksums by file name from either kind of our manifests; nothing for a missing or foreign one."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         if isinstance(files, dict):
@@ -60,7 +60,7 @@ def _checksums(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _recalled(memo: Path) -> dict[str, str]:
+def _load_memo(memo: Path) -> dict[str, str]:
     try:
         content = json.loads(memo.read_text(encoding="utf-8"))
     except (OSError, ValueError):

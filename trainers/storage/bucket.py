@@ -1,7 +1,7 @@
-"""Folders that last in a bucket: objects of S3 (or what speaks its protocol) and Google Storage, through fsspec.
+"""Buckets: objects in S3 (or a compatible store) and Google Cloud Storage, through fsspec.
 
-Whoever works on a file does so in a folder of the machine; an object is that file as a whole, and takes the place of
-the one before at once. What an object store has in place of a lock is an object that is made only if there is none.
+Files are edited in a local folder and uploaded as whole objects, which replace the previous ones atomically. In place
+of locks, an object store offers to create an object only if it does not exist.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from search_spaces.errors import InvalidInput
-from trainers.storage.files import replacing
+from trainers.storage.files import atomic_writer
 
 T = TypeVar("T")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-"""What fsspec needs for each scheme; both are in the extra ``buckets``."""
+"""The package that fsspec needs for each scheme; both are in the extra ``buckets``."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60}},
     "gs": {"requests_timeout": 60},
 }
-ANSWER_S = 15.0
-"""How long a store may take to answer at first."""
+OPEN_TIMEOUT_S = 15.0
+"""How long to wait for the first response of a store."""
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 20.0)
-"""Pauses before a request is made again, on top of those that the client itself makes."""
+"""Pauses before a request is retried, in addition to the retries of the client itself."""
 MAX_REQUESTS = 16
 """Concurrent requests."""
-ANSWERS = (FileNotFoundError, FileExistsError)
-"""Of a store that does what it is asked."""
+EXPECTED_ERRORS = (FileNotFoundError, FileExistsError)
+"""Errors that are a valid response of the store."""
 
 logger = logging.getLogger(__name__)
 
 
 class Stamp(NamedTuple):
-    """What tells two contents of an object apart."""
+    """Size and modification time of an object; they differ between two contents."""
 
     bytes: int
     modified: float
@@ -57,77 +57,78 @@ def is_bucket(given: str) -> bool:
     return urlsplit(given).scheme in PACKAGES and "://" in given
 
 
-def checked(url: str) -> str:
-    """The URL of a bucket and a prefix, without a slash at its end.
+def validate_url(url: str) -> str:
+    """The URL of a bucket and a prefix, without a trailing slash.
 
     Raises:
-        InvalidInput: a URL that holds more than the names of a bucket and a prefix, or less.
+        InvalidInput: the URL does not have exactly the names of a bucket and a prefix.
     """
     parts = urlsplit(url)
     if not parts.netloc or parts.username or parts.query or parts.fragment or ".." in parts.path.split("/"):
         remedy = f"write {parts.scheme}://BUCKET/PREFIX; credentials come from the environment"
         shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-        raise InvalidInput("--home", shown, "names no bucket and prefix alone", remedy)
+        raise InvalidInput("--home", shown, "must consist of a bucket and a prefix", remedy)
     return url.rstrip("/")
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The objects under ``url``, ``scheme://bucket/prefix``; their names are relative to it.
+    """The objects under ``url`` (``scheme://bucket/prefix``), with names relative to it.
 
-    Every request is made again for a while before it fails.
-
-    Every method raises ``OSError`` with ``EIO`` for a store that does not do what it is asked.
+    Requests are retried for a while. If a request still fails, the method raises ``OSError`` with ``EIO``.
     """
 
     url: str
 
     @classmethod
     def open(cls, url: str) -> Bucket:
-        """See that it is there and lets us in, at once.
+        """Open a bucket after checking that it exists and is readable.
 
         Raises:
-            InvalidInput: it is not or does not, its package is missing, or the URL holds more than names.
+            InvalidInput: it does not exist or is not readable, its package is missing, or see ``validate_url``.
         """
-        parts = urlsplit(url := checked(url))
+        parts = urlsplit(url := validate_url(url))
         if find_spec(PACKAGES[parts.scheme]) is None:
-            remedy = "pip install 'oec-sensitivity[buckets]', on every node"
-            raise InvalidInput("--home", url, f"needs the package {PACKAGES[parts.scheme]}", remedy)
+            remedy = "run pip install 'oec-sensitivity[buckets]' on every node"
+            raise InvalidInput("--home", url, f"requires the package {PACKAGES[parts.scheme]}", remedy)
         bucket, store = cls(url), _filesystem(parts.scheme)
         try:
             try:
-                store.ls(bucket.url.partition("://")[2], detail=False, timeout=ANSWER_S)
-            except FileNotFoundError:  # nothing has this prefix yet
-                store.ls(parts.netloc, detail=False, timeout=ANSWER_S)
+                store.ls(bucket.url.partition("://")[2], detail=False, timeout=OPEN_TIMEOUT_S)
+            except FileNotFoundError:  # no object has this prefix yet
+                store.ls(parts.netloc, detail=False, timeout=OPEN_TIMEOUT_S)
         except FileNotFoundError as error:
-            raise InvalidInput("--home", url, "is in a bucket that does not exist", "make the bucket") from error
+            raise InvalidInput("--home", url, "is in a bucket that does not exist", "create the bucket") from error
         except TimeoutError as error:
-            remedy = "see that its address is right, and that the network lets it through"
-            raise InvalidInput("--home", url, f"does not answer in {ANSWER_S:g} s", remedy) from error
-        except Exception as error:  # whatever the store's client raises
-            remedy = "see that its address and credentials are in this environment (AWS_*, GOOGLE_*)"
-            raise InvalidInput("--home", url, f"can not be read ({_said(error)})", remedy) from error
+            remedy = "check its address and the network"
+            raise InvalidInput("--home", url, f"does not respond within {OPEN_TIMEOUT_S:g} s", remedy) from error
+        except Exception as error:  # any error of the store's client
+            remedy = "check the address and credentials in the environment (AWS_*, GOOGLE_*)"
+            raise InvalidInput("--home", url, f"cannot be read ({_one_line(error)})", remedy) from error
         return bucket
 
     def __truediv__(self, name: str) -> Bucket:
         return Bucket(f"{self.url}/{name}")
 
     def create(self, name: str, content: bytes) -> bool:
-        """Make the object unless there is one; whether it holds ``content``, made by this call, or by one like it whose
-        answer was lost."""
+        """Create the object if it does not exist.
+
+        Returns:
+            Whether it has ``content``: created by this call, or by an earlier try whose response was lost.
+        """
         try:
-            self._ask(lambda store, root: store.pipe_file(f"{root}/{name}", content, mode="create"))
+            self._request(lambda store, root: store.pipe_file(f"{root}/{name}", content, mode="create"))
         except FileExistsError:
             return self.read(name) == content
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        self._ask(lambda store, root: store.pipe_file(f"{root}/{name}", content))
+        self._request(lambda store, root: store.pipe_file(f"{root}/{name}", content))
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object; None if there is none."""
+        """The content of an object; None if it does not exist."""
         try:
-            content: bytes = self._ask(lambda store, root: store.cat_file(f"{root}/{name}"))
+            content: bytes = self._request(lambda store, root: store.cat_file(f"{root}/{name}"))
         except FileNotFoundError:
             return None
         return content
@@ -136,164 +137,167 @@ class Bucket:
         return map_concurrently(self.read, names)
 
     def upload(self, name: str, path: Path) -> None:
-        self._ask(lambda store, root: store.put_file(str(path), f"{root}/{name}"))
+        self._request(lambda store, root: store.put_file(str(path), f"{root}/{name}"))
 
     def download(self, name: str, path: Path) -> None:
-        """Put an object in the place of ``path``, whole.
+        """Replace ``path`` with an object, atomically.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: the object does not exist.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            self._ask(lambda store, root: store.get_file(f"{root}/{name}", file.name))
+        with atomic_writer(path) as file:
+            self._request(lambda store, root: store.get_file(f"{root}/{name}", file.name))
 
     def stamp(self, name: str) -> Stamp | None:
-        """The stamp of an object; None if there is none."""
+        """The stamp of an object; None if it does not exist."""
         try:
-            return _stamp(self._ask(lambda store, root: store.info(f"{root}/{name}")))
+            return _stamp(self._request(lambda store, root: store.info(f"{root}/{name}")))
         except FileNotFoundError:
             return None
 
     def names(self) -> dict[str, Stamp]:
-        """Every object, by name."""
-        found = self._ask(lambda store, root: (root, store.find(root, detail=True)))
-        root, objects = found
+        """The stamps of all objects, by name."""
+        root, objects = self._request(lambda store, root: (root, store.find(root, detail=True)))
         return {key.removeprefix(f"{root}/"): _stamp(info) for key, info in sorted(objects.items()) if key != root}
 
     def folders(self) -> list[str]:
-        """What stands before the first slash of its objects' names."""
+        """The first components of all names with a slash."""
         try:
-            found = self._ask(lambda store, root: store.ls(root, detail=True))
+            found = self._request(lambda store, root: store.ls(root, detail=True))
         except FileNotFoundError:
             return []
         return sorted(one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory")
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects, as far as there are any of these names."""
+        """Remove objects; those that do not exist are ignored."""
 
         def remove_one(name: str) -> None:
             try:
-                self._ask(lambda store, root: store.rm_file(f"{root}/{name}"))
+                self._request(lambda store, root: store.rm_file(f"{root}/{name}"))
             except FileNotFoundError:
-                logger.debug("%s/%s is gone already", self.url, name)
+                logger.debug("%s/%s does not exist", self.url, name)
 
         map_concurrently(remove_one, names)
 
-    def _ask(self, request: Callable[[Any, str], T]) -> T:
-        """Make a request of the store until it answers, ``BACKOFF_S`` long."""
+    def _request(self, call: Callable[[Any, str], T]) -> T:
+        """Make a request, with retries after each of ``BACKOFF_S``."""
         scheme, _, root = self.url.partition("://")
         for pause in (*BACKOFF_S, None):
             try:
-                return request(_filesystem(scheme), root)
-            except ANSWERS:
+                return call(_filesystem(scheme), root)
+            except EXPECTED_ERRORS:
                 raise
-            except Exception as error:  # whatever the store's client raises
+            except Exception as error:  # any error of the store's client
                 if pause is None or isinstance(error, PermissionError):
-                    raise OSError(errno.EIO, f"{self.url}: {_said(error)}") from error
-                logger.warning("%s: %s", self.url, _said(error))
+                    raise OSError(errno.EIO, f"{self.url}: {_one_line(error)}") from error
+                logger.warning("%s: %s", self.url, _one_line(error))
                 time.sleep(pause)
         raise AssertionError  # the last pause is None
 
 
 @dataclass
 class Mirror:
-    """A folder of this machine, and its form in a bucket. One process writes to both."""
+    """A local folder with its copy in a bucket. Only one process writes to both."""
 
     folder: Path
     bucket: Bucket
     archive: str | None = None
-    """A folder within it whose files are written once, and too large to hold here as well: they are moved to the bucket
-    and do not come back."""
+    """A subfolder whose files are written once and too large to keep locally as well: ``push`` moves them to the
+    bucket, and ``pull`` does not download them."""
     archived: set[str] = field(default_factory=set)
-    """Names of those that are there."""
-    _there: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Size and time of change of the files that are in the bucket as they are here."""
+    """Names of the archived files in the bucket."""
+    _uploaded: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and modification time of the local files whose copies in the bucket are up to date."""
 
     def pull(self) -> None:
-        """Make the folder what the bucket has; what is only here goes, as a killed process has left it."""
+        """Make the folder equal to the bucket. Files that exist only locally were left by a killed process and go."""
         names = self.bucket.names()
         for path in self._files():
             path.unlink()
         self.archived = {name for name in names if self._is_archived(name)}
         names = {name: stamp for name, stamp in names.items() if name not in self.archived}
         map_concurrently(lambda name: self.bucket.download(name, self._path(name)), names)
-        self._there = self._here()
+        self._uploaded = self._local_files()
 
     def push(self) -> None:
-        """Make the bucket what the folder has, in the order in which its files were written: one that makes another
-        valid comes after it, and what is no longer here goes last."""
-        here = self._here()
-        for name in sorted(here, key=lambda name: here[name][1]):
-            if self._there.get(name) == here[name]:
+        """Make the bucket equal to the folder. Files are uploaded in the order in which they were written, so that a
+        file that validates another follows it. Removed files are removed last."""
+        local = self._local_files()
+        for name in sorted(local, key=lambda name: local[name][1]):
+            if self._uploaded.get(name) == local[name]:
                 continue
             self.bucket.upload(name, self._path(name))
             if self._is_archived(name):
                 self._path(name).unlink()
                 self.archived.add(name)
             else:
-                self._there[name] = here[name]
-        gone = set(self._there) - set(here)
-        self.bucket.remove(gone)
-        for name in gone:
-            del self._there[name]
+                self._uploaded[name] = local[name]
+        removed = set(self._uploaded) - set(local)
+        self.bucket.remove(removed)
+        for name in removed:
+            del self._uploaded[name]
 
-    def remove_archived(self, which: Callable[[str], bool]) -> None:
-        """Remove those files of the archive from the bucket that ``which`` says, of the name of a file."""
-        gone = {name for name in self.archived if which(name.rpartition("/")[2])}
-        self.bucket.remove(gone)
-        self.archived -= gone
+    def remove_archived(self, predicate: Callable[[str], bool]) -> None:
+        """Remove archived files whose file name satisfies ``predicate``."""
+        removed = {name for name in self.archived if predicate(name.rpartition("/")[2])}
+        self.bucket.remove(removed)
+        self.archived -= removed
 
     def _is_archived(self, name: str) -> bool:
         return self.archive is not None and name.startswith(f"{self.archive}/")
 
-    def drop(self) -> None:
-        """Remove the folder from this machine; the bucket has it."""
+    def remove_local(self) -> None:
+        """Remove the local folder; the bucket keeps its copy."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._there.clear()
+        self._uploaded.clear()
 
     def fetch(self, last: str) -> bool:
-        """Bring a folder that is written once, unless it is here; whether it is.
+        """Download a folder that never changes once it is complete, unless it exists locally.
 
         Args:
-            last: the file that was written last, without which it is not whole.
+            last: the file that is written last; without it the folder is incomplete.
+
+        Returns:
+            Whether the folder exists locally now.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):  # other workers of this machine
+        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):  # excludes other workers on this machine
             if self.folder.is_dir():
                 return True
             if last not in (names := self.bucket.names()):
                 return False
-            building = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
-            coming = Mirror(building, self.bucket)
+            temporary = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
+            download = Mirror(temporary, self.bucket)
             try:
-                map_concurrently(lambda name: self.bucket.download(name, coming._path(name)), names)
-                building.rename(self.folder)
+                map_concurrently(lambda name: self.bucket.download(name, download._path(name)), names)
+                temporary.rename(self.folder)
             finally:
-                shutil.rmtree(building, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
         return True
 
     def _path(self, name: str) -> Path:
         path = self.folder / name
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise InvalidInput("--home", self.bucket.url, f"has an object that leaves it, {name!r}", "remove it")
+            raise InvalidInput("--home", self.bucket.url, f"has an object outside of its folder, {name!r}", "remove it")
         return path
 
     def _files(self) -> list[Path]:
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
-    def _here(self) -> dict[str, tuple[int, int]]:
-        """Whole files; names that begin with a dot or end in ``-tmp`` are of those that are being written."""
-        here = {}
+    def _local_files(self) -> dict[str, tuple[int, int]]:
+        """Size and modification time of complete files. Names that begin with a dot or end in ``-tmp`` are
+        incomplete."""
+        found = {}
         for path in self._files():
             if not path.name.startswith(".") and not path.name.endswith("-tmp"):
                 status = path.stat()
-                here[path.relative_to(self.folder).as_posix()] = (status.st_size, status.st_mtime_ns)
-        return here
+                found[path.relative_to(self.folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+        return found
 
 
 def refresh(path: Path, bucket: Bucket, name: str) -> None:
-    """Make a file what an object is; nothing where there is none, or it is that already."""
+    """Download an object to ``path`` if it exists and differs from the file there."""
     stamp = bucket.stamp(name)
     if stamp is None:
         return
@@ -304,17 +308,17 @@ def refresh(path: Path, bucket: Bucket, name: str) -> None:
 
 
 def map_concurrently(do: Callable[[str], T], names: Iterable[str]) -> list[T]:
-    """``do`` of each name, ``MAX_REQUESTS`` at a time; raises the first error."""
+    """Call ``do`` on each name, ``MAX_REQUESTS`` at a time; raises the first error."""
     with ThreadPoolExecutor(MAX_REQUESTS) as pool:
         return list(pool.map(do, names))
 
 
 @lru_cache
 def _filesystem(scheme: str) -> Any:
-    import fsspec  # a tenth of a second, and not needed where homes are folders
+    import fsspec  # takes a tenth of a second, and homes in folders do not need it
 
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks what kind a bucket is, and warns of it
-    logging.getLogger(PACKAGES[scheme]).setLevel(logging.CRITICAL)  # tells in tracebacks what is raised anyway
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # would query the type of the bucket, and warn
+    logging.getLogger(PACKAGES[scheme]).setLevel(logging.CRITICAL)  # logs tracebacks of errors that it also raises
     return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **OPTIONS[scheme])
 
 
@@ -323,5 +327,5 @@ def _stamp(info: dict[str, Any]) -> Stamp:
     return Stamp(int(info["size"]), modified.timestamp() if modified else 0.0)
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole: the old content or the new, never a half."""
+"""Atomic writes: after a crash a file has the old content or the new, never a mixture."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-LEFT = re.compile(r"\..+-[0-9a-f]{32}")
-"""Names of files that ``replacing`` has not finished."""
+UNFINISHED = re.compile(r"\..+-[0-9a-f]{32}")
+"""Names of the temporary files of ``atomic_writer``."""
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    """SHA-256 of a file's content as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` once the block ends without an error.
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces ``path`` if the block ends without an error.
 
     Raises:
-        OSError: it can not be written.
+        OSError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         file = temporary.open("xb")
     except OSError as error:
-        error.filename = str(path)  # the name that whoever reads this knows
+        error.filename = str(path)  # not that of the temporary file, which means nothing to a user
         raise
     try:
         with file:
@@ -45,14 +45,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(folder: Path) -> list[Path]:
-    """Remove what a kill left of ``replacing`` in ``folder``, which nobody else writes to; returns what that was."""
-    left = [path for path in folder.glob(".*-*") if LEFT.fullmatch(path.name)]
-    for path in left:
+    """Remove temporary files of killed processes from ``folder``, and return them. No other process may write there."""
+    leftovers = [path for path in folder.glob(".*-*") if UNFINISHED.fullmatch(path.name)]
+    for path in leftovers:
         path.unlink(missing_ok=True)
-    return left
+    return leftovers
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the content of ``path`` by ``text``."""
-    with replacing(path) as file:
+    """Replace the content of ``path`` with ``text``."""
+    with atomic_writer(path) as file:
         file.write(text.encode())

@@ -1,28 +1,28 @@
-// Final loss over learning rate as one SVG a chart: lines are means over seeds, crosses are diverged cells.
+// Final loss against learning rate, one SVG per chart: lines are means over seeds, crosses are diverged cells.
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [720, 360, 48, 12, 12, 44];
 
 function node(name, attributes, text) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
 }
 
-// Ticks of a linear axis: some four round numbers.
+// Ticks of a linear axis: about four round numbers.
 function ticks(low, high) {
   const rough = (high - low) / 4 || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high + 1e-9; i++) found.push(i * step);
-  return found;
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+  const values = [];
+  for (let i = Math.ceil(low / step); i * step <= high + 1e-9; i++) values.push(i * step);
+  return values;
 }
 
 export const short = (number) => (number === null || number === undefined ? "–" : Number(number.toPrecision(4)).toString());
 
-// A figure of one chart. `running` are cells that train: {label, lr, val_loss}.
+// The figure of one chart. `running` lists the running cells: {label, lr, val_loss}.
 export function figure(chart, running) {
   const points = chart.curves.flatMap((curve) => curve.points);
   const live = running.filter((cell) => cell.val_loss !== null && Number.isFinite(cell.val_loss));
@@ -33,7 +33,7 @@ export function figure(chart, running) {
   const pad = (high - low || 1) * 0.06;
   const x = (lr) => LEFT + ((Math.log10(lr) - left + (right === left ? 0.5 : 0)) / (right - left || 1)) * (WIDTH - LEFT - RIGHT - 16) + 8;
   const y = (loss) => TOP + ((high + pad - loss) / (high - low + 2 * pad)) * (HEIGHT - TOP - BOTTOM);
-  const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `Final loss over learning rate, ${chart.name}: ${points.length} cells` });
+  const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `Final loss against learning rate, ${chart.name}: ${points.length} cells` });
   for (const tick of ticks(low - pad, high + pad)) {
     svg.append(node("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick) }));
     svg.append(node("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
@@ -47,8 +47,8 @@ export function figure(chart, running) {
   }
   svg.append(node("text", { x: WIDTH / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "learning rate (log) · final validation loss in nats · × diverged"));
   for (const curve of chart.curves) {
-    const at = curve.lr.map((lr, i) => [lr, curve.mean[i]]).filter(([, mean]) => mean !== null);
-    const d = at.map(([lr, mean], i) => `${i ? "L" : "M"}${x(lr).toFixed(1)} ${y(mean).toFixed(1)}`).join("");
+    const means = curve.lr.map((lr, i) => [lr, curve.mean[i]]).filter(([, mean]) => mean !== null);
+    const d = means.map(([lr, mean], i) => `${i ? "L" : "M"}${x(lr).toFixed(1)} ${y(mean).toFixed(1)}`).join("");
     svg.append(node("path", { class: "curve", d: d, fill: "none", stroke: curve.color, "stroke-width": 2, "stroke-dasharray": curve.dash[1] ? curve.dash.join(" ") : "none" }));
     for (const point of curve.points) {
       if (point.loss === null) continue;
@@ -64,10 +64,10 @@ export function figure(chart, running) {
   }
   for (const cell of live) {
     const mark = node("circle", { class: "cell", cx: x(cell.lr), cy: y(cell.val_loss), r: 5 });
-    mark.append(node("title", {}, `${cell.label}, training: ${short(cell.val_loss)}`));
+    mark.append(node("title", {}, `${cell.label}, running: ${short(cell.val_loss)}`));
     svg.append(mark);
   }
-  const made = document.createElement("figure");
+  const container = document.createElement("figure");
   const caption = document.createElement("figcaption");
   caption.textContent = chart.name;
   const legend = document.createElement("ul");
@@ -79,6 +79,6 @@ export function figure(chart, running) {
     item.append(line, curve.name);
     legend.append(item);
   }
-  made.append(caption, svg, legend);
-  return made;
+  container.append(caption, svg, legend);
+  return container;
 }

@@ -1,31 +1,32 @@
-// A form made of a JSON schema, and the value that it holds: only what differs from the schema's defaults.
+// A form built from a JSON schema. Its value has only the fields that differ from the schema's defaults.
 
-const LISTS = "Several, with commas.";
-const OBJECTS = "One a line: a name, or JSON such as {\"method\": \"z-loss\", \"gamma\": [0.0001, 0.1]}.";
+const LIST_HINT = "Separate values with commas.";
+const OBJECTS_HINT = "One per line: a name, or JSON such as {\"method\": \"z-loss\", \"gamma\": [0.0001, 0.1]}.";
 
-// What a field takes: references followed, and the alternative that is not null.
+// The schema of a field: follows references, and picks the alternative that is not null.
 function resolve(schema, root) {
   const { $ref, anyOf, ...own } = schema;
-  if ($ref) return { ...resolve($ref.split("/").slice(1).reduce((at, key) => at[key], root), root), ...own };
+  if ($ref) return { ...resolve($ref.split("/").slice(1).reduce((part, key) => part[key], root), root), ...own };
   if (!anyOf) return schema;
-  const left = anyOf.map((one) => resolve(one, root)).filter((one) => one.type !== "null");
-  return { ...(left.find((one) => one.type === "object") || left[0]), ...own, optional: left.length < anyOf.length, alternatives: left };
+  const alternatives = anyOf.map((one) => resolve(one, root)).filter((one) => one.type !== "null");
+  const chosen = alternatives.find((one) => one.type === "object") || alternatives[0];
+  return { ...chosen, ...own, optional: alternatives.length < anyOf.length, alternatives: alternatives };
 }
 
-const scalar = (schema) => ["string", "number", "integer"].includes(schema.type);
+const isScalar = (schema) => ["string", "number", "integer"].includes(schema.type);
 
-function number(text, field) {
+function parseNumber(text, field) {
   const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) throw { field: field, value: text, problem: "is no number", remedy: "write 0.001 or 1e-3" };
+  if (text.trim() === "" || !Number.isFinite(value)) throw { field: field, value: text, problem: "is not a number", remedy: "write 0.001 or 1e-3" };
   return value;
 }
 
-function reader(schema, root, input, path) {
-  const read = (text, of) => (of.type === "string" ? text : number(text, path));
+function makeReader(schema, root, input, path) {
+  const read = (text, type) => (type.type === "string" ? text : parseNumber(text, path));
   if (schema.type === "boolean") return () => input.checked;
   if (schema.type !== "array") return () => (input.value.trim() === "" ? undefined : read(input.value.trim(), schema));
   const items = schema.prefixItems ? resolve(schema.prefixItems[0], root) : resolve(schema.items || { type: "string" }, root);
-  if (!items.alternatives && scalar(items)) {
+  if (!items.alternatives && isScalar(items)) {
     return () => (input.value.trim() === "" ? undefined : input.value.split(",").map((text) => read(text.trim(), items)));
   }
   return () => {
@@ -36,13 +37,13 @@ function reader(schema, root, input, path) {
       try {
         return JSON.parse(line);
       } catch (error) {
-        throw { field: path, value: line, problem: "is no JSON", remedy: OBJECTS };
+        throw { field: path, value: line, problem: "is not valid JSON", remedy: OBJECTS_HINT };
       }
     });
   };
 }
 
-function control(schema, root) {
+function createControl(schema, root) {
   if (schema.enum || schema.const !== undefined) {
     const select = document.createElement("select");
     const choices = schema.enum || [schema.const];
@@ -50,7 +51,7 @@ function control(schema, root) {
     return select;
   }
   const items = schema.type === "array" && schema.items ? resolve(schema.items, root) : null;
-  const input = document.createElement(items && !(scalar(items) && !items.alternatives) ? "textarea" : "input");
+  const input = document.createElement(items && !(isScalar(items) && !items.alternatives) ? "textarea" : "input");
   if (input.tagName === "INPUT") input.type = schema.type === "boolean" ? "checkbox" : "text";
   input.spellcheck = false;
   input.autocomplete = "off";
@@ -58,12 +59,12 @@ function control(schema, root) {
   return input;
 }
 
-// Fill `form` from `schema`; returns { value(), mark(problem) }.
-export function build(form, schema) {
+// Fills `form` from `schema`, and returns { value(), showProblem(problem) }.
+export function buildForm(form, schema) {
   const readers = [];
   const controls = new Map();
 
-  function fields(into, object, prefix) {
+  function addFields(parent, object, prefix) {
     for (const [name, raw] of Object.entries(object.properties)) {
       const path = prefix ? `${prefix}.${name}` : name;
       const field = resolve(raw, schema);
@@ -76,18 +77,18 @@ export function build(form, schema) {
         details.append(summary);
         if (field.description) details.append(Object.assign(document.createElement("p"), { className: "hint", textContent: field.description }));
         details.append(group);
-        into.append(details);
-        fields(group, field, path);
+        parent.append(details);
+        addFields(group, field, path);
         continue;
       }
-      const input = control(field, schema);
+      const input = createControl(field, schema);
       input.id = `field-${path}`;
       const hint = document.createElement("p");
       hint.className = "hint";
       hint.id = `${input.id}-hint`;
-      const list = input.tagName === "TEXTAREA" ? OBJECTS : field.type === "array" ? LISTS : "";
-      const given = raw.default !== undefined && raw.default !== null && raw.default !== "" && field.type !== "boolean" && !field.enum;
-      hint.textContent = [field.description, list, given ? `By default ${Array.isArray(raw.default) ? raw.default.join(", ") : raw.default}.` : ""].filter(Boolean).join(" ");
+      const list = input.tagName === "TEXTAREA" ? OBJECTS_HINT : field.type === "array" ? LIST_HINT : "";
+      const hasDefault = raw.default !== undefined && raw.default !== null && raw.default !== "" && field.type !== "boolean" && !field.enum;
+      hint.textContent = [field.description, list, hasDefault ? `Default: ${Array.isArray(raw.default) ? raw.default.join(", ") : raw.default}.` : ""].filter(Boolean).join(" ");
       input.setAttribute("aria-describedby", `${input.id}-hint ${input.id}-problem`);
       const label = document.createElement("label");
       label.htmlFor = input.id;
@@ -99,32 +100,32 @@ export function build(form, schema) {
       problem.id = `${input.id}-problem`;
       if (field.type === "boolean") input.checked = Boolean(raw.default);
       else if (field.enum && raw.default) input.value = raw.default;
-      into.append(label, hint, input, problem);
+      parent.append(label, hint, input, problem);
       controls.set(path, { input: input, problem: problem });
-      const read = reader(field, schema, input, path);
+      const read = makeReader(field, schema, input, path);
       readers.push([path.split("."), () => (field.enum && input.value === "" ? undefined : read()), raw.default]);
     }
   }
 
-  fields(form, schema, "");
+  addFields(form, schema, "");
 
   function value() {
-    const whole = {};
-    for (const [path, read, byDefault] of readers) {
+    const result = {};
+    for (const [path, read, defaultValue] of readers) {
       const found = read();
-      if (found === undefined || found === byDefault) continue;
-      let at = whole;
-      for (const key of path.slice(0, -1)) at = at[key] ??= {};
-      at[path.at(-1)] = found;
+      if (found === undefined || found === defaultValue) continue;
+      let parent = result;
+      for (const key of path.slice(0, -1)) parent = parent[key] ??= {};
+      parent[path.at(-1)] = found;
     }
-    return whole;
+    return result;
   }
 
-  // Show a problem at the field that it names, or at the nearest one around it; returns whether there is one.
-  function mark(problem) {
-    for (const one of controls.values()) {
-      one.input.removeAttribute("aria-invalid");
-      one.problem.textContent = "";
+  // Shows a problem at the field that it names, or at the nearest enclosing field; returns whether one was found.
+  function showProblem(problem) {
+    for (const control of controls.values()) {
+      control.input.removeAttribute("aria-invalid");
+      control.problem.textContent = "";
     }
     if (!problem) return true;
     const parts = problem.field.split(".");
@@ -137,5 +138,5 @@ export function build(form, schema) {
     return true;
   }
 
-  return { value: value, mark: mark };
+  return { value: value, showProblem: showProblem };
 }

@@ -1,15 +1,16 @@
-// The page: one view at a time, by the address behind "#". Everything that comes from a study is set as text.
+// The page shows one view at a time, selected by the URL fragment. Everything that comes from a study is set as text.
 
 import { figure, short } from "/curves.js";
-import { build } from "/form.js";
+import { buildForm } from "/form.js";
 
-const KEPT = "oec-token";
-const PLAN_AFTER_MS = 400;
-const LIST_AGAIN_MS = 4000;
+const TOKEN_KEY = "oec-token";
+const PLAN_DELAY_MS = 400;
+const LIST_POLL_MS = 4000;
+const RECONNECT_MS = 1000;
 const $ = (selector) => document.querySelector(selector);
-let leave = () => {};  // ends what the view that is shown has under way
+let closeView = () => {};  // cancels the timers and requests of the current view
 
-class Refusal extends Error {
+class ApiError extends Error {
   constructor(status, problem) {
     super(`${problem.field}: ${problem.problem}; ${problem.remedy}`);
     this.status = status;
@@ -17,35 +18,35 @@ class Refusal extends Error {
   }
 }
 
-async function ask(path, options = {}) {
-  const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEPT)}`, ...options.headers };
-  const answer = await fetch(path, { ...options, headers: headers });
-  if (answer.ok) return answer;
-  let problem = { field: "request", problem: `was answered ${answer.status}`, remedy: "try again" };
+async function request(path, options = {}) {
+  const headers = { Authorization: `Bearer ${sessionStorage.getItem(TOKEN_KEY)}`, ...options.headers };
+  const response = await fetch(path, { ...options, headers: headers });
+  if (response.ok) return response;
+  let problem = { field: "request", problem: `failed with status ${response.status}`, remedy: "try again" };
   try {
-    problem = { ...problem, ...(await answer.json()) };
+    problem = { ...problem, ...(await response.json()) };
   } catch (error) {
     console.warn(error);
   }
-  if (answer.status === 401) forget();
-  throw new Refusal(answer.status, problem);
+  if (response.status === 401) signOut();
+  throw new ApiError(response.status, problem);
 }
 
-const json = async (path, options) => (await ask(path, options)).json();
-const send = (path, body, type = "application/json") => json(path, { method: "POST", body: body, headers: { "Content-Type": type } });
+const getJson = async (path, options) => (await request(path, options)).json();
+const post = (path, body, type = "application/json") => getJson(path, { method: "POST", body: body, headers: { "Content-Type": type } });
 
-function say(error) {
+function showError(error) {
   if (error && error.name === "AbortError") return;
-  $("#said").textContent = error ? error.message || String(error) : "";
+  $("#error").textContent = error ? error.message || String(error) : "";
 }
 
-function forget() {
-  sessionStorage.removeItem(KEPT);
+function signOut() {
+  sessionStorage.removeItem(TOKEN_KEY);
   route();
 }
 
-function cells(...texts) {
-  return texts.map((text, i) => {
+function tableCells(...texts) {
+  return texts.map((text) => {
     const cell = document.createElement("td");
     if (text instanceof Node) cell.append(text);
     else cell.textContent = text;
@@ -53,59 +54,60 @@ function cells(...texts) {
   });
 }
 
-function row(left, ...texts) {
-  const made = document.createElement("tr");
-  made.append(...cells(...texts));
-  [...made.children].slice(0, left).forEach((cell) => cell.classList.add("left"));
-  return made;
+// A table row whose first `left` cells are aligned left.
+function tableRow(left, ...texts) {
+  const row = document.createElement("tr");
+  row.append(...tableCells(...texts));
+  [...row.children].slice(0, left).forEach((cell) => cell.classList.add("left"));
+  return row;
 }
 
-const clock = (seconds) => {
+const formatDuration = (seconds) => {
   const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds) % 60];
   return h ? `${h}:${String(m).padStart(2, "0")}:${String(s).padStart(2, "0")}` : `${m}:${String(s).padStart(2, "0")}`;
 };
-const ended = (counts) => Object.entries(counts).filter(([state]) => !["planned", "running"].includes(state)).reduce((sum, [, n]) => sum + n, 0);
-const all = (counts) => Object.values(counts).reduce((sum, n) => sum + n, 0);
+const countEnded = (counts) => Object.entries(counts).filter(([state]) => !["planned", "running"].includes(state)).reduce((sum, [, n]) => sum + n, 0);
+const countAll = (counts) => Object.values(counts).reduce((sum, n) => sum + n, 0);
 
-// The list of studies, asked for again and again.
+// The list of studies, refreshed by polling.
 function showList() {
   let timer;
-  const look = async () => {
+  const poll = async () => {
     try {
-      const { studies, cluster } = await json("/api/v1/studies");
+      const { studies, cluster } = await getJson("/api/v1/studies");
       $("#list tbody").replaceChildren(...studies.map((study) => {
         const link = Object.assign(document.createElement("a"), { href: `#/study/${encodeURIComponent(study.name)}`, textContent: study.name });
-        const made = row(2, link, study.state, ended(study.cells), all(study.cells), study.message || study.description);
-        made.lastChild.className = "remark";
-        return made;
+        const row = tableRow(2, link, study.state, countEnded(study.cells), countAll(study.cells), study.message || study.description);
+        row.lastChild.className = "note";
+        return row;
       }));
       $("#list .empty").hidden = studies.length > 0;
-      say(cluster ? null : { message: "The cluster does not answer (yet): what is said of studies is what the home knows." });
+      showError(cluster ? null : { message: "The cluster does not answer. The states shown come from the home and may be out of date." });
     } catch (error) {
-      say(error);
+      showError(error);
     }
-    timer = setTimeout(look, LIST_AGAIN_MS);
+    timer = setTimeout(poll, LIST_POLL_MS);
   };
-  look();
+  poll();
   return () => clearTimeout(timer);
 }
 
-// The form, its validation and its price as one types.
+// The form, which is validated and estimated while the user types.
 let form;
 async function showForm() {
-  form ??= build($("#study-form"), await json("/api/v1/schema"));
-  let timer, asked = 0;
+  form ??= buildForm($("#study-form"), await getJson("/api/v1/schema"));
+  let timer, requests = 0;
   const yaml = () => $("#yaml").value.trim();
   const content = () => (yaml() ? [$("#yaml").value, "application/yaml"] : [JSON.stringify(form.value()), "application/json"]);
 
-  function priced(cost) {
+  function showEstimate(cost) {
     const list = document.createElement("dl");
     const rows = {
       curves: cost.curves.length, cells: cost.cells, tokens: cost.tokens.toLocaleString("en"),
-      "estimated time": clock(cost.seconds), "cells in parallel": `${cost.max_concurrent} (limited by ${cost.bound_by})`,
+      "estimated time": formatDuration(cost.seconds), "concurrent cells": `${cost.max_concurrent} (limited by ${cost.bound_by})`,
       "core-hours": short(cost.core_hours),
       ...(cost.accelerator_hours ? { "accelerator-hours": short(cost.accelerator_hours) } : {}),
-      "speeds": cost.measured ? "measured here" : "nominal",
+      "speed": cost.measured ? "measured" : "nominal",
     };
     for (const [term, value] of Object.entries(rows)) {
       list.append(Object.assign(document.createElement("dt"), { textContent: term }), Object.assign(document.createElement("dd"), { textContent: value }));
@@ -113,61 +115,61 @@ async function showForm() {
     $(".cost").replaceChildren(list);
   }
 
-  function refused(error) {
+  function showRefusal(error) {
     const problem = error.problem && typeof error.problem === "object" ? error.problem : error.field ? error : null;
-    const shown = problem && !yaml() && form.mark(problem);
-    const text = problem ? (shown ? `${problem.field} ${problem.problem}` : `${problem.field}: ${problem.problem}; ${problem.remedy}`) : error.message;
+    const isInForm = problem && !yaml() && form.showProblem(problem);
+    const text = problem ? (isInForm ? `${problem.field} ${problem.problem}` : `${problem.field}: ${problem.problem}; ${problem.remedy}`) : error.message;
     $(".cost").replaceChildren(Object.assign(document.createElement("p"), { className: "problem", textContent: text }));
     $("#submit").disabled = true;
   }
 
   async function plan() {
-    const number = ++asked;
+    const number = ++requests;
     try {
-      const cost = await send("/api/v1/plan", ...content());
-      if (number !== asked) return;
-      form.mark(null);
-      priced(cost);
+      const cost = await post("/api/v1/plan", ...content());
+      if (number !== requests) return;
+      form.showProblem(null);
+      showEstimate(cost);
       $("#submit").disabled = false;
     } catch (error) {
-      if (number === asked) refused(error);
+      if (number === requests) showRefusal(error);
     }
   }
 
-  const typed = () => {
+  const onInput = () => {
     $("#submit").disabled = true;
     clearTimeout(timer);
-    timer = setTimeout(plan, PLAN_AFTER_MS);
+    timer = setTimeout(plan, PLAN_DELAY_MS);
   };
   const submit = async () => {
     $("#submit").disabled = true;
     try {
-      const started = await send("/api/v1/studies", ...content());
+      const started = await post("/api/v1/studies", ...content());
       location.hash = `#/study/${encodeURIComponent(started.study)}`;
     } catch (error) {
-      refused(error);
+      showRefusal(error);
       $("#submit").disabled = error.status === 422;
     }
   };
   const prevent = (event) => event.preventDefault();
-  $("#new").addEventListener("input", typed);
+  $("#new").addEventListener("input", onInput);
   $("#study-form").addEventListener("submit", prevent);
   $("#submit").addEventListener("click", submit);
   return () => {
     clearTimeout(timer);
-    $("#new").removeEventListener("input", typed);
+    $("#new").removeEventListener("input", onInput);
     $("#study-form").removeEventListener("submit", prevent);
     $("#submit").removeEventListener("click", submit);
   };
 }
 
-// Server-sent events by fetch, which can send a token; taken up again behind the last event that came.
-async function follow(path, since, signal, on) {
+// Server-sent events through fetch, which can send a token. Reconnects after the last event received.
+async function followEvents(path, since, signal, onEvent) {
   let last = since;
   while (!signal.aborted) {
     try {
-      const answer = await ask(`${path}?since=${last}`, { signal: signal });
-      const stream = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      const response = await request(`${path}?since=${last}`, { signal: signal });
+      const stream = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       for (;;) {
         const { value, done } = await stream.read();
@@ -178,7 +180,7 @@ async function follow(path, since, signal, on) {
         for (const frame of frames) {
           const fields = Object.fromEntries(frame.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
           if (fields.id !== undefined) last = Number(fields.id);
-          if (fields.event) on(fields.event, JSON.parse(fields.data));
+          if (fields.event) onEvent(fields.event, JSON.parse(fields.data));
           if (fields.event === "end") return;
         }
       }
@@ -187,14 +189,14 @@ async function follow(path, since, signal, on) {
       if (error.status && error.status < 500 && error.status !== 429) throw error;
       console.warn(error);
     }
-    await new Promise((resolve) => setTimeout(resolve, 1000));
+    await new Promise((resolve) => setTimeout(resolve, RECONNECT_MS));
   }
 }
 
 function showStudy(name) {
   const path = `/api/v1/studies/${encodeURIComponent(name)}`;
-  const ends = new AbortController();
-  let charts = [], running = [], timer, following = false, state = {};
+  const closing = new AbortController();
+  let charts = [], running = [], timer, isFollowing = false, lastSummary = {};
   $("#study h1").textContent = name;
   $("#charts").replaceChildren();
   $("#running tbody").replaceChildren();
@@ -203,77 +205,77 @@ function showStudy(name) {
   $("#log").open = false;
 
   const draw = () => {
-    const drawn = charts.map((chart) => figure(chart, charts.length === 1 ? running : []));
-    $("#charts").replaceChildren(...(drawn.length ? drawn : [Object.assign(document.createElement("p"), { className: "soft", textContent: "No cell has ended yet." })]));
+    const figures = charts.map((chart) => figure(chart, charts.length === 1 ? running : []));
+    $("#charts").replaceChildren(...(figures.length ? figures : [Object.assign(document.createElement("p"), { className: "soft", textContent: "No cells have ended yet." })]));
     $("#running").parentElement.hidden = !running.length;
-    $("#running tbody").replaceChildren(...running.map((cell) => row(1, cell.label, `${cell.step} of ${cell.of}`, short(cell.val_loss))));
+    $("#running tbody").replaceChildren(...running.map((cell) => tableRow(1, cell.label, `${cell.step} of ${cell.steps}`, short(cell.val_loss))));
   };
   const load = async () => {
-    const [curves, table] = await Promise.all([json(`${path}/curves`), json(`${path}/table`)]);
+    const [curves, table] = await Promise.all([getJson(`${path}/curves`), getJson(`${path}/table`)]);
     charts = curves.charts;
-    $("#table tbody").replaceChildren(...table.rows.map((one) => row(2, one.scale, [one.method, one.gamma !== null ? short(one.gamma) : "", one.attention_norm === "qk-norm" ? "" : one.attention_norm].filter(Boolean).join(" "), short(one.LRS), short(one.best_loss), short(one.best_lr), one.diverged, one.cells)));
+    $("#table tbody").replaceChildren(...table.rows.map((one) => tableRow(2, one.scale, [one.method, one.gamma !== null ? short(one.gamma) : "", one.attention_norm === "qk-norm" ? "" : one.attention_norm].filter(Boolean).join(" "), short(one.LRS), short(one.best_loss), short(one.best_lr), one.diverged, one.cells)));
     draw();
     return curves.seq;
   };
-  const stands = (summary) => {
-    state = summary;
+  const showSummary = (summary) => {
+    lastSummary = summary;
     const counts = Object.entries(summary.cells).map(([key, n]) => `${n} ${key}`).join(", ");
-    $("#study .where").textContent = [summary.state, `${ended(summary.cells)} of ${all(summary.cells)} cells ended`, counts, summary.message].filter(Boolean).join(" · ");
+    $("#study .where").textContent = [summary.state, `${countEnded(summary.cells)} of ${countAll(summary.cells)} cells ended`, counts, summary.message].filter(Boolean).join(" · ");
     $("#study .description").textContent = summary.description;
-    const goesOn = ["starting", "running"].includes(summary.state);
-    $("#stop").disabled = !goesOn;
-    $("#resume").disabled = goesOn || summary.state === "damaged";
+    const isActive = ["starting", "running"].includes(summary.state);
+    $("#stop").disabled = !isActive;
+    $("#resume").disabled = isActive || summary.state === "damaged";
     $("#crashed").hidden = !summary.cells.crashed;
   };
-  const on = (event, data) => {
-    if (event === "state") stands(data);
+  const onEvent = (event, data) => {
+    if (event === "state") showSummary(data);
     else if (event === "progress") { running = data; draw(); }
     else if (event === "reset" || (event === "ledger" && !["planned", "running", "open"].includes(data.event)) || event === "end") {
       clearTimeout(timer);
-      timer = setTimeout(() => load().catch(say), event === "end" ? 0 : 300);
+      timer = setTimeout(() => load().catch(showError), event === "end" ? 0 : 300);
     }
   };
   const watch = async () => {
-    if (following) return;
-    following = true;
+    if (isFollowing) return;
+    isFollowing = true;
     try {
-      stands(await json(path));
-      await follow(`${path}/events`, await load(), ends.signal, on);
+      showSummary(await getJson(path));
+      await followEvents(`${path}/events`, await load(), closing.signal, onEvent);
     } catch (error) {
-      if (!ends.signal.aborted) say(error);
+      if (!closing.signal.aborted) showError(error);
     }
-    following = false;
+    isFollowing = false;
   };
-  const change = async (what, body) => {
+  const change = async (action, body) => {
     try {
-      await send(`${path}/${what}`, JSON.stringify(body));
-      say(null);
-      stands({ ...state, state: what === "stop" ? "stopping" : "starting" });
+      await post(`${path}/${action}`, JSON.stringify(body));
+      showError(null);
+      showSummary({ ...lastSummary, state: action === "stop" ? "stopping" : "starting" });
       watch();
     } catch (error) {
-      say(error);
+      showError(error);
     }
   };
-  const report = () => {
+  const openReport = () => {
     const view = open("/view");
     addEventListener("message", async (event) => {
       if (event.source !== view) return;
       try {
-        view.postMessage(await (await ask(`${path}/report`)).text(), "*");
+        view.postMessage(await (await request(`${path}/report`)).text(), "*");
       } catch (error) {
-        say(error);
+        showError(error);
         view.close();
       }
-    }, { signal: ends.signal });
+    }, { signal: closing.signal });
   };
-  const listen = (selector, event, handler) => $(selector).addEventListener(event, handler, { signal: ends.signal });
+  const listen = (selector, event, handler) => $(selector).addEventListener(event, handler, { signal: closing.signal });
   listen("#stop", "click", () => change("stop", {}));
   listen("#resume", "click", () => change("resume", { retry_crashed: $("#retry").checked }));
-  listen("#report", "click", report);
+  listen("#report", "click", openReport);
   listen("#log", "toggle", async () => {
     if (!$("#log").open) return;
     try {
-      $("#log pre").textContent = (await json(`${path}/logs`)).text || "It has said nothing yet.";
+      $("#log pre").textContent = (await getJson(`${path}/logs`)).text || "No output yet.";
     } catch (error) {
       $("#log pre").textContent = error.message;
     }
@@ -281,7 +283,7 @@ function showStudy(name) {
   listen("#crashed", "toggle", async () => {
     if (!$("#crashed").open) return;
     try {
-      const found = await json(`${path}/cells?state=crashed&limit=20`);
+      const found = await getJson(`${path}/cells?state=crashed&limit=20`);
       $("#crashed pre").textContent = found.cells.map((cell) => `${cell.label}\n${cell.reason}`).join("\n\n");
     } catch (error) {
       $("#crashed pre").textContent = error.message;
@@ -290,35 +292,35 @@ function showStudy(name) {
   watch();
   return () => {
     clearTimeout(timer);
-    ends.abort();
+    closing.abort();
   };
 }
 
 async function route() {
-  leave();
-  leave = () => {};
-  say(null);
-  const known = sessionStorage.getItem(KEPT);
+  closeView();
+  closeView = () => {};
+  showError(null);
+  const token = sessionStorage.getItem(TOKEN_KEY);
   const [, view = "", name = ""] = location.hash.split("/");
-  const shown = !known ? "enter" : view === "new" ? "new" : view === "study" ? "study" : "list";
-  for (const id of ["enter", "list", "new", "study"]) $(`#${id}`).hidden = id !== shown;
-  $("#nav").hidden = $("#leave").hidden = !known;
+  const shown = !token ? "sign-in" : view === "new" ? "new" : view === "study" ? "study" : "list";
+  for (const id of ["sign-in", "list", "new", "study"]) $(`#${id}`).hidden = id !== shown;
+  $("#nav").hidden = $("#sign-out").hidden = !token;
   try {
-    if (shown === "list") leave = showList();
-    else if (shown === "new") leave = await showForm();
-    else if (shown === "study") leave = showStudy(decodeURIComponent(name));
+    if (shown === "list") closeView = showList();
+    else if (shown === "new") closeView = await showForm();
+    else if (shown === "study") closeView = showStudy(decodeURIComponent(name));
     else $("#token").focus();
   } catch (error) {
-    say(error);
+    showError(error);
   }
 }
 
-$("#enter").addEventListener("submit", (event) => {
+$("#sign-in").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEPT, $("#token").value.trim());
+  sessionStorage.setItem(TOKEN_KEY, $("#token").value.trim());
   $("#token").value = "";
   route();
 });
-$("#leave").addEventListener("click", forget);
+$("#sign-out").addEventListener("click", signOut);
 addEventListener("hashchange", route);
 route();

@@ -1,4 +1,4 @@
-// An empty page of no origin that the opener writes a report into: its scripts can reach neither token nor network.
+// An empty page with an opaque origin, into which the opener writes a report. The report's scripts cannot reach the token or the network.
 "use strict";
 addEventListener("message", (event) => {
   if (event.source !== opener) return;

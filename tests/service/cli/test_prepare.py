@@ -83,7 +83,8 @@ def test_interrupted_it_says_how_to_go_on(number: signal.Signals, source: str, t
     process = begun(*arguments, out=tmp_path / "out", files=1, home=tmp_path / "home", log=log)
     process.send_signal(number)
     assert process.wait(timeout=60) == 75, log.read_text()
-    assert log.read_text().splitlines()[-1] == "interrupted; the same command goes on behind the last finished file"
+    last = log.read_text().splitlines()[-1]
+    assert last == "interrupted; re-run the same command to resume after the last complete file"
 
 
 def test_what_it_prints_is_the_data_of_a_study(source: str, tmp_path: Path) -> None:
@@ -101,21 +102,21 @@ BAD = {
     "no such glob": (("nowhere/*.jsonl",), ("SOURCE", "matches no file")),
     "no name of anything": (("nowhere",), ("SOURCE", "'nowhere'", "OWNER/NAME")),
     "no such study": (("nowhere.yaml",), ("study", "nowhere.yaml", "demo")),
-    "mixed kinds": (("IN/mixed",), ("SOURCE", "different readers (json, text)", "glob")),
-    "no parquet": (("IN/no.parquet",), ("SOURCE", "no.parquet", "can not be read (ArrowInvalid")),
-    "no JSON": (("IN/no.jsonl",), ("SOURCE", "no.jsonl", "can not be read")),
+    "mixed kinds": (("IN/mixed",), ("SOURCE", "different formats (json, text)", "glob")),
+    "no parquet": (("IN/no.parquet",), ("SOURCE", "no.parquet", "cannot be read (ArrowInvalid")),
+    "no JSON": (("IN/no.jsonl",), ("SOURCE", "no.jsonl", "cannot be read")),
     "no text": (("IN/latin.txt",), ("SOURCE", "latin.txt", "UnicodeDecodeError")),
-    "no such column": (("GOOD", "--column", "txt"), ("--column", "'txt' is no column", "columns: text, id")),
+    "no such column": (("GOOD", "--column", "txt"), ("--column", "'txt' is not a column", "columns: text, id")),
     "column of numbers": (("GOOD", "--column", "token_count"), ("--column", "'token_count'", "int64, not text")),
     "no such split": (("GOOD", "--split", "test"), ("--split", "'test'", "train")),
-    "config of files": (("GOOD", "--config", "a"), ("--config", "'a'", "leave it out")),
+    "config of files": (("GOOD", "--config", "a"), ("--config", "'a'", "omit it")),
     "unknown tokenizer": (("GOOD", "--tokenizer", "gpt5"), ("--tokenizer", "'gpt5'", "bytes, gpt2")),
     "no shard size": (("GOOD", "--shard-tokens", "0"), ("--shard-tokens", "0", "1 or more")),
     "negative validation": (("GOOD", "--val-tokens", "-5"), ("--val-tokens", "-5", "1 or more")),
     "all for validation": (("GOOD", "--tokens", "10000"), ("--tokens", "10000", "lower --val-tokens")),
     "source too small": (("GOOD", "--val-tokens", "999999999"), ("--val-tokens", "999999999", "the source has")),
     "no workers": (("GOOD", "--workers", "0"), ("--workers", "0", "1 or more")),
-    "out is a file": (("GOOD", "--out", "IN/latin.txt"), ("--out", "latin.txt", "can not be written to (File exists)")),
+    "out is a file": (("GOOD", "--out", "IN/latin.txt"), ("--out", "latin.txt", "cannot be written to (File exists)")),
     "option of a study": (("smoke", "--column", "a"), ("--column", "'a'", "study")),
     "out of a study": (("smoke", "--out", "a"), ("--out", "'a'", "study")),
 }
@@ -155,7 +156,7 @@ def test_fineweb_from_the_hub(tmp_path: Path) -> None:
     fineweb.write(repository / "data" / "CC-MAIN-2013-20", ["not of the sample"])
     (repository / "README.md").write_text(CARD)
     sizes = ("--tokenizer", "bytes", *SIZES)
-    with hub.serving("HuggingFaceFW/fineweb", repository) as endpoint:
+    with hub.serve("HuggingFaceFW/fineweb", repository) as endpoint:
         network = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub")}
         out = home / "data" / "fineweb"
         process = begun("fineweb", *sizes, out=out, files=3, home=home, log=tmp_path / "log", **network)
@@ -163,12 +164,12 @@ def test_fineweb_from_the_hub(tmp_path: Path) -> None:
         process.wait(timeout=60)
         result = oec("data", "prepare", "fineweb", *sizes, home=home, **network)
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "going on behind" in result.stdout
+        assert "resuming after" in result.stdout
         for bad, parts in {
             ("fineweb", "--config", "sample-1BT"): ("--config", "'sample-1BT'", "sample-10BT"),
             ("fineweb", "--split", "test"): ("--split", "'test'", "train"),
             ("fineweb", "--column", "txt"): ("--column", "'txt'", "text, id, dump"),
-            ("owner/name",): ("SOURCE", "'owner/name'", "refused by the Hub"),
+            ("owner/name",): ("SOURCE", "'owner/name'", "the Hub refused it"),
         }.items():
             refused(oec("data", "prepare", *bad, *sizes, home=tmp_path / "other", **network), tmp_path, *parts)
     tokens = [np.fromfile(path, "<u2", offset=1024) for path in [*out.glob("val-*"), *sorted(out.glob("train-*"))]]
@@ -187,7 +188,7 @@ def test_hub_that_can_not_be_reached(tmp_path: Path) -> None:
             "data", "prepare", source, "--tokenizer", "bytes", home=tmp_path / "home",
             HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hub"),
         )  # fmt: skip
-        refused(result, tmp_path / "home", "SOURCE", "the Hub does not answer", "give files of this machine")
+        refused(result, tmp_path / "home", "SOURCE", "the Hub does not respond", "give files on this machine")
 
 
 def test_gpt2_that_can_not_be_had(source: str, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_tables_and_figures_of_a_study_go_into_its_report(home: Path) -> None:
             for name in (*diagnostics.EMBEDDING[:8], *(["b_ratio"] if which == "output" else [])):
                 of_mu = "mu" in name or name in ("b_ratio", "ratio_norm")
                 if row["mu_norm"] > 1e-6 or not of_mu:  # what centering leaves of mu is rounding
-                    assert row[name] == pytest.approx(last[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
+                    assert row[name] == pytest.approx(last.metrics[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
     report = home / "studies" / "kept" / "report"
     assert (report / "tables" / "embeddings.csv").is_file()
     assert {path.stem for path in (report / "figures").glob("*.svg")} >= {
@@ -152,8 +152,8 @@ def test_damaged_weights_are_named_and_the_others_analyzed(home: Path) -> None:
     torn = list(cells(home).values())[1] / "weights" / "step-00000006.json"
     torn.write_text(torn.read_text()[:50])
     printed = done(invoked("analyze", "kept", home=home))
-    assert f"weights {broken} passed over: its content does not match its SHA-256" in printed
-    assert f"weights {torn.with_suffix('.safetensors')} passed over: its JSON file is torn" in printed
+    assert f"weights {broken} skipped: its content does not match its SHA-256" in printed
+    assert f"weights {torn.with_suffix('.safetensors')} skipped: its JSON file is torn" in printed
     assert tables(home)["embeddings"]["cell"].nunique() == 2
 
 
@@ -162,11 +162,11 @@ def test_what_cannot_be_analyzed(home: Path, tokens: Tokens, tmp_path: Path) -> 
     train(place, study_of(methods=["baseline"], lrs=[1e-2], keep_weights="none"), tokens)
     refused(invoked("analyze", "kept", home=place.path), "'kept' has no kept weights", "keep_weights: last")
     refused(invoked("analyze", "other", home=home), "'other' has no ledger")
-    refused(invoked("analyze", "kept", "--cell", "abc", home=home), "--cell: 'abc' is no cell of kept")
+    refused(invoked("analyze", "kept", "--cell", "abc", home=home), "--cell: 'abc' is not a cell of kept")
     refused(invoked("analyze", home=home), "STUDY", "is missing")
-    refused(invoked("analyze", "kept", "--weights", "x", home=home), "together with --weights")
-    refused(invoked("analyze", "kept", "--out", "x", home=home), "--out", "goes with --weights alone")
-    refused(invoked("analyze", "--weights", "x", "--cell", "a", home=home), "--cell", "goes with a study alone")
+    refused(invoked("analyze", "kept", "--weights", "x", home=home), "cannot be combined with --weights")
+    refused(invoked("analyze", "kept", "--out", "x", home=home), "--out", "requires --weights")
+    refused(invoked("analyze", "--weights", "x", "--cell", "a", home=home), "--cell", "requires a study")
     refused(invoked("analyze", "kept", "--sequences", 3, home=home), "--shards", "is missing")
     refused(invoked("analyze", "kept", "--shards", tmp_path / "*.bin", home=home), "--shards", "matches no file")
     write_shard(tmp_path / "wide.bin", np.full(1000, V, dtype=np.uint16))
@@ -204,9 +204,9 @@ def test_clean_lists_and_removes_nothing_unless_told(home: Path) -> None:
     for options in ([], ["--weights"]):
         printed = done(invoked("clean", "kept", *options, home=home))
         assert re.search(r"kept +│ kept weights +│ 4 +│ 8 ", printed)
-        assert f"nothing was removed; `oec clean kept --weights --yes` frees {size / 1e6:.1f} MB" in printed
+        assert f"nothing was removed; to free {size / 1e6:.1f} MB, run `oec clean kept --weights --yes`" in printed
     assert files(home) == before
-    refused(invoked("clean", "kept", "--yes", home=home), "--yes", "does not say what to remove", "--weights")
+    refused(invoked("clean", "kept", "--yes", home=home), "--yes", "requires a kind of files to remove", "--weights")
 
 
 def test_clean_removes_weights_alone(home: Path) -> None:

@@ -15,8 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from search_spaces.study import ResourceSpec
-from service.cluster import connection as cluster
-from service.cluster import placement
+from service.cluster import connection, placement
 from service.sweep.worker_group import scaling
 
 READY_S, FULL_S = 60.0, 3.0
@@ -56,7 +55,7 @@ def placed(resources: ResourceSpec) -> dict[str, Any]:
 
 
 def main() -> None:
-    cluster.connect(sys.argv[1])
+    connection.connect(sys.argv[1])
     for text in sys.argv[2:]:
         print(json.dumps(placed(ResourceSpec.model_validate_json(text))))
 

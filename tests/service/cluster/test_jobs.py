@@ -19,13 +19,13 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.invariants import ledger_of
 from benchmarks.nodes import kill
+from benchmarks.study_run import newest_step
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import is_running
 from tests.faults.cluster import Cluster
-from tests.faults.invariants import ledger_of
-from tests.faults.running import newest_step
 from tests.service.oec import OEC, environment, oec, start
 from trainers.rows import read
 
@@ -232,9 +232,9 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     first = submitted(100)
     again = oec("submit", file, home=home, **url(cluster))
     assert again.returncode == 2
-    assert f"STUDY: 'long' is being run by job {first}" in again.stderr
+    assert f"STUDY: 'long' is already running as job {first}" in again.stderr
     following = start("logs", "long", "--follow", home=home, log=tmp_path / "log", **url(cluster))
-    assert oec("stop", "long", home=tmp_path, **url(cluster)).stdout == "long has ended\n"
+    assert oec("stop", "long", home=tmp_path, **url(cluster)).stdout == "long has stopped\n"
     assert following.wait(DEADLINE_S) == 75, (tmp_path / "log").read_text()
     assert "the same command goes on" in (tmp_path / "log").read_text()
 
@@ -244,7 +244,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     command = [*blind_to(home), str(OEC), "stop", "long"]
     settings = environment(tmp_path, **url(cluster))
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=settings, check=False)
-    assert stopped.stdout == "long has ended\n", stopped.stderr
+    assert stopped.stdout == "long has stopped\n", stopped.stderr
     assert not is_running(Home(home), "long")
     assert re.search(rf"{second} +long +stopped +75 ", oec("jobs", home=home, **url(cluster)).stdout)
     (cell,) = ledger_of(home, "long").entries
@@ -277,7 +277,7 @@ def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     refused = oec("jobs", home=tmp_path, **url(cluster) | {"RAY_AUTH_TOKEN": "another-token-than-the-cluster-has"})
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert "does not take the token; set RAY_AUTH_TOKEN" in line
+    assert "rejects the token; set RAY_AUTH_TOKEN" in line
 
 
 @pytest.mark.long

@@ -56,13 +56,13 @@ def test_cells_on_two_devices(share: float, fits: int) -> None:
         ({"workers": 3, "cpus_per_worker": 2}, "CPU=4", "3 workers x 2 CPU = 6 CPU, of 4; use at most 2 workers"),
         ({"workers": 2, "gpus_per_worker": 1}, "CPU=4", "2 workers x 1 GPU = 2 GPU, of 0; use a cluster with GPUs"),
         ({"gpus_per_worker": 0.25}, "CPU=4", "1 workers x 0.25 GPU = 0.25 GPU, of 0; use a cluster with GPUs"),
-        ({"cpus_per_worker": 6}, "2xCPU=4", "a worker takes 6 CPU of one node, and of those 0 fit; use larger nodes"),
-        ({"workers": 3, "cpus_per_worker": 2}, "2xCPU=3", "of those 2 fit; use at most 2 workers"),
+        ({"cpus_per_worker": 6}, "2xCPU=4", "takes 6 CPU on one node, and the nodes have room for 0; use larger nodes"),
+        ({"workers": 3, "cpus_per_worker": 2}, "2xCPU=3", "the nodes have room for 2; use at most 2 workers"),
     ],
 )
 def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], cluster: str, message: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        placement.fit(ResourceSpec.model_validate(resources), placement.declared(cluster))
+        placement.fit(ResourceSpec.model_validate(resources), placement.parse_nodes(cluster))
     assert message in str(refused.value)
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], clu
 )
 def test_what_limits_the_cells(resources: dict[str, float], cluster: str, expected: tuple[int, str]) -> None:
     """A cell of two workers may be split over nodes, a worker never is."""
-    found = placement.fit(ResourceSpec.model_validate(resources), placement.declared(cluster))
+    found = placement.fit(ResourceSpec.model_validate(resources), placement.parse_nodes(cluster))
     assert found == placement.Fit(*expected)
 
 
@@ -114,7 +114,7 @@ TEXTS = ["64", "CPU=", "CPU=x", "CPU=-4", "TPU=4", "CPU=4;GPU=1", "CPU=4,", "loc
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_no_cluster_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        placement.declared(text)
+        placement.parse_nodes(text)
     assert refused.value.field == "--cluster"
     assert "CPU=64,GPU=8" in str(refused.value)
 
@@ -123,7 +123,7 @@ def test_what_is_no_cluster_is_refused(text: str) -> None:
     ("resources", "message"),
     [
         ({"workers": 2, "gpus_per_worker": 0.5}, "NCCL refuses two ranks on one device; set resources.workers to 1"),
-        ({"gpus_per_worker": 0.12345}, "is no multiple of 0.0001, in which Ray counts"),
+        ({"gpus_per_worker": 0.12345}, "is not a multiple of 0.0001, Ray's unit"),
         ({"gpus_per_worker": 2}, "less than or equal to 1"),
         ({"autoscale": True}, "sets autoscale without concurrency; set resources.concurrency"),
     ],

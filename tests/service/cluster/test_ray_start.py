@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import InvalidInput
-from service.cluster.ray_start import cause, check_folder, children, permanent, temporary_folder
+from service.cluster.ray_start import (
+    check_folder,
+    child_processes,
+    failure_cause,
+    permanent_error,
+    temporary_folder,
+)
 from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 
@@ -31,7 +37,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
-    with pytest.raises(InvalidInput, match=r"TMPDIR: '.*file' cannot be written \(it is a file\).*set RAY_TMPDIR"):
+    with pytest.raises(InvalidInput, match=r"TMPDIR: '.*file' is not writable \(it is a file\).*set RAY_TMPDIR"):
         check_folder("TMPDIR", path)
 
 
@@ -40,7 +46,7 @@ def test_a_folder_without_room_or_read_only_is_refused(tmp_path: Path) -> None:
         check_folder("TMPDIR", tmp_path / "small")
         fill(tmp_path / "small", leaving=2**20)
         with pytest.raises(
-            InvalidInput, match=r"TMPDIR: '.*small' has 1 MiB free, and Ray needs 64 there.*; make room"
+            InvalidInput, match=r"TMPDIR: '.*small' has 1 MiB free, and Ray needs 64 MiB there.*; make room"
         ):
             check_folder("TMPDIR", tmp_path / "small")
         remount(tmp_path / "small", "ro")
@@ -55,7 +61,7 @@ def test_a_path_that_is_too_long_ends_the_command_at_the_first_try(tmp_path: Pat
     assert done.returncode == 2, done.stdout + done.stderr
     assert sum("starting Ray on " in line for line in done.stdout.splitlines()) == 1
     (message,) = done.stderr.splitlines()
-    assert message.startswith(f"oec: RAY_TMPDIR: '{long}' is too long: a socket of Ray below it has ")
+    assert message.startswith(f"oec: RAY_TMPDIR: '{long}' is too long: the path of a Ray socket in it has ")
     assert message.endswith("set RAY_TMPDIR to a folder with a short path, such as /tmp")
 
 
@@ -109,9 +115,9 @@ def test_the_cause_in_one_line(
 ) -> None:
     """``said`` and ``logged`` are Ray's own words, shortened."""
     (tmp_path / "raylet.err").write_text(logged)
-    found = cause(said, [tmp_path])
+    found = failure_cause(said, [tmp_path])
     assert found == expected
-    error = permanent(found or said, "TMPDIR", Path("/tmp"))
+    error = permanent_error(found or said, "TMPDIR", Path("/tmp"))
     assert (refused in str(error)) if refused else error is None, error
 
 
@@ -130,14 +136,14 @@ def test_the_cause_in_one_line(
     ],
 )
 def test_what_another_try_cannot_mend(words: str, field: str | None, problem: str | None) -> None:
-    error = permanent(words, "TMPDIR", Path("/tmp"))
+    error = permanent_error(words, "TMPDIR", Path("/tmp"))
     assert (error and error.field) == field
     assert problem is None or problem in str(error)
 
 
 def test_children_are_the_processes_that_run() -> None:
-    before = children()
+    before = child_processes()
     with subprocess.Popen(["sleep", "60"]) as started:
-        assert children() - before == {started.pid}
+        assert child_processes() - before == {started.pid}
         started.kill()
-    assert started.pid not in children()
+    assert started.pid not in child_processes()

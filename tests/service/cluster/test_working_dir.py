@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import InvalidInput
-from service.cluster.working_dir import Shipment
+from service.cluster.working_dir import WorkingDir
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,7 +23,7 @@ def make(folder: Path, files: dict[str, str | int]) -> Path:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.as_posix() for path in Shipment.of(folder, max_megabytes=50).sizes}
+    return {path.as_posix() for path in WorkingDir.scan(folder, max_megabytes=50).sizes}
 
 
 def test_ignore_files_count_in_every_folder_and_below_it(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_versions_environments_homes_data_and_links_stay(tmp_path: Path) -> None
 
 def test_a_folder_above_the_limit_is_refused_and_its_largest_files_are_named(tmp_path: Path) -> None:
     make(tmp_path, {"small": 10, "big": 2_000_000, "deep/bigger": 3_000_000})
-    assert str(Shipment.of(tmp_path, max_megabytes=5.1)) == f"{tmp_path}: 3 files, 5.0 MB"
+    assert str(WorkingDir.scan(tmp_path, max_megabytes=5.1)) == f"{tmp_path}: 3 files, 5.0 MB"
     with pytest.raises(InvalidInput) as refused:
-        Shipment.of(tmp_path, max_megabytes=4)
+        WorkingDir.scan(tmp_path, max_megabytes=4)
     assert refused.value.field == "--working-dir"
     assert "is 5.0 MB, above 4 MB; the largest files are deep/bigger (3.0 MB), big (2.0 MB)" in str(refused.value)
     assert "--max-megabytes" in str(refused.value)
@@ -81,12 +81,12 @@ def test_a_folder_above_the_limit_is_refused_and_its_largest_files_are_named(tmp
 def test_an_archive_holds_what_was_shown_and_is_the_same_for_the_same_files(tmp_path: Path) -> None:
     source = make(tmp_path / "source", {"a.py": "a = 1\n", "deep/b.py": "b = 1\n"})
     (source / "a.py").chmod(0o755)
-    shipment = Shipment.of(source, max_megabytes=1)
+    working_dir = WorkingDir.scan(source, max_megabytes=1)
     places = [tmp_path / "one", tmp_path / "two"]
     archives = []
     for place in places:
         place.mkdir()
-        archives.append(shipment.archive(place))
+        archives.append(working_dir.archive(place))
         (source / "a.py").touch()
     assert archives[0].read_bytes() == archives[1].read_bytes()
     with zipfile.ZipFile(archives[0]) as archive:
@@ -96,7 +96,7 @@ def test_an_archive_holds_what_was_shown_and_is_the_same_for_the_same_files(tmp_
 
 
 def test_of_a_checkout_goes_what_a_driver_and_its_workers_import() -> None:
-    shipment = Shipment.of(ROOT, max_megabytes=2)
-    folders = {path.parts[0] for path in shipment.sizes if len(path.parts) > 1}
+    working_dir = WorkingDir.scan(ROOT, max_megabytes=2)
+    folders = {path.parts[0] for path in working_dir.sizes if len(path.parts) > 1}
     assert {"search_spaces", "trainers", "service", "dashboards"} <= folders
     assert not {"tests", "docs", "benchmarks", "docker"} & folders

@@ -24,7 +24,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
-from service.cluster.jobs import portable
+from service.cluster.entrypoint import portable_home
 from service.home import bucket_ledger, copies, writer
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
@@ -95,10 +95,10 @@ def test_one_makes_an_object(bucket: Bucket) -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("s3://", "names no bucket"),
-        ("s3://key:secret@bucket/home", "names no bucket"),
-        ("s3://bucket/a/../../b", "names no bucket"),
-        ("s3://bucket/a?versionId=1", "names no bucket"),
+        ("s3://", "must consist of a bucket"),
+        ("s3://key:secret@bucket/home", "must consist of a bucket"),
+        ("s3://bucket/a/../../b", "must consist of a bucket"),
+        ("s3://bucket/a?versionId=1", "must consist of a bucket"),
         ("s3://another/home", "does not exist"),
     ],
 )
@@ -111,10 +111,10 @@ def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
 
 def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
     study = Study.load("short")
-    assert portable(study, "s3://bucket/home/") == "s3://bucket/home"
+    assert portable_home(study, "s3://bucket/home/") == "s3://bucket/home"
     data = study.data.model_copy(update={"path": "s3://bucket/*.bin"})
     with pytest.raises(InvalidInput) as refused:
-        portable(study.model_copy(update={"data": data}), "s3://bucket/home")
+        portable_home(study.model_copy(update={"data": data}), "s3://bucket/home")
     assert refused.value.field == "data.path"
 
 
@@ -136,13 +136,13 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "ANSWER_S", 1.0)
+    monkeypatch.setattr(buckets, "OPEN_TIMEOUT_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "us")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
     buckets._filesystem.cache_clear()
     began = time.monotonic()
-    with pytest.raises(InvalidInput, match="does not answer in 1 s"):
+    with pytest.raises(InvalidInput, match="does not respond within 1 s"):
         open_home("s3://bucket/home")
     buckets._filesystem.cache_clear()
     assert time.monotonic() - began < 20
@@ -169,7 +169,7 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
 def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
     bucket = Bucket.open(s3.home())
     bucket.write("before", b"1")
-    s3.frozen()
+    s3.freeze()
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(buckets.OPTIONS, "s3", {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 1}}})
@@ -179,7 +179,7 @@ def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
             with pytest.raises(OSError, match="Timeout"):
                 bucket.read("before")
     finally:
-        s3.goes_on()
+        s3.resume()
         buckets._filesystem.cache_clear()
     assert bucket.read("before") == b"1"
 
@@ -195,11 +195,11 @@ def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: P
     (there.folder / "checkpoints").mkdir(parents=True)
     (there.folder / "checkpoints" / "step-00000009.safetensors").write_bytes(b"of a killed worker")
     there.pull()
-    found = checkpoint.latest(there.folder / "checkpoints", "cell")
+    found = checkpoint.load_latest(there.folder / "checkpoints", "cell")
     assert found is not None
     assert found.progress == {"step": 3}
     assert (there.folder / "metrics.jsonl").read_text() == "{}\n" * 3
-    assert sum(name.endswith(".json") for name in bucket.names()) == checkpoint.KEPT
+    assert sum(name.endswith(".json") for name in bucket.names()) == checkpoint.MAX_CHECKPOINTS
     checkpoint.remove(there.folder / "checkpoints")
     there.push()
     assert list((bucket / "cell").names()) == ["metrics.jsonl"]
@@ -218,8 +218,8 @@ def test_weights_are_moved_to_the_bucket_and_do_not_come_back(bucket: Bucket, tm
     there = Mirror(tmp_path / "there", bucket / "cell", archive="weights")
     there.pull()
     assert not (there.folder / "weights").exists()
-    assert checkpoint.latest(there.folder / "checkpoints", this.id) is not None
-    there.remove_archived(lambda name: weights.comes_after(name, 2))
+    assert checkpoint.load_latest(there.folder / "checkpoints", this.id) is not None
+    there.remove_archived(lambda name: weights.is_after(name, 2))
     weights.save(there.folder / "weights", this, 4, {})
     there.push()
     kept = [name for name in (bucket / "cell").names() if name.startswith("weights/")]
@@ -246,7 +246,7 @@ def test_a_kill_in_mid_push_leaves_the_checkpoint_before(
     there = Mirror(tmp_path / "there", bucket)
     there.pull()
     with pytest.warns(UserWarning, match="never completed"):
-        found = checkpoint.latest(there.folder, "cell")
+        found = checkpoint.load_latest(there.folder, "cell")
     assert found is not None
     assert found.progress == {"step": 1}
 
@@ -302,7 +302,7 @@ def test_a_bucket_ledger_holds_every_line_once(
     appended: list[tuple[list[str], bool]], block: int, s3: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several writers, one after the other, in blocks of any size."""
-    monkeypatch.setattr(bucket_ledger, "BLOCK", block)
+    monkeypatch.setattr(bucket_ledger, "MERGE_OBJECTS", block)
     home, written, first = Bucket(s3.home()), b"", 1
     ledger = BucketLedger(home, "short")
     ledger.take()
@@ -340,7 +340,7 @@ def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_ledger, "BEAT_S", 0.3)
     monkeypatch.setattr(bucket_ledger, "LOST_S", 2.0)
-    monkeypatch.setattr(bucket_ledger, "LOOK_S", 0.1)
+    monkeypatch.setattr(bucket_ledger, "POLL_S", 0.1)
     monkeypatch.setattr(writer, "LOST_S", 2.0)
 
 
@@ -412,7 +412,7 @@ def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: p
         return True
 
     monkeypatch.setattr(Bucket, "create", overwrites)
-    with pytest.raises(InvalidInput, match="makes one object twice"):
+    with pytest.raises(InvalidInput, match="without conditional writes"):
         BucketLedger(Bucket(s3.home()), "short").take()
 
 

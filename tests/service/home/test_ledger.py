@@ -94,6 +94,16 @@ def test_content_that_does_not_match_its_id_is_refused(path: Path) -> None:
         Ledger(path, "short")
 
 
+@pytest.mark.parametrize("result", ["[]", '"x"', "1", '{"val_loss":"low"}', '{"l_init":[]}', '{"reason":1}'])
+def test_a_damaged_result_is_refused_by_line(path: Path, result: str) -> None:
+    with Ledger(path, "short", write=True) as ledger:
+        ledger.plan(CELLS[:1])
+        ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
+    path.write_text(path.read_text().replace('{"val_loss":1.0}', result))
+    with pytest.raises(InvalidInput, match=r"ledger\.jsonl:3' is damaged"):
+        Ledger(path, "short")
+
+
 def test_format_of_a_line(path: Path) -> None:
     """Frozen: other programs read this file. A change is a decision with a line in the changelog."""
     with Ledger(path, "short", write=True) as ledger:

@@ -17,10 +17,10 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.location import open_home
-from service.http.app import PAGE
-from service.http.errors import Refused
-from service.http.guard import OPEN
-from service.http.queueing import MOST, Queue
+from service.http.app import PAGE_FILES
+from service.http.concurrency import MAX_REQUESTS, ConcurrencyLimit
+from service.http.errors import ApiError
+from service.http.middleware import PUBLIC_PATHS
 from service.http.tokens import TOKENS, TokenFile
 from tests.service.http.conftest import Served, begin, client, served
 from tests.service.oec import oec
@@ -48,7 +48,7 @@ def test_no_route_answers_without_a_token(service: Served) -> None:
     routes = every_route(service)
     assert len(routes) > 20, routes
     for method, path in routes:
-        if path in OPEN:
+        if path in PUBLIC_PATHS:
             continue
         for headers in ({}, {"Authorization": "Bearer oec_wrong"}, {"Authorization": "Basic YTpi"}):
             answer = service.anybody.request(method, path, headers=headers)
@@ -60,8 +60,8 @@ def test_no_route_answers_without_a_token(service: Served) -> None:
 
 
 def test_what_is_open_tells_nothing(service: Served) -> None:
-    assert set(PAGE) | {"/healthz"} == OPEN
-    for path in OPEN:
+    assert set(PAGE_FILES) | {"/healthz"} == PUBLIC_PATHS
+    for path in PUBLIC_PATHS:
         before = service.anybody.get(path)
         assert before.status_code == 200, path
         assert before.content, f"{path} is empty"
@@ -69,7 +69,9 @@ def test_what_is_open_tells_nothing(service: Served) -> None:
             assert secret not in before.text, (path, secret)
     other = service.home.path.parent / "empty"
     empty = served(open_home(other))
-    assert all(empty.anybody.get(path).text == service.anybody.get(path).text for path in OPEN), "it is not static"
+    assert all(empty.anybody.get(path).text == service.anybody.get(path).text for path in PUBLIC_PATHS), (
+        "it is not static"
+    )
 
 
 def test_a_reader_changes_nothing(service: Served) -> None:
@@ -90,15 +92,15 @@ def test_tokens_are_hashed_private_and_end(home: Home) -> None:
     assert hashlib.sha256(secret.encode()).hexdigest() in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(home.service.stat().st_mode) == 0o700
-    owner = tokens.owner(secret)
+    owner = tokens.authenticate(secret)
     assert owner is not None
     assert owner.name == "somebody"
-    assert tokens.owner(secret + "x") is None
-    assert tokens.owner("") is None
+    assert tokens.authenticate(secret + "x") is None
+    assert tokens.authenticate("") is None
     over = owner.model_copy(update={"expires": datetime.now(UTC) - timedelta(seconds=1)})
     path.write_bytes(TOKENS.dump_json((over,)))
-    assert tokens.owner(secret) is None, "it has expired"
-    with pytest.raises(InvalidInput, match="NAME: 'somebody' has a token"):
+    assert tokens.authenticate(secret) is None, "it has expired"
+    with pytest.raises(InvalidInput, match="NAME: 'somebody' already has a token"):
         tokens.add("somebody", "run", None)
     path.write_text("{")
     with pytest.raises(InvalidInput, match="is damaged"):
@@ -115,7 +117,7 @@ def test_a_removed_token_ends_at_once(service: Served) -> None:
 def test_the_commands_of_tokens(home: Home) -> None:
     made = oec("token", "add", "me", "--role", "run", "--days", "30", home=home.path)
     assert made.returncode == 0, made.stderr
-    owner = TokenFile(home).owner(made.stdout.strip())
+    owner = TokenFile(home).authenticate(made.stdout.strip())
     assert owner is not None
     assert (owner.name, owner.role) == ("me", "run")
     listed = oec("token", "list", home=home.path).stdout
@@ -128,23 +130,15 @@ def test_the_commands_of_tokens(home: Home) -> None:
     assert made.stdout.strip() not in audit
 
 
-def test_a_token_has_a_rate(home: Home) -> None:
-    slow = served(home, rate=0.5, burst=3)
-    assert [slow.reader.get("/api/v1/schema").status_code for _ in range(4)] == [200, 200, 200, 429]
-    again = slow.reader.get("/api/v1/schema")
-    assert int(again.headers["Retry-After"]) in (1, 2)
-    assert slow.runner.get("/api/v1/schema").status_code == 200, "one token's haste is not another's"
-
-
 def test_what_waits_does_not_take_every_thread() -> None:
-    queue = Queue("changes")
+    limit = ConcurrencyLimit("changes")
     with ExitStack() as places:
-        for _ in range(MOST):
-            places.enter_context(queue.place())
-        with pytest.raises(Refused) as refused, queue.place():
+        for _ in range(MAX_REQUESTS):
+            places.enter_context(limit.slot())
+        with pytest.raises(ApiError) as refused, limit.slot():
             pass
         assert refused.value.status is HTTPStatus.TOO_MANY_REQUESTS
-    with queue.place():
+    with limit.slot():
         pass
 
 
@@ -189,7 +183,7 @@ def test_two_services_of_a_home_agree(service: Served) -> None:
 
 
 def served_again(service: Served):  # type: ignore[no-untyped-def]
-    from service.http.app import create
+    from service.http.app import create_app
     from service.http.settings import Settings
 
-    return create(service.home, Settings())
+    return create_app(service.home, Settings())

@@ -92,7 +92,7 @@ def test_every_event_once_and_then_the_end(home: Home) -> None:
         assert ids(seen) == list(range(1, ledger.seq + 1))
         progress = next(data for _, event, data in seen if event == "progress")
         assert progress == [
-            {"cell": CELLS[2].id, "label": CELLS[2].label, "lr": CELLS[2].lr, "step": 10, "of": 20, "val_loss": 3.25}
+            {"cell": CELLS[2].id, "label": CELLS[2].label, "lr": CELLS[2].lr, "step": 10, "steps": 20, "val_loss": 3.25}
         ]
         late = Watcher(url, service, **{"Last-Event-ID": str(ledger.seq - 2)})
         assert ids(late.until(lambda id, event, data: event == "state")) == [ledger.seq - 1, ledger.seq]
@@ -129,7 +129,7 @@ def test_a_ledger_that_is_begun_anew(home: Home) -> None:
 
 
 def test_a_removed_token_ends_its_stream(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.events.KEEP_ALIVE_S", 0.5)
+    monkeypatch.setattr("service.http.events.KEEPALIVE_S", 0.5)
     with begin(home), listening(service := served(home)) as url:
         watcher = Watcher(url, service)
         watcher.until(lambda id, event, data: event == "state")

@@ -17,7 +17,7 @@ from search_spaces.methods import label
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import read_ledger, register_study
-from service.http.untrusted import study_of
+from service.http.untrusted import parse_study
 from tests.service.http.conftest import CELLS, STUDY, TOKENS_PER_SECOND, Served, served
 
 FILE: dict[str, Any] = yaml.safe_load(STUDY.to_yaml())
@@ -53,12 +53,12 @@ def test_a_plan_is_that_of_the_command_line(service: Served) -> None:
         ({"refine": 10**12}, "study", "at most 2000"),
         ({"training": {**FILE["training"], "steps": 10**12}}, "study", "at most"),
         ({"training": {**FILE["training"], "steps": 10**400}}, "training.steps", "2^53"),
-        ({"description": "\ud800"}, "description", "leave it out"),
+        ({"description": "\ud800"}, "description", "remove it"),
         ({"unknown": 1}, "unknown", ""),
-        ({"data": {"source": "text", "path": "/etc/passwd"}}, "data.path", "below the folder of data"),
-        ({"data": {"source": "text", "path": "../../etc/passwd"}}, "data.path", "below the folder of data"),
-        ({"data": {"source": "text", "path": "absent"}}, "data.path", "below the folder of data"),
-        ({"data": {"source": "text", "path": "*" * 300}}, "data.path", "below the folder of data"),
+        ({"data": {"source": "text", "path": "/etc/passwd"}}, "data.path", "inside the data folder"),
+        ({"data": {"source": "text", "path": "../../etc/passwd"}}, "data.path", "inside the data folder"),
+        ({"data": {"source": "text", "path": "absent"}}, "data.path", "inside the data folder"),
+        ({"data": {"source": "text", "path": "*" * 300}}, "data.path", "inside the data folder"),
     ],
 )  # fmt: skip
 def test_a_bad_study_is_told_field_and_remedy(service: Served, change: dict[str, Any], field: str, remedy: str) -> None:
@@ -97,7 +97,7 @@ def test_data_below_the_root_alone(tmp_path: Path) -> None:
 
     def path_of(path: str) -> str | None:
         body = json.dumps(FILE | {"data": {"source": "text", "path": path}}).encode()
-        return study_of(body, "application/json", root).data.path
+        return parse_study(body, "application/json", root).data.path
 
     for path in ("texts", "texts/a.txt", "texts/*.txt", "**/*.txt", str(root / "texts"), "./texts"):
         assert path_of(path) == str(root / path), path

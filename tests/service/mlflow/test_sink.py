@@ -65,7 +65,8 @@ def entry(state: State, result: CellResult) -> Entry:
 
 
 def deliver(store: Store, result: CellResult) -> None:
-    assert result.state not in (None, "stopped")
+    assert result.state is not None
+    assert result.state != "stopped"
     store.deliver(entry(result.state, result))
 
 
@@ -115,7 +116,7 @@ def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> 
     (tmp_path / "report.html").write_text("<html></html>")
     store = Store(uri, home, named("report"))
     deliver(store, RESULT)
-    store.artifacts(tmp_path)
+    store.log_artifacts(tmp_path)
     client, run_id = child(uri, "report")
     parent = client.get_run(client.get_run(run_id).data.tags["mlflow.parentRunId"])
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"report.html", "study.yaml"}

@@ -15,7 +15,7 @@ from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home
-from service.report.forecast import beginnings
+from service.report.forecast import load_features
 from tests.service.oec import oec
 from trainers.rows import Rows
 
@@ -62,7 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def test_each_cell_is_read_once_wherever_it_was_trained(home: Home) -> None:
-    everything, two = beginnings(home), beginnings(home, ["two"])
+    everything, two = load_features(home), load_features(home, ["two"])
     assert len(everything) == 18
     assert everything["cell"].is_unique
     assert everything["curve"].nunique() == 3
@@ -75,7 +75,7 @@ def test_each_cell_is_read_once_wherever_it_was_trained(home: Home) -> None:
 def test_the_command_scores_its_forecast_and_tells_what_still_trains(home: Home) -> None:
     done = oec("forecast", home=home.path)
     assert done.returncode == 0, done.stderr
-    assert "17 runs to forecast, 8 of them diverged" in done.stdout
+    assert "17 runs to forecast, 8 of which diverged" in done.stdout
     own = next(line for line in done.stdout.splitlines() if "forecast, p >= 0.5" in line)
     # 8 of 17 runs of 10 seconds, the last 8 seconds of each.
     assert [part.strip() for part in own.split("│")[2:8]] == ["1.00", "1.00", "8", "0", "0", f"{64 / 170:.1%}"]

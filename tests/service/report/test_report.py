@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import loss_overview
 from dashboards.published import RUNS_CSV
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
@@ -17,8 +18,7 @@ from search_spaces.study import Study
 from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
-from service.report.report import load
-from tests import loss_overview
+from service.report.sources import load
 from tests.service.oec import invoked
 
 
@@ -164,7 +164,7 @@ def test_a_study_of_the_home_comes_before_the_published_runs(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("report", "{old}:nowhere"), "is no study of another home; studies in"),
+        (("report", "{old}:nowhere"), "is not a study of that home; studies in"),
         (("report", "smoke", "smoke"), "is given twice"),
         (("report", "smoke", "--format", "gif"), "--format: 'gif' is not a valid format; choose from html, png"),
         (("report", "smoke", "--only", "los"), "--only: 'los' matches nothing"),

@@ -81,6 +81,12 @@ class Sweep:
         self.ledger.end(cell.id, result)
         self.search.on_trial_complete(trial, {"events": []}, error=result.state == "crashed")
 
+    def stop_first(self) -> None:
+        """What the trial reports once ``oec stop --cell`` has asked for its end."""
+        trial, cell = next(iter(self.running.items()))
+        del self.running[trial]
+        self.end(trial, cell, CellResult(state="pruned", reason="oec stop", steps=20))
+
     def run(self, cells: int | None = None) -> None:
         """To the end, or until so many cells have ended."""
         for ended in itertools.count():
@@ -158,6 +164,25 @@ def test_a_crash_leaves_its_curve_without_an_edge_until_it_is_tried_again(tmp_pa
     with Sweep(plan, tmp_path, slots=2, retry_crashed=True) as sweep:
         sweep.run()
         assert sweep.edges() == EDGES
+
+
+def test_a_stopped_edge_cell_leaves_the_bracket_around_it(tmp_path: Path) -> None:
+    """In the table and in the search alike, and the search of this curve is over; the others go on."""
+    plan, around = planned({"edge": 1.4}), Edge(low=0.01, high=0.1)
+    with Sweep(plan, tmp_path, slots=1) as sweep:
+        sweep.run(9)
+        (cell,) = sweep.running.values()
+        assert (cell.method, cell.lr) == ("baseline", 0.03162)
+        sweep.stop_first()
+        (found,) = [found for curve, found in Refinement(plan, sweep.ledger).edges() if curve.method == "baseline"]
+        assert (found.edge, found.ask, found.cells_left) == (around, None, 0)
+        sweep.run()
+        assert sweep.edges() == EDGES | {"baseline": around}
+        runs = from_records(sweep.ledger.records())
+        assert {method: edge_of(rows) for method, rows in runs.groupby("method")} == sweep.edges()
+        assert Refinement(plan, sweep.ledger).cells_left == {"tiny": 0}
+    with Sweep(plan, tmp_path) as sweep:
+        assert sweep.search.suggest("again") == Searcher.FINISHED
 
 
 def test_an_edge_converges_with_every_seed(tmp_path: Path) -> None:

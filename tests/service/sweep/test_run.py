@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from benchmarks.invariants import agree, ledger_of, runs_of
 from dashboards.edges import edge_of
 from dashboards.files import NOT_DRAWN
 from dashboards.runs import from_records, read_mlflow
@@ -23,7 +24,6 @@ from service.home.ledger import Ledger
 from service.mlflow.store import EXPERIMENT
 from service.sweep.run import reuse_results
 from tests.conftest import write
-from tests.faults.invariants import agree, ledger_of, runs_of
 from tests.service.oec import oec
 from trainers.storage.files import remove_unfinished
 
@@ -121,7 +121,7 @@ def test_other_commands_read_the_home(trained: Path, first: Path, tmp_path: Path
     assert (tmp_path / "from-mlflow" / "report.html").is_file()
     forecast = oec("forecast", "first", home=trained)
     assert forecast.returncode == 0, forecast.stderr
-    assert "12 that were not evaluated in time" in forecast.stdout
+    assert "12 without an evaluation by then" in forecast.stdout
     assert "no forecast: needs at least" in forecast.stdout
     plan = oec("plan", first, home=trained)
     assert "at most 21 cells, 15 of them off the grid (6 already in the home)" in plan.stdout

@@ -13,8 +13,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from benchmarks.invariants import ledger_of, one_end_a_cell
 from service.home.layout import Home
-from tests.faults.invariants import ledger_of, one_end_a_cell
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -1,7 +1,7 @@
-"""Takes the steps of an engine on ``cuda`` with fake tensors: shapes, types and devices without values.
+"""Takes the steps of an engine on ``cuda`` with fake tensors: shapes, dtypes and devices without values.
 
-``python steps.py DEVICE.so TORCH_LIB``, in a process of its own: what it loads must come before PyTorch, whose parts
-ask for it once.
+``python steps.py DEVICE.so TORCH_LIB`` runs in its own process, because the library must be loaded before PyTorch,
+which looks for it only once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainers.world import World  # noqa: E402
 
 
 class Event:
-    """Of a device that has nothing to wait for."""
+    """An event of a device on which nothing has to wait."""
 
     def record(self) -> None: ...
 
@@ -41,7 +41,7 @@ class Event:
 
 
 class Recorded:
-    """A recording is made by calls, and its replay gives what they gave."""
+    """Captures by calling, and replays by returning the captured result."""
 
     def __init__(self, work: object, pool: tuple[int, int]) -> None:
         self.result = work()  # type: ignore[operator]
@@ -51,14 +51,14 @@ class Recorded:
 
 
 def adam(*lists: list[Tensor], **options: Any) -> None:
-    """In place of the fused kernel, which has no form for fake tensors: what it is given lies on the device."""
+    """Replaces the fused kernel, which does not support fake tensors. Checks that its arguments are on the device."""
     given = [tensor for tensors in lists for tensor in tensors] + [options["found_inf"], options["lr"]]
     assert options["fused"]
     assert {tensor.device.type for tensor in given} == {"cuda"}
 
 
 class OnDevice(GPT):
-    """Made where it stays: the parameters of a module cannot be swapped for fake ones."""
+    """A model created on the device: a module's parameters cannot be replaced by fake ones."""
 
     def __init__(self, *arguments: Any) -> None:
         with torch.device("cuda"):
@@ -73,31 +73,37 @@ def steps(this: Cell) -> None:
     one = Engine(this, world, compile=False)
     spec = this.training
     batch_BU = np.zeros((spec.batch_size, spec.sequence_length + 1), np.uint16)
-    for chunk in (None, head.chunk):
+    for chunk in (None, head.compute_chunk):
         one.objective.chunk = chunk
-        one.try_out(2)
+        one.dry_run_step(2)
         launched = one.launch(batch_BU, step=0, lr=1e-3, micro_batch=2)
         assert launched._figures_3.shape == (3,)
-    one.programs[one._kind(2)] = one._captured(2)
+    one.programs[one._program_key(2)] = one._capture_step(2)
     one.launch(batch_BU, step=1, lr=1e-3, micro_batch=2)
-    flags_2 = one._own_backward(one.to_device(batch_BU), 2)
+    flags_2 = one._local_backward(one.to_device(batch_BU), 2)
     assert one._update(flags_2).device.type == "cuda"
     with torch.no_grad():
-        found = one.objective.eager(one.to_device(batch_BU), this.method, one.strength)
+        found = one.objective.eager(one.to_device(batch_BU), this.method, one.gamma)
     assert found.cross_entropy.device.type == "cuda"
     for name, tensor in one.state().items():
         assert tensor.device.type == "cuda", name
 
 
 def graphs() -> int:
-    """What is compiled for an accelerator, as far as the compiler needs none: each is one graph, or this raises."""
+    """Traces everything that is compiled for an accelerator into one graph each, or raises."""
     h_CD, mu_D = torch.empty(64, 16, device="cuda"), torch.empty(16, device="cuda")
     E_VD = torch.empty(50, 16, dtype=torch.bfloat16, device="cuda")
     targets_C = torch.empty(64, dtype=torch.int64, device="cuda")
     traced = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
     for method in METHODS:
-        found = traced(head.chunk)(
-            h_CD, E_VD, targets_C, mu_D, mu_D[0], method=method, inputs=head.inputs_of(method), N=128, rounds=True
+        found = traced(head.compute_chunk)(
+            h_CD,
+            E_VD,
+            targets_C,
+            mu_D,
+            mu_D[0],
+            N=128,
+            **head.static_chunk_arguments(method, "bfloat16"),
         )
         assert (found.grad_E_VD.shape, found.grad_E_VD.dtype) == (E_VD.shape, torch.float32)
     x_BHTK = torch.empty(2, 4, 128, 24, device="cuda")
@@ -112,12 +118,12 @@ def main() -> None:
     torch.Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign,assignment]  # fake ones have none
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # type: ignore[attr-defined]
     torch.cuda.is_available = torch.cuda.is_bf16_supported = lambda: True
-    engine.Recorded = Recorded  # type: ignore[misc,assignment]
+    engine.CapturedGraph = Recorded  # type: ignore[misc,assignment]
     optimizer.adam = adam  # type: ignore[assignment]
     engine.GPT = OnDevice  # type: ignore[misc]
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_rng_state = torch.cuda.set_rng_state = lambda *_: None  # type: ignore[assignment]
-    torch.accelerator.is_available = lambda: False  # else the compiler asks for its stream
+    torch.accelerator.is_available = lambda: False  # else the compiler queries its stream
     taken = 0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for method, of in METHODS.items():

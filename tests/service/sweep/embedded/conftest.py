@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from service.cluster import connection as cluster
+from service.cluster import connection
 
 ELSEWHERE = "http://127.0.0.1:9"
 
@@ -17,6 +17,6 @@ def embedded() -> Iterator[None]:
     """Beside a setting that leads Ray's State API to another cluster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", ELSEWHERE)
-        cluster.connect(None)
+        connection.connect(None)
         yield
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""What holds of a home after any fault, once the study has been run to its end."""
+"""What holds for a home after any fault, once the study has been run to its end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import re
 import time
 from collections import Counter
+from math import isclose
 from pathlib import Path
 
 import psutil
-import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.storages import JournalStorage
@@ -23,7 +23,7 @@ from service.mlflow.store import EXPERIMENT, MAX_REASON_CHARACTERS
 from trainers.rows import read
 
 GONE_S = 60.0
-"""How long processes of an ended command may take to go."""
+"""Seconds within which the processes of an ended command must exit."""
 
 
 def ledger_of(home: Path, study: str) -> Ledger:
@@ -31,7 +31,7 @@ def ledger_of(home: Path, study: str) -> Ledger:
 
 
 def runs_of(home: Path, study: str, uri: str | None = None) -> tuple[list[Run], dict[str, Run]]:
-    """``(parents, children by cell)`` of a study in MLflow: in the home's own store, or at ``uri``."""
+    """Returns ``(parents, children by cell)`` of a study in MLflow: in the home's own store, or at ``uri``."""
     client = MlflowClient(uri or f"sqlite:///{home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -43,11 +43,11 @@ def runs_of(home: Path, study: str, uri: str | None = None) -> tuple[list[Run], 
 
 
 def agree(home: Path, study: str, undisturbed: dict[str, float | None] | None = None, uri: str | None = None) -> None:
-    """Ledger, Optuna and MLflow say the same of every cell, and nothing is left of what was killed.
+    """Checks that ledger, Optuna and MLflow agree on every cell, and that killed processes left nothing behind.
 
     Args:
-        undisturbed: final validation losses by cell, of the same study without a fault (``losses``).
-        uri: of MLflow, unless it is the home's own store.
+        undisturbed: final validation losses by cell (``losses``) of the same study without faults.
+        uri: MLflow's URI. Default: the home's own store.
     """
     one_end_a_cell(home, study)
     nothing_runs_in_optuna(home, study)
@@ -58,7 +58,7 @@ def agree(home: Path, study: str, undisturbed: dict[str, float | None] | None = 
 
 
 def starts(home: Path, study: str) -> list[int]:
-    """How often each cell was begun, in the order of their planning."""
+    """Returns how often each cell was started, in the order in which the cells were planned."""
     ledger = ledger_of(home, study)
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     begun = Counter(line["cell"] for line in lines if line["event"] == "running")
@@ -70,7 +70,8 @@ def losses(home: Path, study: str) -> dict[str, float | None]:
 
 
 def one_end_a_cell(home: Path, study: str) -> None:
-    """Every line of the ledger is whole, and every cell has one end (beside crashes that were tried again)."""
+    """Checks that every line of the ledger is complete, and that every cell has one end, not counting retried
+    crashes."""
     ledger = ledger_of(home, study)
     content = ledger.path.read_text()
     assert content.endswith("\n"), "the ledger's last line is torn"
@@ -83,7 +84,7 @@ def one_end_a_cell(home: Path, study: str) -> None:
 
 def nothing_runs_in_optuna(home: Path, study: str) -> None:
     journal = home / "studies" / study / "optuna.journal"
-    if journal.exists():  # not if every cell was taken over from another study
+    if journal.exists():  # there is none if every cell was reused from another study
         storage = JournalStorage(JournalFileBackend(str(journal)))
         for found in storage.get_all_studies():
             unfinished = [t.number for t in storage.get_all_trials(found._study_id) if not t.state.is_finished()]
@@ -91,7 +92,8 @@ def nothing_runs_in_optuna(home: Path, study: str) -> None:
 
 
 def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
-    """A parent, and a run a cell: state, reason, factors, result, and its curve as the workers wrote it."""
+    """Checks one parent run, and one run per cell: state, reason, factors, result, and the curve that the workers
+    wrote."""
     client = MlflowClient(uri or f"sqlite:///{home / 'mlflow.db'}")
     parents, children = runs_of(home, study, uri)
     assert len(parents) == 1
@@ -106,20 +108,22 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
         assert run.data.params["method"] == entry.cell.method
         assert run.info.status == ("FAILED" if entry.state == "crashed" else "FINISHED")
         if entry.state in ("finished", "diverged"):
-            assert run.data.metrics["final_val_loss"] == pytest.approx(entry.result.val_loss, rel=1e-6)
-            assert run.data.metrics["l_init"] == pytest.approx(entry.result.l_init, rel=1e-6)
+            assert entry.result.val_loss is not None
+            assert entry.result.l_init is not None
+            assert isclose(run.data.metrics["final_val_loss"], entry.result.val_loss, rel_tol=1e-6)
+            assert isclose(run.data.metrics["l_init"], entry.result.l_init, rel_tol=1e-6)
         if entry.reused_from is None:
             rows = read(Home(home).metrics(cell_id, study))
             curve = {(row.step, row.val_loss) for row in rows if row.val_loss is not None}
             delivered = {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "val_loss")}
-            if entry.state == "pruned":  # its workers hear of it a moment later, and may write one row more
+            if entry.state == "pruned":  # its workers stop a moment later, and may write one more row
                 last = max((step for step, _ in delivered), default=-1)
                 curve = {(step, loss) for step, loss in curve if step <= last}
             assert delivered == curve, f"the curve of {cell_id} in MLflow is another than its file's"
 
 
 def nothing_left_over(home: Path) -> None:
-    """No file that was being written, no checkpoint but of crashed cells, no process of a command on this home."""
+    """Checks for temporary files, checkpoints of cells that did not crash, and processes of a command on this home."""
     temporary = [path for path in home.rglob("*") if re.fullmatch(r".*-tmp|\..*-[0-9a-f]{32}", path.name)]
     assert not temporary, f"left over: {temporary}"
     for name in with_ledger(Home(home)):
@@ -133,9 +137,10 @@ def nothing_left_over(home: Path) -> None:
 
 
 def processes(home: Path) -> list[psutil.Process]:
-    """Those that a command on this home started, Ray's included: they inherit its ``OEC_HOME``.
+    """Returns the processes that a command on this home started, including Ray's: they inherit its ``OEC_HOME``.
 
-    Ray keeps one coordinator of autoscaling for all drivers of a cluster, which inherits that of the first.
+    Ray keeps one autoscaling coordinator for all drivers of a cluster, which inherits the first driver's; it is
+    excluded.
     """
     found = []
     for process in psutil.process_iter():

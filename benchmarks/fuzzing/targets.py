@@ -1,6 +1,6 @@
-"""What reads files that we did not write, each with valid files to start from.
+"""The readers of external files, each with valid files to start from.
 
-A target is given bytes and either reads them or raises ``InvalidInput``; everything else is a fault.
+A target is given bytes and either reads them or raises ``InvalidInput``; anything else is a bug.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import numpy as np
 import torch
 
 import dashboards
+from benchmarks import loss_overview
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult, EndState
-from search_spaces.study import SHIPPED, Study
+from search_spaces.study import Study
+from search_spaces.study_file import SHIPPED
 from service.cli.status import status_tables
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
-from service.report.forecast import beginnings
-from service.report.report import load
+from service.report.forecast import load_features
+from service.report.sources import load
 from service.sweep.refinement import Refinement
-from tests import loss_overview
 from trainers import checkpoint as checkpoints
 from trainers.data import prepare
 from trainers.data.shards import Shards, write_shard
@@ -47,7 +48,7 @@ class Target(NamedTuple):
 
 @contextlib.contextmanager
 def targets() -> Iterator[Mapping[str, Target]]:
-    """Every target by name, in a folder of their own."""
+    """Yields every target by name; they share a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="oec-fuzz-") as folder:
         home = open_home(Path(folder) / "home")
         yield {
@@ -76,7 +77,7 @@ def study_file(folder: Path) -> Target:
 
 
 def ledger(home: Home) -> Target:
-    """Opened for reading and for writing, shown, reported, and refined from."""
+    """Opens the ledger for reading and for writing, shows it, reports it, and refines from it."""
     study = Study.load("smoke")
     plan = Plan(study, "data")
     register_study(home, study)
@@ -115,7 +116,7 @@ def metrics(home: Home) -> Target:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        beginnings(home, (name,))
+        load_features(home, (name,))
         load(name, home)
 
     return Target((valid,), read)
@@ -136,7 +137,7 @@ def token_shard(folder: Path) -> Target:
 
 
 def manifest(folder: Path) -> Target:
-    """That of a text which was tokenized into a home."""
+    """Reads the manifest of a text that was tokenized into a home."""
     text = folder / "text.txt"
     text.write_text(TEXT)
     spec = Study.load("smoke").data.model_copy(update={"source": "text", "path": str(text), "tokenizer": "bytes"})
@@ -158,7 +159,7 @@ def manifest(folder: Path) -> Target:
 
 
 def checkpoint(folder: Path) -> Target:
-    """The JSON half; the other one is known by its SHA-256."""
+    """Reads the JSON file of a checkpoint; the tensors are protected by their SHA-256."""
     place = folder / "checkpoints"
     progress = {"step": 4, "loss": 2.5, "spikes": [1, 2]}
     checkpoints.save(place, "cell", 4, {"w": torch.zeros(3)}, progress)
@@ -167,7 +168,7 @@ def checkpoint(folder: Path) -> Target:
     def read(content: bytes) -> None:
         path.write_bytes(content)
         with warnings.catch_warnings(action="ignore", category=UserWarning):
-            found = checkpoints.latest(place, "cell")
+            found = checkpoints.load_latest(place, "cell")
         assert found is None or found.progress == progress, "a damaged checkpoint was taken for a whole one"
         if found is None:
             raise InvalidInput("checkpoint", path.name, "passed over", "the one before it is used")

@@ -1,4 +1,4 @@
-"""Mutated files into a target, and what became of them."""
+"""Runs mutated files through a target and counts the outcomes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from types import FrameType
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from benchmarks.fuzzing.mutations import mutated
+from benchmarks.fuzzing.targets import Target
 from search_spaces.errors import InvalidInput
-from tests.fuzz.mutations import mutated
-from tests.fuzz.targets import Target
 
 HANG_S = 20
-"""Longer than any of these files may take, on a machine however busy."""
+"""Longer than reading any of these files takes, even on a busy machine."""
 
 
 @dataclass
 class Tally:
     inputs: int = 0
     refused: int = 0
-    """With a message; the others were read."""
+    """Inputs that were rejected with a message; the others were read."""
 
 
 class Hang(Exception):
-    """An input that took longer than ``HANG_S``."""
+    """Reading an input took longer than ``HANG_S``."""
 
 
 def fuzz(target: Target, examples: int, start: int) -> Tally:
-    """So many mutated files into ``target``, chosen from ``start`` alone.
+    """Runs ``examples`` mutated files, which depend only on ``start``, through ``target``.
 
     Raises:
-        Exception: whatever an input led to that is no clear message; hypothesis has made that input small.
+        Exception: an input caused something other than a clear message; hypothesis has minimized that input.
     """
     tally = Tally()
 

@@ -1,4 +1,4 @@
-"""A real ``mlflow server`` on loopback, which can be killed and started again on the same store and port."""
+"""A real ``mlflow server`` on loopback that can be killed and restarted with the same store and port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UP_S = 240.0
 
 
 class Server:
-    """The store and the artifacts are in ``folder``."""
+    """A server whose store and artifacts are in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -26,7 +26,7 @@ class Server:
         self._process: psutil.Popen | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it is healthy."""
+        """Starts it and waits until it is healthy."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -45,7 +45,7 @@ class Server:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """End it at once, with all that it started."""
+        """Kills it and all of its child processes."""
         if self._process is None:
             return
         family = [*self._process.children(recursive=True), self._process]

@@ -1,4 +1,4 @@
-"""What a study would take, told before anything starts, and refused where it is more than the service takes."""
+"""The estimated cost of a study before it starts, and the limits on its size."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.cluster.placement import Node, fit
-from service.http.models import PlannedCurve, Priced
+from service.http.models import Estimate, PlannedCurve
 from service.http.settings import Settings
 
 
-def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_second: Mapping[str, float]) -> Priced:
-    """
+def estimate(
+    study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_second: Mapping[str, float]
+) -> Estimate:
+    """Estimate what a study trains and how long it takes.
+
     Args:
-        nodes: those of the cluster.
-        tokens_per_second: measured rate of a cell, by scale.
+        nodes: the nodes of the cluster.
+        tokens_per_second: the measured speed of a cell at each scale.
 
     Raises:
-        InvalidInput: it is larger than the settings allow, or not even one of its cells fits the cluster.
+        InvalidInput: the study is larger than the settings allow, or not even one of its cells fits on the cluster.
     """
-    at_most(study, settings)
-    plan = Plan(study, "")  # the digest of the tokens changes no number here, and a text need not be read for it
+    check_size(study, settings)
+    plan = Plan(study, "")  # the digest of the data changes no number here, so the data need not be read
     resources = study.resources
     found = fit(resources, nodes, cells=plan.cell_count, can_grow=True)
     seconds = plan.seconds(tokens_per_second, found.cells)
-    core_hours = seconds / 3600 * found.cells * resources.workers * resources.cpus_per_worker
-    accelerator_hours = seconds / 3600 * found.cells * resources.workers * resources.gpus_per_worker
+    worker_hours = seconds / 3600 * found.cells * resources.workers
     curves = [
         PlannedCurve(
             scale=curve.scale,
@@ -42,7 +44,7 @@ def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_s
         )
         for curve in plan.curves
     ]
-    return Priced(
+    return Estimate(
         study=study.name,
         hash=study.hash,
         curves=curves,
@@ -54,26 +56,28 @@ def priced(study: Study, settings: Settings, nodes: Sequence[Node], tokens_per_s
         max_concurrent=found.cells,
         workers=found.cells * resources.workers,
         bound_by=found.bound_by,
-        core_hours=core_hours,
-        accelerator_hours=accelerator_hours,
+        core_hours=worker_hours * resources.cpus_per_worker,
+        accelerator_hours=worker_hours * resources.gpus_per_worker,
     )
 
 
-def at_most(study: Study, settings: Settings) -> None:
-    """See that a study is not too large, before a cell of it is made.
+def check_size(study: Study, settings: Settings) -> None:
+    """Check the size of a study before any of its cells is created.
 
     Raises:
-        InvalidInput: it has too many cells or tokens.
+        InvalidInput: the study has too many cells or tokens.
     """
     gammas = sum(len(choice.gammas) for choice in study.methods)
     cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:
         cells = Plan(study, "").cell_count
     if cells > settings.max_cells:
-        remedy = f"at most {settings.max_cells}: use fewer learning rates, gammas, seeds or trials"
-        raise InvalidInput("study", f"{cells} cells", "are more than this service takes", remedy)
+        problem = "are more than this service accepts"
+        remedy = f"use at most {settings.max_cells}: fewer learning rates, values of gamma, seeds or trials"
+        raise InvalidInput("study", f"{cells} cells", problem, remedy)
     training = study.training
     tokens = cells * training.steps * training.batch_size * training.sequence_length
     if tokens > settings.max_tokens:
-        remedy = f"at most {settings.max_tokens:,}: use fewer cells, or lower training.steps"
-        raise InvalidInput("study", f"{tokens:,} tokens", "are more than this service takes", remedy)
+        problem = "are more than this service accepts"
+        remedy = f"use at most {settings.max_tokens:,}: fewer cells, or a lower training.steps"
+        raise InvalidInput("study", f"{tokens:,} tokens", problem, remedy)

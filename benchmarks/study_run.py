@@ -1,4 +1,4 @@
-"""``oec run`` of one small study in the background, and the processes that belong to it."""
+"""``oec run`` of a small study in the background, and its processes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.invariants import ledger_of, processes
-from tests.service.oec import start
+from benchmarks.command import start
+from benchmarks.invariants import ledger_of, processes
 
 NAME, STEPS = "disturbed", 500
 TRAIN_WORKER = "ray::RayTrainWorker"
 TRIAL = ("ray::ResourceTrainable", "ray::TrialOfCells")
-"""A trial's actor while it answers a call of Tune, and between two calls."""
+"""Titles of a trial's actor during a call from Tune and between two calls."""
 DEADLINE_S = 600
 
 
 def newest_step(home: Path, name: str, cell: str = "*") -> int:
-    """The newest checkpoint of a cell, or of the one that runs."""
+    """Returns the step of the newest checkpoint of a cell, or of any cell."""
     found = home.glob(f"studies/{name}/cells/{cell}/checkpoints/step-*.json")
     return max((int(path.stem.removeprefix("step-")) for path in found), default=0)
 
@@ -28,7 +28,7 @@ def newest_step(home: Path, name: str, cell: str = "*") -> int:
 def until(
     condition: Callable[[], bool], what: str, driver: subprocess.Popen[bytes], log: Path, pause_s: float = 0.1
 ) -> None:
-    """Wait for something that the driver does, and fail with its log when it ends before, or takes too long."""
+    """Waits for a condition. If the driver ends first or it takes too long, it fails with the driver's log."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert driver.poll() is None, f"it ended before {what}:\n{log.read_text()}"
@@ -58,7 +58,7 @@ class Run:
         self.until(lambda: self.state(0) == "finished" and self.step() > beyond, f"step {beyond} of the second cell")
 
     def named(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
-        """Processes of this run by the title that Ray gives them, the oldest first."""
+        """Returns processes of this run by the title that Ray gives them, the oldest first."""
         found = []
         for process in processes(self.home):
             try:

@@ -1,4 +1,4 @@
-"""Files as an editor, a disk or a script leaves them: valid ones, with a few changes that hypothesis chooses."""
+"""Files as an editor, a disk or a script may leave them: valid files with a few changes that hypothesis chooses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WORDS = (
     b"!!python/object:os.system ", b"../../x", b"/etc/passwd", b"9" * 400, b"2026-11-31", b"0x10", b"1_000", b"1e-400",
     b"\xe2\x80\xa8", b"</script>", b"=1+1", b"finished", b"diverged", b"crashed", b"tiny", b"baseline", b"z-loss",
 )  # fmt: skip
-"""What goes in between, or in place of something: tokens that parsers know, and such as they do not expect."""
+"""Insertions and replacements: tokens with a meaning to parsers, and unexpected ones."""
 
 Mutation = Callable[[bytes], bytes]
 
 
 @st.composite
 def mutations(draw: st.DrawFn) -> Mutation:
-    """One change: a span removed, doubled or replaced; a byte flipped; lines exchanged; the end cut off."""
+    """Draws one change: a span removed, doubled or replaced; a byte flipped; lines swapped; the end cut off."""
     kind = draw(st.sampled_from(("remove", "double", "replace", "insert", "flip", "lines", "cut", "field")))
     at, length = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(1, 40))
     word = draw(st.one_of(st.sampled_from(WORDS), st.binary(max_size=8)))
@@ -52,7 +52,7 @@ def mutations(draw: st.DrawFn) -> Mutation:
 
 
 def in_place_of_a_field(content: bytes, at: float, word: bytes) -> bytes:
-    """``word`` in place of what stands between two separators: most likely to be parsed, and then checked."""
+    """Replaces the text between two separators by ``word``, which is likely to parse and then to be validated."""
     separators = [i for i, byte in enumerate(content) if byte in b" ,:\n[]{}"]
     if len(separators) < 2:
         return word
@@ -61,7 +61,7 @@ def in_place_of_a_field(content: bytes, at: float, word: bytes) -> bytes:
 
 
 def mutated(valid: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """One of the ``valid`` contents with one to four changes."""
+    """Draws one of the ``valid`` contents with one to four changes."""
 
     def changed(content: bytes, changes: list[Mutation]) -> bytes:
         for change in changes:

@@ -1,4 +1,4 @@
-"""Files in the format of the published repository's ``loss_overview.csv``, written by the tests."""
+"""Sample files in the format of the published repository's ``loss_overview.csv``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ HEADER = (
     "name", "test_loss (~)", "test_loss", "test_perplexity", "-", "-", "I.mu norm", "O.mu norm", "O.centering_ratio",
     "O.corr_p(norm, lbp)", "O.logits_mean_mean", "O.logits_mean_std", "O.logits_mean_absmax", "H.mean_logsqZ", "time",
 )  # fmt: skip
-"""Theirs, in their order, without most of the columns that nothing here reads; two have one name, one has a comma."""
+"""The published columns in order, except most of those that are not read. Two have the same name; one contains a
+comma."""
 CODES = {"16M": "4", "29M": "6", "57M": "8", "109M": "A", "221M": "C"}
 WORDS = {
     "baseline": ("A", "baseline"),
@@ -31,7 +32,7 @@ def name_of(scale: str, method: str, gamma: float, lr: float, seed: int) -> str:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
-    """Rows by the names of ``HEADER``; what one lacks is empty, and a dash in the columns of that name."""
+    """Writes rows with the names of ``HEADER``. A missing value is empty, or a dash in the columns of that name."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
@@ -40,7 +41,7 @@ def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 
 
 def published_rows() -> list[dict[str, object]]:
-    """The published runs, as the published repository has them."""
+    """Returns the published runs in the format of the published repository."""
     table = pd.read_csv(published.RUNS_CSV, dtype={"test_loss": str})
     return [
         {

@@ -1,0 +1,109 @@
+"""Reading a study file: from YAML to a validated model, with errors that name field, value and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from search_spaces.errors import InvalidInput
+
+M = TypeVar("M", bound=BaseModel)
+SHIPPED = Path(__file__).parent / "studies"
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load(model: type[M], name_or_path: str) -> M:
+    """Read a shipped study by name, or a study file by path; ``-`` is standard input.
+
+    Raises:
+        InvalidInput: the study does not exist or cannot be read, or see ``parse``.
+    """
+    if name_or_path == "-":
+        return parse(model, sys.stdin.buffer.read().decode(errors="replace"), "standard input")
+    path = SHIPPED / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
+    try:
+        return parse(model, path.read_text(encoding="utf-8"), name_or_path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            "study",
+            name_or_path,
+            f"cannot be read ({type(error).__name__})",
+            f"give the path of a study file, or a shipped study: {', '.join(shipped())}",
+        ) from error
+
+
+def parse(model: type[M], text: str, origin: str) -> M:
+    """
+    Args:
+        origin: where the text comes from, for errors.
+
+    Raises:
+        InvalidInput: the text is not YAML or not a mapping, or see ``validate``.
+    """
+    try:
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        where = getattr(error, "problem_mark", None)
+        at = f" at line {where.line + 1}" if where else ""
+        raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the format") from error
+    if not isinstance(fields, dict):
+        raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
+    return validate(model, fields)
+
+
+def validate(model: type[M], fields: dict[str, Any]) -> M:
+    """
+    Raises:
+        InvalidInput: a field is unknown, missing or out of range.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid_input(model, error.errors()[0]) from error
+
+
+def _invalid_input(model: type[BaseModel], error: ErrorDetails) -> InvalidInput:
+    """The first error of a validation as one message with field, value and remedy."""
+    field = ".".join(str(part) for part in error["loc"]) or "study"
+    value = error["input"]
+    if error["type"] == "oec":
+        problem, remedy = error["ctx"]["problem"], error["ctx"]["remedy"]
+        if isinstance(value, dict):
+            value = next((value[key] for key in ("name", "source", "method") if key in value), value)
+    elif error["type"] == "extra_forbidden":
+        names = list(_model_at(model, error["loc"][:-1]).model_fields)
+        close = difflib.get_close_matches(str(error["loc"][-1]), names, n=1)
+        problem = "is not a field of a study"
+        remedy = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
+    elif error["type"] == "missing":
+        value, problem, remedy = None, "is missing", f"add {field.split('.')[-1]}, which every study needs"
+    else:
+        problem, remedy = "is not allowed", error["msg"][0].lower() + error["msg"][1:]
+    return InvalidInput(field, value, problem, remedy)
+
+
+def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the innermost field on the way to ``loc`` that is a model."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type annotation such as ``tuple[Annotated[MethodChoice, ...], ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -1,0 +1,149 @@
+"""Commands that train studies and show where they stand. Handlers parse and call, nothing else."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+
+from search_spaces.errors import InvalidInput
+from search_spaces.study import Study
+from search_spaces.study_file import shipped
+from service import exit_codes
+from service.cli.options import bad_input_exits, exit_now, home_option, plain_console, study_argument
+from service.home import copies
+from service.home.layout import Home
+from service.home.location import open_folder, open_home
+from service.home.studies import read_ledger
+from service.mlflow.address import tracking_uri
+
+
+@click.command()
+@study_argument
+@home_option
+@click.option("--address", envvar="OEC_RAY_ADDRESS", help="Ray cluster to join; default: a local Ray cluster.")
+@click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
+@bad_input_exits
+def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None:
+    """Train every cell of STUDY that has no result in the home, and write the report.
+
+    Re-run the same command to resume.
+    """
+    console = plain_console()
+    spec, place = Study.load(study), open_home(home)
+    try:
+        crashed = _run(spec, place, address, retry_crashed, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; re-run the same command to resume")
+        exit_now(exit_codes.INTERRUPTED)
+    if crashed:
+        retry = f"run `oec run {study} --retry-crashed`" if study != "-" else "add --retry-crashed"
+        console.print(
+            f"{crashed} cells crashed; `oec status {spec.name}` shows why. To try them again, {retry}.", soft_wrap=True
+        )
+        sys.exit(exit_codes.CRASHED)
+
+
+def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, console: Console) -> int:
+    """Train the study, write its report and deliver it to MLflow; returns the number of crashed cells."""
+    from service.sweep.run import run_study
+
+    crashed = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
+    from service.mlflow.sink import sync
+    from service.report.report import report
+    from service.report.sources import load
+
+    page = report(load(spec.name, place), None, console)
+    copies.upload(place, page.parent)
+    try:
+        sync(tracking_uri(place), place, spec, read_ledger(place, spec.name), page.parent)
+    except InvalidInput as error:  # the results are safe in the home
+        console.print(f"not in MLflow yet: {error}", soft_wrap=True)
+    return crashed
+
+
+@click.command(epilog=f"Shipped studies: {', '.join(shipped())}.")
+@study_argument
+@home_option
+@click.option(
+    "--cluster",
+    metavar="CLUSTER",
+    help="Also estimate for other machines: CPU=64,GPU=8 is one node, 4xCPU=16,GPU=2 is four nodes, HOST:PORT is a Ray "
+    "cluster.",
+)
+@bad_input_exits
+def plan(study: str, home: str, cluster: str | None) -> None:
+    """Show what STUDY will train: curves, cells, tokens, and the estimated time. Trains nothing."""
+    from search_spaces.plan import Plan
+    from service.cli.plan_view import cluster_line, plan_tables
+    from service.cluster.connection import cluster_nodes
+    from service.home.data import prepare_tokens
+
+    console = plain_console()
+    spec, place = Study.load(study), open_home(home)
+    nodes = cluster_nodes(cluster) if cluster else None
+    planned = Plan(spec, prepare_tokens(spec, place, console.print).digest)
+    for renderable in plan_tables(planned, place):
+        console.print(renderable, soft_wrap=True)
+    if nodes:
+        console.print(cluster_line(planned, place, nodes, can_grow="=" not in str(cluster)), soft_wrap=True)
+
+
+@click.command()
+@click.argument("study", required=False)
+@home_option
+@click.option("--cells", is_flag=True, help="Also list every cell.")
+@bad_input_exits
+def status(study: str | None, home: str, cells: bool) -> None:
+    """Show cells by state, for STUDY or for every study of the home, and why cells crashed."""
+    from service.cli.status import status_tables
+
+    console = plain_console()
+    for renderable in status_tables(open_home(home), study, cells):
+        console.print(renderable, soft_wrap=True)
+
+
+@click.command()
+@click.argument("study")
+@home_option
+@click.option("--once", is_flag=True, help="Show the current state and exit.")
+@click.option("--page", is_flag=True, help="Also write the report's page, which reloads itself.")
+@bad_input_exits
+def watch(study: str, home: str, once: bool, page: bool) -> None:
+    """Watch STUDY while it runs: its curves as they grow, running cells, and the time left.
+
+    This works on any machine that can read the home.
+    """
+    from service.cli.watch import watch as watch_study
+
+    try:
+        watch_study(open_home(home), study, plain_console(), once=once, page=page)
+    except KeyboardInterrupt:
+        sys.exit(0)  # Ctrl-C is the normal way to leave
+
+
+@click.command()
+@study_argument
+@home_option
+@click.option("--scale", help="Model scale; default: the first one of the study.")
+@click.option("--attention-norm", help="Attention norm; default: the first one of the study.")
+@click.option("--method", required=True, help="Output-head method.")
+@click.option("--gamma", type=float, help="The method's gamma; default: that of `oec methods`.")
+@click.option("--lr", type=float, required=True, help="Peak learning rate.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Random seed.")
+@bad_input_exits
+def train(
+    study: str,
+    home: str,
+    scale: str | None,
+    attention_norm: str | None,
+    method: str,
+    gamma: float | None,
+    lr: float,
+    seed: int,
+) -> None:
+    """Train one cell of STUDY in this process, without Ray, with the same training loop."""
+    from service.cli.train_one import train_one
+
+    train_one(Study.load(study), open_folder(home), scale, attention_norm, method, gamma, lr, seed, plain_console())
