@@ -70,7 +70,6 @@ FIELDS = {
     "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "duplicate"),
     "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "duplicate"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
-    "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
     "batch not divided": (
         smoke(resources={"workers": 3}),
         "training.batch_size 4",
