@@ -276,7 +276,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
             ("--home", "'gs://b/home'", "give a folder"),
         ),
         (("submit", "smoke", *NOWHERE, "--driver-label", "x"), ("--driver-label", "'x'", "KEY=VALUE")),
-        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "no folder")),
+        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "not a folder")),
         (
             ("submit", "smoke", *NOWHERE, "--working-dir", str(ROOT), "--max-megabytes", "0.1"),
             ("--working-dir", "MB, above 0.1 MB; the largest files are", ".rayignore"),
