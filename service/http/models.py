@@ -88,7 +88,7 @@ class SubmitResponse(Frozen):
     study: str
     hash: str
     job: str
-    priced: Estimate
+    estimate: Estimate
 
 
 class ResumeResponse(Frozen):

@@ -69,7 +69,6 @@ FIELDS = {
     "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "duplicate"),
     "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "duplicate"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
-    "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
     "batch not divided": (
         smoke(resources={"workers": 3}),
         "training.batch_size 4",
@@ -276,7 +275,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
             ("--home", "'gs://b/home'", "give a folder"),
         ),
         (("submit", "smoke", *NOWHERE, "--driver-label", "x"), ("--driver-label", "'x'", "KEY=VALUE")),
-        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "no folder")),
+        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "not a folder")),
         (
             ("submit", "smoke", *NOWHERE, "--working-dir", str(ROOT), "--max-megabytes", "0.1"),
             ("--working-dir", "MB, above 0.1 MB; the largest files are", ".rayignore"),
