@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,7 +15,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service import exit_codes
 from service.background import wait_until
-from service.cli.options import bad_input_exits, home_option, study_argument
+from service.cli.options import home_option, study_argument
 from service.home.layout import Home
 from service.home.location import local_folder, open_home
 from service.home.studies import is_running
@@ -68,17 +68,15 @@ cluster_option = click.option(
     help="Run the driver on a node with this Ray label; repeatable.",
 )
 @click.option("--follow", is_flag=True, help="Print the job's output until it ends, and exit with its exit code.")
-@bad_input_exits
 def submit(
     study: str,
     cluster: str,
     home: str | None,
-    retry_crashed: bool,
     working_dir: Path | None,
     max_megabytes: float,
-    driver_resource: str | None,
     labels: tuple[str, ...],
     follow: bool,
+    **options: Any,
 ) -> None:
     """Run STUDY as a job on a Ray cluster. Re-run the same command to resume."""
     from service.cluster.entrypoint import portable_home
@@ -92,15 +90,10 @@ def submit(
     there = Jobs(cluster)
     if shipment:
         click.echo(f"working directory {shipment}")
-    variables = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if os.environ.get(name)}
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    variables = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     job = there.submit(
-        spec,
-        home=home,
-        retry_crashed=retry_crashed,
-        environment=variables,
-        working_dir=shipment,
-        driver_resource=driver_resource,
-        driver_labels=driver_labels,
+        spec, home=home, environment=variables, working_dir=shipment, driver_labels=driver_labels, **options
     )
     click.echo(f"job {job}: {spec.name}, home {home or 'the OEC_HOME of the cluster'}")
     if follow:
@@ -112,7 +105,6 @@ def submit(
 
 @click.command()
 @cluster_option
-@bad_input_exits
 def jobs(cluster: str) -> None:
     """List the jobs that `oec submit` started on a Ray cluster, newest first."""
     from service.cluster.jobs import Jobs
@@ -138,7 +130,6 @@ def jobs(cluster: str) -> None:
 @click.argument("job", metavar="JOB|STUDY")
 @cluster_option
 @click.option("--follow", is_flag=True, help="Print until the job ends, and exit with its exit code.")
-@bad_input_exits
 def logs(job: str, cluster: str, follow: bool) -> None:
     """Print the output of a job, or of the newest job of a study."""
     from service.cluster.jobs import Jobs
@@ -161,7 +152,6 @@ def logs(job: str, cluster: str, follow: bool) -> None:
     show_envvar=True,
     help=f"Use this if the study runs as a job. {cluster_help}",
 )
-@bad_input_exits
 def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     """Ask a running STUDY to save its state and stop. Re-run `oec run` or `oec submit` to resume.
 
@@ -235,13 +225,8 @@ def runs_in(home: str, study: str) -> bool:
 
 
 def label(text: str) -> tuple[str, str]:
-    """
-    Raises:
-        InvalidInput: it is not ``KEY=VALUE``.
-    """
     key, _, value = text.partition("=")
     if not (key and value):
-        raise InvalidInput(
-            "--driver-label", text, "is not a valid label", "write KEY=VALUE, as in `ray start --labels`"
-        )
+        remedy = "write KEY=VALUE, as in `ray start --labels`"
+        raise InvalidInput("--driver-label", text, "is not a valid label", remedy)
     return key, value

@@ -5,12 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from search_spaces.errors import InvalidInput
 from service import exit_codes
@@ -26,18 +25,15 @@ home_option = click.option(
 study_argument = click.argument("study", metavar="STUDY")
 
 
-def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print ``InvalidInput`` as one message and exit with code 2."""
+class BadInputExits(click.Group):
+    """Prints ``InvalidInput`` of any command as one message and exits with code 2."""
 
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return command(*args, **kwargs)
+            return super().invoke(ctx)
         except InvalidInput as error:
             click.echo(f"oec: {error}", err=True)
             sys.exit(exit_codes.BAD_INPUT)
-
-    return wrapper
 
 
 def exit_now(code: int) -> NoReturn:
@@ -52,3 +48,8 @@ def exit_now(code: int) -> NoReturn:
 def plain_console() -> Console:
     """A console without markup: paths and tracebacks contain square brackets."""
     return Console(markup=False, highlight=False)
+
+
+def print_all(renderables: Iterable[RenderableType]) -> None:
+    for renderable in renderables:
+        plain_console().print(renderable, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 from rich.table import Table
 
-from service.cli.options import bad_input_exits, home_option, plain_console
+from service.cli.options import home_option, plain_console
 from service.home.location import open_folder
 
 
@@ -36,7 +36,6 @@ from service.home.location import open_folder
 @click.option("--rate", type=float, help="Requests per second and token; default: 10.")
 @click.option("--burst", type=int, help="Requests that a token may make in a burst; default: 40.")
 @click.option("--stop-ray", is_flag=True, help="Stop the local Ray cluster that an earlier service started, and exit.")
-@bad_input_exits
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:
     """Serve studies over HTTP: API, web page and metrics. Requires tokens, see `oec token add`."""
     place = open_folder(home)
@@ -67,7 +66,6 @@ def token() -> None:
     help="read may only look; run may also change.",
 )
 @click.option("--days", type=int, help="Days until the token expires; default: never.")
-@bad_input_exits
 def add_token(name: str, home: str, role: Literal["read", "run"], days: int | None) -> None:
     """Create a token and print it. It is shown only once, because the home stores only its hash."""
     from service.http.audit import COMMAND_LINE, Audit
@@ -81,7 +79,6 @@ def add_token(name: str, home: str, role: Literal["read", "run"], days: int | No
 @token.command("remove")
 @click.argument("name")
 @home_option
-@bad_input_exits
 def remove_token(name: str, home: str) -> None:
     """Revoke a token, immediately and for every service of the home."""
     from service.http.audit import COMMAND_LINE, Audit
@@ -94,7 +91,6 @@ def remove_token(name: str, home: str) -> None:
 
 @token.command("list")
 @home_option
-@bad_input_exits
 def list_tokens(home: str) -> None:
     """List tokens with name, role, and expiration date."""
     from service.http.tokens import TokenFile

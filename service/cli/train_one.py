@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
@@ -12,26 +15,19 @@ from service.home.data import prepare_tokens
 from service.home.layout import Home
 
 
-def train_one(
-    study: Study,
-    home: Home,
-    scale: str | None,
-    attention_norm: str | None,
-    method: str,
-    gamma: float | None,
-    lr: float,
-    seed: int,
-    console: Console,
-) -> None:
+def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Console) -> None:
     """Train one cell of ``study`` and print its rows and its result.
+
+    Args:
+        choice: method, gamma, lr, seed, scale and attention norm; None for the default.
 
     Raises:
         InvalidInput: a field of the cell would not be valid in a study.
     """
-    choice = {"method": method} | ({} if gamma is None else {"gamma": (gamma,)})
-    one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
-    one["attention_norms"] = [attention_norm or study.attention_norms[0]]
-    checked = Study.validate_fields(one)
+    gammas = None if choice["gamma"] is None else (choice["gamma"],)
+    one = study.model_dump() | {"methods": [{"method": choice["method"], "gamma": gammas}]}
+    one |= {name + "s": [choice[name] or one[name + "s"][0]] for name in ("scale", "attention_norm")}
+    checked = Study.validate_fields(one | {"lrs": [choice["lr"]], "seeds": [choice["seed"]]})
     import torch  # takes seconds
 
     from trainers.loop import Trainer
