@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service import exit_codes
 from service.background import wait_until
-from service.cli.options import home_option, study_argument
+from service.cli.options import home_option
 from service.home.layout import Home
 from service.home.location import local_folder, open_home
 from service.home.studies import is_running
+from service.sweep.stop import stop as stop_study
 from trainers.storage.bucket import is_bucket
 
 if TYPE_CHECKING:
@@ -30,13 +32,12 @@ EXIT_DETACHED = 130
 STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
 
 cluster_help = "Dashboard of the Ray cluster, http://HOST:8265. Token: RAY_AUTH_TOKEN or ~/.ray/auth_token."
-cluster_option = click.option(
-    "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, required=True, help=cluster_help
-)
+_cluster = partial(click.option, "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True)
+cluster_option = _cluster(required=True, help=cluster_help)
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @cluster_option
 @click.option(
     "--home",
@@ -145,20 +146,12 @@ def logs(job: str, cluster: str, follow: bool) -> None:
 @click.argument("study")
 @home_option
 @click.option("--cell", metavar="ID", help="Stop only this running cell, as pruned; the study continues.")
-@click.option(
-    "--cluster",
-    metavar="URL",
-    envvar="OEC_CLUSTER",
-    show_envvar=True,
-    help=f"Use this if the study runs as a job. {cluster_help}",
-)
+@_cluster(help=f"Use this if the study runs as a job. {cluster_help}")
 def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     """Ask a running STUDY to save its state and stop. Re-run `oec run` or `oec submit` to resume.
 
     This works on any machine that can write to the home, or with --cluster on any that can reach the cluster.
     """
-    from service.sweep.stop import stop as stop_study
-
     from_environment = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
     here = not cluster or (from_environment and runs_in(home, study))
     done = stop_study(open_home(home), study, cell) if here else stop_job(str(cluster), study, cell)
@@ -197,7 +190,6 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
         InvalidInput: no job runs the study, or a cell is to be stopped in a home that this machine cannot access.
     """
     from service.cluster.jobs import Jobs
-    from service.sweep.stop import stop as stop_study
 
     there = Jobs(cluster)
     job = next((job for job in there.all() if job.study == study and job.is_active), None)

@@ -22,7 +22,6 @@ home_option = click.option(
     show_envvar=True,
     help="Folder with studies, cells and data, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
 )
-study_argument = click.argument("study", metavar="STUDY")
 
 
 class BadInputExits(click.Group):

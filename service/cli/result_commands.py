@@ -11,7 +11,8 @@ import click
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.cli.options import home_option, plain_console, print_all, study_argument
+from service.cli.clean import clean as clean_home
+from service.cli.options import home_option, plain_console, print_all
 from service.home.location import open_home
 from service.home.studies import read_ledger, require_study
 from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
@@ -138,20 +139,16 @@ def analyze(
     "--checkpoints", is_flag=True, help="Checkpoints of ended cells, and of cells that are no longer in the study."
 )
 @click.option("--yes", is_flag=True, help="Remove the files.")
-def clean(study: str | None, home: str, weights: bool, checkpoints: bool, yes: bool) -> None:
+def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
     """Show files that STUDY, or any study of the home, no longer needs, and their size. With --yes, remove them.
 
     Results, metrics and reports are kept.
     """
-    from service.cli.clean import Kind
-    from service.cli.clean import clean as clean_home
-
-    given: dict[Kind, bool] = {"weights": weights, "checkpoints": checkpoints}
-    clean_home(open_home(home), study, [kind for kind in given if given[kind]], yes, plain_console())
+    clean_home(open_home(home), study, [kind for kind, given in kinds.items() if given], yes, plain_console())
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @home_option
 def sync(study: str, home: str) -> None:
     """Deliver to MLflow whatever it lacks of STUDY."""

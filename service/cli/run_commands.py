@@ -12,7 +12,9 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from search_spaces.study_file import shipped
 from service import exit_codes
-from service.cli.options import exit_now, home_option, plain_console, print_all, study_argument
+from service.cli.options import exit_now, home_option, plain_console, print_all
+from service.cli.watch import status_tables
+from service.cli.watch import watch as watch_study
 from service.home import copies
 from service.home.layout import Home
 from service.home.location import open_folder, open_home
@@ -21,7 +23,7 @@ from service.mlflow.address import tracking_uri
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @home_option
 @click.option("--address", envvar="OEC_RAY_ADDRESS", help="Ray cluster to join; default: a local Ray cluster.")
 @click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
@@ -64,7 +66,7 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
 
 
 @click.command(epilog=f"Shipped studies: {', '.join(shipped())}.")
-@study_argument
+@click.argument("study")
 @home_option
 @click.option(
     "--cluster",
@@ -93,8 +95,6 @@ def plan(study: str, home: str, cluster: str | None) -> None:
 @click.option("--cells", is_flag=True, help="Also list every cell.")
 def status(study: str | None, home: str, cells: bool) -> None:
     """Show cells by state, for STUDY or for every study of the home, and why cells crashed."""
-    from service.cli.status import status_tables
-
     print_all(status_tables(open_home(home), study, cells))
 
 
@@ -108,8 +108,6 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
 
     This works on any machine that can read the home.
     """
-    from service.cli.watch import watch as watch_study
-
     try:
         watch_study(open_home(home), study, plain_console(), once=once, page=page)
     except KeyboardInterrupt:
@@ -117,7 +115,7 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @home_option
 @click.option("--scale", help="Model scale; default: the first one of the study.")
 @click.option("--attention-norm", help="Attention norm; default: the first one of the study.")

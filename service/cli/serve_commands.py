@@ -10,6 +10,8 @@ from rich.table import Table
 
 from service.cli.options import home_option, plain_console
 from service.home.location import open_folder
+from service.http.audit import COMMAND_LINE, Audit
+from service.http.tokens import TokenFile
 
 
 @click.command()
@@ -68,9 +70,6 @@ def token() -> None:
 @click.option("--days", type=int, help="Days until the token expires; default: never.")
 def add_token(name: str, home: str, role: Literal["read", "run"], days: int | None) -> None:
     """Create a token and print it. It is shown only once, because the home stores only its hash."""
-    from service.http.audit import COMMAND_LINE, Audit
-    from service.http.tokens import TokenFile
-
     place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token add", f"{name} ({role})"):
         click.echo(TokenFile(place).add(name, role, days))
@@ -81,9 +80,6 @@ def add_token(name: str, home: str, role: Literal["read", "run"], days: int | No
 @home_option
 def remove_token(name: str, home: str) -> None:
     """Revoke a token, immediately and for every service of the home."""
-    from service.http.audit import COMMAND_LINE, Audit
-    from service.http.tokens import TokenFile
-
     place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token remove", name):
         TokenFile(place).remove(name)
@@ -93,8 +89,6 @@ def remove_token(name: str, home: str) -> None:
 @home_option
 def list_tokens(home: str) -> None:
     """List tokens with name, role, and expiration date."""
-    from service.http.tokens import TokenFile
-
     table = Table("name", "role", "created", "expires")
     for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"
