@@ -22,7 +22,7 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
         choice: method, gamma, lr, seed, scale and attention norm; None for the default.
 
     Raises:
-        InvalidInput: a field of the cell would not be valid in a study, or this machine lacks its accelerator.
+        InvalidInput: a field of the cell would not be valid in a study; see ``device_of``.
     """
     gammas = None if choice["gamma"] is None else (choice["gamma"],)
     one = study.model_dump() | {"methods": [{"method": choice["method"], "gamma": gammas}]}
@@ -33,16 +33,12 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
     from trainers.loop import Trainer
     from trainers.world import World
 
-    gpus = checked.resources.gpus_per_worker
-    if gpus and not torch.cuda.is_available():
-        problem = "requires an accelerator, and this machine has none"
-        raise InvalidInput("resources.gpus_per_worker", gpus, problem, "set it to 0")
     torch.set_num_threads(checked.resources.cpus_per_worker)  # as in a worker, so that the last digits are the same
 
     tokens = prepare_tokens(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
     console.print(f"cell {cell.id}: {cell.label}")
-    world = World.single("cuda" if gpus else "cpu")
+    world = World.single(device_of(checked))
     trainer = Trainer(world, tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches)
 
     def print_row(row: Row) -> None:
@@ -61,3 +57,18 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
     identity = {"cell": cell.id, **{name: getattr(cell, name) for name in columns_from("cell")}}
     for name, value in {**identity, "state": result.state, **result.record()}.items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
+
+
+def device_of(study: Study) -> str:
+    """The device type of the study's workers.
+
+    Raises:
+        InvalidInput: it is an accelerator, and this machine has none.
+    """
+    import torch
+
+    gpus = study.resources.gpus_per_worker
+    if gpus and not torch.cuda.is_available():
+        problem = "requires an accelerator, and this machine has none"
+        raise InvalidInput("resources.gpus_per_worker", gpus, problem, "set it to 0")
+    return "cuda" if gpus else "cpu"
