@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,17 +92,16 @@ class Plan:
         )
 
     @property
-    def refinements(self) -> Iterator[tuple[str, str, str, int]]:
-        """``(scale, attention norm, method, trials)`` of the Optuna trials that follow the grid."""
-        for key in dict.fromkeys((curve.scale, curve.attention_norm, curve.method) for curve in self.curves):
-            yield *key, self.study.refine.trials
+    def trials(self) -> dict[tuple[str, str, str], int]:
+        """The number of Optuna trials that follow the grid, by scale, attention norm and method."""
+        return {(c.scale, c.attention_norm, c.method): self.study.refine.trials for c in self.curves}
 
     @cached_property
     def refinement_cells(self) -> dict[str, int]:
         """Maximum number of cells off the grid, by scale."""
         refine = self.study.refine
         wanted: Counter[str] = Counter()
-        for scale, *_, trials in self.refinements:
+        for (scale, *_), trials in self.trials.items():
             wanted[scale] += trials
         for curve in self.curves:
             wanted[curve.scale] += max_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0

@@ -239,7 +239,5 @@ def aggregate_seeds(verdicts: Iterable[Verdict | None]) -> Verdict | None:
     A learning rate converges if it converges with every seed, so a single seed that diverged decides.
     """
     found = set(verdicts)
-    for verdict in ("diverged", "crashed", "stopped", "running", None):
-        if verdict in found:
-            return verdict
-    return "converged"
+    order: tuple[Verdict | None, ...] = ("diverged", "crashed", "stopped", "running", None)
+    return next((verdict for verdict in order if verdict in found), "converged")
