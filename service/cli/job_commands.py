@@ -16,7 +16,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service import exit_codes
 from service.background import wait_until
-from service.cli.options import home_option
+from service.cli.options import PATH, home_option, repeatable
 from service.home.layout import Home
 from service.home.location import local_folder, open_home
 from service.home.studies import is_running
@@ -26,7 +26,6 @@ from trainers.storage.bucket import is_bucket
 if TYPE_CHECKING:
     from service.cluster.jobs import JobInfo, Jobs
 
-MAX_MEGABYTES = 50.0
 EXIT_DETACHED = 130
 """Ctrl-C while following a job, which continues."""
 STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
@@ -46,27 +45,13 @@ cluster_option = _cluster(required=True, help=cluster_help)
     help="Folder or bucket that every node can read and write; default: the cluster's own OEC_HOME.",
 )
 @click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
-@click.option(
-    "--working-dir",
-    type=click.Path(path_type=Path),
-    help="Source folder to upload and use in place of the installed package.",
-)
-@click.option(
-    "--max-megabytes",
-    type=float,
-    default=MAX_MEGABYTES,
-    show_default=True,
-    help="Maximum size of the upload of --working-dir.",
-)
+@click.option("--working-dir", type=PATH, help="Source folder to upload and use in place of the installed package.")
+@click.option("--max-megabytes", default=50.0, help="Maximum size of the upload of --working-dir.")
 @click.option(
     "--driver-resource", metavar="NAME", help="Run the driver on a node with this Ray resource; default: the head node."
 )
-@click.option(
-    "--driver-label",
-    "labels",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Run the driver on a node with this Ray label; repeatable.",
+@repeatable(
+    "--driver-label", "labels", metavar="KEY=VALUE", help="Run the driver on a node with this Ray label; repeatable."
 )
 @click.option("--follow", is_flag=True, help="Print the job's output until it ends, and exit with its exit code.")
 def submit(
@@ -181,10 +166,8 @@ def exit_code(ended: JobInfo) -> int:
 
 
 def stop_job(cluster: str, study: str, cell: str | None) -> bool:
-    """Stop the study through its home if this machine can access it, otherwise through the job.
-
-    Returns:
-        Whether it has stopped.
+    """Stop the study through its home if this machine can access it, otherwise through the job; returns whether it has
+    stopped.
 
     Raises:
         InvalidInput: no job runs the study, or a cell is to be stopped in a home that this machine cannot access.
@@ -198,9 +181,8 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
     if job.home and runs_in(job.home, study):
         return stop_study(open_home(job.home), study, cell)
     if cell:
-        raise InvalidInput(
-            "--cell", cell, "is in a home that this machine cannot access", "run the command on one that can"
-        )
+        problem = "is in a home that this machine cannot access"
+        raise InvalidInput("--cell", cell, problem, "run the command on one that can")
     there.stop(job.id)
     return wait_until(lambda: not there.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
 

@@ -6,6 +6,8 @@ import atexit
 import os
 import sys
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -14,11 +16,12 @@ from rich.console import Console, RenderableType
 from search_spaces.errors import InvalidInput
 from service import exit_codes
 
+PATH = click.Path(path_type=Path)
+repeatable = partial(click.option, multiple=True)
 home_option = click.option(
     "--home",
     default="oec-home",
     envvar="OEC_HOME",
-    show_default=True,
     show_envvar=True,
     help="Folder with studies, cells and data, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
 )

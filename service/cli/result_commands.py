@@ -12,7 +12,7 @@ import click
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.cli.clean import clean as clean_home
-from service.cli.options import home_option, plain_console, print_all
+from service.cli.options import PATH, home_option, plain_console, print_all, repeatable
 from service.home.location import open_home
 from service.home.studies import read_ledger, require_study
 from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
@@ -21,17 +21,10 @@ from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @home_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the page, figures and tables.")
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    help="html, png, svg, pdf, csv, parquet, md or tex; repeatable; default: all.",
-)
-@click.option("--only", multiple=True, metavar="GLOB", help="Names of figures and tables; repeatable; default: all.")
-@click.option(
-    "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="The name of a column in SOURCE; repeatable."
-)
+@click.option("--out", type=PATH, help="Folder for the page, figures and tables.")
+@repeatable("--format", "formats", help="html, png, svg, pdf, csv, parquet, md or tex; repeatable; default: all.")
+@repeatable("--only", metavar="GLOB", help="Names of figures and tables; repeatable; default: all.")
+@repeatable("--column", "columns", metavar="OURS=THEIRS", help="The name of a column in SOURCE; repeatable.")
 def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple[str, ...], **parts: Any) -> None:
     """Write one report on every SOURCE: tables, figures and a page.
 
@@ -77,12 +70,8 @@ def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
 @click.command()
 @click.argument("study", required=False)
 @home_option
-@click.option(
-    "--cell",
-    "cells",
-    multiple=True,
-    metavar="ID",
-    help="Analyze only this cell; repeatable; default: all cells with kept weights.",
+@repeatable(
+    "--cell", "cells", metavar="ID", help="Analyze only this cell; repeatable; default: all cells with kept weights."
 )
 @click.option("--shards", metavar="GLOB", help="Also evaluate the weights on these token files.")
 @click.option("--data", metavar="NAME", help="Name of those tokens in tables; default: the glob.")
@@ -92,18 +81,11 @@ def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
     metavar="N",
     help="Evaluate on the first N sequences; default: as many as the run's validation.",
 )
-@click.option(
-    "--weights",
-    "files",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A file of weights, in place of STUDY; repeatable.",
-)
+@repeatable("--weights", "files", type=PATH, metavar="FILE", help="A file of weights, in place of STUDY; repeatable.")
 @click.option(
     "--embedding", metavar="NAME", help="Name of the output embedding in FILE; default: found by common names."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables and figures of FILE.")
+@click.option("--out", type=PATH, help="Folder for the tables and figures of FILE.")
 def analyze(
     study: str | None, home: str, files: tuple[Path, ...], embedding: str | None, out: Path | None, **options: Any
 ) -> None:
@@ -166,7 +148,7 @@ def sync(study: str, home: str) -> None:
 
 @click.command()
 @home_option
-@click.option("--port", type=int, default=UI_PORT, show_default=True, help="Port to listen on.")
+@click.option("--port", type=int, default=UI_PORT, help="Port to listen on.")
 def ui(home: str, port: int) -> None:
     """Start the MLflow UI for the runs of the home, on 127.0.0.1."""
     from service.mlflow.database import create_database

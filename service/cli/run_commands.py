@@ -122,7 +122,7 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
 @click.option("--method", required=True, help="Output-head method.")
 @click.option("--gamma", type=float, help="The method's gamma; default: that of `oec methods`.")
 @click.option("--lr", type=float, required=True, help="Peak learning rate.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Random seed.")
+@click.option("--seed", type=int, default=1, help="Random seed.")
 def train(study: str, home: str, **choice: Any) -> None:
     """Train one cell of STUDY in this process, without Ray, with the same training loop."""
     from service.cli.train_one import train_one

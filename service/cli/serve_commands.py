@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 from rich.table import Table
 
-from service.cli.options import home_option, plain_console
+from service.cli.options import PATH, home_option, plain_console
 from service.home.location import open_folder
 from service.http.audit import COMMAND_LINE, Audit
 from service.http.tokens import TokenFile
@@ -16,23 +15,15 @@ from service.http.tokens import TokenFile
 
 @click.command()
 @home_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=8080,
-    show_default=True,
-    help="Port to listen on; 0 picks a free one.",
-)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8080, help="Port to listen on; 0 picks a free one.")
 @click.option(
     "--cluster",
     envvar="OEC_CLUSTER",
     show_envvar=True,
     help="Dashboard of a Ray cluster; default: a local Ray cluster.",
 )
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Folder that studies may read data from; default: HOME/data."
-)
+@click.option("--data-root", type=PATH, help="Folder that studies may read data from; default: HOME/data.")
 @click.option("--max-active", type=int, help="Studies that may run at the same time; default: 4.")
 @click.option("--max-cells", type=int, help="Maximum number of cells in a study; default: 2,000.")
 @click.option("--rate", type=float, help="Requests per second and token; default: 10.")
@@ -61,11 +52,7 @@ def token() -> None:
 @click.argument("name")
 @home_option
 @click.option(
-    "--role",
-    type=click.Choice(["read", "run"]),
-    default="read",
-    show_default=True,
-    help="read may only look; run may also change.",
+    "--role", type=click.Choice(["read", "run"]), default="read", help="read may only look; run may also change."
 )
 @click.option("--days", type=int, help="Days until the token expires; default: never.")
 def add_token(name: str, home: str, role: Literal["read", "run"], days: int | None) -> None:

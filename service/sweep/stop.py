@@ -137,10 +137,8 @@ def stop_requests(home: Home, study: str) -> SignalStore:
 
 
 def stop(home: Home, study: str, cell: str | None = None, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Ask the driver of ``study`` to stop it, or to stop its running cell ``cell``.
-
-    Returns:
-        Whether it stopped within ``timeout_s``.
+    """Ask the driver of ``study`` to stop it, or to stop its running cell ``cell``; returns whether that happened
+    within ``timeout_s``.
 
     Raises:
         InvalidInput: the study is not in the home or not running, or the cell is not running.
