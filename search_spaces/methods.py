@@ -22,9 +22,8 @@ class GammaSpec:
     """How papers write it, for legends: ``gamma`` for a regularizer, ``c`` for soft-cap's cap."""
     default: float
     low: float
-    """Lower end of the range that refinement searches, inclusive."""
     high: float
-    """Upper end of the range that refinement searches, inclusive."""
+    """The ends of the range that refinement searches, inclusive."""
 
 
 @dataclass(frozen=True)

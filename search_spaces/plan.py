@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 
 from search_spaces.cell import Cell, CurveKey
 from search_spaces.edge import max_cells
@@ -81,12 +83,9 @@ class Plan:
     def cells(self) -> tuple[Cell, ...]:
         """The grid in the order in which to run it. Within a scale, cells are ordered by learning rate over all curves,
         so that all curves grow at the same pace."""
-        curves_of: dict[str, list[Curve]] = {}
-        for curve in self.curves:
-            curves_of.setdefault(curve.scale, []).append(curve)
         return tuple(
             cell
-            for curves in curves_of.values()
+            for _, curves in groupby(self.curves, attrgetter("scale"))
             for column in zip(*(curve.cells for curve in curves), strict=True)
             for cell in column
         )
@@ -125,12 +124,8 @@ class Plan:
                 ``NOMINAL_FLOPS_PER_WORKER``.
         """
         nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
-        seconds = {
-            cell.scale: cell.tokens / tokens_per_second[cell.scale]
-            if cell.scale in tokens_per_second
-            else cell.flops / nominal
-            for cell in self.cells
-        }
+        speeds = {c.scale: nominal * c.tokens / c.flops for c in self.cells} | dict(tokens_per_second)
+        seconds = {cell.scale: cell.tokens / speeds[cell.scale] for cell in self.cells}
         refinement = sum(seconds[scale] * cells for scale, cells in self.refinement_cells.items())
         minutes = self.study.refine.budget.minutes or math.inf
         return (sum(seconds[cell.scale] for cell in self.cells) + min(refinement, 60 * minutes)) / concurrency

@@ -224,13 +224,10 @@ class Outcome:
         l_init = None if l_init is None or math.isnan(l_init) else l_init
         if verdict == "converged" and val_loss is None:
             verdict = "crashed"  # no loss was recorded
-        elif verdict == "converged" and val_loss is not None and _diverged(val_loss, l_init):
-            verdict = "diverged"
+        elif verdict == "converged" and val_loss is not None:
+            too_high = not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init)
+            verdict = "diverged" if too_high else verdict
         return cls(verdict, {"converged": val_loss, "diverged": l_init}.get(verdict))
-
-
-def _diverged(val_loss: float, l_init: float | None) -> bool:
-    return not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init)
 
 
 def aggregate_seeds(verdicts: Iterable[Verdict | None]) -> Verdict | None:

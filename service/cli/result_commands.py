@@ -155,9 +155,8 @@ def ui(home: str, port: int) -> None:
 
     uri = tracking_uri(open_home(home))
     if uri.startswith("http"):
-        raise InvalidInput(
-            "MLFLOW_TRACKING_URI", redact(uri), "is a server, which has its own UI", "open it in a browser"
-        )
+        problem = "is a server, which has its own UI"
+        raise InvalidInput("MLFLOW_TRACKING_URI", redact(uri), problem, "open it in a browser")
     create_database(uri)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # saves memory; we submit no jobs to it
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]

@@ -51,7 +51,7 @@ class Source:
 
     title: str
     runs: pd.DataFrame
-    grid: Grid
+    grid: Grid = None
     provenance: dict[str, str]
     notes: tuple[str, ...] = ()
     """Caveats for the reader."""
@@ -174,7 +174,6 @@ def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Sour
     return Source(
         title=name,
         runs=runs,
-        grid=None,
         provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_environment()},
         folder=Path(name),
     )
@@ -186,7 +185,6 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
     return Source(
         title=path.stem,
         runs=runs,
-        grid=None,
         provenance={"command": command, "table": path.name, **_environment()},
         folder=Path(path.stem),
         context=ReportContext(published=not published_studies(runs)),

@@ -34,7 +34,6 @@ class GroupConfig:
     resources: ResourceSpec
     ray_folder: Path
     micro_batch_memo: Path
-    agreement_timeout_s: float = 120.0
 
 
 class GroupDied(RuntimeError):
@@ -103,7 +102,7 @@ class WarmGroup:
                 micro_batch_memo=config.micro_batch_memo,
                 threads=resources.cpus_per_worker,
                 memory_share=resources.gpus_per_worker or 1.0,
-                agreement_timeout_s=config.agreement_timeout_s,
+                agreement_timeout_s=120.0,
             ),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=resources.workers,
