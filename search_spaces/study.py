@@ -157,9 +157,7 @@ class Intervals(Frozen):
     """How often a cell is evaluated and saved; does not change its result."""
 
     evaluate: int | None = Field(
-        default=None,
-        gt=0,
-        description="Steps between evaluations; default: a twentieth of the run, at least 20.",
+        default=None, gt=0, description="Steps between evaluations; default: a twentieth of the run, at least 20."
     )
     checkpoint: int | None = Field(
         default=None, gt=0, description="Steps between checkpoints; default: at every evaluation."

@@ -19,7 +19,7 @@ from service.home.layout import Home
 from service.pace import Pace, clock_time
 from service.sweep.progress import PLAIN_EVERY_S
 from service.sweep.stop import Interrupts
-from trainers.data.preparation import Manifest, Observer, Recipe, tokenize
+from trainers.data.preparation import Observer, Recipe, tokenize
 
 STUDY_ENDINGS = (".yaml", ".yml")
 
@@ -61,10 +61,6 @@ def prepare(
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)
         manifest = tokenize(recipe, folder, workers=workers or os.cpu_count() or 1, observer=observer)
-    _print_summary(manifest, folder, console)
-
-
-def _print_summary(manifest: Manifest, folder: Path, console: Console) -> None:
     console.print(
         f"complete: {manifest.tokens:,} tokens of {manifest.documents:,} documents in {len(manifest.files)} files "
         f"in {folder}; use them in a study with:",

@@ -13,7 +13,7 @@ from statistics import mean
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from search_spaces.methods import label
@@ -118,10 +118,7 @@ class StudyView:
         self._rows = LiveRows(home, study)
 
     def draw(self, running: bool) -> RenderableType:
-        """
-        Args:
-            running: whether a driver is at work on the study.
-        """
+        """``running``: whether a driver is at work on the study."""
         copies.pull(self._home, self._study)
         if self._ledger.path.stat().st_size < self._ledger.size:  # a study that never started was replaced
             self._ledger = read_ledger(self._home, self._study)
@@ -137,10 +134,8 @@ class StudyView:
 
     def _curves(self, grid: list[Entry]) -> Table:
         lrs = sorted({entry.cell.lr for entry in grid})
-        title = f"{self._study}: final loss by learning rate"
-        table = Table("", *(f"{lr:g}" for lr in lrs), box=SIMPLE_HEAD, title=title)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        columns = (Column(f"{lr:g}", justify="right") for lr in lrs)
+        table = Table("", *columns, box=SIMPLE_HEAD, title=f"{self._study}: final loss by learning rate")
         curves: dict[str, dict[float, list[Entry]]] = {}
         for entry in grid:
             cell = entry.cell
