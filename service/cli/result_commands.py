@@ -11,6 +11,7 @@ import click
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
+from service.cli.clean import KINDS
 from service.cli.clean import clean as clean_home
 from service.cli.options import PATH, home_option, plain_console, print_all, repeatable
 from service.home.location import open_home
@@ -126,7 +127,7 @@ def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
 
     Results, metrics and reports are kept.
     """
-    clean_home(open_home(home), study, [kind for kind, given in kinds.items() if given], yes, plain_console())
+    clean_home(open_home(home), study, [kind for kind in KINDS if kinds[kind]], yes, plain_console())
 
 
 @click.command()
