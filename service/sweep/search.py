@@ -12,6 +12,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 MAX_REPEATS = 10
 """A sampler that proposes known cells this many times in a row is considered exhausted."""
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "tpe": partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True),
+    "gp": optuna.samplers.GPSampler,
+}
 PRUNED_REASON = "the median pruner: val_loss {loss:.4g} at step {step}"
 
 
@@ -42,15 +47,10 @@ class CurveSearch:
         self.plan, self.ledger, self.key = plan, ledger, key
         spec = plan.study.refine
         seed = int(plan.study.hash, 16) % 2**32
-        sampler = (
-            optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-            if spec.sampler == "tpe"
-            else optuna.samplers.GPSampler(seed=seed)
-        )
         self.study = optuna.create_study(
             storage=storage,
             study_name="/".join((plan.study.name, *key, plan.study.hash)),
-            sampler=sampler,
+            sampler=SAMPLERS[spec.sampler](seed=seed),
             pruner=optuna.pruners.MedianPruner(n_warmup_steps=plan.study.training.warmup_steps),
             direction="minimize",
             load_if_exists=True,
@@ -239,11 +239,7 @@ class CellSearch(Searcher):
     def _start(
         self, trial_id: str, cell: Cell, curve: CurveSearch | None = None, number: int | None = None
     ) -> dict[str, Any]:
-        """
-        Args:
-            curve: the cell's Optuna study.
-            number: its trial there; None for a cell that no sampler proposed.
-        """
+        """``number``: the cell's trial in its Optuna study; None for a cell that no sampler proposed."""
         cell_id = cell.id
         curve = curve or self._curves[cell.curve[:3]]
         self._running[trial_id] = (curve, number, self._ledger.entries[cell_id])
