@@ -33,8 +33,6 @@ from service.home.location import open_folder
 )
 @click.option("--max-active", type=int, help="Studies that may run at the same time; default: 4.")
 @click.option("--max-cells", type=int, help="Maximum number of cells in a study; default: 2,000.")
-@click.option("--rate", type=float, help="Requests per second and token; default: 10.")
-@click.option("--burst", type=int, help="Requests that a token may make in a burst; default: 40.")
 @click.option("--stop-ray", is_flag=True, help="Stop the local Ray cluster that an earlier service started, and exit.")
 @bad_input_exits
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:

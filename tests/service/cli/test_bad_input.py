@@ -267,7 +267,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
         (("jobs", "--cluster", "127.0.0.1:9"), ("--cluster", "'http://127.0.0.1:9' does not answer")),
         (("jobs", "--cluster", "ray://127.0.0.1:10001"), ("--cluster", "'ray://127.0.0.1:10001'", "http://HOST:8265")),
         (("jobs", "--cluster", "http://"), ("--cluster", "'http:'", "http://HOST:8265")),
-        (("submit", "smoke", *NOWHERE, "--home", "home"), ("--home", "'home' is relative", "absolute")),
+        (("submit", "smoke", *NOWHERE, "--home", "home"), ("--home", "'home' is a relative path", "absolute")),
         (("submit", "smoke", *NOWHERE, "--home", "hdfs://b/home"), ("--home", "'hdfs://b/home'", "s3://BUCKET/PREFIX")),
         (("submit", "smoke", *NOWHERE, "--home", "s3:///home"), ("--home", "'s3:///home'", "s3://BUCKET/PREFIX")),
         (("serve", "--home", "s3://b/home"), ("--home", "'s3://b/home'", "give a folder")),
