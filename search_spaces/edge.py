@@ -133,7 +133,7 @@ def _next_lr(edge: Edge, grid: Sequence[float], factor: float, step: float, abov
 
 
 def _max_lrs_left(tried: Mapping[float, Verdict], grid: Sequence[float], factor: float, step: float) -> int:
-    """Upper bound of the learning rates still to try after those in ``tried``, however the running ones end."""
+    """Upper bound of the learning rates still to try after those in ``tried``, unless a running one is stopped."""
     bound, low, gap = 0, None, False
     for lr in sorted(tried):
         verdict = tried[lr]
@@ -144,7 +144,7 @@ def _max_lrs_left(tried: Mapping[float, Verdict], grid: Sequence[float], factor:
             continue
         if verdict != "converged":
             bound = max(bound, _bisections(low, lr, factor))
-        if verdict == "diverged":
+        if verdict == "diverged" or gap:  # above a gap, only a divergence shows an edge
             return bound
         low = lr
     if low is None:  # every learning rate was stopped

@@ -108,7 +108,7 @@ class LedgerFeed:
                 "label": entry.cell.label,
                 "lr": entry.cell.lr,
                 "step": row.step if row else 0,
-                "of": entry.cell.training.steps,
+                "steps": entry.cell.training.steps,
                 "val_loss": row.val_loss if row else None,
             }
             for entry, row in zip(running, rows, strict=True)

@@ -66,7 +66,7 @@ class SubmitResponse(Frozen):
     study: str
     hash: str
     job: str
-    priced: Estimate
+    estimate: Estimate
 
 
 class ResumeResponse(Frozen):

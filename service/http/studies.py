@@ -127,7 +127,7 @@ class Studies:
                     raise
                 raise ApiError(HTTPStatus.CONFLICT, "name", study.name, error.problem, error.remedy) from error
             job = self._start_job(study, retry_crashed=False)
-        return SubmitResponse(study=study.name, hash=study.hash, job=job, priced=cost)
+        return SubmitResponse(study=study.name, hash=study.hash, job=job, estimate=cost)
 
     def resume(self, token: str, name: str, *, retry_crashed: bool) -> ResumeResponse:
         """Start a job that trains the missing cells.

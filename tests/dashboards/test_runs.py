@@ -153,14 +153,14 @@ HEADER = b"scale,method,gamma,lr,seed,val_loss\n"
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "can not be read"),
-        (b"\xff\xfe\x00\xd8binary", "can not be read"),
-        (HEADER, "holds no run"),
+        (b"", "cannot be read"),
+        (b"\xff\xfe\x00\xd8binary", "cannot be read"),
+        (HEADER, "has no run"),
         (b"scale,method,lr,seed\n16M,baseline,0.1,1\n", "lacks the columns gamma, val_loss"),
         (HEADER + b"16M,baseline,,fast,1,3\n", "is not a number"),
         (HEADER + b"16M,baseline,,-0.1,1,3\n", "is not a learning rate"),
         (HEADER + b"16M,baseline,,,1,3\n", "is not a learning rate"),
-        (HEADER + b'16M,"baseline,,0.1,1,3\n', "can not be read"),
+        (HEADER + b'16M,"baseline,,0.1,1,3\n', "cannot be read"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -171,7 +171,7 @@ def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, problem: str) -> 
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="can not be read"):
+    with pytest.raises(InvalidInput, match="cannot be read"):
         read_csv(tmp_path / "none.csv")
 
 
@@ -213,5 +213,5 @@ def test_read_mlflow(tmp_path: Path) -> None:
         read_mlflow(uri, "nothing", "made-up")
     with pytest.raises(InvalidInput, match="has no cell"):
         read_mlflow(uri, "oec", "nothing")
-    with pytest.raises(InvalidInput, match="holds a quote"):
+    with pytest.raises(InvalidInput, match="contains a quote"):
         read_mlflow(uri, "oec", "a' OR '1'='1")

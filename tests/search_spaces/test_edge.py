@@ -157,6 +157,8 @@ def test_a_search_ends_where_a_run_that_it_needs_was_stopped() -> None:
     runs[0.03162, 1] = "stopped"
     found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
     assert (found.edge, found.ask, found.cells_left) == (Edge(low=1e-2, high=1e-1), None, 0)
+    found = search((1.0,), (1,), 2.0, lambda lr, seed: "stopped")
+    assert (found.edge, found.ask, found.cells_left) == (Edge(missing=1.0), None, 0)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_routes_of_the_service(tmp_path: Path) -> None:
     }
     fields = {name: list(schema["properties"]) for name, schema in described["components"]["schemas"].items()}
     assert fields["Problem"] == ["field", "value", "problem", "remedy"]
-    assert fields["SubmitResponse"] == ["study", "hash", "job", "priced"]
+    assert fields["SubmitResponse"] == ["study", "hash", "job", "estimate"]
     assert fields["StudySummary"] == ["name", "description", "hash", "state", "seq", "cells", "job", "message"]
     assert fields["Curves"] == ["study", "seq", "charts"]
     assert PAGE_FILES.keys() | {"/healthz"} == PUBLIC_PATHS

@@ -55,7 +55,7 @@ def gpt(name: str, T: int = T, *, spread: bool = True) -> GPT:
     model.double()
     for module in model.modules():
         if isinstance(module, SigmaLinear):
-            module.start()
+            module.init_singular_vectors()
     return model
 
 

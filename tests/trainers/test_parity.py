@@ -104,7 +104,7 @@ def test_initial_standard_deviations_at_every_scale(scale: str, tied: bool) -> N
     """The initial values without the memory of the large models. They are drawn in the same way at every scale."""
     with torch.device("meta"):
         model = GPT(SCALES[scale], ModelSpec(tied=tied), V_PUBLISHED, T=1)
-    asked_for = sorted((tuple(matrix.shape), std) for matrix, std in model._initial())
+    asked_for = sorted((tuple(matrix.shape), std) for matrix, std in model._initial_stds())
     stds = published_stds(SCALES[scale], V_PUBLISHED, tied)
     wanted = sorted((tuple(matrix.shape), stds[name]) for name, matrix in matrices(model))
     assert [shape for shape, _ in asked_for] == [shape for shape, _ in wanted], "every matrix once"

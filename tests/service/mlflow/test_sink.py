@@ -65,7 +65,8 @@ def entry(state: State, result: CellResult) -> Entry:
 
 
 def deliver(store: Store, result: CellResult) -> None:
-    assert result.state not in (None, "stopped")
+    assert result.state is not None
+    assert result.state != "stopped"
     store.deliver(entry(result.state, result))
 
 

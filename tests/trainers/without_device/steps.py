@@ -83,7 +83,7 @@ def steps(this: Cell) -> None:
     flags_2 = one._local_backward(one.to_device(batch_BU), 2)
     assert one._update(flags_2).device.type == "cuda"
     with torch.no_grad():
-        found = one.objective.eager(one.to_device(batch_BU), this.method, one.strength)
+        found = one.objective.eager(one.to_device(batch_BU), this.method, one.gamma)
     assert found.cross_entropy.device.type == "cuda"
     for name, tensor in one.state().items():
         assert tensor.device.type == "cuda", name

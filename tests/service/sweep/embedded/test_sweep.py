@@ -22,7 +22,8 @@ CELLS = Plan(Study.load("short"), "data").cells
 
 
 def ended(number: int, result: CellResult) -> Entry:
-    assert result.state not in (None, "stopped")
+    assert result.state is not None
+    assert result.state != "stopped"
     return Entry(CELLS[number].id, CELLS[number], "grid", result.state, result)
 
 
