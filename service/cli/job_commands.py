@@ -70,14 +70,14 @@ def submit(
     spec = Study.load(study)
     portable_home(spec, home)
     driver_labels = dict(label(text) for text in labels)
-    shipment = WorkingDir.scan(working_dir, max_megabytes=max_megabytes) if working_dir else None
-    there = Jobs(cluster)
-    if shipment:
-        click.echo(f"working directory {shipment}")
-    job = there.submit(spec, home=home, working_dir=shipment, driver_labels=driver_labels, **options)
+    sources = WorkingDir.scan(working_dir, max_megabytes=max_megabytes) if working_dir else None
+    client = Jobs(cluster)
+    if sources:
+        click.echo(f"working directory {sources}")
+    job = client.submit(spec, home=home, working_dir=sources, driver_labels=driver_labels, **options)
     click.echo(f"job {job}: {spec.name}, home {home or 'the OEC_HOME of the cluster'}")
     if follow:
-        sys.exit(follow_job(there, job))
+        sys.exit(follow_job(client, job))
     click.echo(
         f"to watch it, run `oec logs {spec.name} --follow`; to stop it, `oec stop {spec.name} --cluster {cluster}`"
     )
@@ -114,11 +114,11 @@ def logs(job: str, cluster: str, follow: bool) -> None:
     """Print the output of a job, or of the newest job of a study."""
     from service.cluster.jobs import Jobs
 
-    there = Jobs(cluster)
-    found = there.newest(job) or there.get(job)
+    client = Jobs(cluster)
+    found = client.newest(job) or client.get(job)
     if follow:
-        sys.exit(follow_job(there, found.id))
-    click.echo(there.logs(found.id), nl=False)
+        sys.exit(follow_job(client, found.id))
+    click.echo(client.logs(found.id), nl=False)
 
 
 @click.command()
@@ -138,15 +138,15 @@ def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     click.echo(f"{what} has stopped" if done else f"{what} was asked to stop, and has not stopped yet")
 
 
-def follow_job(there: Jobs, job: str) -> int:
+def follow_job(client: Jobs, job: str) -> int:
     """Print a job's output until it ends; returns its exit code."""
     try:
-        for piece in there.follow(job):
+        for piece in client.follow(job):
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
         click.echo(f"\n{job} continues; to watch it again, run `oec logs {job} --follow`")
         return EXIT_DETACHED
-    return exit_code(there.get(job))
+    return exit_code(client.get(job))
 
 
 def exit_code(ended: JobInfo) -> int:
@@ -168,8 +168,8 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
     """
     from service.cluster.jobs import Jobs
 
-    there = Jobs(cluster)
-    job = next((job for job in there.all() if job.study == study and job.is_active), None)
+    client = Jobs(cluster)
+    job = next((job for job in client.all() if job.study == study and job.is_active), None)
     if job is None:
         raise InvalidInput("STUDY", study, "is not running as a job on this cluster", "`oec jobs` lists the jobs")
     if job.home and runs_in(job.home, study):
@@ -177,8 +177,8 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
     if cell:
         problem = "is in a home that this machine cannot access"
         raise InvalidInput("--cell", cell, problem, "run the command on one that can")
-    there.stop(job.id)
-    return wait_until(lambda: not there.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
+    client.stop(job.id)
+    return wait_until(lambda: not client.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
 
 
 def runs_in(home: str, study: str) -> bool:

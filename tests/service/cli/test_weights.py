@@ -170,9 +170,11 @@ def test_what_cannot_be_analyzed(home: Path, tokens: Tokens, tmp_path: Path) -> 
     refused(invoked("analyze", "kept", "--sequences", 3, home=home), "--shards", "is missing")
     refused(invoked("analyze", "kept", "--shards", tmp_path / "*.bin", home=home), "--shards", "matches no file")
     write_shard(tmp_path / "wide.bin", np.full(1000, V, dtype=np.uint16))
-    refused(invoked("analyze", "kept", "--shards", tmp_path / "wide.bin", home=home), "--shards", f"vocabulary of {V}")
+    refused(
+        invoked("analyze", "kept", "--shards", tmp_path / "wide.bin", home=home), "--shards", f"vocabulary size of {V}"
+    )
     write_shard(tmp_path / "few.bin", np.zeros(5 * T + 1, dtype=np.uint16))
-    refused(invoked("analyze", "kept", "--shards", tmp_path / "few.bin", home=home), "5 sequences", "8 needed")
+    refused(invoked("analyze", "kept", "--shards", tmp_path / "few.bin", home=home), "5 sequences", "8 are required")
 
 
 def test_files_from_anywhere(home: Path, tmp_path: Path) -> None:
