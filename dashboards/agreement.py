@@ -8,14 +8,20 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE
 from rich.table import Table
-from rich.text import Text
 
 from dashboards import published
 from dashboards.runs import read_csv
 from dashboards.sensitivity import CurveFacts, studies
-from dashboards.tables import HEADINGS, MISSING, Sheet, format_values, join_words, method_overheads
+from dashboards.tables import (
+    MISSING,
+    Sheet,
+    format_values,
+    heading_of,
+    join_words,
+    method_overheads,
+    rich_table,
+)
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.methods import label
 
@@ -51,7 +57,7 @@ class Agreement:
             for number in (column for column in DIGITS if column in table and not table.empty):
                 right = _matches(table, number)
                 counts.append(f"{int(right.sum())} of {len(table)} {PLURALS[number]}")
-                wrong += [f"{HEADINGS.get(number, number)} of {_name(row)}" for row in table[~right].to_dict("records")]
+                wrong += [f"{heading_of(number)} of {_name(row)}" for row in table[~right].to_dict("records")]
         text = f"Recomputed from these runs, {join_words(counts)} match the published numbers to the last digit."
         return f"{text} These differ: {join_words(wrong)}." if wrong else text
 
@@ -83,11 +89,10 @@ def agreement(curves: Iterable[CurveFacts]) -> Agreement | None:
                     of_methods.append(row | {"overhead_percent": overhead, "overhead_percent" + PUBLISHED: percent})
     if not of_curves:
         return None
+    columns = ["study", "scale", "method", "overhead_percent", "overhead_percent" + PUBLISHED]
     return Agreement(
-        curves=pd.DataFrame(of_curves).astype({"gamma": "float64", **dict.fromkeys(_TABLES, "float64")}),
-        overheads=pd.DataFrame(
-            of_methods, columns=["study", "scale", "method", "overhead_percent", "overhead_percent" + PUBLISHED]
-        ),
+        curves=pd.DataFrame(of_curves).astype(dict.fromkeys(["gamma", *_TABLES], "float64")),
+        overheads=pd.DataFrame(of_methods, columns=columns),
     )
 
 
@@ -130,26 +135,18 @@ def terminal_tables(agreement: Agreement) -> list[Table]:
     several = agreement.curves["study"].nunique() > 1
     head = ["study", "scale"] if several else ["scale"]
     pairs = [name for number in _TABLES for name in (number, number + PUBLISHED)]
-    tables = [_table("Recomputed and published results", _texts(agreement.curves)[[*head, "method", "gamma", *pairs]])]
+    texts = _texts(agreement.curves)[[*head, "method", "gamma", *pairs]]
+    tables = [rich_table("Recomputed and published results", texts, dict.fromkeys(pairs[1::2], "published"))]
     wide: dict[tuple[str, ...], dict[str, str]] = {}
     for row in _texts(agreement.overheads).to_dict("records"):
         of_scale = wide.setdefault(tuple(row[name] for name in head), {name: row[name] for name in head})
         of_scale[row["method"]] = row["overhead_percent"]
         of_scale[row["method"] + PUBLISHED] = row["overhead_percent" + PUBLISHED]
     if wide:
-        tables.append(_table("Extra training time over the baseline, %", pd.DataFrame(wide.values()).fillna(MISSING)))
+        texts = pd.DataFrame(wide.values()).fillna(MISSING)
+        headings = {name: "published" for name in map(str, texts) if name.endswith(PUBLISHED)}
+        tables.append(rich_table("Extra training time over the baseline, %", texts, headings))
     return tables
-
-
-def _table(title: str, texts: pd.DataFrame) -> Table:
-    table = Table(title=title, box=SIMPLE, padding=0)
-    for column in map(str, texts):
-        heading = "published" if column.endswith(PUBLISHED) else HEADINGS.get(column, column).replace(" ", "\n", 1)
-        table.add_column(heading, justify="left" if column in ("study", "scale", "method") else "right")
-    for row in texts.to_numpy():
-        # Text, because Rich would interpret markup in names that come from a file.
-        table.add_row(*(Text(value) for value in row))
-    return table
 
 
 def _texts(table: pd.DataFrame) -> pd.DataFrame:

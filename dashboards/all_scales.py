@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,17 +13,18 @@ import altair as alt
 import pandas as pd
 
 from dashboards.charts import (
-    CROSS,
     LOSS_TITLE,
-    LRS_TOOLTIP,
     Figure,
     Section,
-    by_name,
+    categories,
     chart_of,
     colors,
+    crosses,
+    cycle,
     dashes,
     log_axis,
     lrs_axis,
+    lrs_layers,
     shapes,
     spec_of,
     tooltip,
@@ -200,12 +201,11 @@ def mean_facts(lines: Iterable[Line]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["scale", "label", "lr", "loss", "seeds", "diverged", "l_init"])
 
 
-def _losses(comparison: ScaleComparison, section: Section) -> list[Figure]:
+def _losses(comparison: ScaleComparison, section: Section) -> Iterator[Figure]:
     """One figure; none if no learning rate has a result for every seed."""
     facts = mean_facts(comparison.lines)
     if facts["loss"].isna().all():
-        return []
-    scales = list(dict.fromkeys(facts["scale"]))
+        return
     cells, diverged = int(facts["seeds"].sum()), int(facts["diverged"].sum())
     low, top, l_init = (float(value) for value in (facts["loss"].min(), facts["loss"].max(), facts["l_init"].max()))
     limit = low + FRAME_SHARE * (l_init - low)
@@ -213,8 +213,6 @@ def _losses(comparison: ScaleComparison, section: Section) -> list[Figure]:
     top = limit if above else max(top, l_init) if diverged else top
     margin = 0.03 * (top - low) or 0.1
     scale_y = alt.Scale(domain=[low - margin, top + margin], nice=False)
-    dash_by_scale = {scale: DASHES[i % len(DASHES)] for i, scale in enumerate(scales)}
-    shape_by_scale = {scale: SHAPES[i % len(SHAPES)] for i, scale in enumerate(scales)}
     base = chart_of("facts").encode(
         x=log_axis(facts, "lr", "learning rate"),
         y=alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y),
@@ -223,17 +221,15 @@ def _losses(comparison: ScaleComparison, section: Section) -> list[Figure]:
     )
     details = tooltip("label:N", "scale:N", "lr:Q", "seeds:Q", "diverged:Q", loss=".4f")
     legend = alt.Legend(symbolFillColor=SYMBOL_COLOR, symbolStrokeColor=SYMBOL_COLOR)
+    shape = categories(alt.Shape, "scale", cycle(facts["scale"], SHAPES), legend=legend)
+    points = base.transform_filter("!datum.diverged").mark_point(filled=True, size=35, opacity=1, clip=True)
+    dash = categories(alt.StrokeDash, "scale", cycle(facts["scale"], DASHES))
     layers = [
-        base.mark_line(strokeWidth=1.5, clip=True).encode(
-            strokeDash=alt.StrokeDash("scale:N", title=None, scale=by_name(dash_by_scale))
-        ),
-        base.transform_filter("!datum.diverged")
-        .mark_point(filled=True, size=35, opacity=1, clip=True)
-        .encode(shape=alt.Shape("scale:N", title=None, scale=by_name(shape_by_scale), legend=legend), tooltip=details),
+        base.mark_line(strokeWidth=1.5, clip=True).encode(strokeDash=dash),
+        points.encode(shape=shape, tooltip=details),
     ]
     if diverged:
-        crosses = base.transform_filter("datum.diverged").mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1)
-        layers.append(crosses.encode(y=alt.Y("l_init:Q", scale=scale_y), tooltip=details))
+        layers.append(crosses(base).encode(y=alt.Y("l_init:Q", scale=scale_y), tooltip=details))
     sentences = (
         f"Colors show the {comparison.color_meaning}, symbols the scale.",
         comparison.note,
@@ -241,25 +237,18 @@ def _losses(comparison: ScaleComparison, section: Section) -> list[Figure]:
         f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "",
         f"{above} of {len(facts)} points lie above the frame, up to {facts['loss'].max():.2f}." if above else "",
     )
-    return [
-        Figure(
-            name=_figure_name("loss-scales", comparison.name),
-            title=_figure_title("Final loss over learning rate, all scales", comparison),
-            caption=" ".join(filter(None, sentences)),
-            view=None,
-            section=section,
-            spec=spec_of(layers, {"facts": facts}),
-        )
-    ]
+    yield _figure(
+        comparison, "loss-scales", "Final loss over learning rate, all scales", sentences, section, layers, facts
+    )
 
 
-def _lrs_over_scale(comparison: ScaleComparison) -> list[Figure]:
+def _lrs_over_scale(comparison: ScaleComparison) -> Iterator[Figure]:
     """One figure; none if fewer than two scales have an LRS."""
     lines = [line for line in comparison.lines if line.curve.LRS is not None]
     facts = lrs_facts(lines)
     scales = list(dict.fromkeys(facts["scale"]))
     if len(scales) < 2:
-        return []
+        return
     sizes = [_size(scale) for scale in scales]
     if any(math.isnan(size) for size in sizes):
         x = alt.X("scale:O", title="scale", sort=scales, axis=alt.Axis(labelAngle=0))
@@ -267,24 +256,12 @@ def _lrs_over_scale(comparison: ScaleComparison) -> list[Figure]:
         facts = facts.assign(size=facts["scale"].map(dict(zip(scales, sizes, strict=True))))
         x = log_axis(facts, "size", "model size (parameters)", label="format(datum.value, '~s')")
     base = chart_of("facts").encode(x=x, y=lrs_axis(facts), color=colors(lines))
-    return [
-        Figure(
-            name=_figure_name("lrs-scale", comparison.name),
-            title=_figure_title("LRS over scale", comparison),
-            caption="Lower is less sensitive to the learning rate. With several seeds, bars are 95% intervals. "
-            f"{comparison.note}".rstrip(),
-            view=None,
-            section="lrs",
-            spec=spec_of(
-                [
-                    base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
-                    base.mark_line().encode(strokeDash=dashes(lines)),
-                    base.mark_point(filled=True, size=60, opacity=1).encode(shape=shapes(lines), tooltip=LRS_TOOLTIP),
-                ],
-                {"facts": facts},
-            ),
-        )
-    ]
+    layers = lrs_layers(base, {"strokeDash": dashes(lines)}, {"shape": shapes(lines)})
+    sentences = (
+        "Lower is less sensitive to the learning rate. With several seeds, bars are 95% intervals.",
+        comparison.note,
+    )
+    yield _figure(comparison, "lrs-scale", "LRS over scale", sentences, "lrs", layers, facts)
 
 
 def _size(scale: str) -> float:
@@ -293,11 +270,21 @@ def _size(scale: str) -> float:
     return float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]] if match else math.nan
 
 
-def _figure_name(kind: str, name: str) -> str:
-    return f"{kind}-{name}" if name else kind
-
-
-def _figure_title(title: str, comparison: ScaleComparison) -> str:
-    if comparison.color_meaning == "gamma":
-        return f"{title}, {comparison.name} by gamma"
-    return f"{title}, {comparison.name}" if comparison.name else title
+def _figure(
+    comparison: ScaleComparison,
+    name: str,
+    title: str,
+    sentences: Iterable[str],
+    section: Section,
+    layers: Sequence[alt.Chart],
+    facts: pd.DataFrame,
+) -> Figure:
+    by = " by gamma" if comparison.color_meaning == "gamma" else ""
+    return Figure(
+        name=f"{name}-{comparison.name}" if comparison.name else name,
+        title=f"{title}, {comparison.name}{by}" if comparison.name else title,
+        caption=" ".join(filter(None, sentences)),
+        view=None,
+        section=section,
+        spec=spec_of(layers, {"facts": facts}),
+    )

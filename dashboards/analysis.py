@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from dashboards.charts import CellFigure, Figure, by_name, chart_of, five_digits, layer_spec, spec_of, tooltip
+from dashboards.charts import CellFigure, Figure, categories, chart_of, five_digits, spec_of, tooltip
 from dashboards.embeddings import MEASURES, Embedding, histogram
 from dashboards.files import save_sheet
 from dashboards.runs import records
@@ -88,7 +88,6 @@ class Analysis:
         return output[~output.duplicated("cell", keep="last")]
 
     def sheets(self) -> list[Sheet]:
-        """The tables worth displaying."""
         sheets = [make_sheet("embeddings", self.embeddings)]
         return sheets if self.losses.empty else [*sheets, make_sheet("losses", self.losses)]
 
@@ -126,11 +125,11 @@ def cell_labels(cells: pd.DataFrame) -> list[str]:
     ]
 
 
-def b_ratio_figures(analysis: Analysis) -> list[Figure]:
+def b_ratio_figures(analysis: Analysis) -> Iterator[Figure]:
     """A histogram of B-ratios over cells, like that of the baselines in arXiv 2601.02031; none without B-ratios."""
     cells = analysis.last_outputs().dropna(subset="b_ratio")
     if cells.empty:
-        return []
+        return
     cells = cells.assign(label=cell_labels(cells))
     color_by_label = {name: color_of(str(method)) for name, method in zip(cells["label"], cells["method"], strict=True)}
     low = (cells["b_ratio"] / B_RATIO_STEP).round() * B_RATIO_STEP - B_RATIO_STEP / 2
@@ -139,27 +138,24 @@ def b_ratio_figures(analysis: Analysis) -> list[Figure]:
     largest = max(1.2, float(facts["high"].max()))
     x = alt.X("low:Q", bin="binned", title="B-ratio", scale=alt.Scale(domain=[0, largest], nice=False), axis=NOT_FLUSH)
     y = alt.Y("cells:Q", title="cells", stack="zero", axis=alt.Axis(tickMinStep=1, format="d"))
-    color = alt.Color("label:N", title=None, scale=by_name(color_by_label))
+    color = categories(alt.Color, "label", color_by_label)
     bars = chart_of("facts").mark_bar(opacity=0.9).encode(x=x, x2="high:Q", y=y, color=color)
     one = pd.DataFrame({"one": [1.0], "text": ["centering has no effect"]})
+    rule = chart_of("one").encode(x="one:Q")
     layers = [
         bars.encode(tooltip=tooltip("label:N", low=".3f", high=".3f", cells="d")),
-        chart_of("one").mark_rule(strokeDash=[4, 4], color=GREY, strokeWidth=1.5).encode(x="one:Q"),
-        chart_of("one")
-        .mark_text(baseline="bottom", dy=-5, color=GREY)
-        .encode(x="one:Q", y=alt.value(0), text="text:N"),
+        rule.mark_rule(strokeDash=[4, 4], color=GREY, strokeWidth=1.5),
+        rule.mark_text(baseline="bottom", dy=-5, color=GREY).encode(y=alt.value(0), text="text:N"),
     ]
-    return [
-        Figure(
-            name="b-ratio",
-            title="B-ratio of the output embedding",
-            caption="Bound on the logits along mu after centering, divided by the bound before; below 1, centering "
-            f"tightens the bound. Computed from the last kept weights of {len(cells)} cells.",
-            view=None,
-            section="why",
-            spec=spec_of(layers, {"facts": facts, "one": one}),
-        )
-    ]
+    yield Figure(
+        name="b-ratio",
+        title="B-ratio of the output embedding",
+        caption="Bound on the logits along mu after centering, divided by the bound before; below 1, centering "
+        f"tightens the bound. Computed from the last kept weights of {len(cells)} cells.",
+        view=None,
+        section="why",
+        spec=spec_of(layers, {"facts": facts, "one": one}),
+    )
 
 
 def cell_figures(analysis: Analysis) -> list[CellFigure]:
@@ -167,8 +163,8 @@ def cell_figures(analysis: Analysis) -> list[CellFigure]:
     last = analysis.last_outputs()
     step = dict(zip(last["cell"], last["step"], strict=True))
     histograms = _at_step(analysis.histograms, step)
-    along, norms = (_by_cell(histograms[histograms["what"] == what]) for what in HISTOGRAMS)
-    spectra = _by_cell(_at_step(analysis.spectra, step))
+    along, norms = (_by_cell(histograms[histograms["what"] == what], ["low", "high", "rows"]) for what in HISTOGRAMS)
+    spectra = _by_cell(_at_step(analysis.spectra, step), ["number", "singular_value"])
     facts = {str(row["cell"]): row for row in records(last.assign(label=cell_labels(last)))}
     about = {cell: pd.DataFrame({"text": [_describe(fact)]}) for cell, fact in facts.items()}
     figures = [
@@ -178,24 +174,23 @@ def cell_figures(analysis: Analysis) -> list[CellFigure]:
             caption="Dot product of each row with mu, the mean row. Centering moves the orange line to zero. The bound "
             "on the logits along mu is the larger distance to a green line: from zero before centering, from the "
             "orange line after.",
-            spec=layer_spec([_bars("e · mu"), _mark_lines(), _heading()]),
+            spec=spec_of([_bars("e · mu"), _mark_lines(), _heading()]),
             data={
-                cell: {"bins": _bins(rows), "marks": _marks(facts[cell]), "about": about[cell]}
-                for cell, rows in along.items()
+                cell: {"bins": rows, "marks": _marks(facts[cell]), "about": about[cell]} for cell, rows in along.items()
             },
         ),
         CellFigure(
             name="row-norms",
             title="Norms of the rows of the output embedding",
             caption="Histogram of the L2 norms of the rows.",
-            spec=layer_spec([_bars("norm of a row"), _heading()]),
-            data={cell: {"bins": _bins(rows), "about": about[cell]} for cell, rows in norms.items()},
+            spec=spec_of([_bars("norm of a row"), _heading()]),
+            data={cell: {"bins": rows, "about": about[cell]} for cell, rows in norms.items()},
         ),
         CellFigure(
             name="singular-values",
             title="Singular values of the output embedding",
             caption="If mu is large, the first value stands out: it belongs to the direction that all rows share.",
-            spec=layer_spec([_spectrum(), _heading()]),
+            spec=spec_of([_spectrum(), _heading()]),
             data={cell: {"values": _thinned(rows), "about": about[cell]} for cell, rows in spectra.items()},
         ),
     ]
@@ -219,13 +214,13 @@ def representative_cells(analysis: Analysis) -> dict[str, str]:
     return names
 
 
-def _by_cell(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(cell): rows for cell, rows in table.groupby("cell", sort=False)}
+def _by_cell(table: pd.DataFrame, columns: list[str]) -> dict[str, pd.DataFrame]:
+    return {str(cell): rows[columns].map(five_digits) for cell, rows in table.groupby("cell", sort=False)}
 
 
 def _mark_lines() -> alt.Chart:
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=300)
-    color = alt.Color("what:N", title=None, scale=by_name(MARKS), legend=legend)
+    color = categories(alt.Color, "what", MARKS, legend=legend)
     rules: alt.Chart = chart_of("marks").mark_rule(strokeWidth=1.5, strokeDash=[6, 3])
     return rules.encode(x="value:Q", color=color, tooltip=tooltip("what:N", value=".4~g"))
 
@@ -256,10 +251,6 @@ def _at_step(table: pd.DataFrame, step: Mapping[str, Any]) -> pd.DataFrame:
     return table[(table["step"] == wanted) | (table["step"].isna() & wanted.isna())]
 
 
-def _bins(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[["low", "high", "rows"]].map(five_digits)
-
-
 def _marks(fact: Mapping[Hashable, Any]) -> pd.DataFrame:
     zero, mean, bound = MARKS
     values = ((zero, 0.0), (mean, fact["mu_norm"] ** 2), (bound, fact["e_mu_min"]), (bound, fact["e_mu_max"]))
@@ -267,7 +258,6 @@ def _marks(fact: Mapping[Hashable, Any]) -> pd.DataFrame:
 
 
 def _describe(fact: Mapping[Hashable, Any]) -> str:
-    """The name and main measures of a cell."""
     name = f"{fact['label']}, lr {fact['lr']:g}, seed {fact['seed']:g}" if pd.notna(fact["lr"]) else fact["label"]
     return f"{name}: B-ratio {fact['b_ratio']:.2f}, |mu| {fact['mu_norm']:.3g}"
 
@@ -275,8 +265,7 @@ def _describe(fact: Mapping[Hashable, Any]) -> str:
 def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
     """At most ``MAX_POINTS`` values of a spectrum, including the ends; zeros are dropped for the logarithmic axis."""
     kept = np.unique(np.linspace(0, len(rows) - 1, min(MAX_POINTS, len(rows))).round().astype(int))
-    values = rows.iloc[kept][["number", "singular_value"]]
-    return values[values["singular_value"] > 0].map(five_digits)
+    return rows.iloc[kept].query("singular_value > 0")
 
 
 def _with_float_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -31,16 +31,20 @@ def answer(curves: Sequence[CurveFacts]) -> str:
 
 
 def best_by_scale(ranked: Sequence[CurveFacts]) -> dict[str, CurveFacts]:
-    """The curve with the lowest LRS at each scale."""
     best: dict[str, CurveFacts] = {}
     for curve in sorted(ranked, key=_sort_value):
         best.setdefault(curve.scale, curve)
     return best
 
 
+def _by_scale(curves: Sequence[CurveFacts]) -> dict[str, list[CurveFacts]]:
+    scales = dict.fromkeys(curve.scale for curve in curves)
+    return {scale: [curve for curve in curves if curve.scale == scale] for scale in scales}
+
+
 def _least_sensitive(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
     scales_by_label: dict[str, list[str]] = {}
-    for scale in dict.fromkeys(curve.scale for curve in ranked):
+    for scale in _by_scale(ranked):
         scales_by_label.setdefault(best[scale].label, []).append(scale)
     subject = join_words([f"{name} at {join_words(scales)}" for name, scales in scales_by_label.items()])
     verb = "is" if len(scales_by_label) == 1 else "are"
@@ -57,8 +61,7 @@ def _highest_lr(curves: Sequence[CurveFacts]) -> Iterator[str]:
     """One sentence per scale if there are several attention norms."""
     if len({curve.attention_norm for curve in curves}) < 2:
         return
-    for scale in dict.fromkeys(curve.scale for curve in curves):
-        at_scale = [curve for curve in curves if curve.scale == scale]
+    for scale, at_scale in _by_scale(curves).items():
         highest = max(curve.highest_lr or 0.0 for curve in at_scale)
         top = [curve for curve in at_scale if curve.highest_lr == highest]
         if top:
@@ -83,8 +86,7 @@ def _loss_penalty(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> s
 def _significance(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
     """A sentence on whether the lowest LRS of each scale is significantly lower; nothing for one seed."""
     scales_by_phrase: dict[str, list[str]] = {}
-    for scale in dict.fromkeys(curve.scale for curve in ranked):
-        at_scale = [curve for curve in ranked if curve.scale == scale]
+    for scale, at_scale in _by_scale(ranked).items():
         if len(at_scale) > 1:
             scales_by_phrase.setdefault(_less_sensitive_than(at_scale, best[scale]), []).append(scale)
     seeds = min(curve.seeds for curve in ranked)
@@ -118,8 +120,7 @@ def _gamma_dependence(ranked: Sequence[CurveFacts]) -> Iterator[str]:
     """A sentence on how much LRS depends on gamma, for methods that were tried at the same gammas."""
     ranges: dict[str, list[float]] = {}
     less_dependent_at: list[dict[str, set[str]]] = []
-    for scale in dict.fromkeys(curve.scale for curve in ranked):
-        at_scale = [curve for curve in ranked if curve.scale == scale]
+    for at_scale in _by_scale(ranked).values():
         range_by_method = lrs_ranges_over_gamma(at_scale)
         if len(range_by_method) > 1:
             less_dependent_at.append(less_dependent(at_scale))

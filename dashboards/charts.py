@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,18 +84,16 @@ def chart_of(name: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(name))
 
 
-def spec_of(layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame], height: int = 320) -> dict[str, Any]:
-    """A layered Vega-Lite specification with the tables that its layers refer to."""
-    return layer_spec(layers, height) | {"datasets": {name: json_rows(table) for name, table in tables.items()}}
-
-
-def layer_spec(layers: Sequence[alt.Chart], height: int = 320) -> dict[str, Any]:
-    """A layered Vega-Lite specification without datasets."""
+def spec_of(
+    layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame] | None = None, height: int = 320
+) -> dict[str, Any]:
+    """A layered Vega-Lite specification with the tables that its layers refer to, if they are given."""
     # Layers with equal scales share one legend.
     chart = alt.layer(*layers).properties(width="container", height=height)
     spec: dict[str, Any] = chart.to_dict(validate=False)  # validation takes seconds
     config = spec.get("config", {}) | {"legend": LEGEND}  # Altair's schema lacks the layout option of Vega
-    return spec | {"config": config}
+    datasets = {} if tables is None else {"datasets": {name: json_rows(table) for name, table in tables.items()}}
+    return spec | {"config": config} | datasets
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -139,23 +138,44 @@ def log_ticks(values: npt.ArrayLike) -> list[float]:
     return [float(f"{digit}e{decade}") for decade in decades for digit in digits]
 
 
+def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> Any:
+    options: dict[str, Any] = {"shape": CROSS, "size": 60, "strokeWidth": 2.5, "opacity": 1} | style
+    return base.transform_filter(test).mark_point(**options)
+
+
+def lrs_layers(base: alt.Chart, line: dict[str, Any], point: dict[str, Any]) -> list[alt.Chart]:
+    """Intervals, lines and points of LRS, with extra channels for the lines and points."""
+    return [
+        base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+        base.mark_line().encode(**line),
+        base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP, **point),
+    ]
+
+
 LRS_TOOLTIP = tooltip("label:N", "scale:N", LRS=".4f", low=".4f", high=".4f")
+
+
+def categories(channel: type[Any], field: str, looks: Mapping[str, Any], **options: Any) -> Any:
+    """A channel that gives each name in ``field`` its look."""
+    scale = alt.Scale(domain=list(looks), range=list(looks.values()))
+    return channel(f"{field}:N", title=None, scale=scale, **options)
 
 
 # Color, dash and shape share one domain, the names of the lines, so that Vega-Lite draws a single legend.
 
 
-def colors(lines: Iterable[Line]) -> alt.Color:
-    return alt.Color("label:N", title=None, scale=by_name({line.name: line.color for line in lines}))
+def colors(lines: Iterable[Line]) -> Any:
+    return categories(alt.Color, "label", {line.name: line.color for line in lines})
 
 
-def dashes(lines: Iterable[Line]) -> alt.StrokeDash:
-    return alt.StrokeDash("label:N", title=None, scale=by_name({line.name: line.dash for line in lines}))
+def dashes(lines: Iterable[Line]) -> Any:
+    return categories(alt.StrokeDash, "label", {line.name: line.dash for line in lines})
 
 
-def shapes(lines: Iterable[Line]) -> alt.Shape:
-    return alt.Shape("label:N", title=None, scale=by_name({line.name: line.shape for line in lines}))
+def shapes(lines: Iterable[Line]) -> Any:
+    return categories(alt.Shape, "label", {line.name: line.shape for line in lines})
 
 
-def by_name(looks: dict[str, Any]) -> alt.Scale:
-    return alt.Scale(domain=list(looks), range=list(looks.values()))
+def cycle(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
+    """A look for each distinct name, in order of appearance."""
+    return dict(zip(dict.fromkeys(names), itertools.cycle(looks), strict=False))

@@ -169,7 +169,6 @@ def welch_p(x: Floats, y: Floats) -> float:
 
 
 def two_sided_p(t: float, degrees: float) -> float:
-    """Two-sided p value of Student's t."""
     return float(2 * stdtr(degrees, -abs(t)))
 
 

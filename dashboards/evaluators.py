@@ -34,12 +34,8 @@ def importance_shares(
 ) -> dict[str, dict[str, list[float]]]:
     """Importance of the hyperparameters ``names`` by evaluator and hyperparameter, one value per repetition.
 
-    Args:
-        cells: the columns ``names`` and ``loss``.
-        names: columns of ``cells``.
-        max_cells: if there are more cells, a random sample of this size is used.
-        repetitions: how often the importance is estimated.
-        sample_share: share of the cells drawn for each repetition.
+    ``cells`` has the columns ``names`` and ``loss``. If there are more than ``max_cells``, a random sample of that size
+    is used; each repetition draws ``sample_share`` of it.
     """
     space = {name: _distribution(cells[name]) for name in names}
     used = cells if len(cells) <= max_cells else cells.sample(max_cells, random_state=0)

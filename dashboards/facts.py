@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
+from dashboards.sensitivity import Point
 from dashboards.views import Line
 
 DECIMALS = 7
@@ -20,27 +22,22 @@ def loss_facts(lines: Iterable[Line]) -> pd.DataFrame:
     over seeds at this learning rate, NaN if a seed has no result; ``low`` to ``high`` is its 95% interval, NaN for one
     seed.
     """
-    rows = [
-        {
-            "scale": line.curve.scale,
-            "label": line.name,
-            "lr": point.lr,
-            "seed": point.seed,
-            "loss": point.loss,
-            "diverged": point.diverged,
-            "cell": point.cell,
-            "url": point.run.get("url"),
-            "mean": line.curve.mean[line.curve.lr.index(point.lr)],
-            "low": low,
-            "high": high,
-        }
-        for line in lines
-        for band in (dict(zip(line.curve.lr, line.curve.band, strict=True)),)
-        for point in line.curve.points
-        for low, high in (band[point.lr] or (math.nan, math.nan),)
-    ]
+    rows = []
+    for line in lines:
+        curve = line.curve
+        at_lr = dict(zip(curve.lr, zip(curve.mean, curve.band, strict=True), strict=True))
+        for point in curve.points:
+            mean, band = at_lr[point.lr]
+            low, high = band or (math.nan, math.nan)
+            values = {"loss": point.loss, "url": point.run.get("url"), "mean": mean, "low": low, "high": high}
+            rows.append(_cell(line, point) | values)
     columns = ["scale", "label", "lr", "seed", "loss", "diverged", "cell", "url", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns).round(dict.fromkeys(("loss", "mean", "low", "high"), DECIMALS))
+
+
+def _cell(line: Line, point: Point) -> dict[str, Any]:
+    columns = {name: getattr(point, name) for name in ("lr", "seed", "diverged", "cell")}
+    return {"scale": line.curve.scale, "label": line.name, **columns}
 
 
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
@@ -50,12 +47,8 @@ def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
     """
     rows = [
         {
-            "study": line.curve.study,
-            "scale": line.curve.scale,
-            "method": line.curve.method,
+            **{name: getattr(line.curve, name) for name in ("study", "scale", "method", "gamma", "LRS")},
             "label": line.name,
-            "gamma": line.curve.gamma,
-            "LRS": line.curve.LRS,
             "low": line.curve.interval[0] if line.curve.interval else line.curve.LRS,
             "high": line.curve.interval[1] if line.curve.interval else line.curve.LRS,
         }
@@ -68,15 +61,7 @@ def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
 def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:
     """One row per cell with a finite number in ``column``: scale, label, lr, seed, diverged, cell, value."""
     rows = [
-        {
-            "scale": line.curve.scale,
-            "label": line.name,
-            "lr": point.lr,
-            "seed": point.seed,
-            "diverged": point.diverged,
-            "cell": point.cell,
-            "value": float(f"{value:.{DECIMALS}g}"),
-        }
+        _cell(line, point) | {"value": float(f"{value:.{DECIMALS}g}")}
         for line in lines
         for point in line.curve.points
         if math.isfinite(value := point.run.get(column, math.nan))

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -18,18 +17,20 @@ import pandas as pd
 from dashboards.all_scales import multi_scale_figures
 from dashboards.charts import (
     CELL,
-    CROSS,
     LOSS_TITLE,
     LRS_TOOLTIP,
     TICK_LABEL,
     Figure,
-    by_name,
+    categories,
     chart_of,
     colors,
+    crosses,
+    cycle,
     dashes,
     log_axis,
     log_ticks,
     lrs_axis,
+    lrs_layers,
     shapes,
     spec_of,
     tooltip,
@@ -46,25 +47,14 @@ INTERVAL_COLOR = "#5b6570"
 """The color of an interval drawn on top of a bar."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Diagnostic:
-    """A column of the runs that is plotted against the learning rate."""
-
-    column: str
-    title: str
-    axis: Literal["log", "signed"]
-    """``signed`` is a symmetric logarithmic axis, for values that may be 0 or negative."""
-
-
+TITLES = METRICS | {"log_z_squared": "Mean of the square of log Z"}
 DIAGNOSTICS = (
-    Diagnostic(column="output_mu_norm", title="Norm of mu, the mean output embedding", axis="signed"),
-    Diagnostic(column="logits_mean", title="Mean logit", axis="signed"),
-    Diagnostic(column="logits_std", title="Standard deviation of the logits", axis="log"),
-    Diagnostic(column="logits_absmax", title="Largest absolute logit, mean over tokens", axis="log"),
-    Diagnostic(column="log_z_squared", title="Mean of the square of log Z", axis="log"),
-    Diagnostic(column="attention_logit_max", title="Largest attention logit", axis="log"),
-    *(Diagnostic(column=key, title=METRICS[key], axis="log") for key in LAYER_NORMS),
+    *("output_mu_norm", "logits_mean", "logits_std", "logits_absmax", "log_z_squared", "attention_logit_max"),
+    *LAYER_NORMS,
 )
+"""Columns of the runs that are plotted against the learning rate."""
+SIGNED = ("output_mu_norm", "logits_mean")
+"""Those with a symmetric logarithmic axis, for values that may be 0 or negative."""
 
 
 def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
@@ -78,11 +68,7 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
     figures += [_lrs_bars(view) for view in all_views if any(line.curve.LRS is not None for line in view.lines)]
     figures += sweeps
     figures += [figure for view in all_views for figure in _lrs_over_gamma(view)]
-    for diagnostic in DIAGNOSTICS:
-        for view in all_views:
-            facts = diagnostic_facts(view.lines, diagnostic.column)
-            if not facts.empty:
-                figures.append(_diagnostic_figure(view, diagnostic, facts))
+    figures += [figure for column in DIAGNOSTICS for view in all_views for figure in _diagnostics(view, column)]
     return figures
 
 
@@ -114,15 +100,10 @@ def _loss_figure(view: View, published: bool) -> Figure:
     diverging = [line.name for line in view.lines if line.curve.diverged]
     spacing = min(9, 60 / max(1, len(diverging)))
     for i, name in enumerate(diverging):
-        layers.append(
-            base.transform_filter(alt.FieldEqualPredicate(equal=name, field="label"))
-            .transform_filter("datum.diverged")
-            # Crosses of several curves would coincide, so each curve is shifted by a few pixels.
-            .mark_point(
-                shape=CROSS, size=70, strokeWidth=2.5, opacity=1, xOffset=spacing * (i - (len(diverging) - 1) / 2)
-            )
-            .encode(tooltip=details, **link)
-        )
+        # Crosses of several curves would coincide, so each curve is shifted by a few pixels.
+        offset = spacing * (i - (len(diverging) - 1) / 2)
+        of_line = base.transform_filter(alt.FieldEqualPredicate(equal=name, field="label"))
+        layers.append(crosses(of_line, size=70, xOffset=offset).encode(tooltip=details, **link))
     ceiling = {"ceiling": pd.DataFrame({"l_init": [l_init]})} if near else {}
     if near:
         top = chart_of("ceiling").encode(y=alt.Y("l_init:Q"))
@@ -165,8 +146,7 @@ def _published_layers(scale: str) -> tuple[dict[str, Any], ...]:
 
 def _lrs_bars(view: View) -> Figure:
     facts = lrs_facts(view.lines)
-    names = alt.Scale(domain=list(facts["label"]))
-    y = alt.Y("label:N", title=None, scale=names, axis=alt.Axis(labelLimit=260))
+    y = alt.Y("label:N", title=None, scale=alt.Scale(domain=list(facts["label"])), axis=alt.Axis(labelLimit=260))
     base = chart_of("facts").encode(y=y, color=colors(view.lines).legend(None), tooltip=LRS_TOOLTIP)
     title = "LRS (nats)"
     return Figure(
@@ -188,61 +168,55 @@ def _lrs_bars(view: View) -> Figure:
     )
 
 
-def _lrs_over_gamma(view: View) -> list[Figure]:
+def _lrs_over_gamma(view: View) -> Iterator[Figure]:
     """One figure; none if no method has an LRS at two gammas."""
     facts = lrs_facts(view.lines)
     swept = facts[facts["gamma"] > 0]  # the axis is logarithmic
     swept = swept[swept.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
     if swept.empty:
-        return []
+        return
     methods = [name for name in dict.fromkeys(facts["method"]) if name in {*swept["method"], "baseline"}]
-    color = alt.Color(
-        "method:N", title=None, scale=alt.Scale(domain=methods, range=[color_of(name) for name in methods])
-    )
-    x = log_axis(swept, "gamma", "gamma")
-    studies = list(dict.fromkeys(facts["study"]))
-    dash_by_study = {study: DASHES[i % len(DASHES)] for i, study in enumerate(studies)}
+    color = categories(alt.Color, "method", {name: color_of(name) for name in methods})
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
-    dashes = alt.StrokeDash("study:N", title=None, scale=by_name(dash_by_study), legend=legend)
-    by_study = {"strokeDash": dashes} if len(studies) > 1 else {}
-    base = chart_of("swept").encode(x=x, y=lrs_axis(facts), color=color)
-    reference = chart_of("baselines")
-    rule = reference.mark_rule() if by_study else reference.mark_rule(strokeDash=[4, 4])
-    return [
-        Figure(
-            name=f"lrs-gamma-{view.name}",
-            title="LRS over gamma",
-            caption="Horizontal lines are the baselines; dashes distinguish the studies."
-            if by_study
-            else "The dashed line is the baseline.",
-            view=view.name,
-            section="lrs",
-            spec=spec_of(
-                [
-                    base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
-                    base.mark_line().encode(**by_study),
-                    base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP),
-                    rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_study),
-                ],
-                {"swept": swept, "baselines": facts[facts["method"] == "baseline"]},
-            ),
-        )
-    ]
+    several = facts["study"].nunique() > 1
+    dash = categories(alt.StrokeDash, "study", cycle(facts["study"], DASHES), legend=legend)
+    by_study = {"strokeDash": dash} if several else {}
+    base = chart_of("swept").encode(x=log_axis(swept, "gamma", "gamma"), y=lrs_axis(facts), color=color)
+    baselines = chart_of("baselines")
+    rule = baselines.mark_rule() if several else baselines.mark_rule(strokeDash=[4, 4])
+    reference = rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_study)
+    yield Figure(
+        name=f"lrs-gamma-{view.name}",
+        title="LRS over gamma",
+        caption="Horizontal lines are the baselines; dashes distinguish the studies."
+        if several
+        else "The dashed line is the baseline.",
+        view=view.name,
+        section="lrs",
+        spec=spec_of(
+            [*lrs_layers(base, by_study, {}), reference],
+            {"swept": swept, "baselines": facts[facts["method"] == "baseline"]},
+        ),
+    )
 
 
-def _diagnostic_figure(view: View, diagnostic: Diagnostic, facts: pd.DataFrame) -> Figure:
-    signed = diagnostic.axis == "signed" or (facts["value"] <= 0).any()
+def _diagnostics(view: View, column: str) -> Iterator[Figure]:
+    """One figure; none if no run recorded the column."""
+    facts, title = diagnostic_facts(view.lines, column), TITLES[column]
+    if facts.empty:
+        return
+    signed = column in SIGNED or (facts["value"] <= 0).any()
     y = alt.Y(
         "value:Q",
-        title=diagnostic.title[0].lower() + diagnostic.title[1:],
+        title=title[0].lower() + title[1:],
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
         axis=alt.Axis(values=SIGNED_TICKS if signed else log_ticks(facts["value"]), labelExpr=TICK_LABEL),
     )
     base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), color=colors(view.lines))
     details = [*tooltip(*CELL, value=".4~g"), alt.Tooltip("diverged:N")]
-    return Figure(
-        name=f"{diagnostic.column.replace('_', '-')}-{view.name}",
-        title=diagnostic.title,
+    yield Figure(
+        name=f"{column.replace('_', '-')}-{view.name}",
+        title=title,
         caption="Values at the end of training; lines are means over seeds.",
         view=view.name,
         section="why",
@@ -268,7 +242,7 @@ def forecast_figures(runs: pd.DataFrame) -> Iterator[Figure]:
     base = chart_of("facts").encode(
         x=log_axis(facts, "lr", "learning rate"),
         y=alt.Y("probability:Q", title="probability that it diverges", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("state:N", title=None, scale=by_name(present)),
+        color=categories(alt.Color, "state", present),
         tooltip=tooltip("label:N", "cell:N", "lr:Q", "state:N", probability=".2f"),
     )
     layers = []
@@ -276,8 +250,7 @@ def forecast_figures(runs: pd.DataFrame) -> Iterator[Figure]:
         others = base.transform_filter("datum.state !== 'diverged'")
         layers.append(others.mark_point(filled=True, size=45, opacity=0.8))
     if (facts["state"] == "diverged").any():
-        diverged = base.transform_filter("datum.state === 'diverged'")
-        layers.append(diverged.mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1))
+        layers.append(crosses(base, "datum.state === 'diverged'"))
     yield Figure(
         name="forecast",
         title="Forecast and outcome",

@@ -121,7 +121,6 @@ def _svg(figure: Figure, ending: str) -> str:
 
 
 def _longest_label(figure: Figure) -> int:
-    """The number of characters of the longest legend entry."""
     colors = [layer["encoding"].get("color", {}) for layer in figure.spec["layer"]]
     return max((len(str(name)) for color in colors for name in color.get("scale", {}).get("domain", ())), default=0)
 

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from dashboards.charts import Figure, chart_of, spec_of, tooltip
+from dashboards.charts import Figure, categories, chart_of, spec_of, tooltip
 from dashboards.sensitivity import ended_runs, studies
 from dashboards.tables import format_value
 from dashboards.views import GREY, View
@@ -69,17 +69,18 @@ def importance_figures(table: pd.DataFrame, all_views: Sequence[View]) -> Iterat
     for view in all_views:
         for name, shares in table[table["scale"] == view.lines[0].curve.scale].groupby("of", sort=False):
             cells, evaluators = shares["cells"].iloc[0], list(shares["evaluator"].unique())
+            names = alt.Scale(domain=list(shares["hyperparameter"].unique()))
+            colors = dict(zip(evaluators, ("#0072b2", "#e69f00"), strict=True))
             base = chart_of("shares").encode(
-                y=alt.Y(
-                    "hyperparameter:N", title=None, scale=alt.Scale(domain=list(shares["hyperparameter"].unique()))
-                ),
+                y=alt.Y("hyperparameter:N", title=None, scale=names),
                 yOffset=alt.YOffset("evaluator:N", scale=alt.Scale(domain=evaluators)),
-                color=alt.Color(
-                    "evaluator:N",
-                    title=None,
-                    scale=alt.Scale(domain=evaluators, range=["#0072b2", "#e69f00"]),
-                ),
+                color=categories(alt.Color, "evaluator", colors),
             )
+            value, low = (alt.X(f"{column}:Q", title="importance") for column in ("importance", "low"))
+            layers = [
+                base.mark_bar().encode(x=value, tooltip=tooltip(importance=".3f", low=".3f", high=".3f")),
+                base.mark_rule().encode(x=low, x2=alt.X2("high:Q"), color=alt.value(GREY)),
+            ]
             yield Figure(
                 name=f"importance-{name}-{view.name}".replace(" ", "-"),
                 title=f"Importance of each hyperparameter, {name}",
@@ -89,15 +90,7 @@ def importance_figures(table: pd.DataFrame, all_views: Sequence[View]) -> Iterat
                 view=view.name,
                 section="importance",
                 spec=spec_of(
-                    [
-                        base.mark_bar().encode(
-                            x=alt.X("importance:Q", title="importance"),
-                            tooltip=tooltip(importance=".3f", low=".3f", high=".3f"),
-                        ),
-                        base.mark_rule().encode(
-                            x=alt.X("low:Q", title="importance"), x2=alt.X2("high:Q"), color=alt.value(GREY)
-                        ),
-                    ],
+                    layers,
                     {"shares": shares.drop(columns=["study", "scale", "of"])},
                     height=60 + 45 * shares["hyperparameter"].nunique(),
                 ),
@@ -125,20 +118,14 @@ def _parallel_figure(view: View, cells: pd.DataFrame, axes: Sequence[str], ended
         parts.append(pd.DataFrame({"cell": cells["cell"], "axis": axis, "place": places, "loss": cells["loss"]}))
         ticks += [(axis, place, text) for place, text in texts.items()]
     lines = pd.concat(parts).dropna(subset="place").assign(line=lambda table: table.index)
-    x = alt.X(
-        "axis:N",
-        title=None,
-        scale=alt.Scale(domain=list(axes), padding=0.7),
-        axis=alt.Axis(labelAngle=0, domain=False, ticks=False),
-    )
+    x = alt.X("axis:N", title=None, scale=alt.Scale(domain=list(axes), padding=0.7))
+    x = x.axis(labelAngle=0, domain=False, ticks=False)
     y = alt.Y("place:Q", title=None, axis=None, scale=alt.Scale(domain=[-0.1, 1.1]))
-    color = alt.Color(
-        "loss:Q",
-        title="loss (nats)",
-        scale=alt.Scale(range=LOW_TO_HIGH),
-        legend=alt.Legend(orient="bottom", titleFontWeight="normal"),
-    )
-    base = chart_of("lines").encode(x=x, y=y)
+    color = alt.Color("loss:Q", title="loss (nats)", scale=alt.Scale(range=LOW_TO_HIGH))
+    color = color.legend(orient="bottom", titleFontWeight="normal")
+    details = tooltip("cell:N", loss=".4f")
+    by_line = chart_of("lines").encode(x=x, y=y, detail=alt.Detail("line:N"), color=color, tooltip=details)
+    line_layer = by_line.mark_line(opacity=0.5, strokeWidth=1.2)
     styles: dict[tuple[tuple[str, Any], ...], list[dict[str, object]]] = {}
     for axis, place, text in ticks:
         style = {axes[0]: LEFT, axes[-1]: RIGHT}.get(axis, ABOVE if place == 1 else BELOW if place == 0 else RIGHT)
@@ -156,15 +143,7 @@ def _parallel_figure(view: View, cells: pd.DataFrame, axes: Sequence[str], ended
         "ends at l_init.",
         view=view.name,
         section="importance",
-        spec=spec_of(
-            [
-                base.mark_line(opacity=0.5, strokeWidth=1.2).encode(
-                    detail=alt.Detail("line:N"), color=color, tooltip=tooltip("cell:N", loss=".4f")
-                ),
-                *labels,
-            ],
-            {"lines": lines, **tick_tables},
-        ),
+        spec=spec_of([line_layer, *labels], {"lines": lines, **tick_tables}),
     )
 
 

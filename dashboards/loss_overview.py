@@ -45,7 +45,6 @@ _CRASHED = "the file has no test_loss for it"
 
 
 def is_loss_overview(table: pd.DataFrame) -> bool:
-    """Whether a table has the format of their files."""
     return {"name", "test_loss", "O.mu norm"} <= set(table)
 
 

@@ -27,7 +27,6 @@ class ColumnStore:
         return {name: self.add_column([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
     def add_column(self, values: Sequence[Any]) -> int:
-        """The index of a column."""
         return self._indices.setdefault(_encode_column(values), len(self._indices))
 
     def json(self) -> str:

@@ -35,22 +35,22 @@ from dashboards.files import (
 from dashboards.forecast import Forecast
 from dashboards.importance import importance, importance_figures, parallel_figures
 from dashboards.packing import ColumnStore
-from dashboards.runs import records
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
 from dashboards.tables import (
-    HEADINGS,
-    MISSING,
+    COUNTED,
     RENDERERS,
     Sheet,
     b_ratio_table,
     cost_table,
     format_highest_lr,
     format_value,
+    format_values,
+    heading_of,
     join_words,
     make_sheet,
-    name_curves,
+    merge_notes,
     sensitivity_table,
     sheets,
 )
@@ -125,66 +125,46 @@ def write_report(
         notes = [*notes, NOT_DRAWN]
     with Script() if "html" in formats else nullcontext() as vega:
         facts = curves(add_measurements(runs, context), grid) if facts is None else facts
-        return _write(runs, facts, folder, title, provenance or {}, notes, formats, only, context, vega)
-
-
-def _write(
-    runs: pd.DataFrame,
-    facts: Sequence[CurveFacts],
-    folder: Path,
-    title: str,
-    provenance: Mapping[str, str],
-    notes: Sequence[str],
-    formats: Collection[str],
-    only: Sequence[str],
-    context: ReportContext,
-    vega: Script | None,
-) -> Path:
-    curve_lines = lines(facts)
-    all_views, shares = views(curve_lines), importance(runs)
-    charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
-    charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
-    charts += forecast_figures(context.forecast.runs) if context.forecast else ()
-    cell_charts = cell_figures(context.analysis) if context.analysis else []
-    charts += b_ratio_figures(context.analysis) if context.analysis else ()
-    cells = representative_cells(context.analysis).items() if context.analysis else ()
-    files = [*charts]
-    files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
-    folder.mkdir(parents=True, exist_ok=True)
-    cost = make_sheet("cost", cost_table(runs, facts, context.cores))
-    tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
-    if not (ratios := b_ratio_table(runs)).empty:
-        tables.append(Sheet(name="b_ratio", values=ratios, texts=ratios.map(_format_ratio)))
-    tables += agreement.sheets(context.agreement) if context.agreement else ()
-    tables += context.analysis.sheets() if context.analysis else ()
-    selected = select_formats(
-        {
-            "report": ("html",),
-            "runs": DATA_FORMATS,
-            **{file_stem(figure): FIGURE_FORMATS for figure in files},
-            **{table.name: tuple(RENDERERS) for table in tables},
-        },
-        formats,
-        only,
-    )
-    for figure in files:
-        if file_stem(figure) in selected:
-            save_figure(figure, folder / "figures", selected[file_stem(figure)])
-    for table in tables:
-        if table.name in selected:
-            save_sheet(table, folder / "tables", selected[table.name])
-    if "runs" in selected:
-        save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, selected["runs"])
-    if "report" not in selected or vega is None:
-        return folder
-    page = folder / "report.html"
-    html = _page(runs, curve_lines, charts, cell_charts, cost, title, provenance, notes, context, vega.text())
-    write_atomically(page, html)
-    return page
-
-
-def _format_ratio(value: Any) -> str:
-    return value if isinstance(value, str) else MISSING if pd.isna(value) else f"{value:.2f}"
+        curve_lines, analysis = lines(facts), context.analysis
+        all_views, shares = views(curve_lines), importance(runs)
+        charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
+        charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
+        charts += forecast_figures(context.forecast.runs) if context.forecast else ()
+        charts += b_ratio_figures(analysis) if analysis else ()
+        cell_charts = cell_figures(analysis) if analysis else []
+        cells = representative_cells(analysis).items() if analysis else ()
+        files = [*charts]
+        files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
+        cost = make_sheet("cost", cost_table(runs, facts, context.cores))
+        tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
+        if not (ratios := b_ratio_table(runs)).empty:
+            texts = ratios.map(lambda value: value if isinstance(value, str) else format_value(value, "b_ratio"))
+            tables.append(Sheet(name="b_ratio", values=ratios, texts=texts))
+        tables += agreement.sheets(context.agreement) if context.agreement else ()
+        tables += analysis.sheets() if analysis else ()
+        supported: dict[str, Collection[str]] = {file_stem(figure): FIGURE_FORMATS for figure in files}
+        supported |= {table.name: tuple(RENDERERS) for table in tables}
+        selected = select_formats({"report": ("html",), "runs": DATA_FORMATS, **supported}, formats, only)
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure in files:
+            if file_stem(figure) in selected:
+                save_figure(figure, folder / "figures", selected[file_stem(figure)])
+        for table in tables:
+            if table.name in selected:
+                save_sheet(table, folder / "tables", selected[table.name])
+        if "runs" in selected:
+            save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, selected["runs"])
+        if "report" not in selected or vega is None:
+            return folder
+        content = _page_content(runs, curve_lines, charts, cell_charts, cost, context)
+        page = folder / "report.html"
+        template = Environment(
+            loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        ).get_template("report.html.j2")
+        content["warnings"] += notes
+        html = template.render(content, title=title, provenance=provenance or {}, vega=vega.text(), context=context)
+        write_atomically(page, html)
+        return page
 
 
 def add_measurements(runs: pd.DataFrame, context: ReportContext) -> pd.DataFrame:
@@ -197,18 +177,15 @@ def add_measurements(runs: pd.DataFrame, context: ReportContext) -> pd.DataFrame
     return runs
 
 
-def _page(
+def _page_content(
     runs: pd.DataFrame,
     curve_lines: Sequence[Line],
     charts: Sequence[Figure],
     cell_charts: Sequence[CellFigure],
     cost: Sheet,
-    title: str,
-    provenance: Mapping[str, str],
-    notes: Sequence[str],
     context: ReportContext,
-    vega: Markup,
-) -> str:
+) -> dict[str, Any]:
+    """The variables of the page's template that are computed from the runs."""
     facts, all_views = [line.curve for line in curve_lines], views(curve_lines)
     gamma_by_line = {name: f"{gamma:g}" for name, gamma in gammas_by_line(curve_lines).items()}
     listing = runs.assign(label=labels(runs))
@@ -224,74 +201,48 @@ def _page(
     trivial = {column for column in cost.values if cost.values[column].isna().all()}
     trivial |= {column for column in ("study", "attention_norm") if cost.values[column].nunique() < 2}
     everyone = [f"{curve.scale} {curve.label}" for curve in facts]
-    names_by_warning: dict[str, list[str]] = {}
-    for name, curve in zip(everyone, facts, strict=True):
-        for warning in curve.warnings:
-            names_by_warning.setdefault(warning, []).append(name)
-    warnings = [f"{name_curves(names, everyone)}: {warning}." for warning, names in names_by_warning.items()]
+    warnings_by_name = {name: curve.warnings for name, curve in zip(everyone, facts, strict=True)}
+    warnings = [f"{warning}." for warning in merge_notes(warnings_by_name, everyone)]
     if facts and max(curve.seeds for curve in facts) < 2:
         warnings.insert(0, "With only one seed, there are no intervals.")
-    return (
-        Environment(loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            answer=answer(facts),
-            scales={curve.scale for curve in facts},
-            norms={curve.attention_norm for curve in facts},
-            views=[view.name for view in all_views],
-            gammas=sorted(set(gamma_by_line.values()), key=float),
-            gamma_by_line=_json(gamma_by_line),
-            sections=sections,
-            overall={figure.title for figure in charts if figure.view is None},
-            specs=_json(panels),
-            overlays=any(figure.overlay for figure in charts),
-            steps=_json(_step_data(all_views, context, store)),
-            weights=_json(_cell_figure_data(cell_charts, context.steps, store)),
-            listing=_json(store.add_table(_run_list(listing))),
-            LEFT=("cell", "scale", "method", "embedding", "data"),
-            columns=Markup(store.json().replace("<", "\\u003c")),
-            metrics=METRICS if context.steps else {},
-            cells_with_steps=len(context.steps),
-            cell_charts=cell_charts,
-            analysis_tables=_analysis_tables(context.analysis) if context.analysis else {},
-            forecast=context.forecast,
-            refresh_s=context.refresh_s,
-            cost_sentence=_cost_sentence(cost.values),
-            cost=cost.texts.drop(columns=list(trivial)).rename(columns=HEADINGS),
-            vega=vega,
-            lines=curve_lines,
-            best=list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
-            intervals=any(curve.interval for curve in facts),
-            format_highest_lr=format_highest_lr,
-            format_value=format_value,
-            warnings=[*warnings, *notes],
-            crashed=listing[listing["state"] == "crashed"].to_dict("records"),
-            runs=len(listing),
-            provenance=provenance,
-        )
-    )
+    return {
+        "answer": answer(facts),
+        "norms": {curve.attention_norm for curve in facts},
+        "several_scales": len({curve.scale for curve in facts}) > 1,
+        "views": [view.name for view in all_views],
+        "gammas": sorted(set(gamma_by_line.values()), key=float),
+        "gamma_by_line": _json(gamma_by_line),
+        "sections": sections,
+        "overall": {figure.title for figure in charts if figure.view is None},
+        "specs": _json(panels),
+        "overlays": any(figure.overlay for figure in charts),
+        "steps": _json(_step_data(all_views, context, store)),
+        "weights": _json(_cell_figure_data(cell_charts, context.steps, store)),
+        "listing": _json(_run_list(listing, store)),
+        "columns": Markup(store.json().replace("<", "\\u003c")),
+        "metrics": METRICS if context.steps else {},
+        "cell_charts": cell_charts,
+        "analysis_tables": _analysis_tables(context.analysis) if context.analysis else {},
+        "cost_sentence": _cost_sentence(cost.values),
+        "cost": cost.texts.drop(columns=list(trivial)).rename(columns=heading_of),
+        "lines": curve_lines,
+        "best": list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
+        "intervals": any(curve.interval for curve in facts),
+        "format_highest_lr": format_highest_lr,
+        "format_value": format_value,
+        "warnings": warnings,
+        "crashed": listing[listing["state"] == "crashed"].to_dict("records"),
+        "runs": len(listing),
+    }
 
 
-RUN_LIST_COLUMNS = ("cell", "scale", "lr", "seed", "state", "val_loss", "train_seconds")
-"""Columns of runs that the page's list of all runs uses."""
-
-
-def _run_list(runs: pd.DataFrame) -> list[dict[str, str]]:
-    """The rows of the list of all runs, as displayed. The page fills it in when the reader opens it."""
-    return [
-        {
-            "cell": run["cell"] or MISSING,
-            "scale": run["scale"],
-            "method": run["label"],
-            "lr": format_value(run["lr"], "best_lr"),
-            "seed": str(run["seed"]),
-            "state": run["state"],
-            "loss": format_value(run["val_loss"], "best_loss"),
-            "seconds": format_value(run["train_seconds"], "seconds"),
-        }
-        for run in records(runs[list(RUN_LIST_COLUMNS)].assign(label=runs["label"]))
-    ]
+def _run_list(runs: pd.DataFrame, store: ColumnStore) -> dict[str, int]:
+    """The list of all runs, as displayed. The page fills it in when the reader opens it."""
+    columns = {name: name for name in ("cell", "scale", "method", "lr", "seed", "state")}
+    columns |= {"val_loss": "best_loss", "train_seconds": "seconds"}
+    texts = format_values(runs.assign(method=runs["label"])[list(columns)].rename(columns=columns))
+    texts = texts.rename(columns={"best_loss": "loss"})
+    return {str(name): store.add_column(texts[name].tolist()) for name in texts}
 
 
 def _step_data(all_views: Sequence[View], context: ReportContext, store: ColumnStore) -> dict[str, Any]:
@@ -338,7 +289,6 @@ def _cell_figure_data(figures: Sequence[CellFigure], cells: Collection[str], sto
 
 
 def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables of an analysis as displayed, by caption."""
     captions = {
         "embeddings": "Output and input embeddings of kept weights; e·mu is the dot product of a row with mu.",
         "losses": "Loss of kept weights on other tokens and on the run's own validation tokens, in nats.",
@@ -349,13 +299,12 @@ def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         hidden |= {name for name in ("scale", "seed", "step") if sheet.values[name].nunique() < 2}
         texts = sheet.texts.assign(method=cell_labels(sheet.values))
         texts = texts.drop(columns=[name for name in texts if name in hidden])
-        tables[captions[sheet.name]] = texts.rename(columns=HEADINGS)
+        tables[captions[sheet.name]] = texts.rename(columns=heading_of)
     return tables
 
 
 def _cost_sentence(cost: pd.DataFrame) -> str:
-    """The cost of the study, in two sentences."""
-    states = {state: int(cost[state].sum()) for state in ("finished", "diverged", "crashed", "pruned", "waiting")}
+    states = {state: int(cost[state].sum()) for state in (*COUNTED, "waiting")}
     cells = join_words([f"{number} {state}" for state, number in states.items() if number] or ["none"])
     hours = f"{format_value(cost['hours'].sum(), 'hours')} hours"
     if cost["core_hours"].notna().any():

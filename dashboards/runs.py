@@ -27,10 +27,10 @@ OFF_CURVE = ("refine", "edge")
 CONSTANT = "="
 """Prefix of a value that all runs have, in place of a column's name."""
 
-_TEXT = tuple(name for name, column in COLUMNS.items() if column.kind == "text")
-_INTEGERS = tuple(name for name, column in COLUMNS.items() if column.kind == "integer")
 _REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
 _PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
+_MLFLOW_STATES = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "planned"}
+"""Our state for each MLflow status of another program's run; any other status means crashed."""
 _NO_LOSS = "finished, but no final loss was recorded"
 
 
@@ -87,10 +87,8 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.D
         )
     if table.empty:
         raise InvalidInput("csv", str(path), "has no run", "give at least one row under the header")
-    defaults: dict[str, str | float] = {"l_init": L_INIT, "study": path.stem, "state": "finished"}
-    for column, value in defaults.items():
-        if column not in table:
-            table[column] = value
+    defaults: dict[str, Any] = {"l_init": L_INIT, "study": path.stem, "state": "finished"}
+    table = table.assign(**{column: value for column, value in defaults.items() if column not in table})
     return _checked(table.reindex(columns=list(RUN_COLUMNS)).astype(object))
 
 
@@ -110,6 +108,50 @@ def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
     if not cells:
         raise InvalidInput("study", study, f"has no cell in experiment {experiment!r}", "check the name of the study")
     return from_records(_mlflow_record(run) for run in cells)
+
+
+def parse_columns(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """The ``OURS=THEIRS`` pairs of the command line as a mapping from our names to theirs.
+
+    Raises:
+        InvalidInput: an argument is not such a pair, or ours is not a column of a table of runs.
+    """
+    columns = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (equals and theirs):
+            raise InvalidInput("--column", pair, "is not a valid pair", "give OURS=THEIRS, or OURS==VALUE for all runs")
+        if ours not in RUN_COLUMNS:
+            raise InvalidInput("--column", ours, "is not one of our columns", f"choose from {', '.join(RUN_COLUMNS)}")
+        columns[ours] = theirs
+    return columns
+
+
+def read_experiment(tracking_uri: str, experiment: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    """A table of every run of an MLflow experiment.
+
+    Its columns are parameters and the latest values of metrics; a parameter takes precedence over a metric of the same
+    name.
+
+    Raises:
+        InvalidInput: see ``mlflow_runs`` and ``renamed``; or a required column is missing.
+    """
+    runs = mlflow_runs(tracking_uri, experiment)
+    if not runs:
+        raise InvalidInput("experiment", experiment, "has no runs", "check the name and the tracking URI")
+    state = [_MLFLOW_STATES.get(run.info.status, "crashed") for run in runs]
+    # As text, so that a NaN loss differs from a loss that was never recorded.
+    metrics = [{name: str(value) for name, value in run.data.metrics.items()} for run in runs]
+    table = pd.DataFrame([values | run.data.params for values, run in zip(metrics, runs, strict=True)], dtype=object)
+    table = table.assign(study=experiment, cell=[run.info.run_id for run in runs], state=state)
+    table = renamed(table, columns)
+    if needed := [column for column in _REQUIRED if column != "gamma" and column not in table]:
+        available = ", ".join(column for column in map(str, table) if column not in RUN_COLUMNS)
+        raise InvalidInput(
+            "--column", experiment, f"has no {' and no '.join(needed)}", f"map each one to one of {available}"
+        )
+    table = table.where(table.notna(), None)
+    return from_records({str(name): value for name, value in row.items()} for row in table.to_dict("records"))
 
 
 def records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
@@ -174,17 +216,8 @@ def _newest_hash(runs: list[Run]) -> list[Run]:
 
 def _mlflow_record(run: Run) -> dict[str, Any]:
     tags = run.data.tags
-    return {
-        **run.data.metrics,
-        **run.data.params,
-        "val_loss": run.data.metrics.get("final_val_loss"),
-        "study": tags["oec.study"],
-        "cell": tags["oec.cell"],
-        "state": tags.get("oec.state"),
-        "origin": tags.get("oec.origin"),
-        "torch": tags.get("oec.torch"),
-        "reason": tags.get("oec.reason"),
-    }
+    named = {name: tags.get(f"oec.{name}") for name in ("study", "cell", "state", "origin", "torch", "reason")}
+    return {**run.data.metrics, **run.data.params, "val_loss": run.data.metrics.get("final_val_loss"), **named}
 
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
@@ -197,11 +230,9 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         InvalidInput: a value is not a number, a learning rate is not positive and finite, a scale or method is missing,
             or a state is unknown.
     """
-    for column in RUN_COLUMNS:
-        if column not in _TEXT:
-            table[column] = _numbers(table[column])
-        else:
-            table[column] = table[column].where(table[column].notna(), None)
+    for column, kind in COLUMNS.items():
+        text = kind.kind == "text"
+        table[column] = table[column].where(table[column].notna(), None) if text else _numbers(table[column])
     table["attention_norm"] = table["attention_norm"].fillna(DEFAULT)
     for column in ("scale", "method", "seed"):
         if table[column].isna().any():
@@ -219,7 +250,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    whole = column.name in _INTEGERS
+    whole = COLUMNS[str(column.name)].kind == "integer"
     if set(map(type, column)) <= ({int, NoneType} if whole else {float, int, NoneType}):  # a ledger's: nothing to check
         numbers = pd.Series([math.nan if value is None else value for value in column], dtype="float64")
     else:

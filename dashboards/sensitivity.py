@@ -15,13 +15,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
-from dashboards.edges import edge_of
 from dashboards.runs import OFF_CURVE, records
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.edge import Edge
+from search_spaces.edge import Edge, bracket
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS, label
-from search_spaces.record import Outcome
+from search_spaces.record import Outcome, Verdict, aggregate_seeds
 from search_spaces.scales import SCALES
 
 Floats = npt.NDArray[np.float64]
@@ -109,10 +108,8 @@ class CurveFacts:
     def highest_lr(self) -> float | None:
         """The measure of arXiv 2410.16682 (see ``highest_converging``); an lr converges only if every seed does."""
         diverged = {point.lr for point in self.points if point.diverged}
-        flags = [
-            False if lr in diverged else None if math.isnan(mean) else True
-            for lr, mean in zip(self.lr, self.mean, strict=True)
-        ]
+        pairs = zip(self.lr, self.mean, strict=True)
+        flags = [False if lr in diverged else None if math.isnan(mean) else True for lr, mean in pairs]
         return highest_converging(self.lr, flags)
 
     @property
@@ -122,7 +119,6 @@ class CurveFacts:
 
     @property
     def finished_seconds(self) -> dict[tuple[float, int], float]:
-        """Training time of each finished cell, keyed by (lr, seed)."""
         return {
             (point.lr, point.seed): point.run["train_seconds"]
             for point in self.points
@@ -176,8 +172,7 @@ def lrs(losses: npt.ArrayLike, l_init: float, divisor: Divisor = "published") ->
     needed = 2 if divisor == "published" else 1
     if curve.ndim != 1 or curve.size < needed:
         raise InvalidInput("losses", curve.shape, "is not a valid shape", f"give at least {needed} losses in one row")
-    outcomes = [Outcome.of("finished", loss, l_init) for loss in curve.tolist()]
-    return _lrs(np.array([outcome.loss for outcome in outcomes], dtype=np.float64), divisor)
+    return _lrs(np.nan_to_num(curve, nan=l_init, posinf=l_init, neginf=l_init).clip(max=l_init), divisor)
 
 
 def highest_converging(lrs: Iterable[float], converged: Iterable[bool | None]) -> float | None:
@@ -230,7 +225,8 @@ def studies(rows: pd.DataFrame) -> pd.Series[str]:
 
 def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> list[CurveFacts]:
     """The curves of one study; ``runs`` has a column ``label``."""
-    edge_search = runs if (runs["origin"] == "edge").any() else runs.head(0)
+    by_curve = runs.groupby(["scale", "label"])
+    edges = {key: edge_of(group) for key, group in by_curve if (group["origin"] == "edge").any()}
     runs = runs[(runs["state"] != "pruned") & ~runs["origin"].isin(OFF_CURVE)]
     curves = []
     for scale in sort_by_registry(runs["scale"].unique(), SCALES):
@@ -241,15 +237,13 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
         for attention_norm in sort_by_registry(at_scale["attention_norm"].unique(), ATTENTION_NORMS):
             of_norm = at_scale[at_scale["attention_norm"] == attention_norm]
             same_norm = [
-                _curve(group, study, scale, attention_norm, method, gamma, lrs_of_grid)
-                for method, gamma, group in _groups(of_norm)
+                _curve(group, lrs_of_grid, study=study, scale=scale, attention_norm=attention_norm, **of_curve)
+                for of_curve, group in _groups(of_norm)
             ]
             baseline = next((curve for curve in same_norm if curve.method == "baseline"), None)
             for curve in same_norm:
-                curve = replace(curve, edge=_edge(edge_search, curve))
-                if baseline is not None and curve.method != "baseline":
-                    curve = replace(curve, overhead_percent=_overhead_percent(curve, baseline))
-                curves.append(curve)
+                overhead = _overhead_percent(curve, baseline) if baseline and curve is not baseline else None
+                curves.append(replace(curve, edge=edges.get((scale, curve.label)), overhead_percent=overhead))
     return curves
 
 
@@ -281,12 +275,26 @@ def labels(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _edge(runs: pd.DataFrame, curve: CurveFacts) -> Edge | None:
-    same_gamma = runs["gamma"].isna() if curve.gamma is None else runs["gamma"] == curve.gamma
-    names = ("scale", "attention_norm", "method")
-    same = np.logical_and.reduce([runs[name] == getattr(curve, name) for name in names])
-    runs = runs[same & same_gamma]
-    return edge_of(runs) if (runs["origin"] == "edge").any() else None
+def edge_of(runs: pd.DataFrame) -> Edge:
+    """The edge of one curve, from its grid and from the runs that searched for it.
+
+    A learning rate converged if it did with every seed of the grid. One off the grid of which some seeds were never
+    run, as when a budget ended, says nothing unless one of them diverged.
+
+    Args:
+        runs: columns ``RUN_COLUMNS``, of one (scale, attention norm, method, gamma).
+    """
+    runs = runs[runs["origin"] != "refine"]
+    on_grid = set(runs.loc[runs["origin"] != "edge", "lr"])
+    seeds = runs["seed"].unique()
+    verdicts: dict[float, Verdict] = {}
+    for lr, at_lr in runs.groupby("lr"):
+        columns = zip(at_lr["seed"], at_lr["state"], at_lr["val_loss"], at_lr["l_init"], strict=True)
+        by_seed = {seed: Outcome.of(state, val_loss, l_init).verdict for seed, state, val_loss, l_init in columns}
+        verdict = aggregate_seeds(by_seed.get(seed) for seed in seeds)
+        if verdict is not None or lr in on_grid:
+            verdicts[float(str(lr))] = verdict or "running"
+    return bracket(verdicts)
 
 
 def sort_by_registry(names: Iterable[str], registry: Iterable[str]) -> list[str]:
@@ -295,24 +303,18 @@ def sort_by_registry(names: Iterable[str], registry: Iterable[str]) -> list[str]
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def _groups(runs: pd.DataFrame) -> Iterator[tuple[str, float | None, pd.DataFrame]]:
+def _groups(runs: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     for method in sort_by_registry(runs["method"].unique(), METHODS):
         of_method = runs[runs["method"] == method]
         for gamma, group in of_method.groupby("gamma", dropna=False, sort=True):
             value = float(str(gamma))
-            yield method, None if math.isnan(value) else value, group
+            yield {"method": method, "gamma": None if math.isnan(value) else value}, group
 
 
-def _curve(
-    group: pd.DataFrame,
-    study: str,
-    scale: str,
-    attention_norm: str,
-    method: str,
-    gamma: float | None,
-    grid: tuple[float, ...],
-) -> CurveFacts:
-    name = f"{scale} {group['label'].iloc[0]}"
+def _curve(group: pd.DataFrame, grid: tuple[float, ...], **names: Any) -> CurveFacts:
+    """The curve of a group of runs; ``names`` are the fields that all of them share."""
+    label = group["label"].iloc[0]
+    name = f"{names['scale']} {label}"
     l_init = float(group["l_init"].mean())
     cells: dict[tuple[float, int], dict[Hashable, Any]] = {}
     for run in records(group):
@@ -337,23 +339,11 @@ def _curve(
                 missing.append(f"lr={lr:g} seed={seed} ({reason})")
                 continue
             losses[i, j] = loss
-            points.append(
-                Point(
-                    cell=run["cell"] or f"{name} lr={lr:g} seed={seed}",
-                    lr=lr,
-                    seed=seed,
-                    loss=loss,
-                    diverged=run["state"] == "diverged",
-                    run=run,
-                )
-            )
+            cell, diverged = run["cell"] or f"{name} lr={lr:g} seed={seed}", run["state"] == "diverged"
+            points.append(Point(cell=cell, lr=lr, seed=seed, loss=loss, diverged=diverged, run=run))
     facts = CurveFacts(
-        study=study,
-        scale=scale,
-        attention_norm=attention_norm,
-        method=method,
-        gamma=gamma,
-        label=group["label"].iloc[0],
+        **names,
+        label=label,
         lr=grid,
         points=tuple(points),
         missing=tuple(missing),

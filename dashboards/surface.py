@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
-from dashboards.charts import CROSS, Figure, chart_of, five_digits, log_axis, spec_of, tooltip
+from dashboards.charts import Figure, chart_of, crosses, five_digits, log_axis, spec_of, tooltip
 from dashboards.sensitivity import ended_runs
 from dashboards.tables import join_words
 from dashboards.views import View
@@ -25,10 +25,11 @@ CONTOURS_NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Contour lines, in nats above the lowest loss. They are dense near the best cells, which equal steps up to ``l_init``
 would merge."""
 SHAPES = {
-    "grid": "circles are from the grid",
-    "refine": "diamonds were proposed by Optuna",
-    "edge": "triangles are from the edge search",
+    "grid": ("circle", "circles are from the grid"),
+    "refine": ("diamond", "diamonds were proposed by Optuna"),
+    "edge": ("triangle-up", "triangles are from the edge search"),
 }
+"""By origin of a run: its mark, and the sentence about it."""
 MIN_VALUES = 2
 """A surface needs at least this many gammas and this many learning rates."""
 
@@ -83,6 +84,7 @@ def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
 
 
 def _figure(view: View, method: str, points: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+    points = points.assign(origin=points["origin"].fillna("grid"))
     lowest = float(points.groupby(["lr", "gamma"])["loss"].mean().min())
     cells = cells.assign(above=cells["loss"] - lowest)
     highest = cells["above"].max()
@@ -97,12 +99,11 @@ def _figure(view: View, method: str, points: pd.DataFrame, cells: pd.DataFrame) 
         ),
         legend=alt.Legend(orient="bottom", columns=3, titleFontWeight="normal", titleLimit=0),
     )
-    on_axes = points[points["origin"].fillna("grid") == "grid"]  # ticks at the refinements would overlap
+    on_axes = points[points["origin"] == "grid"]  # ticks at the refinements would overlap
     on_axes = points if on_axes.empty else on_axes
     x, y = log_axis(on_axes, "lr", "learning rate"), log_axis(on_axes, "gamma", "gamma", alt.Y)
-    shapes = {"grid": "circle", "refine": "diamond", "edge": "triangle-up"}
-    present = [origin for origin in shapes if (points["origin"].fillna("grid") == origin).any()]
-    looks = alt.Scale(domain=present, range=[shapes[origin] for origin in present])
+    present = [origin for origin in SHAPES if (points["origin"] == origin).any()]
+    looks = alt.Scale(domain=present, range=[SHAPES[origin][0] for origin in present])
     shape = alt.Shape("origin:N", scale=looks, legend=None)
     details = tooltip("cell:N", "lr:Q", "gamma:Q", "seed:Q", "origin:N", loss=".4f")
     base = chart_of("cells").encode(x=x, y=y, tooltip=details)
@@ -115,16 +116,13 @@ def _figure(view: View, method: str, points: pd.DataFrame, cells: pd.DataFrame) 
         .encode(shape=shape),
     ]  # fmt: skip
     if points["diverged"].any():  # Vega warns about a layer without points
-        diverged = base.transform_filter("datum.diverged")
-        layers.append(diverged.mark_point(shape=CROSS, size=60, strokeWidth=2.5, opacity=1, color="black"))
+        layers.append(crosses(base, color="black"))
     return Figure(
         name=f"surface-{method}-{view.name}",
         title=f"Loss over learning rate and gamma, {method}",
         caption="Bands show the mean loss over seeds, interpolated linearly between the cells that were trained: "
-        f"{join_words([SHAPES[origin] for origin in present])}. Crosses are diverged cells, which count as l_init.",
+        f"{join_words([SHAPES[origin][1] for origin in present])}. Crosses are diverged cells, which count as l_init.",
         view=view.name,
         section="lrs",
-        spec=spec_of(
-            layers, {"surface": cells.map(five_digits), "cells": points.assign(origin=points["origin"].fillna("grid"))}
-        ),
+        spec=spec_of(layers, {"surface": cells.map(five_digits), "cells": points}),
     )

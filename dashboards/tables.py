@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,40 +17,19 @@ from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
 
+CURVE_KEYS = ("study", "scale", "attention_norm", "method")
 TABLE_COLUMNS = (
-    "study",
-    "scale",
-    "attention_norm",
-    "method",
-    "gamma",
-    "LRS",
-    "LRS_low",
-    "LRS_high",
-    "LRS_n",
-    "best_loss",
-    "best_lr",
-    "highest_lr",
-    "edge_low",
-    "edge_high",
-    "diverged",
-    "cells",
-    "overhead_percent",
-    "note",
+    *(*CURVE_KEYS, "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr", "highest_lr"),
+    *("edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note"),
 )
 """Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats.
 ``highest_lr`` and every smaller learning rate converged; it is a lower bound if none diverged. ``cells`` counts the
 cells with a result, ``diverged`` those among them that diverged."""
 
 HEADINGS: dict[str, str] = {
-    "attention_norm": "attention norm",
     "LRS_low": "LRS 2.5%",
     "LRS_high": "LRS 97.5%",
     "LRS_n": "LRS (n)",
-    "best_loss": "best loss",
-    "best_lr": "best lr",
-    "highest_lr": "highest lr",
-    "edge_low": "edge low",
-    "edge_high": "edge high",
     "overhead_percent": "time %",
     "core_hours": "core-hours",
     "tokens_per_second": "tokens/s",
@@ -60,54 +38,27 @@ HEADINGS: dict[str, str] = {
     "ratio_norm": "|mu| / row norm",
     "e_mu_min": "e·mu min",
     "e_mu_max": "e·mu max",
-    "row_norm_min": "row norm min",
-    "row_norm_mean": "row norm mean",
-    "row_norm_max": "row norm max",
-    "singular_min": "singular min",
-    "singular_max": "singular max",
-    "val_loss": "val loss",
 }
-"""Display headings; a column without an entry is shown under its own name."""
+"""Display headings that are not a column's name with spaces."""
 
-FORMATS: dict[str, str] = {
-    "gamma": "g",
-    "LRS": ".3f",
-    "LRS_low": ".3f",
-    "LRS_high": ".3f",
-    "LRS_n": ".3f",
-    "best_loss": ".3f",
-    "best_lr": "g",
-    "highest_lr": "g",
-    "edge_low": "g",
-    "edge_high": "g",
-    "diverged": "d",
-    "cells": "d",
-    "overhead_percent": "+.1f",
-    "hours": ".2f",
-    "seconds": ".1f",
-    "core_hours": ".2f",
-    "tokens_per_second": ",.0f",
-    "importance": ".2f",
-    "lr": "g",
-    "step": ".0f",
-    "seed": ".0f",
-    "b_ratio": ".2f",
-    "mu_norm": ".3g",
-    "ratio_norm": ".3f",
-    "e_mu_min": ".3g",
-    "e_mu_max": ".3g",
-    "isotropy": ".2g",
-    "row_norm_min": ".3g",
-    "row_norm_mean": ".3g",
-    "row_norm_max": ".3g",
-    "singular_min": ".3g",
-    "singular_max": ".3g",
-    "loss": ".4f",
-    "val_loss": ".4f",
-    "tokens": ",.0f",
-    "low": ".2f",
-    "high": ".2f",
+_ENDS = ("min", "mean", "max")
+_COLUMNS_BY_FORMAT: dict[str, tuple[str, ...]] = {
+    "d": ("diverged", "cells"),
+    "g": ("gamma", "lr", "best_lr", "highest_lr", "edge_low", "edge_high"),
+    ".0f": ("step", "seed"),
+    ",.0f": ("tokens", "tokens_per_second"),
+    ".1f": ("seconds",),
+    "+.1f": ("overhead_percent",),
+    ".2f": ("hours", "core_hours", "importance", "low", "high", "b_ratio"),
+    ".3f": ("LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "ratio_norm"),
+    ".4f": ("loss", "val_loss"),
+    ".2g": ("isotropy",),
+    ".3g": (
+        "mu_norm",
+        *(f"{name}_{end}" for name in ("e_mu", "row_norm", "singular") for end in ("min", "mean", "max")),
+    ),
 }
+FORMATS = {column: form for form, columns in _COLUMNS_BY_FORMAT.items() for column in columns}
 """The format of each number in displayed tables; CSV and Parquet keep every digit."""
 
 MISSING = "–"
@@ -117,26 +68,10 @@ MISSING = "–"
 def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
     """One row per curve, columns ``TABLE_COLUMNS``; a value that cannot be determined is missing."""
     rows = [
-        {
-            "study": curve.study,
-            "scale": curve.scale,
-            "attention_norm": curve.attention_norm,
-            "method": curve.method,
-            "gamma": curve.gamma,
-            "LRS": curve.LRS,
-            "LRS_low": curve.interval[0] if curve.interval else None,
-            "LRS_high": curve.interval[1] if curve.interval else None,
-            "LRS_n": curve.LRS_n,
-            "best_loss": curve.best_loss,
-            "best_lr": curve.best_lr,
-            "highest_lr": curve.highest_lr,
-            "edge_low": curve.edge and curve.edge.low,
-            "edge_high": curve.edge and curve.edge.high,
-            "diverged": curve.diverged,
-            "cells": len(curve.points),
-            "overhead_percent": curve.overhead_percent,
-            "note": "; ".join(curve.warnings),
-        }
+        {column: getattr(curve, column, None) for column in TABLE_COLUMNS}
+        | dict(zip(("LRS_low", "LRS_high"), curve.interval or (None, None), strict=True))
+        | {"edge_low": curve.edge and curve.edge.low, "edge_high": curve.edge and curve.edge.high}
+        | {"cells": len(curve.points), "note": "; ".join(curve.warnings)}
         for curve in curves
     ]
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
@@ -144,20 +79,10 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
     return table.astype({column: "int64" if form == "d" else "float64" for column, form in forms.items()})
 
 
+COUNTED = ("finished", "diverged", "crashed", "pruned")
 COST_COLUMNS = (
-    "study",
-    "scale",
-    "attention_norm",
-    "method",
-    "finished",
-    "diverged",
-    "crashed",
-    "pruned",
-    "waiting",
-    "hours",
-    "core_hours",
-    "tokens_per_second",
-    "overhead_percent",
+    *(*CURVE_KEYS, *COUNTED, "waiting"),
+    *("hours", "core_hours", "tokens_per_second", "overhead_percent"),
 )
 """Columns of ``cost_table``. ``waiting`` counts planned and running cells; ``hours`` is the total training time of all
 cells; ``tokens_per_second`` is the median over cells; ``overhead_percent`` comes from ``method_overheads``."""
@@ -168,14 +93,13 @@ def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | No
 
     ``cores`` is the number of cores per cell, if known.
     """
-    keys = ["study", "scale", "attention_norm", "method"]
     overheads: dict[Any, float] = {**method_overheads(curves)}
     rows = []
-    for key, cells in runs.assign(study=studies(runs)).groupby(keys, sort=False):
+    for key, cells in runs.assign(study=studies(runs)).groupby([*CURVE_KEYS], sort=False):
         states, hours = cells["state"].value_counts(), cells["train_seconds"].sum() / 3600
         rows.append(
-            dict(zip(keys, key, strict=True))
-            | {state: int(states.get(state, 0)) for state in ("finished", "diverged", "crashed", "pruned")}
+            dict(zip(CURVE_KEYS, key, strict=True))
+            | {state: int(states.get(state, 0)) for state in COUNTED}
             | {"waiting": int(states.get("planned", 0) + states.get("running", 0)), "hours": hours}
             | {"core_hours": None if cores is None else cores * hours}
             | {"tokens_per_second": cells["tokens_per_second"].median()}
@@ -219,13 +143,15 @@ def b_ratio_table(runs: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(columns=None).reset_index()
 
 
+def heading_of(column: str) -> str:
+    return HEADINGS.get(column, column.replace("_", " "))
+
+
 def format_value(value: Any, column: str) -> str:
-    """``value`` as displayed in ``column``."""
     return MISSING if pd.isna(value) else format(value, FORMATS.get(column, ""))
 
 
 def format_values(table: pd.DataFrame) -> pd.DataFrame:
-    """Every value of ``table`` as displayed."""
     return pd.DataFrame({str(name): [format_value(value, str(name)) for value in table[name]] for name in table})
 
 
@@ -244,7 +170,6 @@ def format_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_sheet(name: str, table: pd.DataFrame) -> Sheet:
-    """A sheet of any table, displayed by ``FORMATS``."""
     return Sheet(name=name, values=table, texts=format_values(table))
 
 
@@ -264,6 +189,15 @@ def name_curves(names: Sequence[str], everyone: Sequence[str]) -> str:
     return f"{len(names)} of {len(everyone)} curves"
 
 
+def merge_notes(notes_by_name: Mapping[str, Sequence[str]], everyone: Sequence[str]) -> list[str]:
+    """Each distinct note once, after the curves that it is about."""
+    names_by_note: dict[str, list[str]] = {}
+    for name, notes in notes_by_name.items():
+        for note in notes:
+            names_by_note.setdefault(note, []).append(name)
+    return [f"{name_curves(names, everyone)}: {note}" for note, names in names_by_note.items()]
+
+
 def join_words(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -272,24 +206,25 @@ def join_words(words: Sequence[str]) -> str:
 def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     """``sensitivity_table`` for an 80-column terminal, with the notes below it."""
     everyone = [f"{scale} {name}" for scale, name in zip(table["scale"], labels(table), strict=True)]
-    names_by_note: dict[str, list[str]] = {}
-    for name, note in zip(everyone, table["note"], strict=True):
-        if note:
-            names_by_note.setdefault(note, []).append(name)
-    notes = [f"{name_curves(names, everyone)}: {note}" for note, names in names_by_note.items()]
-    terminal = Table(title=title, box=SIMPLE, padding=0, caption=Text("\n".join(notes)), caption_justify="left")
+    notes = merge_notes({name: [note] for name, note in zip(everyone, table["note"], strict=True) if note}, everyone)
     texts = format_columns(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
     if {"study", "attention_norm"} & set(texts):  # each is as wide as these two together
         texts = texts.drop(columns=["diverged", "overhead_percent"], errors="ignore")
+    terminal = rich_table(title, texts)
+    terminal.caption, terminal.caption_justify = Text("\n".join(notes)), "left"
+    return terminal
+
+
+def rich_table(title: str | None, texts: pd.DataFrame, headings: Mapping[str, str] | None = None) -> Table:
+    """``texts`` as a narrow table with two-line headings: ``headings``, or else those of the columns."""
+    table = Table(title=title, box=SIMPLE, padding=0)
     for column in map(str, texts):
-        terminal.add_column(
-            HEADINGS.get(column, column).replace(" ", "\n", 1),
-            justify="right" if column in FORMATS else "left",
-        )
+        heading = (headings or {}).get(column) or heading_of(column).replace(" ", "\n", 1)
+        table.add_column(heading, justify="left" if column in CURVE_KEYS else "right")
     for row in texts.to_numpy():
         # Text, because Rich would interpret markup in names that come from a file.
-        terminal.add_row(*(Text(value) for value in row))
-    return terminal
+        table.add_row(*map(Text, row))
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,27 +246,14 @@ def sheets(table: pd.DataFrame) -> list[Sheet]:
     """The sheet of ``sensitivity_table``, and one for each of ``LAYOUTS``."""
     sheets = [Sheet(name="sensitivity", values=table, texts=format_columns(table))]
     for name in LAYOUTS:
-        wide = published_layout(table, name).rename_axis(index="scale").reset_index()
-        texts = {
-            column: [format_value(value, name if column != "scale" else "") for value in wide[column]]
-            for column in wide
-        }
-        sheets.append(Sheet(name=name, values=wide, texts=pd.DataFrame(texts)))
+        wide = published_layout(table, name).rename_axis(index="scale")
+        texts = wide.map(format_value, column=name)
+        sheets.append(Sheet(name=name, values=wide.reset_index(), texts=texts.reset_index()))
     return sheets
 
 
-def to_csv(sheet: Sheet) -> bytes:
-    return sheet.values.to_csv(index=False).encode()
-
-
-def to_parquet(sheet: Sheet) -> bytes:
-    buffer = io.BytesIO()
-    sheet.values.to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
 def to_markdown(sheet: Sheet) -> bytes:
-    texts = sheet.texts.map(_escape_markdown).rename(columns=_escape_markdown)
+    texts = sheet.texts.replace(r"\|", r"\\|", regex=True).rename(columns=lambda name: name.replace("|", "\\|"))
     return f"{texts.to_markdown(index=False, disable_numparse=True)}\n".encode()
 
 
@@ -343,16 +265,12 @@ def to_latex(sheet: Sheet) -> bytes:
 
 
 RENDERERS: dict[str, Callable[[Sheet], bytes]] = {
-    "csv": to_csv,
-    "parquet": to_parquet,
+    "csv": lambda sheet: sheet.values.to_csv(index=False).encode(),
+    "parquet": lambda sheet: sheet.values.to_parquet(index=False),
     "md": to_markdown,
     "tex": to_latex,
 }
 """The function that writes a sheet, by file extension; CSV and Parquet keep every digit."""
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _sort_key(column: pd.Series[Any]) -> pd.Series[Any]:

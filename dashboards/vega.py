@@ -41,10 +41,8 @@ class Script:
 
     def __exit__(self, *_: object) -> None:
         if self._bundling:
-            self._bundling.kill()  # does nothing if it has ended
-            self._bundling.wait()
-            assert self._bundling.stdout is not None
-            self._bundling.stdout.close()
+            with self._bundling:  # closes its output and waits for it
+                self._bundling.kill()  # does nothing if it has ended
 
     def text(self) -> Markup:
         """The script, escaped so that it cannot close its script element.

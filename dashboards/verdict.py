@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from itertools import combinations, permutations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import stdtr
 
 from dashboards.comparison import ALPHA, holm_adjust, seed_samples, two_sided_p, welch_p
-from dashboards.sensitivity import CurveFacts
+from dashboards.sensitivity import CurveFacts, Floats
 
 
 def less_sensitive(curves: Sequence[CurveFacts]) -> dict[int, set[int]]:
@@ -22,7 +21,8 @@ def less_sensitive(curves: Sequence[CurveFacts]) -> dict[int, set[int]]:
     """
     samples = [seed_samples(curve).get("LRS", np.empty(0)) for curve in curves]
     tested = [(a, b) for a, b in combinations(range(len(curves)), 2) if min(samples[a].size, samples[b].size) > 1]
-    p = np.array([_p_unequal(curves[a], curves[b]) for a, b in tested], dtype=float)
+    seeds = [{point.seed for point in curve.points} for curve in curves]
+    p = np.array([_p_unequal(samples[a], samples[b], seeds[a] == seeds[b]) for a, b in tested], dtype=float)
     higher: dict[int, set[int]] = {}
     for (a, b), corrected in zip(tested, holm_adjust(p), strict=True):
         if corrected < ALPHA:
@@ -31,10 +31,9 @@ def less_sensitive(curves: Sequence[CurveFacts]) -> dict[int, set[int]]:
     return higher
 
 
-def _p_unequal(a: CurveFacts, b: CurveFacts) -> float:
+def _p_unequal(x: Floats, y: Floats, paired: bool) -> float:
     """Two-sided p value; 1 if the two curves are equal at every seed."""
-    x, y = seed_samples(a)["LRS"], seed_samples(b)["LRS"]
-    if {point.seed for point in a.points} != {point.seed for point in b.points}:
+    if not paired:
         return welch_p(x, y)
     difference = x - y
     if _is_constant(difference):
@@ -42,22 +41,19 @@ def _p_unequal(a: CurveFacts, b: CurveFacts) -> float:
     return two_sided_p(_t_statistic(difference), difference.size - 1)
 
 
-def _t_statistic(sample: npt.NDArray[np.float64]) -> float:
-    """Student's t for the hypothesis that the mean is 0."""
+def _t_statistic(sample: Floats) -> float:
     return float(sample.mean() / (sample.std(ddof=1) / np.sqrt(sample.size)))
 
 
-def _is_constant(sample: npt.NDArray[np.float64]) -> bool:
+def _is_constant(sample: Floats) -> bool:
     """Whether all seeds agree, so that a t-test is not defined."""
     return bool(np.ptp(sample) <= 1e-12 * np.abs(sample).max(initial=0.0))
 
 
 def lrs_ranges_over_gamma(curves: Sequence[CurveFacts]) -> dict[str, float]:
     """By method, in nats: the largest minus the smallest LRS over the gammas that all methods were tried at."""
-    return {
-        method: float(np.ptp([curve.LRS for curve in by_gamma]))
-        for method, by_gamma in _curves_at_shared_gammas(curves).items()
-    }
+    shared = _curves_at_shared_gammas(curves)
+    return {method: float(np.ptp([curve.LRS for curve in by_gamma])) for method, by_gamma in shared.items()}
 
 
 def less_dependent(curves: Sequence[CurveFacts]) -> dict[str, set[str]]:
@@ -99,7 +95,7 @@ def _curves_at_shared_gammas(curves: Sequence[CurveFacts]) -> dict[str, list[Cur
     return {method: [by_gamma[gamma] for gamma in sorted(shared)] for method, by_gamma in several.items()}
 
 
-def _lrs_differences(by_gamma: Sequence[CurveFacts]) -> npt.NDArray[np.float64]:
+def _lrs_differences(by_gamma: Sequence[CurveFacts]) -> Floats:
     """The change of LRS between two gammas, shape ``(pair of gammas, seed)``; empty if the curves differ in seeds."""
     if len({frozenset(point.seed for point in curve.points) for curve in by_gamma}) > 1:
         return np.empty((0, 0))
@@ -107,15 +103,14 @@ def _lrs_differences(by_gamma: Sequence[CurveFacts]) -> npt.NDArray[np.float64]:
     return np.stack([a - b for a, b in combinations(samples, 2)])
 
 
-def _p_wider(wide: npt.NDArray[np.float64], narrow: npt.NDArray[np.float64]) -> float:
+def _p_wider(wide: Floats, narrow: Floats) -> float:
     """One-sided p value that ``wide`` changes more than ``narrow``; both have paired ``_lrs_differences``."""
     candidates = np.concatenate([wide, -wide])  # the sign of the change is not known in advance
     p = [max(_p_above(change + sign * other) for other in narrow for sign in (1, -1)) for change in candidates]
     return min(1.0, min(p) * len(candidates))
 
 
-def _p_above(sample: npt.NDArray[np.float64]) -> float:
-    """One-sided p value for a mean above 0."""
+def _p_above(sample: Floats) -> float:
     if _is_constant(sample):
         return 0.0 if sample.mean() > 1e-12 else 1.0
     return float(stdtr(sample.size - 1, -_t_statistic(sample)))

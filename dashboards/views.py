@@ -55,7 +55,6 @@ class View:
 
 
 def lines(curves: Sequence[CurveFacts]) -> list[Line]:
-    """One line per curve, in the same order."""
     norms = {curve.attention_norm for curve in curves}
     methods = {(curve.method, curve.gamma) for curve in curves}
     compares_norms = len(norms) > len(methods)
@@ -115,7 +114,6 @@ def gammas_by_line(lines: Sequence[Line]) -> dict[str, float]:
 
 
 def color_of(method: str) -> str:
-    """The color of a method, in hexadecimal."""
     return COLORS.get(method, UNKNOWN_COLOR)
 
 

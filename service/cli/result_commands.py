@@ -33,7 +33,7 @@ def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple
     of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project. OURS=THEIRS maps one of its
     columns, and OURS==VALUE sets a column to the same value for all runs.
     """
-    from dashboards.external_runs import parse_columns
+    from dashboards.runs import parse_columns
     from service.report.report import report as write_report
     from service.report.sources import load_all
 

@@ -19,7 +19,7 @@ from dashboards.analysis import Analysis, cell_labels
 from dashboards.embeddings import Embedding, measure_embedding
 from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, can_draw, save_figure, save_sheet
 from dashboards.runs import records
-from dashboards.tables import HEADINGS, RENDERERS, format_value
+from dashboards.tables import RENDERERS, format_value, heading_of
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from service.home import copies
@@ -140,7 +140,7 @@ def _table(title: str, found: pd.DataFrame, columns: Sequence[str]) -> Table:
         varying.append("lr")
     for name in ("cell", *varying, *columns):
         left = name in ("cell", "scale", "data")
-        heading = "" if name == "cell" else HEADINGS.get(name, name).replace(" ", "\n", 1)
+        heading = "" if name == "cell" else heading_of(name).replace(" ", "\n", 1)
         table.add_column(heading, justify="left" if left else "right")
     for row in records(cells[["cell", *varying, *columns]]):
         table.add_row(*(Text(format_value(value, str(name))) for name, value in row.items()))

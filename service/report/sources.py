@@ -19,11 +19,10 @@ import pandas as pd
 from dashboards import analysis
 from dashboards.agreement import published_studies
 from dashboards.analysis import Analysis
-from dashboards.external_runs import read_experiment
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
 from dashboards.report import ReportContext
-from dashboards.runs import from_records, read_csv, read_mlflow
+from dashboards.runs import from_records, read_csv, read_experiment, read_mlflow
 from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import join_words
@@ -66,7 +65,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     Args:
         source: the name of a study in this home, ``HOME:STUDY`` for another home, ``mlflow:STUDY``, the path of a CSV,
             or ``published`` for the runs that come with the package, unless a study of the home has that name.
-        columns: for a CSV or ``mlflow:EXPERIMENT`` of another project, see ``dashboards.external_runs``.
+        columns: for a CSV or ``mlflow:EXPERIMENT`` of another project, see ``dashboards.runs.parse_columns``.
 
     Raises:
         InvalidInput: the source does not exist or is damaged, or ``columns`` does not apply to it.

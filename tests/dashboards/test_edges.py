@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from made_up import curve, run, study
 
-from dashboards.edges import edge_of
 from dashboards.runs import from_records, read_csv
-from dashboards.sensitivity import curves
+from dashboards.sensitivity import curves, edge_of
 from dashboards.tables import format_columns, sensitivity_table
 from search_spaces.edge import Edge
 

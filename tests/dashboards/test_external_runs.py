@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.external_runs import parse_columns, read_experiment
-from dashboards.runs import read_csv
+from dashboards.runs import parse_columns, read_csv, read_experiment
 from dashboards.sensitivity import curves
 from search_spaces.errors import InvalidInput
 

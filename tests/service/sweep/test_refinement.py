@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
-from dashboards.edges import edge_of
 from dashboards.runs import from_records
+from dashboards.sensitivity import edge_of
 from search_spaces.cell import Cell
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan

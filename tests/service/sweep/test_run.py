@@ -12,9 +12,9 @@ import torch
 from mlflow import MlflowClient
 
 from benchmarks.invariants import agree, ledger_of, runs_of
-from dashboards.edges import edge_of
 from dashboards.files import NOT_DRAWN
 from dashboards.runs import from_records, read_mlflow
+from dashboards.sensitivity import edge_of
 from search_spaces.edge import Edge
 from search_spaces.plan import Plan
 from search_spaces.record import RUN_COLUMNS
