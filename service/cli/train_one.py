@@ -7,7 +7,7 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
-from search_spaces.record import Row
+from search_spaces.record import Row, columns_from
 from search_spaces.study import Study
 from service.home.data import prepare_tokens
 from service.home.layout import Home
@@ -61,7 +61,8 @@ def train_one(
         keep_weights=checked.keep_weights,
         on_row=print_row,
     )
-    for name, value in {"state": result.state, **result.record()}.items():
+    factors = {name: getattr(cell, name) for name in columns_from("cell")}
+    for name, value in {"cell": cell.id, **factors, "state": result.state, **result.record()}.items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
 
 
