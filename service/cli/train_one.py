@@ -54,8 +54,8 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
         keep_weights=checked.keep_weights,
         on_row=print_row,
     )
-    identity = {"cell": cell.id, **{name: getattr(cell, name) for name in columns_from("cell")}}
-    for name, value in {**identity, "state": result.state, **result.record()}.items():
+    factors = {name: getattr(cell, name) for name in columns_from("cell")}
+    for name, value in {"cell": cell.id, **factors, "state": result.state, **result.record()}.items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
 
 
