@@ -103,12 +103,7 @@ def published_studies(runs: pd.DataFrame) -> frozenset[str]:
     results are not compared, because they are what an agreement checks.
     """
     names = studies(runs)
-    # This test rules out most studies without comparing each run.
-    plausible = (
-        runs["scale"].isin(published.SCALES) & (runs["attention_norm"] == DEFAULT) & runs["train_seconds"].notna()
-    )
-    candidates = set(names) - set(names[~plausible])
-    return frozenset(name for name in candidates if _identities(runs[names == name]) <= _published_identities())
+    return frozenset(name for name in set(names) if _identities(runs[names == name]) <= _published_identities())
 
 
 @cache
@@ -117,7 +112,7 @@ def _published_identities() -> frozenset[tuple[object, ...]]:
 
 
 def _identities(runs: pd.DataFrame) -> frozenset[tuple[object, ...]]:
-    columns = runs[["scale", "method", "gamma", "lr", "seed", "train_seconds"]].fillna({"gamma": 0.0})
+    columns = runs[["scale", "attention_norm", "method", "gamma", "lr", "seed", "train_seconds"]].fillna({"gamma": 0.0})
     return frozenset(columns.itertuples(index=False, name=None))
 
 

@@ -31,7 +31,7 @@ from dashboards.charts import (
 )
 from dashboards.facts import DECIMALS, lrs_facts
 from dashboards.tables import join_words
-from dashboards.views import DASHES, SHAPES, Line, rank_in
+from dashboards.views import DASHES, SHAPES, Line, assign_styles
 from search_spaces.methods import METHODS, label
 
 GAMMA_COLORS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
@@ -92,7 +92,7 @@ def comparisons(lines: Sequence[Line]) -> tuple[list[ScaleComparison], list[Scal
         main.append(
             ScaleComparison(
                 name=group,
-                lines=_assign_styles(at_main_gamma),
+                lines=tuple(assign_styles(at_main_gamma)),
                 color_meaning="attention norm" if one_method else "method",
                 note=_gamma_note(several, main_gammas),
             )
@@ -141,16 +141,6 @@ def _gamma_note(lines: dict[str, list[Line]], gammas: dict[str, float]) -> str:
     return f"{join_words(parts)}." if parts else ""
 
 
-def _assign_styles(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """``lines`` with a dash and shape that distinguish lines of the same color."""
-    names_by_color: dict[str, list[str]] = {}
-    styled = []
-    for line in lines:
-        rank = rank_in(names_by_color.setdefault(line.color, []), line.name)
-        styled.append(replace(line, dash=DASHES[rank % len(DASHES)], shape=SHAPES[rank % len(SHAPES)]))
-    return tuple(styled)
-
-
 def _gamma_sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line, ...]:
     """The baseline of the same study and attention norm, then each gamma in its own style."""
     gammas = _gammas(lines)
@@ -185,16 +175,9 @@ def mean_facts(lines: Iterable[Line]) -> pd.DataFrame:
     for line in lines:
         diverged = Counter(point.lr for point in line.curve.points if point.diverged)
         seeds = Counter(point.lr for point in line.curve.points)
+        of_line = {"scale": line.curve.scale, "label": line.name, "l_init": round(line.curve.l_init, DECIMALS)}
         rows += [
-            {
-                "scale": line.curve.scale,
-                "label": line.name,
-                "lr": lr,
-                "loss": round(mean, DECIMALS),
-                "seeds": seeds[lr],
-                "diverged": diverged[lr],
-                "l_init": round(line.curve.l_init, DECIMALS),
-            }
+            of_line | {"lr": lr, "loss": round(mean, DECIMALS), "seeds": seeds[lr], "diverged": diverged[lr]}
             for lr, mean in zip(line.curve.lr, line.curve.mean, strict=True)
             if seeds[lr]
         ]

@@ -148,23 +148,18 @@ def _lrs_bars(view: View) -> Figure:
     facts = lrs_facts(view.lines)
     y = alt.Y("label:N", title=None, scale=alt.Scale(domain=list(facts["label"])), axis=alt.Axis(labelLimit=260))
     base = chart_of("facts").encode(y=y, color=colors(view.lines).legend(None), tooltip=LRS_TOOLTIP)
-    title = "LRS (nats)"
+    value, low = (alt.X(f"{column}:Q", title="LRS (nats)") for column in ("LRS", "low"))
+    layers = [
+        base.mark_bar(opacity=0.85).encode(x=value),
+        base.mark_rule(strokeWidth=1.5).encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)),
+    ]
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",
         caption="Lower is less sensitive to the learning rate. With several seeds, lines are 95% intervals.",
         view=view.name,
         section="lrs",
-        spec=spec_of(
-            [
-                base.mark_bar(opacity=0.85).encode(x=alt.X("LRS:Q", title=title)),
-                base.mark_rule(strokeWidth=1.5).encode(
-                    x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)
-                ),
-            ],
-            {"facts": facts},
-            height=max(160, 22 * len(facts)),
-        ),
+        spec=spec_of(layers, {"facts": facts}, height=max(160, 22 * len(facts))),
     )
 
 
@@ -214,19 +209,17 @@ def _diagnostics(view: View, column: str) -> Iterator[Figure]:
     )
     base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), color=colors(view.lines))
     details = [*tooltip(*CELL, value=".4~g"), alt.Tooltip("diverged:N")]
+    layers = [
+        base.mark_line().encode(y=y.aggregate("mean"), strokeDash=dashes(view.lines)),
+        base.mark_point(filled=True, size=40, opacity=1).encode(y=y, shape=shapes(view.lines), tooltip=details),
+    ]
     yield Figure(
         name=f"{column.replace('_', '-')}-{view.name}",
         title=title,
         caption="Values at the end of training; lines are means over seeds.",
         view=view.name,
         section="why",
-        spec=spec_of(
-            [
-                base.mark_line().encode(y=y.aggregate("mean"), strokeDash=dashes(view.lines)),
-                base.mark_point(filled=True, size=40, opacity=1).encode(y=y, shape=shapes(view.lines), tooltip=details),
-            ],
-            {"facts": facts},
-        ),
+        spec=spec_of(layers, {"facts": facts}),
     )
 
 

@@ -153,26 +153,18 @@ def ended_runs(runs: pd.DataFrame) -> pd.DataFrame:
     return ended.assign(loss=np.array([Outcome.of(*row).loss for row in rows], dtype=np.float64))
 
 
-def lrs(losses: npt.ArrayLike, l_init: float, divisor: Divisor = "published") -> float:
+def lrs(losses: npt.ArrayLike, l_init: float = math.inf, divisor: Divisor = "published") -> float:
     """Learning-rate sensitivity of one curve, in nats.
 
     Args:
         losses: final loss at each learning rate, shape ``(n,)``; NaN, infinity or a loss above ``l_init`` counts as
             ``l_init``.
-        l_init: loss at initialization.
+        l_init: loss at initialization; infinite if no loss exceeds it.
         divisor: ``published`` divides by n - 1, as the tables of arXiv 2601.02031 do; ``definition`` divides by n,
             as arXiv 2309.14322 defines it.
-
-    Raises:
-        InvalidInput: ``l_init`` is not finite, or there are too few losses for the divisor.
     """
-    curve = np.asarray(losses, dtype=np.float64)
-    if not math.isfinite(l_init):
-        raise InvalidInput("l_init", l_init, "is not a finite loss", "give the loss at initialization, about ln V")
-    needed = 2 if divisor == "published" else 1
-    if curve.ndim != 1 or curve.size < needed:
-        raise InvalidInput("losses", curve.shape, "is not a valid shape", f"give at least {needed} losses in one row")
-    return _lrs(np.nan_to_num(curve, nan=l_init, posinf=l_init, neginf=l_init).clip(max=l_init), divisor)
+    curve = np.nan_to_num(np.asarray(losses, dtype=np.float64), nan=l_init, posinf=l_init).clip(max=l_init)
+    return float((curve - curve.min()).sum() / (curve.size - (divisor == "published")))
 
 
 def highest_converging(lrs: Iterable[float], converged: Iterable[bool | None]) -> float | None:
@@ -354,15 +346,10 @@ def _curve(group: pd.DataFrame, grid: tuple[float, ...], **names: Any) -> CurveF
         return facts
     return replace(
         facts,
-        LRS=_lrs(losses.mean(axis=1), "published"),
-        LRS_n=_lrs(losses.mean(axis=1), "definition"),
+        LRS=lrs(losses.mean(axis=1)),
+        LRS_n=lrs(losses.mean(axis=1), divisor="definition"),
         interval=_interval(losses) if len(seeds) > 1 else None,
     )
-
-
-def _lrs(curve: Floats, divisor: Divisor) -> float:
-    """LRS of a curve of losses that are at most ``l_init``."""
-    return float((curve - curve.min()).sum() / (curve.size - (divisor == "published")))
 
 
 def _interval(losses: Floats) -> tuple[float, float]:

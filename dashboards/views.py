@@ -9,7 +9,7 @@ same kind, or studies.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dashboards.sensitivity import CurveFacts
 from search_spaces.attention_norms import ATTENTION_NORMS
@@ -41,8 +41,8 @@ class Line:
     """What the lines of its chart share besides the scale: an attention norm, a method, or nothing."""
     color: str
     """A hexadecimal RGB value."""
-    dash: tuple[int, ...]
-    shape: str
+    dash: tuple[int, ...] = DASHES[0]
+    shape: str = SHAPES[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,6 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
     compares_norms = len(norms) > len(methods)
     several = len({curve.study for curve in curves}) > 1
     lines = []
-    names_by_color: dict[str, list[str]] = {}
     for curve in curves:
         method = label(curve.method, curve.gamma)
         if len(norms) == 1:
@@ -71,17 +70,19 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
             name, group, color = method, curve.attention_norm, color_of(curve.method)
         if several and len(norms) > 1:
             name = f"{curve.study}: {name}"
-        rank = rank_in(names_by_color.setdefault(color, []), name)
-        dash, shape = DASHES[rank % len(DASHES)], SHAPES[rank % len(SHAPES)]
-        lines.append(Line(curve=curve, name=name, group=group, color=color, dash=dash, shape=shape))
-    return lines
+        lines.append(Line(curve=curve, name=name, group=group, color=color))
+    return assign_styles(lines)
 
 
-def rank_in(names: list[str], name: str) -> int:
-    """The index of ``name`` in ``names``, appending it if it is new."""
-    if name not in names:
-        names.append(name)
-    return names.index(name)
+def assign_styles(lines: Iterable[Line]) -> list[Line]:
+    """``lines`` with a dash and shape that distinguish lines of the same color."""
+    ranks_by_color: dict[str, dict[str, int]] = {}
+    styled = []
+    for line in lines:
+        ranks = ranks_by_color.setdefault(line.color, {})
+        rank = ranks.setdefault(line.name, len(ranks))
+        styled.append(replace(line, dash=DASHES[rank % len(DASHES)], shape=SHAPES[rank % len(SHAPES)]))
+    return styled
 
 
 def views(lines: Iterable[Line]) -> list[View]:

@@ -125,20 +125,6 @@ def test_a_flat_curve_has_no_sensitivity(loss: float, n: int) -> None:
     assert lrs([loss] * n, L_INIT) == 0
 
 
-@pytest.mark.parametrize(
-    ("losses", "l_init", "divisor"),
-    [
-        ([], 6.9, "definition"),
-        ([3.0], 6.9, "published"),
-        ([[3.0, 4.0]], 6.9, "published"),
-        ([3.0, 4.0], math.nan, "published"),
-    ],
-)
-def test_invalid_arguments_of_lrs_are_refused(losses: list[float], l_init: float, divisor: str) -> None:
-    with pytest.raises(InvalidInput):
-        lrs(losses, l_init, divisor)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("state", ["crashed", "planned", "running"])
 def test_a_missing_cell_is_named_and_not_averaged_over(state: str) -> None:
     records = curve([3.5, 3.0, 3.2, 3.4])
