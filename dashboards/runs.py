@@ -1,4 +1,4 @@
-"""A table of runs, one row a run, and the three places that it is read from."""
+"""A table of runs, one row per run, and its three sources: records, CSV files and MLflow."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _NO_LOSS = "finished, but no final loss was recorded"
 
 
 def from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """A table of runs from mappings, one a run: what the ledger hands over.
+    """A table of runs from mappings, one per run, such as those of a ledger.
 
-    A column that a record lacks is a missing value, a key that is no column is dropped. A record without a state
-    is planned, or finished if it has a loss. A finished run that recorded no loss at all is crashed, with that
-    as its reason: it must not be mistaken for one that diverged.
+    A column that a record lacks is missing, and a key that is not a column is dropped. A record without a state is
+    planned, or finished if it has a loss. A finished run without a recorded loss is crashed, with that as its reason:
+    it must not be mistaken for one that diverged.
 
     Raises:
         InvalidInput: a value of the wrong kind; see ``_checked``.
@@ -57,18 +57,18 @@ def from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A table of runs from a CSV file: one of ours, one with the columns of the published runs, a ``loss_overview.csv``
-    of the published repository, or one whose ``columns`` are named, see ``renamed``.
+    of the published repository, or any other whose columns are given, see ``renamed``.
 
-    In a file without states an empty or non-finite loss is a diverged run. Where ``l_init`` is absent it is that
-    of the published runs; where ``study`` is, it is the file's name.
+    In a file without states, an empty or non-finite loss means a diverged run. ``l_init`` defaults to that of the
+    published runs, and ``study`` to the file's name.
 
     Raises:
-        InvalidInput: the file cannot be read, holds no run, lacks a column, or holds a value of the wrong kind; see
-            also ``dashboards.loss_overview.as_runs``.
+        InvalidInput: the file cannot be read, has no run, lacks a column, or has a value of the wrong kind; see also
+            ``dashboards.loss_overview.as_runs``.
     """
     path = Path(path)
     try:
-        # As text, so that only an empty field is a missing one and every other wrong value is named.
+        # As text, so that only an empty field is missing, and any other wrong value is named.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, pd.errors.ParserError) as error:
         problem, remedy = f"cannot be read ({type(error).__name__})", "give a comma-separated file with a header"
@@ -78,26 +78,26 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.D
     table = renamed(table, columns or {})
     table = table.rename(columns={theirs: ours for theirs, ours in _PUBLISHED_NAMES.items() if ours not in table})
     if missing := [column for column in _REQUIRED if column not in table]:
-        remedy = f"say with --column what they are called, of {', '.join(map(str, table))}"
+        remedy = f"map them with --column to some of {', '.join(map(str, table))}"
         raise InvalidInput("csv", str(path), f"lacks the columns {', '.join(missing)}", remedy)
     if table.empty:
-        raise InvalidInput("csv", str(path), "holds no run", "give at least one row under the header")
+        raise InvalidInput("csv", str(path), "has no run", "give at least one row under the header")
     defaults: dict[str, Any] = {"l_init": L_INIT, "study": path.stem, "state": "finished"}
     table = table.assign(**{column: value for column, value in defaults.items() if column not in table})
     return _checked(table.reindex(columns=list(RUN_COLUMNS)).astype(object))
 
 
 def read_mlflow(tracking_uri: str, experiment: str, study: str) -> pd.DataFrame:
-    """A table of the runs of ``study`` that MLflow holds: every run with the tag ``oec.cell``.
+    """A table of the runs of ``study`` in MLflow: every run with the tag ``oec.cell``.
 
-    Scale, attention norm, method, gamma, lr and seed are its parameters, the final loss is the metric
-    ``final_val_loss``, every other number is the latest value of the metric named like the column.
+    Scale, attention norm, method, gamma, lr and seed are its params, the final loss is the metric ``final_val_loss``,
+    and every other number is the latest value of the metric with the column's name.
 
     Raises:
-        InvalidInput: the server cannot be asked, or has no such experiment or no cell of this study.
+        InvalidInput: the server does not respond, or has no such experiment or no cell of this study.
     """
     if "'" in study:
-        raise InvalidInput("study", study, "holds a quote", "give the name of a study")
+        raise InvalidInput("study", study, "contains a quote", "give the name of a study")
     runs = mlflow_runs(tracking_uri, experiment, f"tags.`oec.study` = '{study}'")
     # Several studies on one server may have this name; the one that began last counts.
     newest = max(runs, key=lambda run: int(run.info.start_time), default=None)
@@ -152,13 +152,16 @@ def read_experiment(tracking_uri: str, experiment: str, columns: Mapping[str, st
 
 
 def records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    """A mapping a run; ``DataFrame.to_dict`` takes ten times as long, as it looks at each value."""
+    """One mapping per run; ``DataFrame.to_dict`` takes ten times as long because it inspects each value."""
     names = list(table)
     return [dict(zip(names, row, strict=True)) for row in zip(*(table[name].tolist() for name in names), strict=True)]
 
 
 def renamed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """``table`` with our columns beside its own: ``columns`` is what ours is called there, or ``=`` and one value.
+    """``table`` with our columns added.
+
+    Args:
+        columns: for each of our names, the name in ``table``, or ``=`` and a value that all runs have.
 
     Raises:
         InvalidInput: the table has no such column.
@@ -171,17 +174,17 @@ def renamed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
             found[ours] = table[theirs]
         else:
             there = ", ".join(map(str, table))
-            raise InvalidInput("--column", f"{ours}={theirs}", "names no column that there is", f"there are {there}")
+            raise InvalidInput("--column", f"{ours}={theirs}", "is not a column of the table", f"choose from {there}")
     return table.assign(**found)
 
 
 def mlflow_runs(tracking_uri: str, experiment: str, which: str = "") -> list[Run]:
-    """Every run of an experiment that the filter ``which`` lets through.
+    """Every run of an experiment that passes the filter ``which``.
 
     Raises:
-        InvalidInput: the server cannot be asked, or has no such experiment.
+        InvalidInput: the server does not respond, or has no such experiment.
     """
-    # Importing mlflow takes seconds; reports from the ledger do without.
+    # Importing mlflow takes seconds, and reports from the ledger do not need it.
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -197,7 +200,8 @@ def mlflow_runs(tracking_uri: str, experiment: str, which: str = "") -> list[Run
             runs += answer
             page = answer.token or ""
     except MlflowException as error:
-        raise InvalidInput("tracking_uri", tracking_uri, f"cannot be read ({error.error_code})", "is it up?") from error
+        problem = f"cannot be read ({error.error_code})"
+        raise InvalidInput("tracking_uri", tracking_uri, problem, "check that the server is running") from error
     return runs
 
 
@@ -210,13 +214,12 @@ def _mlflow_record(run: Run) -> dict[str, Any]:
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` with the dtypes of a table of runs: text as objects, whole numbers as Int64, the rest as float64.
 
-    A finished run whose loss is NaN, infinite or above ``l_init`` becomes a diverged one, so that everything
-    downstream asks the state alone. The strength of a method without one becomes a missing value, a missing
-    attention norm the default.
+    A finished run whose loss is NaN, infinite or above ``l_init`` becomes diverged, so that the rest of the code needs
+    only the state. The gamma of a method without one becomes a missing value, and a missing attention norm the default.
 
     Raises:
-        InvalidInput: not a number where one is needed; a learning rate that is not positive and finite; a scale
-            or method that is missing; an unknown state.
+        InvalidInput: a value is not a number, a learning rate is not positive and finite, a scale or method is missing,
+            or a state is unknown.
     """
     for column, kind in COLUMNS.items():
         text = kind.kind == "text"
@@ -247,7 +250,7 @@ def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _number(name: str, value: object, whole: bool) -> float:
-    # "None" is how a parameter of MLflow writes a strength that is not there.
+    # MLflow stores the gamma of a method without one as the param "None".
     if value is None or value is pd.NA or value == "None":
         return math.nan
     kind = "a whole number" if whole else "a number"

@@ -6,8 +6,8 @@ line, tables, figures and tests pick it up from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal
 
 DEFAULT = "qk-norm"
 Softmax = Literal["plain", "cap", "temperature", "clip"]
@@ -28,11 +28,14 @@ def layer_scale(L: int) -> float:
     return 0.1 if L <= 18 else 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AttentionNorm:
-    """One variant. Each field is a part, relative to a pre-LN block."""
+    """One variant. Each field after its source is a part, relative to a pre-LN block."""
 
     name: str
+    summary: str
+    source: str
+    _: KW_ONLY
     norms_qk: bool = False
     """LayerNorm on Q and K of each head, before the rotary embedding."""
     norms_v: bool = False
@@ -54,107 +57,75 @@ class AttentionNorm:
     singular value and gamma a learned scalar that starts at 1."""
     layer_scale: bool = False
     """A learned factor per channel of a residual branch, initially ``layer_scale(L)``."""
-    summary: str
-    source: str
 
     def of_block(self, i: int) -> AttentionNorm:
         """The variant of block ``i``, counted from 0."""
         return replace(self, pre_norm=True, mlp_norm="branch") if self.first_pre_norm and i == 0 else self
 
 
-ATTENTION_NORMS: dict[str, AttentionNorm] = {
-    variant.name: variant
-    for variant in (
-        AttentionNorm(
-            name="none",
-            summary="pre-LN block, no norm on Q and K",
-            source="Radford et al., 2019 (GPT-2)",
-        ),
-        AttentionNorm(
-            name="qk-norm",
-            norms_qk=True,
-            summary="LN on Q and K of each head, before RoPE",
-            source="arXiv 2302.05442 (ViT-22B); arXiv 2309.14322",
-        ),
-        AttentionNorm(
-            name="qk-norm-cap",
-            norms_qk=True,
-            softmax="cap",
-            summary="qk-norm, and attention logits c * tanh(z / c), c = 50",
-            source="arXiv 2410.16682",
-        ),
-        AttentionNorm(
-            name="qk-fc-norm",
-            norms_qk=True,
-            norms_outputs=True,
-            summary="qk-norm, and LN after Proj and FC2",
-            source="arXiv 2410.16682",
-        ),
-        AttentionNorm(
-            name="qkv-norm",
-            norms_qk=True,
-            norms_v=True,
-            pre_norm=False,
-            summary="LN on Q, K and V of each head, none before attention",
-            source="arXiv 2410.16682",
-        ),
-        AttentionNorm(
-            name="attn-cap",
-            softmax="cap",
-            summary="attention logits c * tanh(z / c), c = 50",
-            source="arXiv 2408.00118 (Gemma 2), section 2",
-        ),
-        AttentionNorm(
-            name="hybrid-norm",
-            norms_qk=True,
-            norms_v=True,
-            pre_norm=False,
-            mlp_norm="stream",
-            summary="qkv-norm, and h = LN(x), x = h + MLP(h)",
-            source="arXiv 2503.04598, released code",
-        ),
-        AttentionNorm(
-            name="hybrid-norm-star",
-            norms_qk=True,
-            norms_v=True,
-            pre_norm=False,
-            mlp_norm="stream",
-            first_pre_norm=True,
-            summary="hybrid-norm, with a pre-LN block 0",
-            source="arXiv 2503.04598, released code",
-        ),
-        AttentionNorm(
-            name="hybrid-norm-post",
-            norms_qk=True,
-            norms_v=True,
-            pre_norm=False,
-            mlp_norm="sum",
-            summary="qkv-norm, and x = LN(x + MLP(x))",
-            source="arXiv 2503.04598, as in the paper",
-        ),
-        AttentionNorm(
-            name="sigma-reparam",
-            sigma_reparam=True,
-            summary="W = gamma * W / sigma(W) for every matrix of a block",
-            source="arXiv 2303.06296",
-        ),
-        AttentionNorm(
-            name="layer-scale",
-            layer_scale=True,
-            summary="a learned factor per channel on each residual branch",
-            source="arXiv 2103.17239 (CaiT)",
-        ),
-        AttentionNorm(
-            name="soft-temp",
-            softmax="temperature",
-            summary="softmax temperature: attention logits times 0.5",
-            source="arXiv 2410.16682",
-        ),
-        AttentionNorm(
-            name="soft-clip",
-            softmax="clip",
-            summary="clip((zeta - gamma) * softmax + gamma, 0, 1), zeta 1.03, gamma -0.03",
-            source="arXiv 2306.12929",
-        ),
-    )
-}
+_QKV_NORM: dict[str, Any] = {"norms_qk": True, "norms_v": True, "pre_norm": False}
+
+_VARIANTS = (
+    AttentionNorm("none", "pre-LN block, no norm on Q and K", "Radford et al., 2019 (GPT-2)"),
+    AttentionNorm(
+        "qk-norm",
+        "LN on Q and K of each head, before RoPE",
+        "arXiv 2302.05442 (ViT-22B); arXiv 2309.14322",
+        norms_qk=True,
+    ),
+    AttentionNorm(
+        "qk-norm-cap",
+        "qk-norm, and attention logits c * tanh(z / c), c = 50",
+        "arXiv 2410.16682",
+        norms_qk=True,
+        softmax="cap",
+    ),
+    AttentionNorm(
+        "qk-fc-norm", "qk-norm, and LN after Proj and FC2", "arXiv 2410.16682", norms_qk=True, norms_outputs=True
+    ),
+    AttentionNorm("qkv-norm", "LN on Q, K and V of each head, none before attention", "arXiv 2410.16682", **_QKV_NORM),
+    AttentionNorm(
+        "attn-cap", "attention logits c * tanh(z / c), c = 50", "arXiv 2408.00118 (Gemma 2), section 2", softmax="cap"
+    ),
+    AttentionNorm(
+        "hybrid-norm",
+        "qkv-norm, and h = LN(x), x = h + MLP(h)",
+        "arXiv 2503.04598, released code",
+        **_QKV_NORM,
+        mlp_norm="stream",
+    ),
+    AttentionNorm(
+        "hybrid-norm-star",
+        "hybrid-norm, with a pre-LN block 0",
+        "arXiv 2503.04598, released code",
+        **_QKV_NORM,
+        mlp_norm="stream",
+        first_pre_norm=True,
+    ),
+    AttentionNorm(
+        "hybrid-norm-post",
+        "qkv-norm, and x = LN(x + MLP(x))",
+        "arXiv 2503.04598, as in the paper",
+        **_QKV_NORM,
+        mlp_norm="sum",
+    ),
+    AttentionNorm(
+        "sigma-reparam", "W = gamma * W / sigma(W) for every matrix of a block", "arXiv 2303.06296", sigma_reparam=True
+    ),
+    AttentionNorm(
+        "layer-scale",
+        "a learned factor per channel on each residual branch",
+        "arXiv 2103.17239 (CaiT)",
+        layer_scale=True,
+    ),
+    AttentionNorm(
+        "soft-temp", "softmax temperature: attention logits times 0.5", "arXiv 2410.16682", softmax="temperature"
+    ),
+    AttentionNorm(
+        "soft-clip",
+        "clip((zeta - gamma) * softmax + gamma, 0, 1), zeta 1.03, gamma -0.03",
+        "arXiv 2306.12929",
+        softmax="clip",
+    ),
+)
+ATTENTION_NORMS = {variant.name: variant for variant in _VARIANTS}

@@ -90,22 +90,16 @@ def search(
         factor: the target ratio of ``high`` and ``low``, at least ``MIN_FACTOR``.
         verdict: returns the verdict on a run by its learning rate and seed; None if it was never planned.
     """
-
-    def seed_verdicts(lr: float) -> list[Verdict | None]:
-        return [verdict(lr, seed) for seed in seeds]
-
-    tried: dict[float, Verdict] = {lr: aggregate_seeds(seed_verdicts(lr)) or "running" for lr in grid}
+    tried: dict[float, Verdict] = {lr: aggregate_seeds(verdict(lr, seed) for seed in seeds) or "running" for lr in grid}
     step = max(factor, grid[-1] / grid[-2] if len(grid) > 1 else SINGLE_LR_STEP)
     while True:
         edge = bracket(tried)
         lr = _next_lr(edge, grid, factor, step, above=sum(lr > grid[-1] for lr in tried))
         runs = len(tried) - len(grid)
-        if lr in tried:
-            return Search(edge=edge, ask=None, runs=runs, cells_left=0)
-        left = _max_lrs_left(tried, grid, factor, step) * len(seeds)
-        if lr is None:
+        if lr is None or lr in tried:
+            left = _max_lrs_left(tried, grid, factor, step) * len(seeds) if lr is None else 0
             return Search(edge=edge, ask=None, runs=runs, cells_left=left)
-        by_seed = seed_verdicts(lr)
+        by_seed = [verdict(lr, seed) for seed in seeds]
         aggregate = aggregate_seeds(by_seed)
         tried[lr] = aggregate or "running"
         if aggregate in (None, "running"):

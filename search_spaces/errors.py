@@ -24,5 +24,5 @@ class InvalidInput(ValueError):
 
 
 def bad(problem: str, remedy: str) -> PydanticCustomError:
-    """An error for a validator to raise; ``study_file.validate`` adds the field and the value."""
+    """An error for a validator to raise; ``StudyFile.validate_fields`` adds the field and the value."""
     return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})

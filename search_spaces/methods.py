@@ -22,22 +22,21 @@ class GammaSpec:
     """How papers write it, for legends: ``gamma`` for a regularizer, ``c`` for soft-cap's cap."""
     default: float
     low: float
-    """Lower end of the range that refinement searches, inclusive."""
     high: float
-    """Upper end of the range that refinement searches, inclusive."""
+    """The ends of the range that refinement searches, inclusive."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Method:
     """One output-head method."""
 
     name: str
+    summary: str
+    source: str
     acts_on: ActsOn
     """Where it acts: a term of the loss, a map of the logits, or a map of the weights after a step."""
     gamma: GammaSpec | None = None
     """None for a method without a hyperparameter."""
-    summary: str
-    source: str
 
     @property
     def default_gamma(self) -> float | None:
@@ -48,45 +47,35 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        Method("baseline", "cross-entropy only", "Radford et al., 2019 (GPT-2)", acts_on="nothing"),
         Method(
-            name="baseline",
-            acts_on="nothing",
-            summary="cross-entropy only",
-            source="Radford et al., 2019 (GPT-2)",
-        ),
-        Method(
-            name="z-loss",
+            "z-loss",
+            "+ gamma * mean(log Z ** 2)",
+            "arXiv 2204.02311 (PaLM), section 5; arXiv 2309.14322",
             acts_on="loss",
             gamma=GammaSpec(default=1e-4, low=1e-7, high=1e2),
-            summary="+ gamma * mean(log Z ** 2)",
-            source="arXiv 2204.02311 (PaLM), section 5; arXiv 2309.14322",
         ),
         Method(
-            name="mu-loss",
+            "mu-loss",
+            "+ gamma * (mu . mu), mu the mean row of E",
+            "arXiv 2601.02031",
             acts_on="loss",
             gamma=GammaSpec(default=1e-4, low=1e-7, high=1e2),
-            summary="+ gamma * (mu . mu), mu the mean row of E",
-            source="arXiv 2601.02031",
         ),
+        Method("mu-centering", "E -= mu after every optimizer step", "arXiv 2601.02031", acts_on="weights"),
         Method(
-            name="mu-centering",
-            acts_on="weights",
-            summary="E -= mu after every optimizer step",
-            source="arXiv 2601.02031",
-        ),
-        Method(
-            name="soft-cap",
+            "soft-cap",
+            "logits = c * tanh(logits / c), in training and in evaluation",
+            "arXiv 2408.00118 (Gemma 2), section 2",
             acts_on="logits",
             gamma=GammaSpec(symbol="c", default=30.0, low=5.0, high=100.0),
-            summary="logits = c * tanh(logits / c), in training and in evaluation",
-            source="arXiv 2408.00118 (Gemma 2), section 2",
         ),
         Method(
-            name="max-z",
+            "max-z",
+            "+ gamma * mean(max(logits) ** 2)",
+            "arXiv 2309.10305 (Baichuan 2), section 2",
             acts_on="loss",
             gamma=GammaSpec(default=2e-4, low=1e-7, high=1e2),
-            summary="+ gamma * mean(max(logits) ** 2)",
-            source="arXiv 2309.10305 (Baichuan 2), section 2",
         ),
     )
 }

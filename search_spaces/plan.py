@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 
 from search_spaces.cell import Cell, CurveKey
 from search_spaces.edge import max_cells
@@ -81,28 +83,24 @@ class Plan:
     def cells(self) -> tuple[Cell, ...]:
         """The grid in the order in which to run it. Within a scale, cells are ordered by learning rate over all curves,
         so that all curves grow at the same pace."""
-        curves_of: dict[str, list[Curve]] = {}
-        for curve in self.curves:
-            curves_of.setdefault(curve.scale, []).append(curve)
         return tuple(
             cell
-            for curves in curves_of.values()
+            for _, curves in groupby(self.curves, attrgetter("scale"))
             for column in zip(*(curve.cells for curve in curves), strict=True)
             for cell in column
         )
 
     @property
-    def refinements(self) -> Iterator[tuple[str, str, str, int]]:
-        """``(scale, attention norm, method, trials)`` of the Optuna trials that follow the grid."""
-        for key in dict.fromkeys((curve.scale, curve.attention_norm, curve.method) for curve in self.curves):
-            yield *key, self.study.refine.trials
+    def trials(self) -> dict[tuple[str, str, str], int]:
+        """The number of Optuna trials that follow the grid, by scale, attention norm and method."""
+        return {(c.scale, c.attention_norm, c.method): self.study.refine.trials for c in self.curves}
 
     @cached_property
     def refinement_cells(self) -> dict[str, int]:
         """Maximum number of cells off the grid, by scale."""
         refine = self.study.refine
         wanted: Counter[str] = Counter()
-        for scale, *_, trials in self.refinements:
+        for (scale, *_), trials in self.trials.items():
             wanted[scale] += trials
         for curve in self.curves:
             wanted[curve.scale] += max_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0
@@ -126,12 +124,8 @@ class Plan:
                 ``NOMINAL_FLOPS_PER_WORKER``.
         """
         nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
-        seconds = {
-            cell.scale: cell.tokens / tokens_per_second[cell.scale]
-            if cell.scale in tokens_per_second
-            else cell.flops / nominal
-            for cell in self.cells
-        }
+        speeds = {c.scale: nominal * c.tokens / c.flops for c in self.cells} | dict(tokens_per_second)
+        seconds = {cell.scale: cell.tokens / speeds[cell.scale] for cell in self.cells}
         refinement = sum(seconds[scale] * cells for scale, cells in self.refinement_cells.items())
         minutes = self.study.refine.budget.minutes or math.inf
         return (sum(seconds[cell.scale] for cell in self.cells) + min(refinement, 60 * minutes)) / concurrency

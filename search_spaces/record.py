@@ -23,19 +23,18 @@ Origin = Literal["grid", "refine", "edge"]
 Kind = Literal["text", "integer", "number"]
 Source = Literal["ledger", "cell", "result", "metrics"]
 Place = Literal["mlflow", "http", "event"]
-ELSEWHERE: frozenset[Place] = frozenset({"http", "event"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """One column of a table of runs."""
 
     name: str
-    kind: Kind = "number"
-    unit: str = ""
-    meaning: str
+    kind: Kind
     source: Source
     """Where the value comes from: the ledger's line, the cell, its result, or the last row of its metrics."""
+    meaning: str
+    unit: str = ""
     shown: frozenset[Place] = frozenset()
     """Where it is shown besides the ledger and tables of runs: as a metric or tag of MLflow, in the service's list of
     cells, in its event stream."""
@@ -43,50 +42,47 @@ class Column:
     """Its key among MLflow's metrics, if not ``name``: the curve of that name holds the values along the run."""
 
 
-def _column(name: str, kind: Kind, source: Source, meaning: str, unit: str = "", **options: Any) -> Column:
-    return Column(name=name, kind=kind, source=source, meaning=meaning, unit=unit, **options)
-
-
 _MLFLOW: frozenset[Place] = frozenset({"mlflow"})
-_EVERYWHERE: frozenset[Place] = ELSEWHERE | _MLFLOW
+_ELSEWHERE: frozenset[Place] = frozenset({"http", "event"})
+_EVERYWHERE = _ELSEWHERE | _MLFLOW
 
 COLUMNS: dict[str, Column] = {
     column.name: column
     for column in (
-        _column("study", "text", "ledger", "the study"),
-        _column("cell", "text", "ledger", "the cell's id", shown=ELSEWHERE),
-        _column("scale", "text", "cell", "model scale", shown=ELSEWHERE),
-        _column("attention_norm", "text", "cell", "attention and norm variant", shown=ELSEWHERE),
-        _column("method", "text", "cell", "output-head method", shown=ELSEWHERE),
-        _column("gamma", "number", "cell", "the method's gamma; empty for a method without one", shown=ELSEWHERE),
-        _column("lr", "number", "cell", "peak learning rate", shown=ELSEWHERE),
-        _column("seed", "integer", "cell", "seed", shown=ELSEWHERE),
-        _column("state", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),
-        _column("origin", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),
-        _column(
+        Column("study", "text", "ledger", "the study"),
+        Column("cell", "text", "ledger", "the cell's id", shown=_ELSEWHERE),
+        Column("scale", "text", "cell", "model scale", shown=_ELSEWHERE),
+        Column("attention_norm", "text", "cell", "attention and norm variant", shown=_ELSEWHERE),
+        Column("method", "text", "cell", "output-head method", shown=_ELSEWHERE),
+        Column("gamma", "number", "cell", "the method's gamma; empty for a method without one", shown=_ELSEWHERE),
+        Column("lr", "number", "cell", "peak learning rate", shown=_ELSEWHERE),
+        Column("seed", "integer", "cell", "seed", shown=_ELSEWHERE),
+        Column("state", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),
+        Column("origin", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),
+        Column(
             "val_loss", "number", "result",
             "final validation loss: over the `training.final_eval_sequences` drawn from all of validation where the "
             "study asks for them, else of the last evaluation",
             "nats", shown=_EVERYWHERE, mlflow_key="final_val_loss",
         ),
-        _column(
+        Column(
             "train_loss", "number", "result", "mean training loss between the last two evaluations", "nats",
             shown=_MLFLOW, mlflow_key="final_train_loss",
         ),
-        _column(
+        Column(
             "l_init", "number", "result",
             "validation loss before the first step, over the first `training.eval_sequences`", "nats",
             shown=_EVERYWHERE,
         ),
-        _column("steps", "integer", "result", "optimizer steps taken", shown=_EVERYWHERE),
-        _column("tokens", "integer", "result", "tokens trained on", shown=_MLFLOW),
-        _column(
+        Column("steps", "integer", "result", "optimizer steps taken", shown=_EVERYWHERE),
+        Column("tokens", "integer", "result", "tokens trained on", shown=_MLFLOW),
+        Column(
             "train_seconds", "number", "result", "wall time of the steps, without evaluations and checkpoints", "s",
             shown=_EVERYWHERE,
         ),
-        _column("tokens_per_second", "number", "result", "tokens over that time", "1/s", shown=_MLFLOW),
+        Column("tokens_per_second", "number", "result", "tokens over that time", "1/s", shown=_MLFLOW),
         *(
-            _column(name, "number", "metrics", f"{name} of the last row of metrics", shown=_MLFLOW)
+            Column(name, "number", "metrics", f"{name} of the last row of metrics", shown=_MLFLOW)
             for name in (
                 "output_mu_norm", "logits_mean", "logits_std", "logits_absmean", "logits_absmax",
                 "logits_mean_token_std", "logits_std_token_std", "logits_absmax_token_max", "log_z_squared",
@@ -94,11 +90,11 @@ COLUMNS: dict[str, Column] = {
                 "spike_score",
             )
         ),
-        _column(
+        Column(
             "torch", "text", "result",
             "version and build of PyTorch that trained the run; for a resumed cell, at its end", shown=_MLFLOW,
         ),
-        _column("reason", "text", "result", "why it diverged, crashed or was pruned", shown=_EVERYWHERE),
+        Column("reason", "text", "result", "why it diverged, crashed or was pruned", shown=_EVERYWHERE),
     )
 }  # fmt: skip
 RUN_COLUMNS = tuple(COLUMNS)
@@ -151,27 +147,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """The result of a run. Losses are plain cross-entropies in nats per token. The state is None until the run ends."""
+    """The result of a run: ``COLUMNS`` say what the fields mean. Losses are plain cross-entropies in nats per token."""
 
     state: EndState | None = None
+    """None until the run ends."""
     val_loss: float | None = None
-    """Validation loss of the last evaluation in which it was finite."""
+    """Of the last evaluation in which it was finite."""
     train_loss: float | None = None
-    """Mean over the steps between the last two evaluations."""
     l_init: float | None = None
-    """Validation loss before the first step."""
     steps: int | None = None
-    """Optimizer steps taken."""
     tokens: int | None = None
-    """Tokens trained on."""
     train_seconds: float | None = None
-    """Wall seconds in training steps, over all resumptions; without evaluations and checkpoints."""
+    """Over all resumptions."""
     tokens_per_second: float | None = None
     torch: str | None = None
-    """The version of PyTorch with its build (``2.13.0+cpu``): losses differ between versions, if only in the last
-    digits."""
+    """Recorded because losses differ between versions, if only in the last digits."""
     reason: str = ""
-    """Why it did not finish; empty for a finished run."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The metrics of the last row that are columns of the table of runs."""
 
@@ -188,8 +179,7 @@ class CellResult:
         for name, value in own.items():
             if not isinstance(value, str if COLUMNS[name].kind == "text" else (int, float)):
                 raise ValueError(f"{name} has the value {value!r}")
-        rest = record.keys() - _RESULT
-        metrics = {sys.intern(name): record[name] for name in record if name in rest and record[name] is not None}
+        metrics = {sys.intern(name): x for name, x in record.items() if name not in _RESULT and x is not None}
         return cls(state=state, metrics=metrics, **own)
 
     def record(self) -> dict[str, float | str]:
@@ -234,13 +224,10 @@ class Outcome:
         l_init = None if l_init is None or math.isnan(l_init) else l_init
         if verdict == "converged" and val_loss is None:
             verdict = "crashed"  # no loss was recorded
-        elif verdict == "converged" and val_loss is not None and _diverged(val_loss, l_init):
-            verdict = "diverged"
+        elif verdict == "converged" and val_loss is not None:
+            too_high = not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init)
+            verdict = "diverged" if too_high else verdict
         return cls(verdict, {"converged": val_loss, "diverged": l_init}.get(verdict))
-
-
-def _diverged(val_loss: float, l_init: float | None) -> bool:
-    return not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init)
 
 
 def aggregate_seeds(verdicts: Iterable[Verdict | None]) -> Verdict | None:
@@ -249,7 +236,5 @@ def aggregate_seeds(verdicts: Iterable[Verdict | None]) -> Verdict | None:
     A learning rate converges if it converges with every seed, so a single seed that diverged decides.
     """
     found = set(verdicts)
-    for verdict in ("diverged", "crashed", "stopped", "running", None):
-        if verdict in found:
-            return verdict
-    return "converged"
+    order: tuple[Verdict | None, ...] = ("diverged", "crashed", "stopped", "running", None)
+    return next((verdict for verdict in order if verdict in found), "converged")

@@ -1,4 +1,4 @@
-"""The study: what to try, as a frozen model. ``search_spaces.study_file`` reads it."""
+"""The study: what to try, as a frozen model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
 
-from search_spaces import study_file
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
 from search_spaces.errors import bad
@@ -25,6 +25,7 @@ from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
 from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
 from search_spaces.scales import SCALES
+from search_spaces.study_file import StudyFile
 
 T = TypeVar("T")
 GPU_UNIT = 1e-4
@@ -56,8 +57,7 @@ def require_known(kind: str, name: object, names: Iterable[str]) -> str:
     raise bad(f"is not a known {kind}", f"{hint}choose from {', '.join(names)}")
 
 
-def require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
-    """``values`` if they are a grid: not empty, positive, strictly ascending."""
+def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values:
         raise bad("is empty", "give at least one value")
     if any(v <= 0 for v in values):
@@ -65,6 +65,10 @@ def require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
     if any(a >= b for a, b in pairwise(values)):
         raise bad("is not strictly ascending", "sort it and remove duplicates")
     return values
+
+
+Grid = Annotated[tuple[float, ...], AfterValidator(_require_grid)]
+"""Positive, strictly ascending values, at least one."""
 
 
 class DataSpec(Frozen):
@@ -117,7 +121,7 @@ class MethodChoice(Frozen):
     """A method and the values of gamma to try; without any, the method's default."""
 
     method: str = Field(description="A method that `oec methods` lists.")
-    gamma: tuple[float, ...] | None = Field(
+    gamma: Grid | None = Field(
         default=None, description="Values of gamma to try; for soft-cap, its cap, which may also be written c."
     )
 
@@ -137,11 +141,6 @@ class MethodChoice(Frozen):
     def _known_method(cls, value: str) -> str:
         return require_known("method", value, METHODS)
 
-    @field_validator("gamma")
-    @classmethod
-    def _grid(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return None if value is None else require_grid(value)
-
     @model_validator(mode="after")
     def _gamma_belongs_to_the_method(self) -> Self:
         if self.gamma is not None and METHODS[self.method].gamma is None:
@@ -158,9 +157,7 @@ class Intervals(Frozen):
     """How often a cell is evaluated and saved; does not change its result."""
 
     evaluate: int | None = Field(
-        default=None,
-        gt=0,
-        description="Steps between evaluations; default: a twentieth of the run, at least 20.",
+        default=None, gt=0, description="Steps between evaluations; default: a twentieth of the run, at least 20."
     )
     checkpoint: int | None = Field(
         default=None, gt=0, description="Steps between checkpoints; default: at every evaluation."
@@ -223,7 +220,7 @@ class ResourceSpec(Frozen):
         return self
 
 
-class Study(Frozen):
+class Study(StudyFile):
     """A study: one picture of final loss against learning rate, per scale, method and gamma."""
 
     name: str = Field(description="Lowercase letters, digits, '.', '_' and '-'; it names a folder.")
@@ -237,7 +234,7 @@ class Study(Frozen):
         Annotated[MethodChoice, BeforeValidator(MethodChoice.from_file, json_schema_input_type=str | MethodChoice)],
         ...,
     ] = Field(description="Methods, each by name, or with values of gamma.")
-    lrs: tuple[float, ...] = Field(description="Peak learning rates: the grid of every curve.")
+    lrs: Grid = Field(description="Peak learning rates: the grid of every curve.")
     seeds: tuple[int, ...] = Field(default=(1,), description="Seeds; every cell is run once per seed.")
     model: ModelSpec = Field(default=ModelSpec())
     training: TrainingSpec = Field(default=TrainingSpec())
@@ -260,20 +257,11 @@ class Study(Frozen):
             )
         return value
 
-    @field_validator("scales")
+    @field_validator("scales", "attention_norms")
     @classmethod
-    def _known_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(require_known("scale", name, SCALES) for name in _distinct(value))
-
-    @field_validator("attention_norms")
-    @classmethod
-    def _known_attention_norms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(require_known("attention norm", name, ATTENTION_NORMS) for name in _distinct(value))
-
-    @field_validator("lrs")
-    @classmethod
-    def _lrs(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return require_grid(value)
+    def _known(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        kind, known = ("scale", SCALES) if info.field_name == "scales" else ("attention norm", ATTENTION_NORMS)
+        return tuple(require_known(kind, name, known) for name in _distinct(value))
 
     @field_validator("seeds", mode="wrap")
     @classmethod
@@ -295,16 +283,13 @@ class Study(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         batch, workers = self.training.batch_size, self.resources.workers
-        if not self.resources.gpus_per_worker:
-            for field, value in (
-                ("precision", self.training.precision),
-                ("deterministic", self.training.deterministic),
-            ):
-                if value in ("tf32", True):
-                    raise bad(
-                        f"training.{field} {value} needs an accelerator, and resources.gpus_per_worker is 0",
-                        f"remove training.{field}, or set resources.gpus_per_worker",
-                    )
+        for field in ("precision", "deterministic"):
+            value = getattr(self.training, field)
+            if value in ("tf32", True) and not self.resources.gpus_per_worker:
+                raise bad(
+                    f"training.{field} {value} needs an accelerator, and resources.gpus_per_worker is 0",
+                    f"remove training.{field}, or set resources.gpus_per_worker",
+                )
         if batch % workers:
             raise bad(
                 f"training.batch_size {batch} is not divisible by resources.workers {workers}",
@@ -312,9 +297,9 @@ class Study(Frozen):
                 "or another number of workers",
             )
         for name in ("eval_sequences", "final_eval_sequences"):
-            if (sequences := getattr(self.training, name)) is not None and sequences < workers:
+            if (getattr(self.training, name) or workers) < workers:
                 raise bad(
-                    f"training.{name} {sequences} is less than resources.workers {workers}",
+                    f"training.{name} {getattr(self.training, name)} is less than resources.workers {workers}",
                     "give every worker at least one sequence to evaluate",
                 )
         if self.training.warmup_steps > self.training.steps:
@@ -362,27 +347,6 @@ class Study(Frozen):
     @property
     def checkpoint_every(self) -> int:
         return self.intervals.checkpoint or self.evaluate_every
-
-    def to_yaml(self) -> str:
-        """The study as YAML, which ``parse`` reads back as an equal study."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=110
-        )
-
-    @classmethod
-    def load(cls, name_or_path: str) -> Self:
-        """See ``study_file.load``."""
-        return study_file.load(cls, name_or_path)
-
-    @classmethod
-    def parse(cls, text: str, origin: str = "study") -> Self:
-        """See ``study_file.parse``."""
-        return study_file.parse(cls, text, origin)
-
-    @classmethod
-    def validate_fields(cls, fields: dict[str, Any]) -> Self:
-        """See ``study_file.validate``."""
-        return study_file.validate(cls, fields)
 
 
 def default_interval(steps: int) -> int:

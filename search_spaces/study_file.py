@@ -1,4 +1,4 @@
-"""Reading a study file: from YAML to a validated model, with errors that name field, value and remedy."""
+"""Reading and writing a study file: YAML and the validated model, with errors that name field, value and remedy."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 
-M = TypeVar("M", bound=BaseModel)
 SHIPPED = Path(__file__).parent / "studies"
 
 
@@ -23,54 +23,60 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def load(model: type[M], name_or_path: str) -> M:
-    """Read a shipped study by name, or a study file by path; ``-`` is standard input.
+class StudyFile(Frozen):
+    """A model that is read from YAML and written to it."""
 
-    Raises:
-        InvalidInput: the study does not exist or cannot be read, or see ``parse``.
-    """
-    if name_or_path == "-":
-        return parse(model, sys.stdin.buffer.read().decode(errors="replace"), "standard input")
-    path = SHIPPED / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
-    try:
-        return parse(model, path.read_text(encoding="utf-8"), name_or_path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(
-            "study",
-            name_or_path,
-            f"cannot be read ({type(error).__name__})",
-            f"give the path of a study file, or a shipped study: {', '.join(shipped())}",
-        ) from error
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """Read a shipped study by name, or a study file by path; ``-`` is standard input.
 
+        Raises:
+            InvalidInput: the study does not exist or cannot be read, or see ``parse``.
+        """
+        if name_or_path == "-":
+            return cls.parse(sys.stdin.buffer.read().decode(errors="replace"), "standard input")
+        path = SHIPPED / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), name_or_path)
+        except (OSError, UnicodeDecodeError) as error:
+            problem = f"cannot be read ({type(error).__name__})"
+            remedy = f"give the path of a study file, or a shipped study: {', '.join(shipped())}"
+            raise InvalidInput("study", name_or_path, problem, remedy) from error
 
-def parse(model: type[M], text: str, origin: str) -> M:
-    """
-    Args:
-        origin: where the text comes from, for errors.
+    @classmethod
+    def parse(cls, text: str, origin: str = "study") -> Self:
+        """
+        Args:
+            origin: where the text comes from, for errors.
 
-    Raises:
-        InvalidInput: the text is not YAML or not a mapping, or see ``validate``.
-    """
-    try:
-        fields = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        where = getattr(error, "problem_mark", None)
-        at = f" at line {where.line + 1}" if where else ""
-        raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the format") from error
-    if not isinstance(fields, dict):
-        raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
-    return validate(model, fields)
+        Raises:
+            InvalidInput: the text is not YAML or not a mapping, or see ``validate_fields``.
+        """
+        try:
+            fields = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            where = getattr(error, "problem_mark", None)
+            at = f" at line {where.line + 1}" if where else ""
+            raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the format") from error
+        if not isinstance(fields, dict):
+            raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
+        return cls.validate_fields(fields)
 
+    @classmethod
+    def validate_fields(cls, fields: dict[str, Any]) -> Self:
+        """
+        Raises:
+            InvalidInput: a field is unknown, missing or out of range.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _invalid_input(cls, error.errors()[0]) from error
 
-def validate(model: type[M], fields: dict[str, Any]) -> M:
-    """
-    Raises:
-        InvalidInput: a field is unknown, missing or out of range.
-    """
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid_input(model, error.errors()[0]) from error
+    def to_yaml(self) -> str:
+        """The study as YAML, which ``parse`` reads back as an equal study."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _invalid_input(model: type[BaseModel], error: ErrorDetails) -> InvalidInput:

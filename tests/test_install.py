@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.study import SHIPPED
+from search_spaces.study_file import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"search_spaces", "trainers", "service", "dashboards"}
@@ -30,9 +30,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with a copy of the packages; it takes their dependencies from this one."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(folder)
-    uv = Path(sys.executable).with_name("uv")
-    install = [str(uv), "pip", "install", "--quiet", "--no-deps", "--python", str(folder / "bin" / "python")]
-    subprocess.run([*install, str(ROOT)], check=True)
+    install = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--quiet", "--no-deps", str(ROOT)]
+    subprocess.run(install, check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder

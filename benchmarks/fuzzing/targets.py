@@ -26,7 +26,7 @@ from search_spaces.plan import Plan
 from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
 from search_spaces.study_file import SHIPPED
-from service.cli.status import status_tables
+from service.cli.watch import status_tables
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.location import open_home

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -17,8 +16,7 @@ from service.home import copies
 from service.home.layout import Home
 from service.home.studies import read_ledger, require_study, with_ledger, write_ledger
 
-Kind = Literal["weights", "checkpoints"]
-KINDS: dict[Kind, str] = {"weights": "kept weights", "checkpoints": "checkpoints of ended cells"}
+KINDS = {"weights": "kept weights", "checkpoints": "checkpoints of ended cells"}
 """By the name of their folder within the folder of a cell."""
 NO_STUDY = "(oec train)"
 """Shown in place of a study's name for cells that ``oec train`` trained."""
@@ -30,7 +28,7 @@ class Removable:
 
     study: str | None
     """None for cells of ``oec train``."""
-    kind: Kind
+    kind: str
     files: dict[str, int] = field(default_factory=dict)
     """Size in bytes, by name within the home."""
     cells: set[str] = field(default_factory=set)
@@ -40,7 +38,7 @@ class Removable:
         return sum(self.files.values())
 
 
-def clean(home: Home, study: str | None, kinds: Sequence[Kind], yes: bool, console: Console) -> None:
+def clean(home: Home, study: str | None, kinds: Sequence[str], yes: bool, console: Console) -> None:
     """List the files that can be removed, and with ``yes`` remove them.
 
     Args:
@@ -81,7 +79,7 @@ def removable(home: Home, studies: Iterable[str], *, train_cells: bool) -> Itera
 
 
 def _in_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Removable]:
-    by_kind: dict[str, Removable] = {kind: Removable(study, kind) for kind in KINDS}
+    by_kind = {kind: Removable(study, kind) for kind in KINDS}
     for name, size in copies.list_files(home, f"studies/{study}/cells" if study else "cells").items():
         cell_id, *folders, _ = name.split("/")[3 if study else 1 :]
         of_kind = by_kind.get(folders[0]) if len(folders) == 1 else None
@@ -91,7 +89,7 @@ def _in_cells(home: Home, study: str | None, open_: set[str]) -> Iterator[Remova
     yield from (item for item in by_kind.values() if item.files)
 
 
-def _summary(found: Sequence[Removable], study: str | None, kinds: Sequence[Kind], yes: bool) -> Iterator[Table | str]:
+def _summary(found: Sequence[Removable], study: str | None, kinds: Sequence[str], yes: bool) -> Iterator[Table | str]:
     if not found:
         what = " and no ".join(KINDS[kind] for kind in (kinds or KINDS))
         yield f"{f'study {study}' if study else 'this home'} has no {what}"

@@ -19,16 +19,16 @@ from search_spaces.methods import METHODS
 from search_spaces.study import Study
 from service import exit_codes
 from service.cli.job_commands import jobs, logs, stop, submit
-from service.cli.mlflow_commands import sync, ui
-from service.cli.options import bad_input_exits, home_option, plain_console
-from service.cli.report_commands import diff, forecast, report
+from service.cli.options import PATH, BadInputExits, home_option, plain_console
+from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui
 from service.cli.run_commands import plan, run, status, train, watch
 from service.cli.serve_commands import serve, token
-from service.cli.weight_commands import analyze, clean
 from service.home.location import open_home
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(cls=BadInputExits, context_settings=CONTEXT)
 @click.version_option(package_name="oec-sensitivity")
 def main() -> None:
     """How sensitive is the final loss to the learning rate, for each stabilization method?
@@ -46,7 +46,7 @@ def data() -> None:
 @data.command()
 @click.argument("source")
 @home_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the token files; default: HOME/data/NAME.")
+@click.option("--out", type=PATH, help="Folder for the token files; default: HOME/data/NAME.")
 @click.option("--config", help="Configuration of a Hugging Face data set; default for fineweb: sample-10BT.")
 @click.option("--split", help="Split of the data set; default: train.")
 @click.option("--column", help="Column with the text; default: text.")
@@ -55,7 +55,6 @@ def data() -> None:
 @click.option("--val-tokens", type=int, help="Tokens of the validation file, taken from the start; default: one file.")
 @click.option("--tokens", type=int, help="Total number of tokens; default: the whole source.")
 @click.option("--workers", type=int, help="Encoding threads; default: one per core.")
-@bad_input_exits
 def prepare(source: str, home: str, out: Path | None, workers: int | None, **settings: Any) -> None:
     """Create token files from SOURCE, or verify existing ones. Re-run the same command to resume.
 

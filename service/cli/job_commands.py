@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,28 +15,27 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service import exit_codes
 from service.background import wait_until
-from service.cli.options import bad_input_exits, home_option, study_argument
+from service.cli.options import PATH, home_option, repeatable
 from service.home.layout import Home
 from service.home.location import local_folder, open_home
 from service.home.studies import is_running
+from service.sweep.stop import stop as stop_study
 from trainers.storage.bucket import is_bucket
 
 if TYPE_CHECKING:
     from service.cluster.jobs import JobInfo, Jobs
 
-MAX_MEGABYTES = 50.0
 EXIT_DETACHED = 130
 """Ctrl-C while following a job, which continues."""
 STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
 
 cluster_help = "Dashboard of the Ray cluster, http://HOST:8265. Token: RAY_AUTH_TOKEN or ~/.ray/auth_token."
-cluster_option = click.option(
-    "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True, required=True, help=cluster_help
-)
+_cluster = partial(click.option, "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True)
+cluster_option = _cluster(required=True, help=cluster_help)
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @cluster_option
 @click.option(
     "--home",
@@ -45,66 +44,40 @@ cluster_option = click.option(
     help="Folder or bucket that every node can read and write; default: the cluster's own OEC_HOME.",
 )
 @click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
-@click.option(
-    "--working-dir",
-    type=click.Path(path_type=Path),
-    help="Source folder to upload and use in place of the installed package.",
-)
-@click.option(
-    "--max-megabytes",
-    type=float,
-    default=MAX_MEGABYTES,
-    show_default=True,
-    help="Maximum size of the upload of --working-dir.",
-)
+@click.option("--working-dir", type=PATH, help="Source folder to upload and use in place of the installed package.")
+@click.option("--max-megabytes", default=50.0, help="Maximum size of the upload of --working-dir.")
 @click.option(
     "--driver-resource", metavar="NAME", help="Run the driver on a node with this Ray resource; default: the head node."
 )
-@click.option(
-    "--driver-label",
-    "labels",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Run the driver on a node with this Ray label; repeatable.",
+@repeatable(
+    "--driver-label", "labels", metavar="KEY=VALUE", help="Run the driver on a node with this Ray label; repeatable."
 )
 @click.option("--follow", is_flag=True, help="Print the job's output until it ends, and exit with its exit code.")
-@bad_input_exits
 def submit(
     study: str,
     cluster: str,
     home: str | None,
-    retry_crashed: bool,
     working_dir: Path | None,
     max_megabytes: float,
-    driver_resource: str | None,
     labels: tuple[str, ...],
     follow: bool,
+    **options: Any,
 ) -> None:
     """Run STUDY as a job on a Ray cluster. Re-run the same command to resume."""
-    from service.cluster.entrypoint import portable_home
-    from service.cluster.jobs import Jobs
+    from service.cluster.jobs import Jobs, portable_home
     from service.cluster.working_dir import WorkingDir
 
     spec = Study.load(study)
     portable_home(spec, home)
     driver_labels = dict(label(text) for text in labels)
-    shipment = WorkingDir.scan(working_dir, max_megabytes=max_megabytes) if working_dir else None
-    there = Jobs(cluster)
-    if shipment:
-        click.echo(f"working directory {shipment}")
-    variables = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if os.environ.get(name)}
-    job = there.submit(
-        spec,
-        home=home,
-        retry_crashed=retry_crashed,
-        environment=variables,
-        working_dir=shipment,
-        driver_resource=driver_resource,
-        driver_labels=driver_labels,
-    )
+    sources = WorkingDir.scan(working_dir, max_megabytes=max_megabytes) if working_dir else None
+    client = Jobs(cluster)
+    if sources:
+        click.echo(f"working directory {sources}")
+    job = client.submit(spec, home=home, working_dir=sources, driver_labels=driver_labels, **options)
     click.echo(f"job {job}: {spec.name}, home {home or 'the OEC_HOME of the cluster'}")
     if follow:
-        sys.exit(follow_job(there, job))
+        sys.exit(follow_job(client, job))
     click.echo(
         f"to watch it, run `oec logs {spec.name} --follow`; to stop it, `oec stop {spec.name} --cluster {cluster}`"
     )
@@ -112,7 +85,6 @@ def submit(
 
 @click.command()
 @cluster_option
-@bad_input_exits
 def jobs(cluster: str) -> None:
     """List the jobs that `oec submit` started on a Ray cluster, newest first."""
     from service.cluster.jobs import Jobs
@@ -138,37 +110,27 @@ def jobs(cluster: str) -> None:
 @click.argument("job", metavar="JOB|STUDY")
 @cluster_option
 @click.option("--follow", is_flag=True, help="Print until the job ends, and exit with its exit code.")
-@bad_input_exits
 def logs(job: str, cluster: str, follow: bool) -> None:
     """Print the output of a job, or of the newest job of a study."""
     from service.cluster.jobs import Jobs
 
-    there = Jobs(cluster)
-    found = there.newest(job) or there.get(job)
+    client = Jobs(cluster)
+    found = client.newest(job) or client.get(job)
     if follow:
-        sys.exit(follow_job(there, found.id))
-    click.echo(there.logs(found.id), nl=False)
+        sys.exit(follow_job(client, found.id))
+    click.echo(client.logs(found.id), nl=False)
 
 
 @click.command()
 @click.argument("study")
 @home_option
 @click.option("--cell", metavar="ID", help="Stop only this running cell, as pruned; the study continues.")
-@click.option(
-    "--cluster",
-    metavar="URL",
-    envvar="OEC_CLUSTER",
-    show_envvar=True,
-    help=f"Use this if the study runs as a job. {cluster_help}",
-)
-@bad_input_exits
+@_cluster(help=f"Use this if the study runs as a job. {cluster_help}")
 def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     """Ask a running STUDY to save its state and stop. Re-run `oec run` or `oec submit` to resume.
 
     This works on any machine that can write to the home, or with --cluster on any that can reach the cluster.
     """
-    from service.sweep.stop import stop as stop_study
-
     from_environment = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
     here = not cluster or (from_environment and runs_in(home, study))
     done = stop_study(open_home(home), study, cell) if here else stop_job(str(cluster), study, cell)
@@ -176,20 +138,20 @@ def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     click.echo(f"{what} has stopped" if done else f"{what} was asked to stop, and has not stopped yet")
 
 
-def follow_job(there: Jobs, job: str) -> int:
+def follow_job(client: Jobs, job: str) -> int:
     """Print a job's output until it ends; returns its exit code."""
     try:
-        for piece in there.follow(job):
+        for piece in client.follow(job):
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
         click.echo(f"\n{job} continues; to watch it again, run `oec logs {job} --follow`")
         return EXIT_DETACHED
-    return exit_code(there.get(job))
+    return exit_code(client.get(job))
 
 
 def exit_code(ended: JobInfo) -> int:
     """The exit code of the study; bad input if the job never started, interrupted if its driver was lost."""
-    from service.cluster.entrypoint import EXIT_COMMAND_NOT_FOUND
+    from service.cluster.jobs import EXIT_COMMAND_NOT_FOUND
 
     if ended.exit_code in (None, EXIT_COMMAND_NOT_FOUND):
         click.echo(f"oec: job {ended.id} {ended.status.lower()}: {ended.message}", err=True)
@@ -198,29 +160,25 @@ def exit_code(ended: JobInfo) -> int:
 
 
 def stop_job(cluster: str, study: str, cell: str | None) -> bool:
-    """Stop the study through its home if this machine can access it, otherwise through the job.
-
-    Returns:
-        Whether it has stopped.
+    """Stop the study through its home if this machine can access it, otherwise through the job; returns whether it has
+    stopped.
 
     Raises:
         InvalidInput: no job runs the study, or a cell is to be stopped in a home that this machine cannot access.
     """
     from service.cluster.jobs import Jobs
-    from service.sweep.stop import stop as stop_study
 
-    there = Jobs(cluster)
-    job = next((job for job in there.all() if job.study == study and job.is_active), None)
+    client = Jobs(cluster)
+    job = next((job for job in client.all() if job.study == study and job.is_active), None)
     if job is None:
         raise InvalidInput("STUDY", study, "is not running as a job on this cluster", "`oec jobs` lists the jobs")
     if job.home and runs_in(job.home, study):
         return stop_study(open_home(job.home), study, cell)
     if cell:
-        raise InvalidInput(
-            "--cell", cell, "is in a home that this machine cannot access", "run the command on one that can"
-        )
-    there.stop(job.id)
-    return wait_until(lambda: not there.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
+        problem = "is in a home that this machine cannot access"
+        raise InvalidInput("--cell", cell, problem, "run the command on one that can")
+    client.stop(job.id)
+    return wait_until(lambda: not client.get(job.id).is_active, STOP_TIMEOUT_S, POLL_S)
 
 
 def runs_in(home: str, study: str) -> bool:
@@ -235,13 +193,8 @@ def runs_in(home: str, study: str) -> bool:
 
 
 def label(text: str) -> tuple[str, str]:
-    """
-    Raises:
-        InvalidInput: it is not ``KEY=VALUE``.
-    """
     key, _, value = text.partition("=")
     if not (key and value):
-        raise InvalidInput(
-            "--driver-label", text, "is not a valid label", "write KEY=VALUE, as in `ray start --labels`"
-        )
+        remedy = "write KEY=VALUE, as in `ray start --labels`"
+        raise InvalidInput("--driver-label", text, "is not a valid label", remedy)
     return key, value

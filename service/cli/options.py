@@ -5,39 +5,37 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from search_spaces.errors import InvalidInput
 from service import exit_codes
 
+PATH = click.Path(path_type=Path)
+repeatable = partial(click.option, multiple=True)
 home_option = click.option(
     "--home",
     default="oec-home",
     envvar="OEC_HOME",
-    show_default=True,
     show_envvar=True,
     help="Folder with studies, cells and data, or a bucket as s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
 )
-study_argument = click.argument("study", metavar="STUDY")
 
 
-def bad_input_exits(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print ``InvalidInput`` as one message and exit with code 2."""
+class BadInputExits(click.Group):
+    """Prints ``InvalidInput`` of any command as one message and exits with code 2."""
 
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return command(*args, **kwargs)
+            return super().invoke(ctx)
         except InvalidInput as error:
             click.echo(f"oec: {error}", err=True)
             sys.exit(exit_codes.BAD_INPUT)
-
-    return wrapper
 
 
 def exit_now(code: int) -> NoReturn:
@@ -52,3 +50,8 @@ def exit_now(code: int) -> NoReturn:
 def plain_console() -> Console:
     """A console without markup: paths and tracebacks contain square brackets."""
     return Console(markup=False, highlight=False)
+
+
+def print_all(renderables: Iterable[RenderableType]) -> None:
+    for renderable in renderables:
+        plain_console().print(renderable, soft_wrap=True)

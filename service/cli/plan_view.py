@@ -17,7 +17,7 @@ from search_spaces.study import ResourceSpec
 from service.cluster.connection import local_nodes
 from service.cluster.placement import KINDS, Node, fit
 from service.home.layout import Home
-from service.home.speeds import all_entries, measured_speeds
+from service.home.studies import all_entries, measured_speeds
 from service.pace import clock_time
 
 

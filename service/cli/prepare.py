@@ -19,7 +19,7 @@ from service.home.layout import Home
 from service.pace import Pace, clock_time
 from service.sweep.progress import PLAIN_EVERY_S
 from service.sweep.stop import Interrupts
-from trainers.data.preparation import Manifest, Observer, Recipe, tokenize
+from trainers.data.preparation import Observer, Recipe, tokenize
 
 STUDY_ENDINGS = (".yaml", ".yml")
 
@@ -42,7 +42,12 @@ def prepare(
         for name, value in extra.items():
             problem = "does not apply to a study, which has its own data field"
             raise InvalidInput(f"--{name.replace('_', '-')}", str(value), problem, "remove it")
-        _prepare_study(Study.load(source), home, console)
+        tokens = prepare_tokens(Study.load(source), home, console.print)
+        console.print(
+            f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
+            f"{tokens.vocab_size} ids in use, digest {tokens.digest}",
+            soft_wrap=True,
+        )
         return
     if workers is not None and workers < 1:
         raise InvalidInput("--workers", workers, "must be positive", "give 1 or more")
@@ -56,19 +61,6 @@ def prepare(
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)
         manifest = tokenize(recipe, folder, workers=workers or os.cpu_count() or 1, observer=observer)
-    _print_summary(manifest, folder, console)
-
-
-def _prepare_study(study: Study, home: Home, console: Console) -> None:
-    tokens = prepare_tokens(study, home, console.print)
-    console.print(
-        f"{tokens.train.tokens:,} training and {tokens.validation.tokens:,} validation tokens, "
-        f"{tokens.vocab_size} ids in use, digest {tokens.digest}",
-        soft_wrap=True,
-    )
-
-
-def _print_summary(manifest: Manifest, folder: Path, console: Console) -> None:
     console.print(
         f"complete: {manifest.tokens:,} tokens of {manifest.documents:,} documents in {len(manifest.files)} files "
         f"in {folder}; use them in a study with:",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
@@ -11,7 +12,9 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from search_spaces.study_file import shipped
 from service import exit_codes
-from service.cli.options import bad_input_exits, exit_now, home_option, plain_console, study_argument
+from service.cli.options import exit_now, home_option, plain_console, print_all
+from service.cli.watch import status_tables
+from service.cli.watch import watch as watch_study
 from service.home import copies
 from service.home.layout import Home
 from service.home.location import open_folder, open_home
@@ -20,11 +23,10 @@ from service.mlflow.address import tracking_uri
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @home_option
 @click.option("--address", envvar="OEC_RAY_ADDRESS", help="Ray cluster to join; default: a local Ray cluster.")
 @click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
-@bad_input_exits
 def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None:
     """Train every cell of STUDY that has no result in the home, and write the report.
 
@@ -64,7 +66,7 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
 
 
 @click.command(epilog=f"Shipped studies: {', '.join(shipped())}.")
-@study_argument
+@click.argument("study")
 @home_option
 @click.option(
     "--cluster",
@@ -72,7 +74,6 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
     help="Also estimate for other machines: CPU=64,GPU=8 is one node, 4xCPU=16,GPU=2 is four nodes, HOST:PORT is a Ray "
     "cluster.",
 )
-@bad_input_exits
 def plan(study: str, home: str, cluster: str | None) -> None:
     """Show what STUDY will train: curves, cells, tokens, and the estimated time. Trains nothing."""
     from search_spaces.plan import Plan
@@ -80,28 +81,21 @@ def plan(study: str, home: str, cluster: str | None) -> None:
     from service.cluster.connection import cluster_nodes
     from service.home.data import prepare_tokens
 
-    console = plain_console()
     spec, place = Study.load(study), open_home(home)
     nodes = cluster_nodes(cluster) if cluster else None
-    planned = Plan(spec, prepare_tokens(spec, place, console.print).digest)
-    for renderable in plan_tables(planned, place):
-        console.print(renderable, soft_wrap=True)
+    planned = Plan(spec, prepare_tokens(spec, place, plain_console().print).digest)
+    print_all(plan_tables(planned, place))
     if nodes:
-        console.print(cluster_line(planned, place, nodes, can_grow="=" not in str(cluster)), soft_wrap=True)
+        print_all([cluster_line(planned, place, nodes, can_grow="=" not in str(cluster))])
 
 
 @click.command()
 @click.argument("study", required=False)
 @home_option
 @click.option("--cells", is_flag=True, help="Also list every cell.")
-@bad_input_exits
 def status(study: str | None, home: str, cells: bool) -> None:
     """Show cells by state, for STUDY or for every study of the home, and why cells crashed."""
-    from service.cli.status import status_tables
-
-    console = plain_console()
-    for renderable in status_tables(open_home(home), study, cells):
-        console.print(renderable, soft_wrap=True)
+    print_all(status_tables(open_home(home), study, cells))
 
 
 @click.command()
@@ -109,14 +103,11 @@ def status(study: str | None, home: str, cells: bool) -> None:
 @home_option
 @click.option("--once", is_flag=True, help="Show the current state and exit.")
 @click.option("--page", is_flag=True, help="Also write the report's page, which reloads itself.")
-@bad_input_exits
 def watch(study: str, home: str, once: bool, page: bool) -> None:
     """Watch STUDY while it runs: its curves as they grow, running cells, and the time left.
 
     This works on any machine that can read the home.
     """
-    from service.cli.watch import watch as watch_study
-
     try:
         watch_study(open_home(home), study, plain_console(), once=once, page=page)
     except KeyboardInterrupt:
@@ -124,26 +115,16 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
 
 
 @click.command()
-@study_argument
+@click.argument("study")
 @home_option
 @click.option("--scale", help="Model scale; default: the first one of the study.")
 @click.option("--attention-norm", help="Attention norm; default: the first one of the study.")
 @click.option("--method", required=True, help="Output-head method.")
 @click.option("--gamma", type=float, help="The method's gamma; default: that of `oec methods`.")
 @click.option("--lr", type=float, required=True, help="Peak learning rate.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Random seed.")
-@bad_input_exits
-def train(
-    study: str,
-    home: str,
-    scale: str | None,
-    attention_norm: str | None,
-    method: str,
-    gamma: float | None,
-    lr: float,
-    seed: int,
-) -> None:
+@click.option("--seed", type=int, default=1, help="Random seed.")
+def train(study: str, home: str, **choice: Any) -> None:
     """Train one cell of STUDY in this process, without Ray, with the same training loop."""
     from service.cli.train_one import train_one
 
-    train_one(Study.load(study), open_folder(home), scale, attention_norm, method, gamma, lr, seed, plain_console())
+    train_one(Study.load(study), choice, open_folder(home), plain_console())

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 from rich.table import Table
 
-from service.cli.options import bad_input_exits, home_option, plain_console
+from service.cli.options import PATH, home_option, plain_console
 from service.home.location import open_folder
+from service.http.audit import COMMAND_LINE, Audit
+from service.http.tokens import TokenFile
 
 
 @click.command()
 @home_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=8080,
-    show_default=True,
-    help="Port to listen on; 0 picks a free one.",
-)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8080, help="Port to listen on; 0 picks a free one.")
 @click.option(
     "--cluster",
     envvar="OEC_CLUSTER",
     show_envvar=True,
     help="Dashboard of a Ray cluster; default: a local Ray cluster.",
 )
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Folder that studies may read data from; default: HOME/data."
-)
-@click.option("--max-active", type=int, help="Studies that may run at the same time; default: 4.")
-@click.option("--max-cells", type=int, help="Maximum number of cells in a study; default: 2,000.")
-@click.option("--rate", type=float, help="Requests per second and token; default: 10.")
-@click.option("--burst", type=int, help="Requests that a token may make in a burst; default: 40.")
+@click.option("--data-root", type=PATH, help="Folder that studies may read data from; default: HOME/data.")
+@click.option("--max-active", type=click.IntRange(1), help="Studies that may run at the same time; default: 4.")
+@click.option("--max-cells", type=click.IntRange(1), help="Maximum number of cells in a study; default: 2,000.")
 @click.option("--stop-ray", is_flag=True, help="Stop the local Ray cluster that an earlier service started, and exit.")
-@bad_input_exits
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:
     """Serve studies over HTTP: API, web page and metrics. Requires tokens, see `oec token add`."""
     place = open_folder(home)
@@ -45,10 +35,11 @@ def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> Non
 
         click.echo("the local Ray cluster has stopped" if stop_head(place) else "this home has no running Ray cluster")
         return
+    from service.http.models import Settings
     from service.http.server import serve as listen
-    from service.http.settings import Settings
 
-    listen(place, host, port, Settings.from_options(limits), plain_console())
+    settings = Settings(**{name: value for name, value in limits.items() if value is not None})
+    listen(place, host, port, settings, plain_console())
 
 
 @click.group()
@@ -60,19 +51,11 @@ def token() -> None:
 @click.argument("name")
 @home_option
 @click.option(
-    "--role",
-    type=click.Choice(["read", "run"]),
-    default="read",
-    show_default=True,
-    help="read may only look; run may also change.",
+    "--role", type=click.Choice(["read", "run"]), default="read", help="read may only look; run may also change."
 )
 @click.option("--days", type=int, help="Days until the token expires; default: never.")
-@bad_input_exits
 def add_token(name: str, home: str, role: Literal["read", "run"], days: int | None) -> None:
     """Create a token and print it. It is shown only once, because the home stores only its hash."""
-    from service.http.audit import COMMAND_LINE, Audit
-    from service.http.tokens import TokenFile
-
     place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token add", f"{name} ({role})"):
         click.echo(TokenFile(place).add(name, role, days))
@@ -81,12 +64,8 @@ def add_token(name: str, home: str, role: Literal["read", "run"], days: int | No
 @token.command("remove")
 @click.argument("name")
 @home_option
-@bad_input_exits
 def remove_token(name: str, home: str) -> None:
     """Revoke a token, immediately and for every service of the home."""
-    from service.http.audit import COMMAND_LINE, Audit
-    from service.http.tokens import TokenFile
-
     place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token remove", name):
         TokenFile(place).remove(name)
@@ -94,11 +73,8 @@ def remove_token(name: str, home: str) -> None:
 
 @token.command("list")
 @home_option
-@bad_input_exits
 def list_tokens(home: str) -> None:
     """List tokens with name, role, and expiration date."""
-    from service.http.tokens import TokenFile
-
     table = Table("name", "role", "created", "expires")
     for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"

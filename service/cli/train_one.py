@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
@@ -12,26 +15,19 @@ from service.home.data import prepare_tokens
 from service.home.layout import Home
 
 
-def train_one(
-    study: Study,
-    home: Home,
-    scale: str | None,
-    attention_norm: str | None,
-    method: str,
-    gamma: float | None,
-    lr: float,
-    seed: int,
-    console: Console,
-) -> None:
+def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Console) -> None:
     """Train one cell of ``study`` and print its rows and its result.
 
+    Args:
+        choice: method, gamma, lr, seed, scale and attention norm; None for the default.
+
     Raises:
-        InvalidInput: a field of the cell would not be valid in a study.
+        InvalidInput: a field of the cell would not be valid in a study; see ``device_of``.
     """
-    choice = {"method": method} | ({} if gamma is None else {"gamma": (gamma,)})
-    one = study.model_dump() | {"methods": [choice], "lrs": [lr], "seeds": [seed], "scales": [scale or study.scales[0]]}
-    one["attention_norms"] = [attention_norm or study.attention_norms[0]]
-    checked = Study.validate_fields(one)
+    gammas = None if choice["gamma"] is None else (choice["gamma"],)
+    one = study.model_dump() | {"methods": [{"method": choice["method"], "gamma": gammas}]}
+    one |= {name + "s": [choice[name] or one[name + "s"][0]] for name in ("scale", "attention_norm")}
+    checked = Study.validate_fields(one | {"lrs": [choice["lr"]], "seeds": [choice["seed"]]})
     import torch  # takes seconds
 
     from trainers.loop import Trainer
@@ -42,9 +38,8 @@ def train_one(
     tokens = prepare_tokens(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
     console.print(f"cell {cell.id}: {cell.label}")
-    trainer = Trainer(
-        World.single(device_of(checked)), tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches
-    )
+    world = World.single(device_of(checked))
+    trainer = Trainer(world, tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches)
 
     def print_row(row: Row) -> None:
         shown = ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second")
@@ -59,8 +54,8 @@ def train_one(
         keep_weights=checked.keep_weights,
         on_row=print_row,
     )
-    identity = {"cell": cell.id, **{name: getattr(cell, name) for name in columns_from("cell")}}
-    for name, value in {**identity, "state": result.state, **result.record()}.items():
+    factors = {name: getattr(cell, name) for name in columns_from("cell")}
+    for name, value in {"cell": cell.id, **factors, "state": result.state, **result.record()}.items():
         console.print(f"{name:>20}  {value}", soft_wrap=True, highlight=False)
 
 
@@ -74,7 +69,6 @@ def device_of(study: Study) -> str:
 
     gpus = study.resources.gpus_per_worker
     if gpus and not torch.cuda.is_available():
-        raise InvalidInput(
-            "resources.gpus_per_worker", gpus, "requires an accelerator, and this machine has none", "set it to 0"
-        )
+        problem = "requires an accelerator, and this machine has none"
+        raise InvalidInput("resources.gpus_per_worker", gpus, problem, "set it to 0")
     return "cuda" if gpus else "cpu"

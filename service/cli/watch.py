@@ -1,28 +1,27 @@
-"""``oec watch``: a study while it runs, from its ledger and its cells' metrics alone.
+"""``oec status`` and ``oec watch``: where studies stand, from their ledgers and the metrics of their cells alone.
 
-It holds no lock and writes only the page, so any number of people can watch, on any machine that can read the home.
+They hold no lock and write only the page, so any number of people can watch, on any machine that can read the home.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from statistics import mean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from search_spaces.methods import label
-from search_spaces.record import TERMINAL
+from search_spaces.record import STATES, TERMINAL
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
-from service.home.live_rows import LiveRows
-from service.home.studies import is_running, read_ledger, require_study
+from service.home.studies import LiveRows, is_running, read_ledger, require_study, with_ledger
 from service.pace import Pace, clock_time
 
 EVERY_S = 2.0
@@ -32,6 +31,33 @@ PAGE_SHARE = 20
 MARKS = {"diverged": "×", "crashed": "!", "pruned": "–", "planned": "·"}
 """Shown in place of a loss."""
 LEGEND = "loss · planned  × diverged  ! crashed  – pruned; dim: the latest loss of running cells"
+
+
+def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:
+    """Cells by state, one line per study; with ``cells``, one line per cell; then every crash with its reason.
+
+    Raises:
+        InvalidInput: the home has no such study.
+    """
+    if study is not None:
+        require_study(home, study)
+    ledgers = [read_ledger(home, name) for name in ([study] if study else with_ledger(home))]
+    summary = Table("study", *STATES)
+    for ledger in ledgers:
+        counts = ledger.counts()
+        summary.add_row(ledger.study, *(str(counts[state]) for state in STATES))
+    yield summary
+    entries = [entry for ledger in ledgers for entry in ledger.entries.values()]
+    if cells:
+        table = Table("cell", "what", "state", "val loss", "train time")
+        for entry in entries:
+            loss, seconds = entry.result.val_loss, entry.result.train_seconds
+            shown = ("" if loss is None else f"{loss:.4f}", "" if seconds is None else clock_time(seconds))
+            table.add_row(entry.id, entry.cell.label, entry.state, *shown)
+        yield table
+    for entry in entries:
+        if entry.state == "crashed":
+            yield f"{entry.id} {entry.cell.label} crashed:\n{entry.result.reason}"
 
 
 class LivePage:
@@ -67,20 +93,17 @@ def watch(
     require_study(home, study)
     view = StudyView(home, study)
     pages = LivePage(home, study, console) if page else None
-    if once or not (console.is_terminal or pages):
-        running = is_running(home, study)
-        console.print(view.draw(running))
-        if pages:
-            pages.write(running)
-        return
-    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+    follow = not once and (console.is_terminal or pages is not None)
+    with Live(console=console, auto_refresh=False) if follow and console.is_terminal else nullcontext() as live:
         while True:
             running = is_running(home, study)  # before the ledger is read, so that the last drawing shows the end
             if live:
                 live.update(view.draw(running), refresh=True)
+            elif not follow:
+                console.print(view.draw(running))
             if pages:
                 pages.write(running)
-            if not running:
+            if not (running and follow):
                 return
             time.sleep(every_s)
 
@@ -94,10 +117,7 @@ class StudyView:
         self._rows = LiveRows(home, study)
 
     def draw(self, running: bool) -> RenderableType:
-        """
-        Args:
-            running: whether a driver is at work on the study.
-        """
+        """``running``: whether a driver is at work on the study."""
         copies.pull(self._home, self._study)
         if self._ledger.path.stat().st_size < self._ledger.size:  # a study that never started was replaced
             self._ledger = read_ledger(self._home, self._study)
@@ -113,10 +133,8 @@ class StudyView:
 
     def _curves(self, grid: list[Entry]) -> Table:
         lrs = sorted({entry.cell.lr for entry in grid})
-        title = f"{self._study}: final loss by learning rate"
-        table = Table("", *(f"{lr:g}" for lr in lrs), box=SIMPLE_HEAD, title=title)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        columns = (Column(f"{lr:g}", justify="right") for lr in lrs)
+        table = Table("", *columns, box=SIMPLE_HEAD, title=f"{self._study}: final loss by learning rate")
         curves: dict[str, dict[float, list[Entry]]] = {}
         for entry in grid:
             cell = entry.cell

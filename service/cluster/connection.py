@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 from search_spaces.errors import InvalidInput
@@ -62,15 +63,11 @@ def configure_ray() -> None:
 
 
 def connect(
-    address: str | None,
-    log: Callable[[str], None] = logger.info,
-    is_interrupted: Callable[[], bool] = lambda: False,
+    address: str | None, log: Callable[[str], None] = logger.info, is_interrupted: Callable[[], bool] = lambda: False
 ) -> None:
     """Join the cluster at ``address``, or start a local cluster with all cores of this machine.
 
-    Args:
-        log: see ``start_local_cluster``.
-        is_interrupted: see ``start_local_cluster``.
+    ``start_local_cluster`` describes the other arguments.
 
     Raises:
         InvalidInput: there is no cluster at the address, or no local cluster starts.
@@ -87,13 +84,13 @@ def connect(
         return
     try:
         check_port(joined)
+        host, _, port = joined.rpartition(":")
+        if host in (LOOPBACK, "localhost"):  # processes on other nodes need the address of this one
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        environment = cluster_environment(f"{host}:{port}" if host else joined)
         with chdir(PACKAGE_ROOT):
-            ray.init(
-                address=joined,
-                runtime_env={"env_vars": cluster_environment(routable_address(joined))},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            runtime_env = {"env_vars": environment}
+            ray.init(address=joined, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
         remedy = "start the cluster, or omit the address to use a local cluster"
@@ -113,16 +110,14 @@ def ensure_private_token() -> None:
     path = Path.home() / ".ray" / "auth_token"
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(path, "x", opener=partial(os.open, mode=0o600)) as file:
+            file.write(secrets.token_hex(32))
     except FileExistsError:
         path.chmod(0o600)
-        return
     except OSError as error:
         problem = f"is not writable ({error.strerror}), and Ray keeps its token there"
         remedy = "set HOME to a writable folder, or RAY_AUTH_TOKEN to a secret of your own"
         raise InvalidInput("HOME", str(path.parent), problem, remedy) from error
-    with os.fdopen(file, "w") as out:
-        out.write(secrets.token_hex(32))
 
 
 def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[], bool]) -> None:
@@ -147,7 +142,7 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
         log(f"starting Ray on {cores} cores of this machine{suffix}")
         port = free_port()
         inherited = {"RAY_GCS_SERVER_PORT": str(port), **cluster_environment(f"{LOOPBACK}:{port}")}
-        before = {variable: os.environ.get(variable) for variable in inherited}
+        before = {variable: os.environ[variable] for variable in inherited if variable in os.environ}
         os.environ.update(inherited)
         watch = ray_start.StartWatch(folder, log)
         try:
@@ -169,17 +164,14 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
             if permanent := ray_start.permanent_error(cause, name, folder):
                 raise permanent from error
             if attempt == MAX_START_ATTEMPTS:
-                remedy = "check that the machine has free memory and CPU time, and run the same command again"
-                problem = f"could not start a local Ray cluster ({ray_start.one_line(cause)})"
-                raise InvalidInput("--address", None, problem, remedy) from error
+                raise ray_start.start_error("--address", cause, "and run the same command again") from error
             log(f"Ray did not start: {ray_start.one_line(cause)}")
             if is_interrupted():
                 return
         finally:
-            for variable, value in before.items():
+            for variable in inherited:
                 os.environ.pop(variable)
-                if value is not None:
-                    os.environ[variable] = value
+            os.environ.update(before)
 
 
 def cluster_environment(address: str) -> dict[str, str]:
@@ -189,16 +181,6 @@ def cluster_environment(address: str) -> dict[str, str]:
     If that is the wrong cluster, it takes the worker group for dead.
     """
     return {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": ""}  # the second one would take precedence
-
-
-def routable_address(address: str) -> str:
-    """Replace a loopback host with this node's own address as Ray knows it; other addresses are returned unchanged."""
-    import ray
-
-    host, colon, port = address.rpartition(":")
-    if not colon or host not in (LOOPBACK, "localhost"):
-        return address
-    return f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
 
 
 def free_port() -> int:
@@ -249,22 +231,13 @@ def local_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def local_gpus() -> int:
-    """The number of GPUs of this machine, as a local cluster counts them; without importing torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
 def local_nodes() -> list[Node]:
-    """The nodes of a local cluster."""
-    return [{"CPU": local_cores(), "GPU": local_gpus()}]
+    """The nodes of a local cluster, with its GPUs as Ray counts them; without importing torch."""
+    return [{"CPU": local_cores(), "GPU": len(list(Path("/proc/driver/nvidia/gpus").glob("*")))}]
 
 
 def cluster_nodes(text: str) -> list[Node]:
-    """The nodes of the cluster that ``text`` describes (see ``parse_nodes``) or that has this address.
-
-    Raises:
-        InvalidInput: see ``parse_nodes`` and ``connect``.
-    """
+    """The nodes of the cluster that ``text`` describes (see ``parse_nodes``) or that has this address (``connect``)."""
     if "=" in text or ":" not in text:
         return parse_nodes(text)
     connect(text)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,23 +21,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.cluster.entrypoint import EXIT_COMMAND_NOT_FOUND, entrypoint_command, portable_home
-from service.cluster.job_client import connect_client, dashboard_url
+from service.cluster.connection import configure_ray
 from service.cluster.working_dir import WorkingDir
 from service.exit_codes import INTERRUPTED
+from service.home.location import local_folder
+from trainers.storage.bucket import is_bucket, validate_url
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 Status = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
-ACTIVE_STATUSES: tuple[Status, ...] = ("PENDING", "RUNNING")
 
+CONNECT_TIMEOUT_S = 5.0
 LOG_LOST_S, LOG_RETRY_S = 60.0, 2.0
 """How long the cluster may be unreachable while a log is followed, and the pause between two attempts."""
 LOG_IDLE_S = 30.0
 """After this time without output, a followed log is requested again: a dead connection may never report its end."""
 STOP_GRACE_S = 60
 """How long a stopped driver may take to save its state. Ray's default is 3 s, which is too short for that."""
+MAX_COMMAND_BYTES = 100_000
+"""The operating system's limit is 131,071 bytes per argument."""
+EXIT_COMMAND_NOT_FOUND = 127
+"""Exit code of a shell that does not find ``oec``."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +65,7 @@ class JobInfo:
 
     @property
     def is_active(self) -> bool:
-        return self.status in ACTIVE_STATUSES
+        return self.status in ("PENDING", "RUNNING")
 
 
 class Jobs:
@@ -68,11 +75,14 @@ class Jobs:
         address: the cluster's dashboard, ``http://HOST:8265``.
 
     Raises:
-        InvalidInput: see ``connect_client``.
+        InvalidInput: the address has another scheme, or see ``connect_client``.
     """
 
     def __init__(self, address: str) -> None:
-        self.address = dashboard_url(address)
+        url = address if "://" in address else f"http://{address}"
+        if not url.startswith(("http://", "https://")):
+            raise InvalidInput("--cluster", address, "is not the address of a Ray dashboard", "give http://HOST:8265")
+        self.address = url.rstrip("/")
         self._client = connect_client(self.address)
 
     def submit(
@@ -81,18 +91,17 @@ class Jobs:
         *,
         home: str | None,
         retry_crashed: bool = False,
-        environment: Mapping[str, str] = {},
         working_dir: WorkingDir | None = None,
         driver_resource: str | None = None,
         driver_labels: Mapping[str, str] = {},
     ) -> str:
         """Start ``oec run`` for a study on the cluster, and return the job's id.
 
-        The driver reserves no core and no accelerator. It runs on the head unless a resource or labels are given.
+        The driver reserves no core and no accelerator. It runs on the head unless a resource or labels are given. It
+        uses the MLflow store that this process is set to.
 
         Args:
             home: an absolute path on storage that every node sees, or a bucket; default: the cluster's ``OEC_HOME``.
-            environment: environment variables of the driver and all workers.
             working_dir: sources that run in place of the installed package.
             driver_resource: a Ray resource that the driver's node must have.
             driver_labels: Ray labels that the driver's node must have.
@@ -101,12 +110,9 @@ class Jobs:
             InvalidInput: the study cannot run on another machine, or an active job runs it in the same home.
         """
         home = portable_home(study, home)
-        variables = {
-            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
-            **environment,
-            **({"OEC_HOME": home} if home else {}),
-        }
-        runtime_env: dict[str, Any] = {"env_vars": variables}
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S), "OEC_HOME": home}
+        variables["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI")
+        runtime_env: dict[str, Any] = {"env_vars": {name: value for name, value in variables.items() if value}}
         job = {
             "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed),
             "runtime_env": runtime_env,
@@ -130,9 +136,8 @@ class Jobs:
                 if other.is_active and (other.study, other.home) == (study.name, home):
                     remedy = f"`oec logs {other.id} --follow` shows its output, `oec stop {study.name}` ends it"
                     raise InvalidInput("STUDY", study.name, f"is already running as job {other.id}", remedy)
-            attempts = [
-                attempt_number(other.id) for other in jobs if (other.study, other.hash) == (study.name, study.hash)
-            ]
+            same = [other.id for other in jobs if (other.study, other.hash) == (study.name, study.hash)]
+            attempts = [int(number) for number in (id.rpartition("-")[2] for id in same) if number.isdecimal()]
             id = f"oec-{study.name}-{study.hash}-{max(attempts, default=0) + 1}"
             try:
                 with self._client_errors():
@@ -150,10 +155,7 @@ class Jobs:
         return sorted(found, key=lambda job: (job.submitted or datetime.min.replace(tzinfo=UTC), job.id), reverse=True)
 
     def get(self, id: str) -> JobInfo:
-        """
-        Raises:
-            InvalidInput: ``oec`` has not submitted such a job.
-        """
+        """The job with this id. Raises InvalidInput if ``oec`` has not submitted it."""
         for job in (jobs := self.all()):
             if job.id == id:
                 return job
@@ -232,10 +234,69 @@ class Jobs:
             raise InvalidInput("--cluster", self.address, f"failed the request ({last_line})", remedy) from error
 
 
-def attempt_number(id: str) -> int:
-    """The number at the end of a job's id."""
-    number = id.rpartition("-")[2]
-    return int(number) if number.isdecimal() else 0
+def connect_client(url: str) -> JobSubmissionClient:
+    """Connect Ray's client to the dashboard at ``url``, and check that it answers.
+
+    Raises:
+        InvalidInput: nothing answers within ``CONNECT_TIMEOUT_S``, the server is not Ray, or it rejects the token.
+    """
+    configure_ray()
+    import requests
+
+    address_remedy = "give the address of the cluster's dashboard, http://HOST:8265"
+    try:
+        requests.get(f"{url}/api/version", timeout=CONNECT_TIMEOUT_S)  # Ray's client itself has no timeout
+    except requests.exceptions.RequestException as error:
+        raise InvalidInput("--cluster", url, f"does not answer ({type(error).__name__})", address_remedy) from error
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # otherwise RAY_ADDRESS would override the argument
+    try:
+        client = JobSubmissionClient(url)
+        client.list_jobs()
+    except AuthenticationError as error:
+        remedy = "set RAY_AUTH_TOKEN to the token that the cluster was started with, or put it into ~/.ray/auth_token"
+        raise InvalidInput("--cluster", url, "rejects the token", remedy) from error
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        problem = f"is not a Ray cluster ({type(error).__name__})"
+        raise InvalidInput("--cluster", url, problem, address_remedy) from error
+    return client
+
+
+def entrypoint_command(study: Study, *, retry_crashed: bool) -> str:
+    """The shell command that contains the study and runs it.
+
+    Raises:
+        InvalidInput: the study is too long for a command.
+    """
+    command = f"printf %s {shlex.quote(study.to_yaml())} | oec run -" + (" --retry-crashed" if retry_crashed else "")
+    if len(command.encode()) > MAX_COMMAND_BYTES:
+        remedy = "put the file on the cluster's storage, and run `ray job submit -- oec run FILE`"
+        raise InvalidInput("STUDY", study.name, f"is longer than {MAX_COMMAND_BYTES:,} bytes", remedy)
+    return command
+
+
+def portable_home(study: Study, home: str | None) -> str | None:
+    """Check that the paths of the study and the home mean the same on the cluster as here.
+
+    Returns:
+        The home as a plain path or as the URL of a bucket; None if none was given.
+
+    Raises:
+        InvalidInput: a path is relative, so it would lead elsewhere on the cluster; or ``home`` is not valid.
+    """
+    paths = {"data.path": study.data.path, "data.validation": study.data.validation}
+    if home and is_bucket(home):
+        normalized: str | None = validate_url(home)
+    else:
+        normalized = paths["--home"] = str(local_folder(home)) if home else None
+    for field, path in paths.items():
+        if path and not Path(path).is_absolute():
+            remedy = "give an absolute path on storage that every node of the cluster sees"
+            raise InvalidInput(field, path, "is a relative path, which leads elsewhere on the cluster", remedy)
+    return normalized
 
 
 def _job_info(job: JobDetails) -> JobInfo:

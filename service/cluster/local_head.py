@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -23,14 +25,7 @@ from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 from service.background import wait_until
 from service.cluster import ray_start
-from service.cluster.connection import (
-    LOOPBACK,
-    check_port,
-    configure_ray,
-    ensure_private_token,
-    free_port,
-    local_cores,
-)
+from service.cluster.connection import LOOPBACK, check_port, configure_ray, ensure_private_token, free_port, local_cores
 from service.home.layout import Home
 from trainers.storage.files import write_atomically
 
@@ -108,11 +103,7 @@ def terminate(head: Head) -> None:
 
 
 def start_head(home: Home) -> Head:
-    """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token.
-
-    Raises:
-        InvalidInput: see ``ray_start.check_folder``.
-    """
+    """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token."""
     configure_ray()
     name, parent = ray_start.temporary_folder()
     ray_start.check_folder(name, parent)
@@ -128,15 +119,8 @@ def start_head(home: Home) -> Head:
     environment = {**os.environ, "PATH": path, "OEC_HOME": str(home.path)}
     environment.pop("RAY_ADDRESS", None)
     with (folder / LOG).open("wb") as log_file:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-            cwd=folder,
-            start_new_session=True,
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log_file, "stderr": log_file}
+        process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, **streams)
     dashboard = f"http://{LOOPBACK}:{dashboard_port}"
     start_ticks = process_start_ticks(process.pid) or 0
     return Head(pid=process.pid, start_ticks=start_ticks, dashboard=dashboard, folder=folder)
@@ -160,12 +144,8 @@ def wait_until_ready(head: Head, log: Callable[[str], None]) -> None:
             log_file = head.folder / LOG
             output = log_file.read_text(errors="replace").strip() if log_file.is_file() else ""
             cause = error or ray_start.failure_cause(output, [logs]) or output.rpartition("\n")[2] or "no output"
-            name, parent = ray_start.temporary_folder()
-            if permanent := ray_start.permanent_error(cause, name, parent):
-                raise permanent
-            remedy = "check that the machine has free memory and CPU time, or give --cluster"
-            problem = f"could not start a local Ray cluster ({ray_start.one_line(cause)})"
-            raise InvalidInput("--cluster", None, problem, remedy)
+            permanent = ray_start.permanent_error(cause, *ray_start.temporary_folder())
+            raise permanent or ray_start.start_error("--cluster", cause, "or give --cluster")
         if now - last_notice >= ray_start.STILL_STARTING_S:
             last_notice = now
             log(f"Ray is still starting after {now - start:.0f} s; logs: {logs}")
@@ -173,17 +153,13 @@ def wait_until_ready(head: Head, log: Callable[[str], None]) -> None:
 
 
 def is_reachable(dashboard: str) -> bool:
-    try:
+    with suppress(OSError):
         check_port(dashboard.removeprefix("http://"))
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def process_start_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if it has exited or never existed."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
+    stat = ray_start.process_stat(pid)
+    return int(stat[19]) if stat else None

@@ -17,7 +17,6 @@ Node = Mapping[str, float]
 """The resources of a node: ``CPU``, ``GPU`` and, where it is known, ``memory`` in bytes, as Ray names them."""
 
 KINDS = ("CPU", "GPU")
-NODES_PATTERN = re.compile(r"(?:(?P<nodes>[1-9]\d*)x)?(?P<each>.+)", re.DOTALL)
 TRIAL_MEMORY = 512 * 2**20
 """Bytes that a trial's actor reserves. It reserves no core: the cores are for its workers."""
 
@@ -28,17 +27,12 @@ def parse_nodes(text: str) -> list[Node]:
     Raises:
         InvalidInput: the text has another form.
     """
-    match = NODES_PATTERN.fullmatch(text)
-    node = {}
-    for part in match["each"].split(",") if match else [""]:
-        kind, _, number = part.partition("=")
-        if kind.strip() not in KINDS or not number.strip().isdecimal():
-            remedy = (
-                "write CPU=64,GPU=8, 4xCPU=16,GPU=2 for four such nodes, or the address of a Ray cluster, host:6379"
-            )
-            raise InvalidInput("--cluster", text, "is not a valid description of a cluster", remedy)
-        node[kind.strip()] = float(number)
-    return [node] * int(match["nodes"] or 1) if match else []
+    part = rf"\s*({'|'.join(KINDS)})\s*=\s*(\d+)\s*"
+    match = re.fullmatch(rf"(?:([1-9]\d*)x)?({part}(?:,{part})*)", text)
+    if not match:
+        remedy = "write CPU=64,GPU=8, 4xCPU=16,GPU=2 for four such nodes, or the address of a Ray cluster, host:6379"
+        raise InvalidInput("--cluster", text, "is not a valid description of a cluster", remedy)
+    return [{kind: float(number) for kind, number in re.findall(part, match[2])}] * int(match[1] or 1)
 
 
 def joined_nodes() -> list[Node]:
@@ -115,20 +109,15 @@ def _does_not_fit(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInpu
     for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
         total, need = sum(int(node.get(kind, 0)) for node in nodes), workers * each
         if each and need > total:
-            return InvalidInput(
-                "resources.workers",
-                workers,
-                f"is more than the cluster can run: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}",
-                f"use at most {int(total // each)} workers"
-                if total >= each
-                else f"use a cluster with {kind}s, or set resources.autoscale for one that starts nodes",
-            )
-    slots = sum(workers_on(resources, node) for node in nodes)
-    takes = f"{resources.cpus_per_worker} CPU"
-    takes += f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
-    return InvalidInput(
-        "resources.workers",
-        workers,
-        f"is more than the nodes can run: each worker takes {takes} on one node, and the nodes have room for {slots}",
-        f"use at most {slots} workers" if slots else "use larger nodes, or fewer resources per worker",
-    )
+            problem = f"the cluster can run: {workers} workers x {each:g} {kind} = {need:g} {kind}, of {total}"
+            most = int(total // each)
+            remedy = f"use a cluster with {kind}s, or set resources.autoscale for one that starts nodes"
+            break
+    else:
+        takes = f"{resources.cpus_per_worker} CPU"
+        takes += f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+        most = sum(workers_on(resources, node) for node in nodes)
+        problem = f"the nodes can run: each worker takes {takes} on one node, and the nodes have room for {most}"
+        remedy = "use larger nodes, or fewer resources per worker"
+    remedy = f"use at most {most} workers" if most else remedy
+    return InvalidInput("resources.workers", workers, f"is more than {problem}", remedy)

@@ -22,19 +22,13 @@ POLL_S = 0.5
 """How often the dashboard's log is read."""
 STILL_STARTING_S = 30.0
 """How often a user is told that Ray is still starting."""
-TERMINATE_TIMEOUT_S = 5.0
 
 LOG_ERROR = re.compile(r"^\[[^\]]* (?P<level>[CE]) \d+ \d+\] \(\w+\) [\w.]+:\d+: +(?P<text>.*)$", re.MULTILINE)
 """A line in a log of Ray's C++ processes: an error (``E``), or the failed check that ended the process (``C``)."""
 BOILERPLATE = re.compile(r"An unexpected system state has occurred\..*Check failed: ")
 EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*$", re.MULTILINE)
 """The last line of a Python traceback."""
-DASHBOARD_FAILED = "failed with the following error"
-"""What the dashboard logs before it exits, or before it hangs if files of its web page are missing."""
-ERROR_FILES = ("gcs_server.err", "raylet.err", "dashboard.err")
-MAX_CHARACTERS = 300
 
-SHORT_PATH_REMEDY = "set RAY_TMPDIR to a folder with a short path, such as /tmp"
 REINSTALL_REMEDY = "reinstall Ray: pip install --force-reinstall 'ray[default,tune,train]'"
 MEMORY_REMEDY = "free memory or raise the limit (ulimit -v, or the container's), and run the same command again"
 SHM_REMEDY = "free or enlarge /dev/shm (--shm-size for a container), or set RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
@@ -73,13 +67,14 @@ def failure_cause(output: str, log_folders: Iterable[Path] = ()) -> str | None:
         output: the message of the exception, or what ``ray start`` printed.
         log_folders: the folders with the logs of the processes, which are read if ``output`` has no error.
     """
-    texts = [output, *(_tail(folder / name) for folder in log_folders for name in ERROR_FILES)]
+    files = ("gcs_server.err", "raylet.err", "dashboard.err")
+    texts = [output, *(_tail(folder / name) for folder in log_folders for name in files)]
     return next(filter(None, map(_last_error, texts)), None)
 
 
 def one_line(message: str) -> str:
     """Shorten a message to one line; some messages of Ray fill a screen."""
-    return textwrap.shorten(message, MAX_CHARACTERS, placeholder=" ...")
+    return textwrap.shorten(message, 300, placeholder=" ...")
 
 
 def _last_error(text: str) -> str | None:
@@ -111,7 +106,7 @@ def permanent_error(cause: str, name: str, folder: Path) -> InvalidInput | None:
     if match := re.search(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)", cause):
         length, limit = len(match[2].encode()), match[1]
         problem = f"is too long: the path of a Ray socket in it has {length} bytes, and the limit is {limit}"
-        return InvalidInput(name, str(folder), problem, SHORT_PATH_REMEDY)
+        return InvalidInput(name, str(folder), problem, "set RAY_TMPDIR to a folder with a short path, such as /tmp")
     if match := re.search(r"No module named '([\w.]+)'|ImportError: (.+)|with missing packages", cause):
         return InvalidInput("ray", match[1] or match[2] or "dashboard", "cannot be imported by Ray", REINSTALL_REMEDY)
     if re.search(r"/dev/shm|[Pp]lasma.*(does not exist|No space left)", cause) and "Cannot allocate" not in cause:
@@ -131,25 +126,29 @@ def permanent_error(cause: str, name: str, folder: Path) -> InvalidInput | None:
     return None
 
 
+def start_error(field: str, cause: str, remedy: str) -> InvalidInput:
+    """The error to raise when no further attempt to start Ray is made."""
+    problem = f"could not start a local Ray cluster ({one_line(cause)})"
+    return InvalidInput(field, None, problem, f"check that the machine has free memory and CPU time, {remedy}")
+
+
 def dashboard_error(logs: Path) -> str | None:
     """The error with which the dashboard failed to start; None if it has logged none.
 
-    The dashboard does not always exit after that error, and Ray would wait minutes for its address.
+    If files of its web page are missing, it hangs after that error, and Ray would wait minutes for its address.
     """
     text = _tail(logs / "dashboard.log")
-    return _last_error(text) if DASHBOARD_FAILED in text else None
+    return _last_error(text) if "failed with the following error" in text else None
 
 
 class StartWatch(BackgroundThread):
     """Runs during ``ray.init``: reports that Ray is still starting, and kills a dashboard that has failed and hangs, so
-    that ``ray.init`` raises. ``terminate`` ends the processes of a failed start that ``ray.shutdown`` does not know."""
+    that ``ray.init`` raises. ``terminate`` ends the processes of a failed start that ``ray.shutdown`` does not know.
+
+    ``folder`` is Ray's temporary folder, and ``log`` receives one line for the user at a time.
+    """
 
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
-        """
-        Args:
-            folder: Ray's temporary folder.
-            log: receives one line for the user at a time.
-        """
         super().__init__("ray-start-watch")
         self._folder, self._log = folder / "ray", log
         self._earlier_processes, self._earlier_sessions = child_processes(), set(self._sessions())
@@ -163,7 +162,7 @@ class StartWatch(BackgroundThread):
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self._processes():
                 os.kill(pid, number)
-            wait_until(lambda: not self._processes(), TERMINATE_TIMEOUT_S, 0.1)
+            wait_until(lambda: not self._processes(), 5.0, 0.1)
 
     def _sessions(self) -> list[Path]:
         return sorted(self._folder.glob(f"session_*_{os.getpid()}"))
@@ -188,12 +187,14 @@ class StartWatch(BackgroundThread):
 
 def child_processes() -> set[int]:
     """The running child processes of this one; empty on a system without ``/proc``."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):  # the process has just exited
-            continue
-        if int(parent) == os.getpid() and state != "Z":
-            found.add(int(stat.parent.name))
-    return found
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return {pid for pid in pids if (stat := process_stat(pid)) and int(stat[1]) == os.getpid()}
+
+
+def process_stat(pid: int) -> list[str] | None:
+    """The fields of ``/proc/PID/stat`` that follow the name; None if the process has exited or never existed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else fields

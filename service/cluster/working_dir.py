@@ -17,26 +17,11 @@ from search_spaces.errors import InvalidInput
 
 ALWAYS_IGNORED = GitIgnoreSpec.from_lines(
     [
-        ".git",
-        ".venv",
-        "venv/",
-        "node_modules/",
-        "__pycache__/",
-        "*.egg-info/",
-        ".*_cache/",
-        "/data/",
-        "/mlruns/",
-        "*.bin",
-        "*.parquet",
-        "*.pt",
-        "*.safetensors",
-        "*.db",
+        ".git", ".venv", "venv/", "node_modules/", "__pycache__/", "*.egg-info/", ".*_cache/", "/data/", "/mlruns/",
+        "*.bin", "*.parquet", "*.pt", "*.safetensors", "*.db",
     ]
-)
+)  # fmt: skip
 """Version control, environments, caches, and data, which belongs on the cluster's storage."""
-IGNORE_FILES = (".gitignore", ".rayignore")
-MAX_FILES_NAMED = 5
-"""How many files the error for a large folder names."""
 MEGABYTE = 1_000_000
 
 
@@ -66,9 +51,10 @@ class WorkingDir:
         folder = folder.expanduser().resolve()
         if not folder.is_dir():
             raise InvalidInput("--working-dir", str(folder), "is not a folder", "give the folder with the sources")
-        found = cls(folder, {path: (folder / path).stat().st_size for path in sorted(files_to_upload(folder))})
+        files = sorted(files_to_upload(folder, ((folder, ALWAYS_IGNORED),)))
+        found = cls(folder, {file.relative_to(folder): file.stat().st_size for file in files})
         if found.megabytes > max_megabytes:
-            largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:MAX_FILES_NAMED]
+            largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:5]
             named = ", ".join(f"{path} ({found.sizes[path] / MEGABYTE:.1f} MB)" for path in largest)
             problem = f"is {found.megabytes:.1f} MB, above {max_megabytes:g} MB; the largest files are {named}"
             remedy = "list them in .rayignore, or raise --max-megabytes"
@@ -87,33 +73,21 @@ class WorkingDir:
         return path
 
 
-def files_to_upload(folder: Path) -> Iterator[Path]:
-    """Paths of the files to upload, relative to the folder. Symbolic links are skipped: they may lead anywhere."""
+def files_to_upload(folder: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
+    """The files to upload. Symbolic links are skipped: they may lead anywhere.
 
-    def walk(parent: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], ...]) -> Iterator[Path]:
-        own = tuple((parent, GitIgnoreSpec.from_lines(read_lines(parent / name))) for name in IGNORE_FILES)
-        rules = (*inherited, *own)
-        for path in parent.iterdir():
-            if path.is_symlink() or any(is_ignored(path, base, spec) for base, spec in rules):
-                continue
-            if path.is_dir():
-                if not is_home(path):
-                    yield from walk(path, rules)
-            elif path.is_file():
-                yield path.relative_to(folder)
-
-    return walk(folder, ((folder, ALWAYS_IGNORED),))
-
-
-def is_ignored(path: Path, base: Path, spec: GitIgnoreSpec) -> bool:
-    name = path.relative_to(base).as_posix()
-    return spec.match_file(f"{name}/" if path.is_dir() else name)
-
-
-def is_home(folder: Path) -> bool:
-    """Whether the folder is a home in which studies have run."""
-    return any(folder.glob("studies/*/ledger.jsonl"))
-
-
-def read_lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    Args:
+        inherited: the rules of the folders above, each with the folder that it is relative to.
+    """
+    files = [file for name in (".gitignore", ".rayignore") if (file := folder / name).is_file()]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    rules = (*inherited, *((folder, GitIgnoreSpec.from_lines(text.splitlines())) for text in texts))
+    for path in folder.iterdir():
+        slash = "/" if path.is_dir() else ""
+        names = ((spec, f"{path.relative_to(base).as_posix()}{slash}") for base, spec in rules)
+        if path.is_symlink() or any(spec.match_file(name) for spec, name in names):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not any(path.glob("studies/*/ledger.jsonl")):  # a home in which studies have run
+            yield from files_to_upload(path, rules)

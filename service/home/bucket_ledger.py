@@ -16,7 +16,6 @@ import logging
 import threading
 import time
 from bisect import bisect_right
-from typing import Literal
 
 from search_spaces.errors import InvalidInput
 from service.home.writer import BEAT_S, LOST_S, LedgerLocked, Writer
@@ -25,8 +24,7 @@ from trainers.storage.bucket import Bucket
 POLL_S = 0.5
 MERGE_OBJECTS = 256
 """This many objects of lines are merged into one, so that a long ledger is read in tens of requests, not thousands."""
-READ_TRIES = 5
-"""Reading is repeated if objects were merged in the meantime."""
+_lines_name, _writer_name = "{:010d}".format, "{:06d}".format
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +51,10 @@ class BucketLedger:
             LedgerLocked: another process is the writer.
             InvalidInput: the store ignores the condition that an object must not exist, on which this class relies.
         """
-        before = self._last_writer()
-        if before and not before[1].ended and self._is_alive(*before):
+        last, writer = self._last_writer()
+        if writer and not writer.ended and self._is_alive(last, writer):
             raise self._locked()
-        number = before[0] + 1 if before else 1
+        number = last + 1
         if not self._writers.create(_writer_name(number), self._record.model_dump_json().encode()):
             raise self._locked()
         if self._writers.create(_writer_name(number), b"{}"):
@@ -89,7 +87,7 @@ class BucketLedger:
         Args:
             before: the content at the last reading, so that only newer lines are requested.
         """
-        for _ in range(READ_TRIES):
+        for _ in range(5):  # reading is repeated if objects were merged in the meantime
             names = list(self._lines.names())
             known = before.count(b"\n")
             # The last known object may have been extended by a merge.
@@ -110,8 +108,7 @@ class BucketLedger:
 
     def writer(self) -> Writer | None:
         """The current or last writer; None if there was none."""
-        last = self._last_writer()
-        return last[1] if last else None
+        return self._last_writer()[1]
 
     def clear(self) -> None:
         """Remove every line."""
@@ -136,11 +133,11 @@ class BucketLedger:
             self._lines.remove(self._unmerged[1:])
         self._unmerged, self._unmerged_content = [], b""
 
-    def _last_writer(self) -> tuple[int, Writer] | None:
+    def _last_writer(self) -> tuple[int, Writer | None]:
         names = sorted(self._writers.names())
         content = self._writers.read(names[-1]) if names else None
         if content is None:
-            return None
+            return 0, None
         try:
             return int(names[-1]), Writer.model_validate_json(content)
         except ValueError as error:
@@ -154,8 +151,9 @@ class BucketLedger:
         deadline = time.monotonic() + LOST_S
         while time.monotonic() < deadline:
             time.sleep(POLL_S)
-            if (last := self._last_writer()) and (last[0] != number or last[1].beat != writer.beat or last[1].ended):
-                return not last[1].ended or last[0] != number
+            last, found = self._last_writer()
+            if found and (last != number or found.beat != writer.beat or found.ended):
+                return not found.ended or last != number
         return False
 
     def _beat_until_closed(self) -> None:
@@ -165,18 +163,10 @@ class BucketLedger:
             except OSError as error:  # writing the next line raises it, too
                 logger.warning("the writer of the ledger could not renew its record: %s", error)
 
-    def _beat(self, ended: Literal[True] | None = None) -> None:
-        update = {"beat": self._record.beat + 1, "at": time.time(), "ended": bool(ended)}
+    def _beat(self, *, ended: bool = False) -> None:
+        update = {"beat": self._record.beat + 1, "at": time.time(), "ended": ended}
         self._record = self._record.model_copy(update=update)
         self._writers.write(_writer_name(self._number), self._record.model_dump_json().encode())
 
     def _locked(self) -> LedgerLocked:
         return LedgerLocked.by(self.writer() or "unknown", self._study)
-
-
-def _lines_name(first: int) -> str:
-    return f"{first:010d}"
-
-
-def _writer_name(number: int) -> str:
-    return f"{number:06d}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from search_spaces.cell import Cell, CurveKey
 from search_spaces.errors import InvalidInput
 from search_spaces.record import NO_RESULT, STATES, TERMINAL, CellResult, Origin, Outcome, State, columns_from
 from service.home.bucket_ledger import BucketLedger
-from service.home.writer import LedgerLocked, lock
+from service.home.writer import LedgerLocked, Writer, lock
 
 FORMAT = 1
 CELL_COLUMNS = columns_from("cell")
@@ -41,17 +40,15 @@ class LedgerEvent:
     cell: str = ""
     """Id of the cell; empty for ``open``."""
     spec: Cell | None = None
-    """With ``planned``."""
     origin: Origin = "grid"
-    """With ``planned``."""
+    """``spec`` and ``origin``: with ``planned``."""
     result: CellResult | None = None
     """With a terminal state."""
     reused_from: str | None = None
     """With a terminal state: the study that trained the cell, if not this one."""
     study: str = ""
-    """With ``open``."""
     format: int = FORMAT
-    """With ``open``."""
+    """``study`` and ``format``: with ``open``."""
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> LedgerEvent:
@@ -104,14 +101,9 @@ class Entry:
 
     def record(self, study: str) -> dict[str, Any]:
         """The cell as one row of a table of runs."""
-        return {
-            "study": study,
-            "cell": self.id,
-            **{name: getattr(self.cell, name) for name in CELL_COLUMNS},
-            "state": self.state,
-            "origin": self.origin,
-            **self.result.record(),
-        }
+        cell = {name: getattr(self.cell, name) for name in CELL_COLUMNS}
+        own = {"study": study, "cell": self.id, **cell, "state": self.state, "origin": self.origin}
+        return own | self.result.record()
 
 
 class Ledger:
@@ -136,7 +128,7 @@ class Ledger:
             InvalidInput: the file is damaged before its last line.
             LedgerLocked: ``write``, and another process holds it.
         """
-        self.path, self.study = path, study
+        self.path, self.study, self._owner_file = path, study, path.with_suffix(".owner")
         self.entries: dict[str, Entry] = {}
         self.off_grid: list[Entry] = []
         """Cells that are not on the study's grid."""
@@ -144,7 +136,8 @@ class Ledger:
         self._changes: Counter[CurveKey] = Counter()
         self._scales: defaultdict[str, Counter[State]] = defaultdict(lambda: Counter(dict.fromkeys(STATES, 0)))
         """Cells by state, by scale. All states are keys from the start: progress iterates in its own thread."""
-        self._seq = 0
+        self.seq = 0
+        """Number of the last line."""
         self.size = 0
         """Bytes of the file that were read."""
         self._file: FileIO | None = None
@@ -152,14 +145,12 @@ class Ledger:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)  # a buffer would write the rest of a failed line later
-            self._lock()
-            if self._bucket_ledger:
-                self._take_over(self._bucket_ledger)
+            self._become_writer(self._file)
         if not unread and path.exists():
             self.refresh()
             if self._file:
                 self._file.truncate(self.size)
-        if self._file and self._seq == 0:
+        if self._file and self.seq == 0:
             self._append([{"event": "open", "study": study}])
 
     def __enter__(self) -> Ledger:
@@ -233,36 +224,23 @@ class Ledger:
         done = TERMINAL - {"crashed"} if retry_crashed else TERMINAL
         return [entry.cell for entry in self.entries.values() if entry.state not in done]
 
-    @property
-    def seq(self) -> int:
-        """Number of the last line."""
-        return self._seq
-
-    @property
-    def _owner_file(self) -> Path:
-        return self.path.with_suffix(".owner")
-
-    def _lock(self) -> None:
-        assert self._file is not None
+    def _become_writer(self, file: FileIO) -> None:
+        """Lock the file; with a bucket, become the writer there too, and start from its content."""
         try:
-            lock(self._file)
+            lock(file)
         except OSError as error:
             owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
-            self._file.close()
+            file.close()
             raise LedgerLocked.by(owner, self.study) from error
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._owner_file.write_text(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
-
-    def _take_over(self, bucket_ledger: BucketLedger) -> None:
-        """Become the writer in the bucket too, and start from its content."""
-        assert self._file is not None
-        try:
-            bucket_ledger.take()
-            self._file.truncate(0)
-            self._write(bucket_ledger.content())
-        except BaseException:
-            self.close()
-            raise
+        self._owner_file.write_text(str(Writer.this()))
+        if self._bucket_ledger:
+            try:
+                self._bucket_ledger.take()
+                file.truncate(0)
+                self._write(self._bucket_ledger.content())
+            except BaseException:
+                self.close()
+                raise
 
     def _append(self, events: Iterable[dict[str, Any]]) -> None:
         """Write events, given without number and time, as lines, durably; then apply them.
@@ -274,10 +252,10 @@ class Ledger:
         if self._file is None:
             raise ValueError(f"the ledger {self.path} was opened for reading")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        numbered = [LedgerEvent(seq=self._seq + i, at=now, **event) for i, event in enumerate(events, start=1)]
+        numbered = [LedgerEvent(seq=self.seq + i, at=now, **event) for i, event in enumerate(events, start=1)]
         content = "".join(json.dumps(event.to_json(), separators=(",", ":")) + "\n" for event in numbered).encode()
         if self._bucket_ledger and content:
-            self._bucket_ledger.append(self._seq + 1, content)
+            self._bucket_ledger.append(self.seq + 1, content)
         before = os.fstat(self._file.fileno()).st_size
         try:
             self._write(content)
@@ -298,24 +276,21 @@ class Ledger:
         """Apply and return every complete line."""
         whole = content.rfind(b"\n") + 1
         events = []
-        for number, line in enumerate(content[:whole].splitlines(), start=self._seq + 1):
+        for number, line in enumerate(content[:whole].splitlines(), start=self.seq + 1):
             try:
                 event = LedgerEvent.from_json(json.loads(line))
                 self._apply(event)
             except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInput(
-                    "ledger",
-                    f"{self.path}:{number}",
-                    f"is damaged ({type(error).__name__}: {error})",
-                    "restore the file from a backup, or remove that line if the cell may be trained again",
-                ) from error
+                problem = f"is damaged ({type(error).__name__}: {error})"
+                remedy = "restore the file from a backup, or remove that line if the cell may be trained again"
+                raise InvalidInput("ledger", f"{self.path}:{number}", problem, remedy) from error
             events.append(event)
         self.size += whole
         return events
 
     def _apply(self, event: LedgerEvent) -> None:
-        if event.seq != self._seq + 1:
-            raise ValueError(f"seq {event.seq} follows {self._seq}")
+        if event.seq != self.seq + 1:
+            raise ValueError(f"seq {event.seq} follows {self.seq}")
         if event.event == "open":
             if event.format != FORMAT:
                 raise ValueError(f"format {event.format} is not {FORMAT}")
@@ -333,7 +308,7 @@ class Ledger:
             entry.result, entry.state = event.result or NO_RESULT, event.event
             entry.reused_from = event.reused_from
             self._count(entry, before)
-        self._seq = event.seq
+        self.seq = event.seq
 
     def _count(self, entry: Entry, before: State | None) -> None:
         """Keep counts up to date, so that nothing iterates over a long ledger whenever a cell ends."""

@@ -12,7 +12,6 @@ from service.home.signals import SignalStore, signals
 NODE_TIMEOUT_S, VISIBLE_TIMEOUT_S = 60.0, 5.0
 """Timeouts for a node's response, which mostly starts a process, and for a file to become visible."""
 POLL_S = 0.05
-REMEDY = "put it on storage that every node mounts at this path, such as NFS, or in a bucket that every node can use"
 
 
 def check_shared(home: Home) -> None:
@@ -26,27 +25,29 @@ def check_shared(home: Home) -> None:
 
     word = secrets.token_hex(8)
     store = signals(home, f".probe-{word}")
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
     try:
         store.write("driver", word)
         task = ray.remote(num_cpus=0, max_retries=0)(probe)
         probes = {
-            node["NodeID"]: task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(store, word, node["NodeID"])
-            for node in alive
+            node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                store, word, node
+            )
+            for node in addresses
         }
         ray.wait(list(probes.values()), num_returns=len(probes), timeout=NODE_TIMEOUT_S)
-        failed = {}
-        for node in alive:
-            problem = probe_result(probes[node["NodeID"]]) or why_unseen(store, node["NodeID"], word)
-            if problem:
-                failed[node["NodeID"]] = f"{node['NodeManagerAddress']} ({problem})"
+        failed = sorted(
+            f"{address} ({problem})"
+            for node, address in addresses.items()
+            if (problem := probe_result(probes[node]) or why_unseen(store, node, word))
+        )
     finally:
         store.clear()
     if failed:
-        nodes = f"node{'s' if len(failed) > 1 else ''} {', '.join(sorted(failed.values()))}"
-        raise InvalidInput("--home", str(home), f"is not seen by {nodes}", REMEDY)
+        problem = f"is not seen by node{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
+        remedy = "put it on storage that every node mounts at this path, such as NFS, or in a bucket that all can use"
+        raise InvalidInput("--home", str(home), problem, remedy)
 
 
 def probe(store: SignalStore, word: str, node: str) -> str:

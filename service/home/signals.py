@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from service.home.layout import Home
 from trainers.storage.bucket import Bucket
 from trainers.storage.files import write_atomically
-
-
-class SignalStore(Protocol):
-    """A value that is read may be up to ``max_age_s`` old. A pickled store refers to the same place."""
-
-    @property
-    def max_age_s(self) -> float: ...
-
-    def check(self) -> None:
-        """Raise InvalidInput, without retries, if the store is not accessible."""
-
-    def write(self, name: str, text: str) -> None: ...
-
-    def read(self, name: str) -> str | None:
-        """The text of this name, or None."""
-
-    def clear(self) -> None:
-        """Remove them all."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +30,7 @@ class FolderSignals:
             return None
 
     def clear(self) -> None:
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder does not exist, or another process has written a new signal
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)  # it may not exist, or another process may write a new signal
 
 
 @dataclass(frozen=True)
@@ -80,6 +58,11 @@ class BucketSignals:
 
     def clear(self) -> None:
         self.bucket.remove(self.bucket.names())
+
+
+SignalStore = FolderSignals | BucketSignals
+"""A value that is read may be up to ``max_age_s`` old. ``check`` raises InvalidInput, without retries, if the store is
+not accessible. A pickled store refers to the same place."""
 
 
 def signals(home: Home, folder: str) -> SignalStore:

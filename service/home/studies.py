@@ -1,13 +1,17 @@
-"""The studies of a home: which there are, their ledgers, whether one runs, and claiming a name."""
+"""The studies of a home: which there are, what their cells have reached, whether one runs, and claiming a name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from search_spaces.errors import InvalidInput
+from search_spaces.record import Row
 from search_spaces.study import NOT_HASHED, Study
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
-from service.home.ledger import Ledger
+from service.home.ledger import Entry, Ledger
 from service.home.writer import is_locked
+from trainers.rows import read
 from trainers.storage.files import write_atomically
 
 
@@ -22,20 +26,14 @@ def with_ledger(home: Home) -> list[str]:
 
 
 def require_study(home: Home, name: str) -> None:
-    """
-    Raises:
-        InvalidInput: no study of this name has a ledger here.
-    """
+    """Raise InvalidInput if no study of this name has a ledger here."""
     if name not in (names := with_ledger(home)):
         here = ", ".join(names) or "none yet"
         raise InvalidInput("STUDY", name, "has no ledger in this home", f"studies here: {here}")
 
 
 def read_ledger(home: Home, name: str) -> Ledger:
-    """
-    Raises:
-        InvalidInput: the ledger is damaged.
-    """
+    """Open the ledger of a study for reading. Raises InvalidInput if it is damaged."""
     return Ledger(home.ledger(name), name)
 
 
@@ -47,6 +45,37 @@ def write_ledger(home: Home, name: str) -> Ledger:
     """
     bucket_ledger = BucketLedger(home.bucket, name) if home.bucket else None
     return Ledger(home.ledger(name), name, write=True, bucket_ledger=bucket_ledger)
+
+
+def all_entries(home: Home) -> Iterator[Entry]:
+    """The cells of every study of the home. A cell that several studies share occurs several times."""
+    for name in with_ledger(home):
+        yield from read_ledger(home, name).entries.values()
+
+
+def measured_speeds(entries: Iterable[Entry]) -> dict[str, float]:
+    """The last measured tokens per second of a cell, by scale."""
+    return {entry.cell.scale: speed for entry in entries if (speed := entry.result.tokens_per_second)}
+
+
+class LiveRows:
+    """The newest row of each running cell of a study; a file is read again only if its size changed."""
+
+    def __init__(self, home: Home, study: str) -> None:
+        self._home, self._study = home, study
+        self._seen: dict[str, tuple[int, Row | None]] = {}
+
+    def newest(self, cell_id: str) -> Row | None:
+        """The last row with a validation loss; None before the first."""
+        path = self._home.metrics(cell_id, self._study)
+        size = path.stat().st_size if path.is_file() else 0
+        if cell_id not in self._seen or self._seen[cell_id][0] != size:
+            try:
+                rows = [row for row in read(path) if row.val_loss is not None]
+            except InvalidInput:  # over a network file system, a line can be read while it is being written
+                rows = []
+            self._seen[cell_id] = size, rows[-1] if rows else None
+        return self._seen[cell_id][1]
 
 
 def is_running(home: Home, name: str) -> bool:
@@ -71,12 +100,9 @@ def register_study(home: Home, study: Study) -> None:
     if path.exists():
         before = Study.load(str(path))
         if before.hash != study.hash and _has_started(home, study.name):
-            raise InvalidInput(
-                "name",
-                study.name,
-                f"is taken: a different study of this name ran in this home ({changes(before, study)})",
-                "give the changed study another name (equal cells are not trained again), or another --home",
-            )
+            problem = f"is taken: a different study of this name ran in this home ({changes(before, study)})"
+            remedy = "give the changed study another name (equal cells are not trained again), or another --home"
+            raise InvalidInput("name", study.name, problem, remedy)
         if before.hash != study.hash:
             home.ledger(study.name).unlink(missing_ok=True)
             if home.bucket:

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
 
 LOCK_TRIES, LOCK_PAUSE_S = 10, 0.02
@@ -31,10 +30,8 @@ class LedgerLocked(InvalidInput):
         return cls("study", study, f"is being run by another process ({writer})", "wait for it, or stop it")
 
 
-class Writer(BaseModel):
+class Writer(Frozen):
     """The record of a ledger's writer in a bucket."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     host: str

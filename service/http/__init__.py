@@ -1,5 +1,1 @@
-"""``oec serve``: studies over HTTP.
-
-The service keeps its state in the home and in Ray's job API only. It may be killed at any time, and several services
-may share one home.
-"""
+"""``oec serve``: studies over HTTP. All state is in the home and in Ray's job API, so several may serve one home."""

@@ -22,26 +22,15 @@ from service.http.errors import install_handlers
 from service.http.events import EventStreams
 from service.http.feed import LedgerFeeds
 from service.http.metrics import Metrics
-from service.http.middleware import ResponseMiddleware, TokenMiddleware
-from service.http.models import Health
+from service.http.middleware import PAGE_FILES, ResponseMiddleware, TokenMiddleware
+from service.http.models import Settings
 from service.http.report_pages import ReportPages
 from service.http.routes import REPORT_POLICY, AppContext, metrics_text, router
-from service.http.settings import Settings
 from service.http.studies import Studies
 from service.http.tokens import TokenFile
 
 logger = logging.getLogger(__name__)
-PAGE_FOLDER = Path(__file__).parent / "page"
-PAGE_FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/form.js": ("form.js", "text/javascript"),
-    "/curves.js": ("curves.js", "text/javascript"),
-    "/view": ("view.html", "text/html"),
-    "/view.js": ("view.js", "text/javascript"),
-}
-"""The static files of the page, by path."""
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 VIEW_POLICY = f"{REPORT_POLICY}; script-src-elem 'self' 'unsafe-inline'"
 """The policy of the empty page that a report is written into."""
 
@@ -58,8 +47,7 @@ def create_app(
     backend, feeds, metrics = Backend(home, settings.cluster, log), LedgerFeeds(home), Metrics()
     audit, tokens = Audit(home.service), TokenFile(home)
     context = AppContext(
-        home=home,
-        settings=settings,
+        data_root=settings.data_root or home.path / "data",
         tokens=tokens,
         backend=backend,
         feeds=feeds,
@@ -87,19 +75,19 @@ def create_app(
     install_handlers(app)
     app.include_router(router)
     app.add_api_route("/metrics", metrics_text, include_in_schema=False)
-    app.add_api_route("/healthz", Health, response_model=Health, include_in_schema=False)
-    for path, (name, media_type) in PAGE_FILES.items():
-        app.add_api_route(path, static_file(name, media_type), include_in_schema=False)
+    app.add_api_route("/healthz", lambda: {"status": "ok"}, include_in_schema=False)
+    for path, name in PAGE_FILES.items():
+        app.add_api_route(path, static_file(name), include_in_schema=False)
     app.add_middleware(TokenMiddleware, tokens=tokens)
     app.add_middleware(ResponseMiddleware, metrics=metrics)
     app.openapi = lambda: openapi_description(app)  # type: ignore[method-assign]
     return app
 
 
-def static_file(name: str, media_type: str) -> Any:
-    """A handler that serves a file of the page. The file is read once, so an upgrade does not change a running
-    service."""
-    content = (PAGE_FOLDER / name).read_bytes()
+def static_file(name: str) -> Any:
+    """A handler for a file of the page. The file is read once, so an upgrade does not change a running service."""
+    path = Path(__file__).parent / "page" / name
+    content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
     headers = {"Content-Security-Policy": VIEW_POLICY} if name == "view.html" else {}
 
     async def handler() -> Response:

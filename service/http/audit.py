@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 COMMAND_LINE = "(command line)"
@@ -44,12 +45,7 @@ class Audit:
     def _append(self, change: str, token: str, action: str, target: str, outcome: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"at": now, "change": change, "token": token, "action": action, "study": target, "outcome": outcome}
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(
-                file, (json.dumps(line) + "\n").encode()
-            )  # one write, so that lines of several processes never mix
+        with open(self._path, "ab", buffering=0, opener=partial(os.open, mode=0o600)) as file:
+            file.write((json.dumps(line) + "\n").encode())  # one write, so that lines of several processes never mix
             os.fsync(file)
-        finally:
-            os.close(file)
         self.lines_written += 1

@@ -42,24 +42,21 @@ class CachedValue(Generic[T]):
 
 
 class Backend:
-    """The cluster at ``address``, or the local head of the home, which is started when it is first needed."""
+    """The cluster at ``address``, or the local head of the home, which is started when it is first needed.
 
-    def __init__(self, home: Home, address: str | None, log: Callable[[str], None] = logger.info) -> None:
-        """
-        Args:
-            log: receives a line when the local head starts.
-        """
+    ``client``, ``jobs`` and ``nodes`` raise ApiError, 503, if the cluster does not answer.
+    """
+
+    def __init__(self, home: Home, address: str | None, log: Callable[[str], None]) -> None:
         self._home, self._address, self._log = home, address, log
         self._lock = threading.Lock()
         self._client: Jobs | None = None
-        self._nodes = CachedValue(self._load_nodes, NODES_MAX_AGE_S)
-        self._jobs = CachedValue(self._load_jobs, JOBS_MAX_AGE_S)
+        self.nodes = CachedValue(self._load_nodes, NODES_MAX_AGE_S).get
+        """The resources of each node of the cluster."""
+        self.jobs = CachedValue(self._load_jobs, JOBS_MAX_AGE_S).get
+        """The jobs of this home, newest first."""
 
     def client(self) -> Jobs:
-        """
-        Raises:
-            ApiError: 503, the cluster does not answer.
-        """
         with self._lock:
             if self._client is None:
                 try:
@@ -78,28 +75,12 @@ class Backend:
                 logger.warning("no cluster: %s", error)
             shutdown.wait(CHECK_S)
 
-    def jobs(self, *, refresh: bool = False) -> list[JobInfo]:
-        """The jobs of this home, newest first.
-
-        Raises:
-            ApiError: 503, the cluster does not answer.
-        """
-        return self._jobs.get(refresh=refresh)
-
     def jobs_if_connected(self) -> list[JobInfo] | None:
         """The same as ``jobs``, but None while the cluster does not answer."""
         try:
             return self.jobs() if self._client else None
         except ApiError:
             return None
-
-    def nodes(self) -> list[Node]:
-        """The resources of each node of the cluster.
-
-        Raises:
-            ApiError: 503, the cluster does not answer.
-        """
-        return self._nodes.get()
 
     def _load_jobs(self) -> list[JobInfo]:
         try:
@@ -116,14 +97,13 @@ class Backend:
 
         address = self.client().address
         try:
-            nodes = [node for node in list_nodes(address=address, limit=10_000) if node.state == "ALIVE"]
+            found = list_nodes(address=address, limit=10_000)
         except Exception as error:  # Ray raises errors of its own and of its HTTP client
             problem, remedy = f"does not answer ({error})", "check the logs of its head"
             raise cluster_unavailable(InvalidInput("--cluster", address, problem, remedy)) from error
-        return [node.resources_total or {} for node in nodes]
+        return [node.resources_total or {} for node in found if node.state == "ALIVE"]
 
 
 def cluster_unavailable(error: InvalidInput) -> ApiError:
     """503: the request is valid, but the cluster does not answer."""
-    value = str(error.value) if error.value else None
-    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, error.field, value, error.problem, error.remedy, RETRY_S)
+    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, error.field, error.value, error.problem, error.remedy, RETRY_S)

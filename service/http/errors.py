@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -16,10 +19,11 @@ from search_spaces.errors import InvalidInput
 from service.home.writer import LedgerLocked
 
 MAX_VALUE_CHARACTERS = 200
-"""How much of a value an error repeats."""
+"""How much of a value an error repeats, as valid Unicode."""
 HOME_FIELDS = {"ledger", "metrics"}
 """Fields of errors that the request did not cause: a file of the home is damaged."""
 SEE_SCHEMA = "see /api/v1/openapi.json"
+MAX_REQUESTS, RETRY_S = 8, 5
 
 
 class Problem(Frozen):
@@ -35,16 +39,11 @@ class ApiError(Exception):
     """An error response other than that for bad input."""
 
     def __init__(
-        self,
-        status: HTTPStatus,
-        field: str,
-        value: str | None,
-        problem: str,
-        remedy: str,
-        retry_after_s: int | None = None,
+        self, status: HTTPStatus, field: str, value: object, problem: str, remedy: str, retry_after_s: int | None = None
     ) -> None:
         self.status, self.retry_after_s = status, retry_after_s
-        self.problem = Problem(field=field, value=value, problem=problem, remedy=remedy)
+        shown = None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
+        self.problem = Problem(field=field, value=shown, problem=problem, remedy=remedy)
         super().__init__(f"{field}: {value!r} {problem}; {remedy}")
 
     def response(self) -> JSONResponse:
@@ -54,13 +53,25 @@ class ApiError(Exception):
         return JSONResponse(self.problem.model_dump(), self.status, headers)
 
 
-def study_not_found(name: str) -> ApiError:
-    return ApiError(HTTPStatus.NOT_FOUND, "study", name, "is not in this home", "GET /api/v1/studies lists the studies")
+class ConcurrencyLimit:
+    """Admits ``MAX_REQUESTS`` requests at a time, and answers 429 to the rest.
 
+    Handlers that block share 40 threads. With this limit on requests that wait for the same work, the other threads
+    stay free for the rest of the service.
+    """
 
-def printable(value: object) -> str | None:
-    """A value as short, valid Unicode text."""
-    return None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
+    def __init__(self, kind: str) -> None:
+        self._kind, self._slots = kind, threading.BoundedSemaphore(MAX_REQUESTS)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        if not self._slots.acquire(blocking=False):
+            problem = f"already have {MAX_REQUESTS} requests waiting"
+            raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, self._kind, None, problem, "try again later", RETRY_S)
+        try:
+            yield
+        finally:
+            self._slots.release()
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -81,14 +92,14 @@ def install_handlers(app: FastAPI) -> None:
     def invalid_input(request: Request, error: InvalidInput) -> JSONResponse:
         is_conflict = isinstance(error, LedgerLocked) or error.field in HOME_FIELDS
         status = HTTPStatus.CONFLICT if is_conflict else HTTPStatus.UNPROCESSABLE_ENTITY
-        return ApiError(status, error.field, printable(error.value), error.problem, error.remedy).response()
+        return ApiError(status, error.field, error.value, error.problem, error.remedy).response()
 
     @app.exception_handler(RequestValidationError)
     def invalid_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or "body"
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return ApiError(status, field, printable(first.get("input")), first["msg"], SEE_SCHEMA).response()
+        return ApiError(status, field, first.get("input"), first["msg"], SEE_SCHEMA).response()
 
     @app.exception_handler(HTTPException)
     def http_exception(request: Request, error: HTTPException) -> JSONResponse:

@@ -10,8 +10,7 @@ from search_spaces.plan import Plan
 from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.cluster.placement import Node, fit
-from service.http.models import Estimate, PlannedCurve
-from service.http.settings import Settings
+from service.http.models import Estimate, PlannedCurve, Settings
 
 
 def estimate(
@@ -62,22 +61,17 @@ def estimate(
 
 
 def check_size(study: Study, settings: Settings) -> None:
-    """Check the size of a study before any of its cells is created.
-
-    Raises:
-        InvalidInput: the study has too many cells or tokens.
-    """
+    """Raise InvalidInput if a study has too many cells or tokens, before any of its cells is created."""
     gammas = sum(len(choice.gammas) for choice in study.methods)
     cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
     if cells <= settings.max_cells:
         cells = Plan(study, "").cell_count
+    problem = "are more than this service accepts"
     if cells > settings.max_cells:
-        problem = "are more than this service accepts"
         remedy = f"use at most {settings.max_cells}: fewer learning rates, values of gamma, seeds or trials"
         raise InvalidInput("study", f"{cells} cells", problem, remedy)
     training = study.training
     tokens = cells * training.steps * training.batch_size * training.sequence_length
     if tokens > settings.max_tokens:
-        problem = "are more than this service accepts"
         remedy = f"use at most {settings.max_tokens:,}: fewer cells, or a lower training.steps"
         raise InvalidInput("study", f"{tokens:,} tokens", problem, remedy)

@@ -30,8 +30,6 @@ from service.http.models import StudySummary
 POLL_S = 0.5
 KEEPALIVE_S = 10.0
 """After this time without news, a stream sends a comment, and its token is checked again."""
-RECONNECT_MS = 1000
-"""How long a client waits before it reopens a lost stream."""
 RETRY_S = 5
 ACTIVE_STATES = ("claimed", "starting", "running")
 
@@ -65,13 +63,13 @@ class StudyStream:
         if self._task is None:
             self._task = asyncio.create_task(self._poll())
         try:
-            yield format_sse_event(retry=RECONNECT_MS)
+            yield format_sse_event(retry=1000)  # a client waits for this many ms before it reopens a lost stream
             last: Update | None = None
             while True:
                 update = await self._next_update(last)
+                if not is_authorized():
+                    return
                 if update is None:
-                    if not is_authorized():
-                        return
                     yield KEEPALIVE_COMMENT
                     continue
                 was_replaced = last is not None and last.snapshot.generation != update.snapshot.generation
@@ -87,8 +85,6 @@ class StudyStream:
                     yield update.state
                 if update.is_final:
                     yield format_sse_event(event="end", data_str="{}")
-                    return
-                if not is_authorized():
                     return
                 last = update
         finally:
@@ -129,7 +125,7 @@ class StudyStream:
             snapshot = self._feed.read()
             running = self._feed.progress(snapshot)
         except InvalidInput:  # the summary reports the damage
-            snapshot, running = Snapshot(summary.name), []
+            snapshot, running = Snapshot(), []
         state = summary.model_copy(update={"seq": snapshot.seq, "cells": dict(snapshot.counts)})
         return Update(
             snapshot=snapshot,
@@ -143,36 +139,26 @@ class EventStreams:
     """All open event streams of this service."""
 
     def __init__(self, max_streams: int, metrics: Metrics) -> None:
-        self._max_streams, self._metrics = max_streams, metrics
-        self._open = 0
+        self._max_streams, self._open = max_streams, 0
+        metrics.watchers.set_function(lambda: self._open)
         self._studies: dict[str, StudyStream] = {}
 
     def check_capacity(self, token: str) -> None:
-        """
-        Raises:
-            ApiError: 429, the service has ``max_streams`` open streams.
-        """
+        """Raise ApiError, 429, if the service has ``max_streams`` open streams."""
         if self._open >= self._max_streams:
             problem = f"cannot open another event stream: this service allows {self._max_streams}"
             remedy = "try again later, or watch through another service"
             raise ApiError(HTTPStatus.TOO_MANY_REQUESTS, "token", token, problem, remedy, RETRY_S)
 
     async def stream(
-        self,
-        feed: LedgerFeed,
-        name: str,
-        summarize: Callable[[], StudySummary],
-        after: int,
-        is_authorized: Callable[[], bool],
+        self, feed: LedgerFeed, summarize: Callable[[], StudySummary], after: int, is_authorized: Callable[[], bool]
     ) -> AsyncGenerator[bytes]:
         """See ``StudyStream.follow``."""
-        study = self._studies.setdefault(name, StudyStream(feed, summarize))
+        study = self._studies.setdefault(feed.study, StudyStream(feed, summarize))
         self._open += 1
-        self._metrics.watchers.set(self._open)
         try:
             async with aclosing(study.follow(after, is_authorized)) as frames_stream:
                 async for frames in frames_stream:
                     yield frames
         finally:
             self._open -= 1
-            self._metrics.watchers.set(self._open)

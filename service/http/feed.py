@@ -9,18 +9,17 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi.sse import format_sse_event
 
-from search_spaces.record import TERMINAL, State, columns_from, columns_shown
+from search_spaces.record import State, columns_from, columns_shown
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger, LedgerEvent
-from service.home.live_rows import LiveRows
-from service.home.speeds import measured_speeds
-from service.home.studies import with_ledger
+from service.home.studies import LiveRows, measured_speeds, with_ledger
 
 T = TypeVar("T")
 MAX_REASON_CHARACTERS = 2_000
@@ -31,7 +30,6 @@ MAX_REASON_CHARACTERS = 2_000
 class Snapshot:
     """A ledger at one moment."""
 
-    study: str
     generation: int = 0
     """How often the ledger has been replaced: a study that was planned but never ran may be registered again."""
     seq: int = 0
@@ -49,30 +47,20 @@ class Snapshot:
         """The number of cells in each state that occurs."""
         return Counter(entry.state for entry in self.entries)
 
-    @property
-    def missing(self) -> int:
-        return sum(entry.state not in TERMINAL for entry in self.entries)
-
-    @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """Every cell as a row of a runs table."""
-        return [entry.record(self.study) for entry in self.entries]
-
 
 class LedgerFeed:
     """The ledger of one study, and the newest losses of its running cells."""
 
     def __init__(self, home: Home, study: str) -> None:
-        self._path, self._study = home.ledger(study), study
+        self._path, self.study = home.ledger(study), study
         self._lock, self._cache_lock = threading.Lock(), threading.Lock()
         self._rows = LiveRows(home, study)
         self._cache: dict[str, tuple[tuple[int, int], Any]] = {}
         self._reset(inode=0, generation=0)
 
     def _reset(self, inode: int, generation: int) -> None:
-        self._ledger, self._inode = Ledger(self._path, self._study, unread=True), inode
-        self._frames: list[bytes] = []
-        self._snapshot = Snapshot(self._study, generation)
+        self._ledger, self._inode = Ledger(self._path, self.study, unread=True), inode
+        self._snapshot = Snapshot(generation)
 
     def read(self) -> Snapshot:
         """The ledger as it is now; an empty snapshot if it does not exist yet.
@@ -81,20 +69,17 @@ class LedgerFeed:
             InvalidInput: it is damaged.
         """
         with self._lock:
-            try:
+            inode, size = 0, 0
+            with suppress(FileNotFoundError):
                 status = self._path.stat()
                 inode, size = status.st_ino, status.st_size
-            except FileNotFoundError:
-                inode, size = 0, 0
             if inode != self._inode or size < self._ledger.size:
                 # A first ledger replaces nothing: no client has seen events of an earlier one.
                 self._reset(inode, self._snapshot.generation + (self._snapshot.seq > 0))
             if size > self._ledger.size and (events := self._ledger.refresh()):
-                self._frames += [to_frame(event) for event in events]
-                entries = tuple(replace(entry) for entry in self._ledger.entries.values())
-                self._snapshot = replace(
-                    self._snapshot, seq=self._ledger.seq, entries=entries, frames=tuple(self._frames)
-                )
+                frames = (*self._snapshot.frames, *map(to_frame, events))
+                entries = tuple(map(replace, self._ledger.entries.values()))
+                self._snapshot = replace(self._snapshot, seq=self._ledger.seq, entries=entries, frames=frames)
             return self._snapshot
 
     def progress(self, snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -108,7 +93,7 @@ class LedgerFeed:
                 "label": entry.cell.label,
                 "lr": entry.cell.lr,
                 "step": row.step if row else 0,
-                "of": entry.cell.training.steps,
+                "steps": entry.cell.training.steps,
                 "val_loss": row.val_loss if row else None,
             }
             for entry, row in zip(running, rows, strict=True)

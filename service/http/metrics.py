@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from starlette.types import Scope
 
 from service.http.models import StudySummary
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
@@ -22,13 +21,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         labels, registry = ("method", "route"), self._registry
         self._requests = Counter("oec_http_requests", "Responses, by status.", (*labels, "status"), registry=registry)
-        self._latency = Histogram(
-            "oec_http_seconds", "Seconds until a response starts.", labels, buckets=LATENCY_S, registry=registry
-        )
+        start = "Seconds until a response starts."
+        self._latency = Histogram("oec_http_seconds", start, labels, buckets=LATENCY_S, registry=registry)
         self.watchers = Gauge("oec_watchers", "Open event streams.", registry=registry)
-        self._audit = Gauge(
-            "oec_audit_lines", "Lines that this process has written to the audit log.", registry=registry
-        )
+        self._audit = Gauge("oec_audit_lines", "Lines that this process added to the audit log.", registry=registry)
         self._studies = Gauge("oec_studies", "Studies in the home, by state.", ("state",), registry=registry)
         self._cells = Gauge("oec_cells", "Cells of all studies in the home, by state.", ("state",), registry=registry)
 

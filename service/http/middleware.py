@@ -6,21 +6,21 @@ import time
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.errors import ApiError
 from service.http.metrics import Metrics
-from service.http.tokens import Token, TokenFile
+from service.http.tokens import TokenFile
 
-PUBLIC_PATHS = frozenset({"/", "/page.css", "/page.js", "/curves.js", "/form.js", "/view", "/view.js", "/healthz"})
-"""Paths that need no token: the static files of the page and the health check. None of them reveals data of a home."""
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+PAGE_FILES = {"/": "index.html", "/view": "view.html"} | {
+    f"/{name}": name for name in ("page.css", "page.js", "form.js", "curves.js", "view.js")
+}
+"""The static files of the page, by path."""
+PUBLIC_PATHS = PAGE_FILES.keys() | {"/healthz"}
+"""Paths that need no token. None of them reveals data of a home."""
 DEFAULT_HEADERS = {
-    "Content-Security-Policy": PAGE_POLICY,
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -54,9 +54,6 @@ class ResponseMiddleware:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         start = time.monotonic()
 
         async def send_with_headers(message: Message) -> None:
@@ -68,9 +65,3 @@ class ResponseMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
-
-
-def request_token(request: Request) -> Token:
-    """The token that a request was sent with."""
-    token: Token = request.state.token
-    return token

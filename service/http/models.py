@@ -1,11 +1,13 @@
-"""Requests and responses of the service as types, from which its OpenAPI description is made."""
+"""Settings, requests and responses of the service as types; its OpenAPI description is made from the latter."""
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from search_spaces.cell import Frozen
 from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
@@ -18,6 +20,28 @@ yet. ``running``: a driver is training it. ``interrupted``: cells are missing; r
 ``failed``: its job ended before any cell trained. ``ended``: every cell has ended, including crashed ones. ``damaged``:
 its ledger or its file cannot be read.
 """
+
+
+def finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+Finite = Annotated[float | None, BeforeValidator(finite)]
+"""null in place of NaN and infinity, which JSON does not have."""
+
+
+class Settings(Frozen):
+    """The settings of one service. Limits on studies count those of all services of a home; others are per process."""
+
+    cluster: str | None = Field(default=None, description="Ray's dashboard, http://HOST:8265; default: a local Ray.")
+    data_root: Path | None = Field(
+        default=None, description="Folder with the data that studies may use; default: HOME/data."
+    )
+    max_body: int = Field(default=65_536, gt=0, description="Maximum bytes of a request body.")
+    max_cells: int = Field(default=2_000, gt=0, description="Maximum cells of a study, including refinement.")
+    max_tokens: int = Field(default=10**13, gt=0, description="Maximum tokens of a study over all its cells.")
+    max_active: int = Field(default=4, gt=0, description="Maximum running studies; each has a driver process.")
+    max_watchers: int = Field(default=200, gt=0, description="Maximum open event streams.")
 
 
 class PlannedCurve(Frozen):
@@ -41,9 +65,7 @@ class Estimate(Frozen):
     grid_cells: int
     cells: int = Field(description="Maximum number of cells, including those off the grid.")
     tokens: int = Field(description="Tokens of all cells together.")
-    seconds: float = Field(
-        description="Duration of the study, from speeds measured in this home, or from a nominal speed."
-    )
+    seconds: float = Field(description="Duration of the study, from this home's measured speeds or a nominal one.")
     measured: bool = Field(description="Whether the speed was measured for every scale.")
     max_concurrent: int = Field(description="Maximum number of cells that run concurrently.")
     workers: int = Field(description="DDP workers that run concurrently.")
@@ -66,7 +88,7 @@ class SubmitResponse(Frozen):
     study: str
     hash: str
     job: str
-    priced: Estimate
+    estimate: Estimate
 
 
 class ResumeResponse(Frozen):
@@ -131,7 +153,7 @@ class PointOut(Frozen):
     cell: str
     lr: float
     seed: int
-    loss: float | None = Field(description="Final loss in nats; for a diverged cell, the loss at initialization.")
+    loss: Finite = Field(description="Final loss in nats; for a diverged cell, the loss at initialization.")
     diverged: bool
 
 
@@ -146,11 +168,11 @@ class CurveOut(Frozen):
     color: str
     dash: list[int]
     lr: list[float]
-    mean: list[float | None] = Field(description="Mean over seeds at each lr; null where a cell is missing.")
+    mean: list[Finite] = Field(description="Mean over seeds at each lr; null where a cell is missing.")
     band: list[tuple[float, float] | None] = Field(description="95% interval of the mean at each lr.")
     points: list[PointOut]
     missing: list[str]
-    l_init: float | None
+    l_init: Finite
     LRS: float | None
 
 
@@ -179,7 +201,3 @@ class Logs(Frozen):
 
 class ResumeRequest(Frozen):
     retry_crashed: bool = Field(default=False, description="Also retry crashed cells.")
-
-
-class Health(Frozen):
-    status: Literal["ok"] = "ok"

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from service.home.layout import Home
-from service.http.concurrency import ConcurrencyLimit
+from service.http.errors import ConcurrencyLimit
 from service.http.feed import Snapshot
 
 MAX_AGE_S = 10.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from dashboards.runs import from_records
@@ -13,11 +12,12 @@ from search_spaces.record import columns_shown
 from search_spaces.study import Study
 from service.home.ledger import Entry
 from service.http.feed import Snapshot
-from service.http.models import CellOut, ChartOut, CurveOut, Curves, PointOut, Table
+from service.http.models import CellOut, ChartOut, CurveOut, Curves, Table, finite
 
 
 def curve_facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:
-    return curves(from_records(snapshot.records), study.lrs) if snapshot.entries else []
+    records = [entry.record(study.name) for entry in snapshot.entries]
+    return curves(from_records(records), study.lrs) if records else []
 
 
 def curves_response(study: Study, snapshot: Snapshot) -> Curves:
@@ -38,41 +38,24 @@ def table_response(study: Study, snapshot: Snapshot) -> Table:
 
 def cells_response(study: str, entries: Sequence[Entry]) -> list[CellOut]:
     """The cells and their results."""
-    found = []
-    for entry in entries:
-        record = entry.record(study)
-        columns = {name: record.get(name) for name in columns_shown("http")}
-        found.append(CellOut(**columns, label=entry.cell.label, reused_from=entry.reused_from))
-    return found
+    return [
+        CellOut(
+            **{name: record.get(name) for name in columns_shown("http")},
+            label=entry.cell.label,
+            reused_from=entry.reused_from,
+        )
+        for entry in entries
+        for record in [entry.record(study)]
+    ]
 
 
 def _curve(line: Line) -> CurveOut:
-    curve = line.curve
-    return CurveOut(
-        name=line.name,
-        scale=curve.scale,
-        attention_norm=curve.attention_norm,
-        method=curve.method,
-        gamma=curve.gamma,
-        color=line.color,
-        dash=list(line.dash),
-        lr=list(curve.lr),
-        mean=[_finite(loss) for loss in curve.mean],
-        band=list(curve.band),
-        points=[
-            PointOut(cell=p.cell, lr=p.lr, seed=p.seed, loss=_finite(p.loss), diverged=p.diverged) for p in curve.points
-        ],
-        missing=list(curve.missing),
-        l_init=_finite(curve.l_init),
-        LRS=curve.LRS,
-    )
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
+    style = {name: getattr(line, name) for name in ("name", "color", "dash")}
+    facts = {name: getattr(line.curve, name) for name in CurveOut.model_fields.keys() - style}
+    return CurveOut.model_validate(style | facts, from_attributes=True)
 
 
 def _value(value: object) -> str | float | int | None:
     if isinstance(value, float):
-        return _finite(value)
+        return finite(value)
     return value if isinstance(value, str | int) else None

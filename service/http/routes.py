@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -12,17 +11,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, Security
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from search_spaces.record import State
 from search_spaces.study import Study
-from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
 from service.http.errors import RESPONSES, ApiError
 from service.http.events import EventStreams
 from service.http.feed import LedgerFeeds
-from service.http.metrics import CONTENT_TYPE, Metrics
-from service.http.middleware import request_token
+from service.http.metrics import Metrics
 from service.http.models import (
     CellPage,
     Curves,
@@ -33,13 +31,11 @@ from service.http.models import (
     StopResponse,
     StudyDetail,
     StudyList,
-    StudySummary,
     SubmitResponse,
     Table,
 )
 from service.http.report_pages import ReportPages
 from service.http.results import cells_response, curves_response, table_response
-from service.http.settings import Settings
 from service.http.studies import Studies
 from service.http.tokens import Token, TokenFile
 from service.http.untrusted import parse_study
@@ -58,8 +54,7 @@ MAX_LOG_CHARACTERS = 200_000
 class AppContext:
     """The components that the routes use."""
 
-    home: Home
-    settings: Settings
+    data_root: pathlib.Path
     tokens: TokenFile
     backend: Backend
     feeds: LedgerFeeds
@@ -68,10 +63,6 @@ class AppContext:
     streams: EventStreams
     report_pages: ReportPages
     studies: Studies
-
-    @property
-    def data_root(self) -> pathlib.Path:
-        return self.settings.data_root or self.home.path / "data"
 
 
 def app_context(request: Request) -> AppContext:
@@ -90,7 +81,7 @@ def existing_study(context: Context, name: Annotated[str, Path(description="Name
 
 def run_token(request: Request, context: Context) -> Token:
     """The token of the request, if its role allows changes."""
-    token = request_token(request)
+    token: Token = request.state.token
     if token.role != "run":
         context.audit.log_refusal(token.name, request.method, request.url.path, "refused: role read")
         problem, remedy = "is read-only", "use a token with the role run"
@@ -149,9 +140,8 @@ def plan(context: Context, study: SubmittedStudy) -> Estimate:
 @router.get("/studies")
 def list_studies(context: Context) -> StudyList:
     """All studies of the home, with their states."""
-    jobs = context.backend.jobs_if_connected()
-    studies = [context.studies.summary(name, jobs) for name in context.studies.names()]
-    return StudyList(studies=studies, cluster=jobs is not None)
+    studies = list(map(context.studies.summary, context.studies.names()))
+    return StudyList(studies=studies, cluster=context.backend.jobs_if_connected() is not None)
 
 
 @router.post("/studies", status_code=HTTPStatus.CREATED, openapi_extra=STUDY_BODY)
@@ -163,7 +153,7 @@ def submit(context: Context, token: RunToken, study: SubmittedStudy) -> SubmitRe
 @router.get("/studies/{name}")
 def detail(context: Context, name: StudyName) -> StudyDetail:
     """The state of a study, and its file."""
-    summary = context.studies.summary(name, context.backend.jobs_if_connected())
+    summary = context.studies.summary(name)
     file = context.studies.load(name).model_dump(mode="json") if summary.state != "damaged" else {}
     return StudyDetail(**summary.model_dump(), file=file)
 
@@ -210,19 +200,15 @@ async def events(
     ] = None,
 ) -> Response:
     """Server-sent events: `ledger` (its id is its number in the ledger), `state`, `progress`, `reset`, `end`."""
-    token = request_token(request)
+    token: Token = request.state.token
     context.streams.check_capacity(token.name)
-
-    def summarize() -> StudySummary:
-        return context.studies.summary(name, context.backend.jobs_if_connected())
 
     def is_authorized() -> bool:
         return any(valid == token and not valid.is_expired for valid in context.tokens.all())
 
     after = since if last_event_id is None else last_event_id
-    stream: AsyncGenerator[bytes] = context.streams.stream(
-        context.feeds.get(name), name, summarize, after, is_authorized
-    )
+    summarize = partial(context.studies.summary, name)
+    stream = context.streams.stream(context.feeds.get(name), summarize, after, is_authorized)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
@@ -267,7 +253,6 @@ def openapi(request: Request) -> dict[str, Any]:
 
 def metrics_text(context: Context) -> Response:
     """The metrics, for Prometheus."""
-    jobs = context.backend.jobs_if_connected()
-    studies = [context.studies.summary(name, jobs) for name in context.studies.names()]
+    studies = map(context.studies.summary, context.studies.names())
     text = context.metrics.render(studies, context.audit.lines_written)
-    return Response(text, media_type=CONTENT_TYPE)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

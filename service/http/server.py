@@ -12,11 +12,8 @@ from search_spaces.errors import InvalidInput
 from service.cluster.ray_start import check_folder, temporary_folder
 from service.home.layout import Home
 from service.http.app import create_app
-from service.http.settings import Settings
+from service.http.models import Settings
 from service.http.tokens import TokenFile
-
-SHUTDOWN_TIMEOUT_S = 3
-"""How long a server waits for open event streams to close. Their clients reconnect and miss no event."""
 
 
 def serve(home: Home, host: str, port: int, settings: Settings, console: Console) -> None:
@@ -39,7 +36,7 @@ def serve(home: Home, host: str, port: int, settings: Settings, console: Console
         access_log=False,  # it would record users' addresses; the audit log has the changes
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        timeout_graceful_shutdown=3,  # clients of open event streams reconnect and miss no event
     )
     try:
         socket = config.bind_socket()

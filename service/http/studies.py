@@ -1,18 +1,16 @@
-"""The studies of a home: their summaries, and starting, stopping and resuming them.
-
-Everything is derived from the ledgers and the cluster's jobs; this process keeps no state of its own.
-"""
+"""The studies of a home: their summaries, and starting, stopping and resuming them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http import HTTPStatus
 
 from filelock import FileLock
 
 from search_spaces.errors import InvalidInput
+from search_spaces.record import TERMINAL
 from search_spaces.study import Study, is_name
 from service import exit_codes
 from service.cluster.jobs import JobInfo
@@ -20,25 +18,21 @@ from service.home.layout import Home
 from service.home.studies import is_running, register_study, registered, with_ledger
 from service.http.audit import Audit
 from service.http.backend import Backend, cluster_unavailable
-from service.http.concurrency import ConcurrencyLimit
-from service.http.errors import ApiError, study_not_found
+from service.http.errors import ApiError, ConcurrencyLimit
 from service.http.estimate import estimate
 from service.http.feed import LedgerFeeds, Snapshot
 from service.http.models import (
     Estimate,
     JobOut,
     ResumeResponse,
+    Settings,
     StopResponse,
     StudyState,
     StudySummary,
     SubmitResponse,
 )
-from service.http.settings import Settings
-from service.sweep import stop as stopping
-from service.sweep.stop import stop_requests
+from service.sweep.stop import STUDY, stop_requests
 
-FORWARDED_VARIABLES = ("MLFLOW_TRACKING_URI",)
-"""Environment variables that the service passes on to its jobs."""
 RETRY_S = 30
 """When to retry a submission that was rejected because too many studies were running."""
 
@@ -49,35 +43,25 @@ class Studies:
     def __init__(self, home: Home, settings: Settings, backend: Backend, feeds: LedgerFeeds, audit: Audit) -> None:
         self._home, self._settings, self._backend, self._feeds, self._audit = home, settings, backend, feeds, audit
         self._limit = ConcurrencyLimit("changes")
-        self._files: dict[str, tuple[tuple[int, int], Study]] = {}
 
     def names(self) -> list[str]:
         return sorted({*registered(self._home), *with_ledger(self._home)})
 
     def require(self, name: str) -> None:
-        """
-        Raises:
-            ApiError: 404, the home has no such study.
-        """
+        """Raise ApiError, 404, if the home has no such study."""
         if not is_name(name) or not self._home.study(name).is_dir() or name not in self.names():
-            raise study_not_found(name)
+            remedy = "GET /api/v1/studies lists the studies"
+            raise ApiError(HTTPStatus.NOT_FOUND, "study", name, "is not in this home", remedy)
 
     def estimate(self, study: Study) -> Estimate:
-        """
-        Raises:
-            InvalidInput: see ``estimate.estimate``.
-        """
+        """See ``estimate.estimate``."""
         return estimate(study, self._settings, self._backend.nodes(), self._feeds.speeds())
 
-    def summary(self, name: str, jobs: Sequence[JobInfo] | None) -> StudySummary:
-        """Summarize a study.
-
-        Args:
-            jobs: the jobs of the home, newest first; None if the cluster does not answer.
-        """
-        job = next((job for job in jobs or () if job.study == name), None)
+    def summary(self, name: str) -> StudySummary:
+        """Summarize a study, without its job if the cluster does not answer."""
+        job = next((job for job in self._backend.jobs_if_connected() or () if job.study == name), None)
         message = job.message if job and job.status == "FAILED" else ""
-        study, snapshot = None, None
+        study, snapshot = None, Snapshot()
         try:
             snapshot = self._feeds.get(name).read()
             study = self.load(name)
@@ -89,25 +73,17 @@ class Studies:
             description=study.description if study else "",
             hash=study.hash if study else "",
             state=state,
-            seq=snapshot.seq if snapshot else 0,
-            cells=dict(snapshot.counts) if snapshot else {},
-            job=job and JobOut(**{field: getattr(job, field) for field in JobOut.model_fields}),
+            seq=snapshot.seq,
+            cells=dict(snapshot.counts),
+            job=job and JobOut.model_validate(job, from_attributes=True),
             message=message if state in ("failed", "damaged", "interrupted") else "",
         )
 
     def load(self, name: str) -> Study:
-        """Load the file of a study, once per version of the file.
-
-        Raises:
-            InvalidInput: the file is damaged.
-        """
+        """Load the file of a study, once per version of the file. Raises InvalidInput if it is damaged."""
         path = self._home.study(name) / "study.yaml"
         status = path.stat() if path.is_file() else None
-        version = (status.st_ino, status.st_mtime_ns) if status else (0, 0)
-        loaded = self._files.get(name)
-        if loaded is None or loaded[0] != version:
-            loaded = self._files[name] = version, Study.load(str(path))
-        return loaded[1]
+        return _load(str(path), status and (status.st_ino, status.st_mtime_ns))
 
     def submit(self, token: str, study: Study) -> SubmitResponse:
         """Validate a study, estimate its cost, register its name, and start a job.
@@ -127,14 +103,10 @@ class Studies:
                     raise
                 raise ApiError(HTTPStatus.CONFLICT, "name", study.name, error.problem, error.remedy) from error
             job = self._start_job(study, retry_crashed=False)
-        return SubmitResponse(study=study.name, hash=study.hash, job=job, priced=cost)
+        return SubmitResponse(study=study.name, hash=study.hash, job=job, estimate=cost)
 
     def resume(self, token: str, name: str, *, retry_crashed: bool) -> ResumeResponse:
-        """Start a job that trains the missing cells.
-
-        Raises:
-            ApiError: see ``submit``.
-        """
+        """Start a job that trains the missing cells. Raises what ``submit`` raises."""
         with self._audit.change(token, "resume", name), self._change_lock():
             self._check_can_start(name)
             job = self._start_job(self.load(name), retry_crashed=retry_crashed)
@@ -151,7 +123,7 @@ class Studies:
             if job:
                 self._backend.client().stop(job.id)
             elif is_running(self._home, name):
-                stop_requests(self._home, name).write(stopping.STUDY, f"token {token}")
+                stop_requests(self._home, name).write(STUDY, f"token {token}")
             else:
                 remedy = f"GET /api/v1/studies/{name} returns its state"
                 raise ApiError(HTTPStatus.CONFLICT, "study", name, "is not running", remedy)
@@ -175,12 +147,7 @@ class Studies:
 
     def _start_job(self, study: Study, *, retry_crashed: bool) -> str:
         try:
-            job = self._backend.client().submit(
-                study,
-                home=str(self._home.path),
-                retry_crashed=retry_crashed,
-                environment={name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)},
-            )
+            job = self._backend.client().submit(study, home=str(self._home.path), retry_crashed=retry_crashed)
         except InvalidInput as error:
             raise cluster_unavailable(error) if error.field == "--cluster" else error from error
         self._backend.jobs(refresh=True)
@@ -192,6 +159,11 @@ class Studies:
         job."""
         with self._limit.slot(), FileLock(self._home.service / "change.lock"):
             yield
+
+
+@lru_cache(maxsize=1_000)
+def _load(path: str, version: object) -> Study:
+    return Study.load(path)
 
 
 def study_state(snapshot: Snapshot, has_driver: bool, job: JobInfo | None) -> StudyState:
@@ -206,4 +178,4 @@ def study_state(snapshot: Snapshot, has_driver: bool, job: JobInfo | None) -> St
         return "interrupted"
     if not snapshot.entries:
         return "claimed"
-    return "interrupted" if snapshot.missing else "ended"
+    return "interrupted" if any(entry.state not in TERMINAL for entry in snapshot.entries) else "ended"

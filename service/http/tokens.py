@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
@@ -47,32 +49,28 @@ class Token(Frozen):
 TOKENS = TypeAdapter(tuple[Token, ...])
 
 
+@lru_cache(maxsize=1)
+def _load(path: Path, version: object) -> tuple[Token, ...]:
+    try:
+        return TOKENS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        remedy = "restore the file, or delete it and create new tokens with `oec token add`"
+        raise InvalidInput("tokens", str(path), "is damaged", remedy) from error
+
+
 class TokenFile:
     """The tokens of a home. Several processes may read and write the file concurrently."""
 
     def __init__(self, home: Home) -> None:
         self._path = home.service / "tokens.json"
-        self._loaded: tuple[tuple[int, int, int], tuple[Token, ...]] = ((0, 0, 0), ())
 
     def all(self) -> tuple[Token, ...]:
-        """
-        Raises:
-            InvalidInput: the file is damaged.
-        """
+        """The tokens in the file. Raises InvalidInput if it is damaged."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
             return ()
-        version = (status.st_ino, status.st_mtime_ns, status.st_size)
-        loaded_version, tokens = self._loaded
-        if version != loaded_version:
-            try:
-                tokens = TOKENS.validate_json(self._path.read_bytes())
-            except ValidationError as error:
-                remedy = "restore the file, or delete it and create new tokens with `oec token add`"
-                raise InvalidInput("tokens", str(self._path), "is damaged", remedy) from error
-            self._loaded = version, tokens
-        return tokens
+        return _load(self._path, (status.st_ino, status.st_mtime_ns, status.st_size))
 
     def authenticate(self, secret: str) -> Token | None:
         """Find the record of a token; None if it is unknown or has expired. Both take the same time."""
@@ -94,18 +92,14 @@ class TokenFile:
         now = datetime.now(UTC)
         with self._edit() as tokens:
             if any(token.name == name for token in tokens):
-                raise InvalidInput(
-                    "NAME", name, "already has a token", f"use another name, or run `oec token remove {name}` first"
-                )
+                remedy = f"use another name, or run `oec token remove {name}` first"
+                raise InvalidInput("NAME", name, "already has a token", remedy)
             expires = None if days is None else now + timedelta(days=days)
             tokens.append(Token(name=name, role=role, sha256=sha256_hex(secret), created=now, expires=expires))
         return secret
 
     def remove(self, name: str) -> None:
-        """
-        Raises:
-            InvalidInput: there is no token with this name.
-        """
+        """Remove a token. Raises InvalidInput if there is none with this name."""
         with self._edit() as tokens:
             kept = [token for token in tokens if token.name != name]
             if len(kept) == len(tokens):

@@ -12,10 +12,8 @@ from typing import Any
 import yaml
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import DataSpec, Study
+from search_spaces.study import Study
 
-MAX_INTEGER = 2**53
-"""JSON parsers agree on integers up to this one."""
 SCHEMA_REMEDY = "see GET /api/v1/schema"
 
 
@@ -29,7 +27,8 @@ class NoAliasLoader(yaml.SafeLoader):
 
 
 def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
-    """Parse the study in a request: JSON if ``media_type`` says so, otherwise YAML. Its data paths become absolute.
+    """Parse the study in a request: JSON if ``media_type`` says so, otherwise YAML. Its data paths become absolute,
+    because other machines read them from other working directories.
 
     Raises:
         InvalidInput: the body is not a valid study, or a data path leads outside ``data_root``.
@@ -45,7 +44,9 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
         raise InvalidInput("study", "(request body)", "is not a mapping of fields", SCHEMA_REMEDY)
     check_values(content, "study")
     study = Study.validate_fields(content)
-    return study.model_copy(update={"data": resolve_data_paths(study.data, data_root)})
+    paths = {name: path for name in ("path", "validation") if (path := getattr(study.data, name)) is not None}
+    resolved = {name: str(resolve(data_root, f"data.{name}", path)) for name, path in paths.items()}
+    return study.model_copy(update={"data": study.data.model_copy(update=resolved)})
 
 
 def check_values(value: Any, field: str) -> None:
@@ -67,24 +68,13 @@ def check_values(value: Any, field: str) -> None:
     elif isinstance(value, bool) or value is None:
         return
     elif isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
+        if abs(value) > 2**53:  # JSON parsers agree on integers up to this one
             raise InvalidInput(field, f"a number of {value.bit_length()} bits", "is too large", "use at most 2^53")
     elif not isinstance(value, float):
-        raise InvalidInput(
-            field, type(value).__name__, "is not a type that a study may contain", "write the value as text, in quotes"
-        )
+        problem, remedy = "is not a type that a study may contain", "write the value as text, in quotes"
+        raise InvalidInput(field, type(value).__name__, problem, remedy)
     elif not math.isfinite(value):
         raise InvalidInput(field, str(value), "is not a finite number", "use a finite number")
-
-
-def resolve_data_paths(data: DataSpec, root: Path) -> DataSpec:
-    """Make the paths of ``data`` absolute, because other machines read them from other working directories.
-
-    Raises:
-        InvalidInput: a path leads outside ``root``, or does not exist.
-    """
-    paths = {name: path for name in ("path", "validation") if (path := getattr(data, name)) is not None}
-    return data.model_copy(update={name: str(resolve(root, f"data.{name}", path)) for name, path in paths.items()})
 
 
 def resolve(root: Path, field: str, path: str) -> Path:

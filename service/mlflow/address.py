@@ -49,10 +49,10 @@ def check_store(uri: str) -> None:
 
     try:
         parts = urlsplit(uri)
-        host, port = parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
+        scheme = parts.scheme.partition("+")[0]
+        host, port = parts.hostname, parts.port or DEFAULT_PORTS.get(scheme)
     except ValueError as error:
         raise bad(f"is not an address ({error})", "write it as scheme://host:port") from error
-    scheme = parts.scheme.partition("+")[0]
     if scheme not in (*DEFAULT_PORTS, "sqlite", "databricks"):
         remedy = "use an http(s) server, or a database such as sqlite:////path/to/mlflow.db"
         raise bad("is not an MLflow store", remedy)

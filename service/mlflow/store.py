@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from search_spaces.cell import Cell
 from search_spaces.record import COLUMNS, Row, columns_shown
 from search_spaces.scales import SCALES
@@ -22,7 +24,6 @@ from search_spaces.study import Study
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
-from service.mlflow.database import create_database
 from trainers.rows import read
 from trainers.storage.files import write_atomically
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "oec"
 BATCH_SIZE = 900
 """Metrics per request; MLflow accepts 1,000 metrics, params and tags together."""
-MAX_DIGEST_CHARACTERS = 36
-"""MLflow's limit for the digest of a data set."""
 MAX_REASON_CHARACTERS = 5000
 """MLflow's limit for a tag; the ledger has the whole traceback."""
 
@@ -81,9 +80,8 @@ class Store:
         if not complete:
             client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
         if ended:
-            client.set_terminated(
-                run_id, "FAILED" if state == "crashed" else "FINISHED", last_time_and_step(rows)[0] or None
-            )
+            status = "FAILED" if state == "crashed" else "FINISHED"
+            client.set_terminated(run_id, status, last_time_and_step(rows)[0] or None)
         reason = result.reason[:MAX_REASON_CHARACTERS]
         tags = {"oec.reason": reason, "oec.origin": entry.origin, "oec.state": state}
         if result.torch:
@@ -92,7 +90,7 @@ class Store:
             run_id,
             metrics=metrics[last:],
             params=[] if complete else list(params(cell)),
-            tags=[RunTag(name, str(value)) for name, value in tags.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
         )
         self._complete_runs.add(run_id)
         self._rows[run_id] = len(rows)
@@ -114,9 +112,7 @@ class Store:
         """Connect at the first call: find or create the experiment and the parent run, and find existing child runs."""
         if self._client:
             return self._client
-        os.environ.setdefault(
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
-        )  # we retry ourselves; the default, 7, takes minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we retry, too; the default, 7, takes minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # per try; the default is 120
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print two lines per cell
         from mlflow import MlflowClient
@@ -126,17 +122,12 @@ class Store:
 
         create_database(self._uri)
         client = MlflowClient(self._uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        embedded = self._uri.startswith("sqlite:")
-        self._experiment = (
-            found.experiment_id
-            if found
-            else client.create_experiment(
-                EXPERIMENT,
-                artifact_location=(self._home.path / "mlflow").as_uri() if embedded else None,
-                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI opens on training runs
-            )
-        )
+        if found := client.get_experiment_by_name(EXPERIMENT):
+            self._experiment = found.experiment_id
+        else:
+            place = (self._home.path / "mlflow").as_uri() if self._uri.startswith("sqlite:") else None
+            tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs
+            self._experiment = client.create_experiment(EXPERIMENT, artifact_location=place, tags=tags)
         token = None
         mine = f"tags.`oec.study` = '{self._study.name}' and tags.`oec.hash` = '{self._study.hash}'"
         while True:
@@ -149,15 +140,14 @@ class Store:
                     self._states[cell_id] = run.data.tags.get("oec.state", "")
                 else:
                     self._parent = run.info.run_id
-            token = page.token
-            if not token:
+            if not (token := page.token):
                 break
         if not self._parent:
             self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
         if self._parent not in self._complete_runs:
             client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
-            flat = {"scales": self._study.scales, "lrs": self._study.lrs, "seeds": self._study.seeds}
-            client.log_batch(self._parent, params=[Param(name, json.dumps(value)) for name, value in flat.items()])
+            flat = [Param(name, json.dumps(getattr(self._study, name))) for name in ("scales", "lrs", "seeds")]
+            client.log_batch(self._parent, params=flat)
         self._client = client
         return client
 
@@ -176,6 +166,31 @@ class Store:
         return str(run.info.run_id)
 
 
+def create_database(uri: str) -> None:
+    """Create the file of a ``sqlite:///`` address if it does not exist, under another name first; others wait.
+
+    MLflow creates it in dozens of migrations and commits each one. A process that is killed in between, or a second one
+    that starts before the first is through, leaves a file that no MLflow client can open again.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    kind, _, place = uri.partition(":///")
+    path = Path(place)
+    if kind != "sqlite" or path.exists():
+        return
+    from mlflow import MlflowClient  # takes seconds
+
+    new = path.with_name(f".{path.name}-new")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        for leftover in path.parent.glob(f"{new.name}*"):  # a killed process's file, and SQLite's journal of it
+            leftover.unlink()
+        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        new.replace(path)
+
+
 def params(cell: Cell) -> Iterator[Any]:
     """A cell as MLflow params; those that users compare by come first."""
     from mlflow.entities import Param
@@ -190,13 +205,13 @@ def params(cell: Cell) -> Iterator[Any]:
 
 
 def dataset(study: Study, cell: Cell) -> DatasetInput:
-    """The tokens of a cell as MLflow's data set, which the UI shows by name and digest."""
+    """The tokens of a cell as MLflow's data set, which the UI shows by name and by digest (at most 36 characters)."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     spec = study.data.model_dump(mode="json", exclude_none=True)
     name = spec["source"]
     return DatasetInput(
-        Dataset(name=name, digest=cell.data[:MAX_DIGEST_CHARACTERS], source_type=name, source=json.dumps(spec)),
+        Dataset(name=name, digest=cell.data[:36], source_type=name, source=json.dumps(spec)),
         [InputTag("mlflow.data.context", "training")],
     )
 

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from dashboards import analysis
 from dashboards.analysis import Analysis, cell_labels
-from dashboards.charts import Figure
 from dashboards.embeddings import Embedding, measure_embedding
 from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, can_draw, save_figure, save_sheet
 from dashboards.runs import records
@@ -115,19 +114,16 @@ def analyze_files(files: Sequence[Path], embedding: str | None, out: Path | None
         found.write(out)
         for sheet in found.sheets():
             save_sheet(sheet, out / "tables", RENDERERS)
-        for figure in [*analysis.b_ratio_figures(found), *_cell_figures(found)]:
+        chosen = analysis.representative_cells(found).items()
+        by_cell = [(figure, cell, name) for figure in analysis.cell_figures(found) for cell, name in chosen]
+        of_cells = [figure.for_cell(cell, name) for figure, cell, name in by_cell if cell in figure.data]
+        for figure in [*analysis.b_ratio_figures(found), *of_cells]:
             save_figure(figure, out / "figures", FIGURE_FORMATS)
     except OSError as error:
         raise InvalidInput("--out", str(out), f"cannot be written ({error.strerror})", "choose a folder") from error
     if not can_draw():
         console.print(NOT_DRAWN, soft_wrap=True, highlight=False)
     console.print(f"tables and figures: {out.resolve()}", soft_wrap=True, highlight=False)
-
-
-def _cell_figures(found: Analysis) -> Iterator[Figure]:
-    chosen = analysis.representative_cells(found).items()
-    for figure in analysis.cell_figures(found):
-        yield from (figure.for_cell(cell, name) for cell, name in chosen if cell in figure.data)
 
 
 def print_tables(found: Analysis, console: Console) -> None:
@@ -180,7 +176,6 @@ def _rows(
     console: Console,
 ) -> Mapping[str, list[dict[str, Any]]]:
     """The rows of all sources, by table. Damaged files are reported and skipped."""
-    evaluate = None
     if tokens:
         from service.report.evaluation import Evaluator  # imports torch, which takes seconds
 
@@ -199,13 +194,10 @@ def _rows(
         if not kept.cell.model.tied:
             found["input"] = measure_embedding(embeddings(kept.path, weights.TIED)["output"])
         _extend(by_table, analysis.table_rows(source.row, found))
-        if evaluate and tokens:
+        if tokens:
             loss, count = evaluate(kept, sequences)
-            by_table.setdefault("losses", []).append(
-                source.row
-                | {"data": data, "digest": tokens.digest[:16], "tokens": count, "loss": loss}
-                | {"val_loss": _val_loss(home, source)}
-            )
+            row = {"data": data, "digest": tokens.digest[:16], "tokens": count, "loss": loss}
+            _extend(by_table, {"losses": [source.row | row | {"val_loss": _val_loss(home, source)}]})
         if home.bucket:
             kept.path.unlink()  # it may be large, and the bucket keeps it
     return by_table

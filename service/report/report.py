@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from dashboards.agreement import agreement, published_studies, terminal_tables
 from dashboards.comparison import compare, comparison_tables
@@ -47,18 +48,7 @@ def report(
         console.print(note)
     target = folder or source.folder
     try:
-        page = write_report(
-            source.runs,
-            target,
-            title=source.title,
-            grid=source.grid,
-            provenance=source.provenance,
-            notes=notes,
-            formats=formats or FORMATS,
-            only=only,
-            context=context,
-            facts=found,
-        )
+        page = _write(replace(source, context=context, notes=notes), target, formats or FORMATS, only=only, facts=found)
     except OSError as error:
         raise InvalidInput("--out", str(target), f"cannot be written ({error.strerror})", "choose a folder") from error
     if not can_draw():
@@ -75,20 +65,17 @@ def write_live_page(name: str, home: Home, refresh_s: int | None, folder: Path |
         folder: where to write; default: the report of the study.
     """
     source = load(name, home)
-    return write_report(
-        source.runs,
-        folder or source.folder,
-        title=source.title,
-        grid=source.grid,
-        provenance=source.provenance,
-        notes=source.notes,
-        formats=("html",),
-        context=replace(source.context, refresh_s=refresh_s),
-    )
+    live = replace(source, context=replace(source.context, refresh_s=refresh_s))
+    return _write(live, folder or source.folder, ("html",))
 
 
-def diff(before: Source, after: Source, console: Console) -> None:
-    """Print which curves moved between two sources, by how much, and which are in only one of them.
+def _write(source: Source, folder: Path, formats: Sequence[str], **options: Any) -> Path:
+    parts = {name: getattr(source, name) for name in ("title", "grid", "provenance", "notes", "context")}
+    return write_report(source.runs, folder, formats=formats, **parts, **options)
+
+
+def diff(before: Source, after: Source) -> list[RenderableType]:
+    """Which curves moved between two sources, by how much, and which are in only one of them.
 
     Raises:
         InvalidInput: a source has several studies.
@@ -98,5 +85,4 @@ def diff(before: Source, after: Source, console: Console) -> None:
             raise InvalidInput("SOURCE", source.title, "has several studies", "give a source with one study")
     found = compare(*(curves(source.runs, source.grid) for source in (before, after)))
     names = (before.title, after.title) if before.title != after.title else ("before", "after")
-    for renderable in comparison_tables(found, *names):
-        console.print(renderable, soft_wrap=True)
+    return list(comparison_tables(found, *names))

@@ -50,7 +50,7 @@ class Source:
 
     title: str
     runs: pd.DataFrame
-    grid: Grid
+    grid: Grid = None
     provenance: dict[str, str]
     notes: tuple[str, ...] = ()
     """Caveats for the reader."""
@@ -74,20 +74,20 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     path = Path(source)
     if source.startswith(MLFLOW_PREFIX):
         return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), tracking_uri(home), columns)
-    if path.suffix == ".csv" and not home.ledger(source).is_file():
+    in_home = home.ledger(source).is_file()
+    if path.suffix == ".csv" and not in_home:
         return _from_csv(path, columns)
     if columns:
-        raise InvalidInput(
-            "--column", source, "does not apply to a study of a home", "give a .csv or mlflow:EXPERIMENT, or remove it"
-        )
-    if colon and not home.ledger(source).is_file():
+        remedy = "give a .csv or mlflow:EXPERIMENT, or remove it"
+        raise InvalidInput("--column", source, "does not apply to a study of a home", remedy)
+    if in_home:
+        return _from_home(source, home)
+    if colon:
         other = open_home(folder) if is_bucket(folder) else Home(Path(folder))
         if not other.ledger(name).is_file():
             known = ", ".join(with_ledger(other)) or "none"
             raise InvalidInput("SOURCE", source, "is not a study of that home", f"studies in {folder}: {known}")
         return _from_home(name, other)
-    if home.ledger(source).is_file():
-        return _from_home(source, home)
     if source == NAME:
         return _from_csv(RUNS_CSV, None)
     known = ", ".join(with_ledger(home)) or "none yet"
@@ -118,7 +118,7 @@ def _from_home(name: str, home: Home) -> Source:
         title=name,
         runs=runs,
         grid=study.lrs,
-        provenance=provenance(study) | trained_with(runs),
+        provenance=provenance(study, runs),
         notes=(*([study.description] if study.description else []), *notes),
         folder=home.study(name) / "report",
         context=context,
@@ -143,20 +143,15 @@ def _context(home: Home, study: Study, entries: Mapping[str, Entry]) -> tuple[Re
         except InvalidInput:
             damaged.append(cell_id)
             steps.pop(cell_id, None)
+    copies.download_folder(home, f"studies/{study.name}/{analysis.FOLDER}")
     context = ReportContext(
         steps=steps,
         forecast=forecast(forecast_table(features)) if features else None,
         cores=study.resources.workers * study.resources.cpus_per_worker,
         links=_links(home, study.name),
-        analysis=_analysis(home, study.name),
+        analysis=Analysis.read(home.study(study.name) / analysis.FOLDER),
     )
     return context, [f"the metrics of these cells cannot be read: {', '.join(damaged)}"] if damaged else []
-
-
-def _analysis(home: Home, study: str) -> Analysis | None:
-    """The results of `oec analyze` on the weights that the study kept."""
-    copies.download_folder(home, f"studies/{study}/{analysis.FOLDER}")
-    return Analysis.read(home.study(study) / analysis.FOLDER)
 
 
 def _links(home: Home, study: str) -> dict[str, str]:
@@ -178,7 +173,6 @@ def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Sour
     return Source(
         title=name,
         runs=runs,
-        grid=None,
         provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_environment()},
         folder=Path(name),
     )
@@ -190,7 +184,6 @@ def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
     return Source(
         title=path.stem,
         runs=runs,
-        grid=None,
         provenance={"command": command, "table": path.name, **_environment()},
         folder=Path(path.stem),
         context=ReportContext(published=not published_studies(runs)),
@@ -213,9 +206,7 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
         raise InvalidInput("--column", ", ".join(names), "does not apply to studies of a home", "remove it")
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise InvalidInput("SOURCE", duplicates.pop(), "is given twice", "give each source once")
-    sources = [
-        load(name, home, columns if is_foreign else None) for name, is_foreign in zip(names, foreign, strict=True)
-    ]
+    sources = [load(name, home, columns if other else None) for name, other in zip(names, foreign, strict=True)]
     titles = [source.title for source in sources]
     # Studies of two homes may have the same name. Their sources as given are distinct.
     titles = [name if titles.count(title) > 1 else title for name, title in zip(names, titles, strict=True)]
@@ -248,8 +239,10 @@ def _with_title(title: str, runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(study=title if names.nunique() < 2 else title + " " + names)
 
 
-def provenance(study: Study) -> dict[str, str]:
-    """How the runs of a study were made, for its page."""
+def provenance(study: Study, runs: pd.DataFrame) -> dict[str, str]:
+    """How the runs of a study were made, for its page. The PyTorch that trained them may differ from the installed
+    one."""
+    versions = sorted(set(runs["torch"].dropna()))
     return {
         "command": f"oec run {study.name}" if study.name in shipped() else "oec run on the study file below",
         "study": f"{study.name} ({study.hash})",
@@ -258,13 +251,8 @@ def provenance(study: Study) -> dict[str, str]:
         "logits": study.training.logits_dtype,
         **_environment(),
         "study file": study.to_yaml(),
+        **({"trained with": f"torch {join_words(versions)}"} if versions else {}),
     }
-
-
-def trained_with(runs: pd.DataFrame) -> dict[str, str]:
-    """The versions of PyTorch that trained the runs, if recorded; they may differ from the installed one."""
-    versions = sorted(set(runs["torch"].dropna()))
-    return {"trained with": f"torch {join_words(versions)}"} if versions else {}
 
 
 def _environment() -> dict[str, str]:
@@ -279,10 +267,8 @@ def _commit() -> str:
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         return ""
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(here), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=, with changes"]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # git is not installed, or another user owns the checkout
         return ""
-    return head.stdout.strip() + (", with changes" if changed.stdout else "")

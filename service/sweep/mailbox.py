@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -105,7 +106,5 @@ class Mailbox:
     async def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
         """Wait until ``condition`` holds, but at most ``timeout_s``; the caller checks which."""
         async with self._changed:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(condition), timeout_s)
-            except TimeoutError:
-                return

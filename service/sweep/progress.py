@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from search_spaces.cell import Cell
@@ -146,9 +146,8 @@ class Progress:
         return self._cells() - self._ended(self._ledger.counts())
 
     def _panel(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False)
-        for column in ("method", "best loss", "at lr"):
-            table.add_column(column, justify="left" if column == "method" else "right")
+        figures = (Column(name, justify="right") for name in ("best loss", "at lr"))
+        table = Table("method", *figures, box=None, pad_edge=False)
         for name, loss, lr in self.best():
             table.add_row(name, f"{loss:.4f}", f"{lr:g}")
         running = "\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in list(self._running.values()))

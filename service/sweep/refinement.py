@@ -27,7 +27,7 @@ class Refinement:
         if not open_:
             return None
         _, curve, (lr, seed) = min(open_, key=lambda one: one[0])
-        return self._plan.cell(curve.scale, curve.attention_norm, curve.method, curve.gamma, lr, seed)
+        return self._plan.cell(*curve.key, lr, seed)
 
     def edges(self) -> list[tuple[Curve, Search]]:
         """Every curve with the progress of the search for its edge; empty without ``refine.edge``."""
@@ -55,7 +55,7 @@ class Refinement:
     def cells_left(self) -> dict[str, int]:
         """Upper bound of the cells that may still be proposed, by scale."""
         wanted: Counter[str] = Counter()
-        for scale, *_, trials in self._plan.refinements:
+        for (scale, *_), trials in self._plan.trials.items():
             wanted[scale] += trials
         for entry in list(self._ledger.off_grid):  # a copy: progress reads it in its own thread
             wanted[entry.cell.scale] -= entry.origin == "refine"

@@ -57,13 +57,9 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
         except OSError as error:
             if error.errno not in STORAGE_ERRORS:
                 raise
-            problem, remedy = (
-                f"cannot be written ({error.strerror})",
-                "free some space, then re-run the same command to resume",
-            )
-            if home.bucket:
-                problem, remedy = f"cannot be written ({error})", "once it can be, re-run the same command to resume"
-            raise InvalidInput("--home", str(home), problem, remedy) from error
+            first = "once it can be," if home.bucket else "free some space, then"
+            problem = f"cannot be written ({error if home.bucket else error.strerror})"
+            raise InvalidInput("--home", str(home), problem, f"{first} re-run the same command to resume") from error
 
 
 def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:
@@ -133,14 +129,10 @@ def _sweep_on_ray(
         if connection.resolve_address(address):
             check_shared(home)
         max_concurrent = fit(plan.study.resources, joined_nodes(), can_grow=True).cells
-        workers = plan.study.resources.workers
-        console.print(
-            f"up to {max_concurrent} cells in parallel, {workers} DDP workers each, which stay warm between cells",
-            soft_wrap=True,
-        )
-        sink = MlflowSink(
-            tracking_uri(home), home, plan.study
-        )  # only now, so that nothing is delivered for a study that does not fit
+        each = f"{plan.study.resources.workers} DDP workers each, which stay warm between cells"
+        console.print(f"up to {max_concurrent} cells in parallel, {each}", soft_wrap=True)
+        # Only now, so that nothing is delivered for a study that does not fit.
+        sink = MlflowSink(tracking_uri(home), home, plan.study)
         stack.callback(lambda: sink.close(flush_s))
         head_watch = connection.HeadWatch(ray.get_runtime_context().gcs_address, lambda: abandon(console))
         stop_watch = StopWatch(stop_requests(home, plan.study.name))

@@ -12,6 +12,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +33,31 @@ logger = logging.getLogger(__name__)
 
 MAX_REPEATS = 10
 """A sampler that proposes known cells this many times in a row is considered exhausted."""
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "tpe": partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True),
+    "gp": optuna.samplers.GPSampler,
+}
 PRUNED_REASON = "the median pruner: val_loss {loss:.4g} at step {step}"
 
 
 class CurveSearch:
     """The Optuna study of one (scale, attention norm, method)."""
 
-    def __init__(
-        self, plan: Plan, ledger: Ledger, storage: BaseStorage, scale: str, attention_norm: str, method: str
-    ) -> None:
-        self.plan, self.ledger = plan, ledger
-        self.scale, self.attention_norm, self.method = scale, attention_norm, method
+    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, key: tuple[str, str, str]) -> None:
+        self.plan, self.ledger, self.key = plan, ledger, key
         spec = plan.study.refine
         seed = int(plan.study.hash, 16) % 2**32
-        sampler = (
-            optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-            if spec.sampler == "tpe"
-            else optuna.samplers.GPSampler(seed=seed)
-        )
         self.study = optuna.create_study(
             storage=storage,
-            study_name=f"{plan.study.name}/{scale}/{attention_norm}/{method}/{plan.study.hash}",
-            sampler=sampler,
+            study_name="/".join((plan.study.name, *key, plan.study.hash)),
+            sampler=SAMPLERS[spec.sampler](seed=seed),
             pruner=optuna.pruners.MedianPruner(n_warmup_steps=plan.study.training.warmup_steps),
             direction="minimize",
             load_if_exists=True,
         )
         self.space: dict[str, FloatDistribution] = {
             name: FloatDistribution(low, high, log=True)
-            for name, (low, high) in refinement_space(method, plan.study).items()
+            for name, (low, high) in refinement_space(key[-1], plan.study).items()
         }
         self._distributions: dict[str, BaseDistribution] = dict(self.space)
         self._prunes = spec.pruner is not None
@@ -73,13 +70,12 @@ class CurveSearch:
 
     def propose(self) -> tuple[int, Cell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
-        trial = self._ask()
-        params = {
-            name: min(max(round_significant(value), self.space[name].low), self.space[name].high)
-            for name, value in trial.params.items()
-        }
+        trial = self.study.ask(self._distributions)
+        self._trials[trial.number] = trial
+        rounded = {name: round_significant(value) for name, value in trial.params.items()}
+        params = {name: min(max(x, self.space[name].low), self.space[name].high) for name, x in rounded.items()}
         gamma, seed = params.get("gamma"), self.plan.study.seeds[0]
-        cell = self.plan.cell(self.scale, self.attention_norm, self.method, gamma, params["lr"], seed)
+        cell = self.plan.cell(*self.key, gamma, params["lr"], seed)
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
 
@@ -89,8 +85,7 @@ class CurveSearch:
         A diverged cell counts with ``l_init``, a crashed one as a failed trial, and a pruned one with its losses so
         far. A cell that was not proposed becomes a trial only here: one line in the journal instead of five.
         """
-        losses = self._losses.pop(entry.id, {})
-        value = entry.outcome.loss
+        losses, value = self._losses.pop(entry.id, {}), entry.outcome.loss
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         state = TrialState.PRUNED if entry.state == "pruned" else state
         if number is not None:
@@ -109,11 +104,6 @@ class CurveSearch:
             return False
         self._trials[number].report(loss, step)
         return self._trials[number].should_prune()
-
-    def _ask(self) -> Trial:
-        trial = self.study.ask(self._distributions)
-        self._trials[trial.number] = trial
-        return trial
 
     def _reconcile(self) -> None:
         """Make the Optuna study agree with the ledger after a driver died: no trial stays RUNNING, and every outcome
@@ -146,7 +136,7 @@ class CurveSearch:
         )
 
     def _owns(self, cell: Cell) -> bool:
-        return (cell.scale, cell.attention_norm, cell.method) == (self.scale, self.attention_norm, self.method)
+        return cell.curve[:3] == self.key
 
     def _in_box(self, cell: Cell) -> bool:
         """Whether the sampler of this study could have proposed the cell."""
@@ -178,11 +168,8 @@ class CellSearch(Searcher):
         self._ledger, self._prune = ledger, prune
         self._missing = deque(missing)
         self._refinement = Refinement(plan, ledger)
-        self._curves = {
-            (scale, attention_norm, method): CurveSearch(plan, ledger, storage, scale, attention_norm, method)
-            for scale, attention_norm, method, _ in plan.refinements
-        }
-        self._wanted = {(scale, norm, method): trials for scale, norm, method, trials in plan.refinements}
+        self._wanted = plan.trials
+        self._curves = {key: CurveSearch(plan, ledger, storage, key) for key in self._wanted}
         self._running: dict[str, tuple[CurveSearch, int | None, Entry]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,13 +239,9 @@ class CellSearch(Searcher):
     def _start(
         self, trial_id: str, cell: Cell, curve: CurveSearch | None = None, number: int | None = None
     ) -> dict[str, Any]:
-        """
-        Args:
-            curve: the cell's Optuna study.
-            number: its trial there; None for a cell that no sampler proposed.
-        """
+        """``number``: the cell's trial in its Optuna study; None for a cell that no sampler proposed."""
         cell_id = cell.id
-        curve = curve or self._curves[cell.scale, cell.attention_norm, cell.method]
+        curve = curve or self._curves[cell.curve[:3]]
         self._running[trial_id] = (curve, number, self._ledger.entries[cell_id])
         return {"cell": cell.model_dump(mode="json"), "id": cell_id}
 

@@ -20,9 +20,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from rich.console import Console
@@ -55,7 +55,7 @@ class Interrupts:
         self._before = signal.signal(signal.SIGTERM, self._interrupt)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
     @property
@@ -95,15 +95,9 @@ class Interrupts:
 class StopWatch(BackgroundThread):
     """Interrupts this process when ``oec stop`` asks to stop the study."""
 
-    def __init__(
-        self, store: SignalStore, interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    ) -> None:
-        """
-        Args:
-            interrupt: default: SIGTERM, because a process that a script started in the background ignores SIGINT.
-        """
+    def __init__(self, store: SignalStore) -> None:
         super().__init__("stop-requests")
-        self._store, self._interrupt = store, interrupt
+        self._store = store
 
     def __enter__(self) -> Self:
         self._store.clear()
@@ -117,7 +111,7 @@ class StopWatch(BackgroundThread):
                 logger.warning("cannot read requests to stop: %s", error)
                 continue
             if requested:
-                self._interrupt()
+                os.kill(os.getpid(), signal.SIGTERM)  # a process in the background of a script ignores SIGINT
                 return
 
 
@@ -136,11 +130,8 @@ def stop_requests(home: Home, study: str) -> SignalStore:
     return signals(home, f"studies/{study}/stop")
 
 
-def stop(home: Home, study: str, cell: str | None = None, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Ask the driver of ``study`` to stop it, or to stop its running cell ``cell``.
-
-    Returns:
-        Whether it stopped within ``timeout_s``.
+def stop(home: Home, study: str, cell: str | None = None) -> bool:
+    """Ask the driver of ``study`` to stop it, or to stop its running cell ``cell``; returns whether that happened.
 
     Raises:
         InvalidInput: the study is not in the home or not running, or the cell is not running.
@@ -163,4 +154,4 @@ def stop(home: Home, study: str, cell: str | None = None, *, timeout_s: float = 
         ledger.refresh()
         return ledger.entries[cell].state in TERMINAL
 
-    return wait_until(is_done, timeout_s, POLL_S)
+    return wait_until(is_done, STOP_TIMEOUT_S, POLL_S)

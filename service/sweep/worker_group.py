@@ -34,7 +34,6 @@ class GroupConfig:
     resources: ResourceSpec
     ray_folder: Path
     micro_batch_memo: Path
-    agreement_timeout_s: float = 120.0
 
 
 class GroupDied(RuntimeError):
@@ -81,11 +80,11 @@ class WarmGroup:
             if not done and self.alive:
                 ray.get(self._mailbox.cancel.remote())
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
+    def close(self) -> None:
         """Let the workers return and wait for the run to end, which frees its cores."""
         if ray.is_initialized() and self.alive:
             self._mailbox.close.remote()
-            self._thread.join(timeout_s)
+            self._thread.join(CLOSE_S)
 
     def _fit(self) -> None:
         from ray.train.torch import TorchTrainer  # imports torch, which takes seconds
@@ -93,6 +92,7 @@ class WarmGroup:
         from trainers.ray_worker import WorkerConfig, serve_cells
 
         config, resources = self.config, self.config.resources
+        gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
         trainer = TorchTrainer(
             serve_cells,  # type: ignore[arg-type]  # Ray asks for a dict; ours is a TypedDict
             train_loop_config=WorkerConfig(  # type: ignore[arg-type]
@@ -102,9 +102,14 @@ class WarmGroup:
                 micro_batch_memo=config.micro_batch_memo,
                 threads=resources.cpus_per_worker,
                 memory_share=resources.gpus_per_worker or 1.0,
-                agreement_timeout_s=config.agreement_timeout_s,
+                agreement_timeout_s=120.0,
             ),
-            scaling_config=scaling(resources),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
+                placement_strategy="PACK",  # on one node if possible, otherwise on as few as possible
+            ),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=str(config.ray_folder),
@@ -116,19 +121,6 @@ class WarmGroup:
             trainer.fit()
         except BaseException as failure:  # raised by the trial that waits for this group
             self._failure = failure
-
-
-def scaling(resources: ResourceSpec) -> ray.train.ScalingConfig:
-    """The resources that a group requests: all workers on one node if possible, otherwise on as few as possible."""
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
-    return ray.train.ScalingConfig(
-        num_workers=resources.workers,
-        use_gpu=resources.gpus_per_worker > 0,
-        resources_per_worker=per_worker,
-        placement_strategy="PACK",
-    )
 
 
 _group: WarmGroup | None = None

@@ -50,7 +50,7 @@ def test_an_unknown_column_is_refused_with_the_known_ones(tmp_path: Path) -> Non
     path = tmp_path / "runs.csv"
     path.write_text("optimizer,rate\nlion,0.1\n")
     with pytest.raises(
-        InvalidInput, match="'lr=learning rate' names no column that there is; there are optimizer, rate"
+        InvalidInput, match="'lr=learning rate' is not a column of the table; choose from optimizer, rate"
     ):
         read_csv(path, parse_columns(PAIRS))
     with pytest.raises(InvalidInput, match=r"lacks the columns scale, method, gamma, seed, val_loss.*--column"):

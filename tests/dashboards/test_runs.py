@@ -155,7 +155,7 @@ HEADER = b"scale,method,gamma,lr,seed,val_loss\n"
     [
         (b"", "cannot be read"),
         (b"\xff\xfe\x00\xd8binary", "cannot be read"),
-        (HEADER, "holds no run"),
+        (HEADER, "has no run"),
         (b"scale,method,lr,seed\n16M,baseline,0.1,1\n", "lacks the columns gamma, val_loss"),
         (HEADER + b"16M,baseline,,fast,1,3\n", "is not a number"),
         (HEADER + b"16M,baseline,,-0.1,1,3\n", "is not a learning rate"),
@@ -213,5 +213,5 @@ def test_read_mlflow(tmp_path: Path) -> None:
         read_mlflow(uri, "nothing", "made-up")
     with pytest.raises(InvalidInput, match="has no cell"):
         read_mlflow(uri, "oec", "nothing")
-    with pytest.raises(InvalidInput, match="holds a quote"):
+    with pytest.raises(InvalidInput, match="contains a quote"):
         read_mlflow(uri, "oec", "a' OR '1'='1")

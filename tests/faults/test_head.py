@@ -134,7 +134,7 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
     while is_running(Home(home), NAME):
         assert time.monotonic() - asked < within(10), "it takes too long to save its state"
         time.sleep(0.05)
-    assert "the same command goes on" in standing.job("logs", "first")
+    assert "re-run the same command to resume" in standing.job("logs", "first")
     step = newest_step(home, NAME)
     assert step >= 150, "its checkpoint is gone"
     printed = standing.job("submit", "--submission-id", "second", *settings)

@@ -24,8 +24,8 @@ from service.home.location import open_home
 from service.mlflow import address
 from service.mlflow import sink as mlflow_sink
 from service.mlflow.address import check_store
-from service.mlflow.database import create_database
 from service.mlflow.sink import MlflowSink, sync
+from service.mlflow.store import create_database
 from tests.service.oec import oec
 
 STUDY = Study.load("smoke")

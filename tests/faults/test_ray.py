@@ -100,7 +100,7 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
 
     interrupted = time.time()
     run.driver.send_signal(signal.SIGINT)
-    assert "the same command goes on" in run.ends(75)
+    assert "re-run the same command to resume" in run.ends(75)
     assert time.time() - interrupted < within(10), "it takes too long to save its state"
     assert [cell.id for cell in ledger_of(run.home, NAME).missing()] == [last]
     nothing_runs = oec("stop", NAME, home=run.home)
@@ -162,7 +162,7 @@ def test_a_driver_that_is_ended_while_ray_starts_says_so(
         run.until(lambda run=run: " to train; " in run.log.read_text(), "its first words")
         time.sleep(1.4 * moment)  # the moment is the fault
         run.driver.send_signal(signal.SIGTERM)
-        assert "the same command goes on" in run.ends(75)
+        assert "re-run the same command to resume" in run.ends(75)
     nothing_left_over(home)
 
 

@@ -150,7 +150,7 @@ def test_schema_of_a_study_file() -> None:
         "DataSpec": ["path", "source", "tokenizer", "validation", "vocab_size"],
         "Intervals": ["checkpoint", "evaluate"],
         "KeepWeights": ["every", "last"],
-        "MethodChoice": ["c", "gamma", "method"],
+        "MethodChoice": ["gamma", "method"],
         "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
         "RefineSpec": ["budget", "edge", "pruner", "sampler", "trials"],
         "ResourceSpec": [

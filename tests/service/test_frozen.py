@@ -18,9 +18,9 @@ from service import exit_codes
 from service.cli import commands as cli
 from service.home.ledger import Entry
 from service.home.location import open_home
-from service.http.app import PAGE_FILES, create_app
+from service.http.app import create_app
 from service.http.middleware import PUBLIC_PATHS
-from service.http.settings import Settings
+from service.http.models import Settings
 from service.mlflow import store
 from trainers.diagnostics import keys
 
@@ -91,10 +91,11 @@ def test_routes_of_the_service(tmp_path: Path) -> None:
     }
     fields = {name: list(schema["properties"]) for name, schema in described["components"]["schemas"].items()}
     assert fields["Problem"] == ["field", "value", "problem", "remedy"]
-    assert fields["SubmitResponse"] == ["study", "hash", "job", "priced"]
+    assert fields["SubmitResponse"] == ["study", "hash", "job", "estimate"]
     assert fields["StudySummary"] == ["name", "description", "hash", "state", "seq", "cells", "job", "message"]
     assert fields["Curves"] == ["study", "seq", "charts"]
-    assert PAGE_FILES.keys() | {"/healthz"} == PUBLIC_PATHS
+    page = {"/", "/page.css", "/page.js", "/form.js", "/curves.js", "/view", "/view.js"}
+    assert page | {"/healthz"} == PUBLIC_PATHS
 
 
 def test_methods() -> None:

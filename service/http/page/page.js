@@ -92,7 +92,7 @@ function showList() {
   return () => clearTimeout(timer);
 }
 
-// The form, which is validated and priced while the user types.
+// The form, which is validated and estimated while the user types.
 let form;
 async function showForm() {
   form ??= buildForm($("#study-form"), await getJson("/api/v1/schema"));
@@ -208,7 +208,7 @@ function showStudy(name) {
     const figures = charts.map((chart) => figure(chart, charts.length === 1 ? running : []));
     $("#charts").replaceChildren(...(figures.length ? figures : [Object.assign(document.createElement("p"), { className: "soft", textContent: "No cells have ended yet." })]));
     $("#running").parentElement.hidden = !running.length;
-    $("#running tbody").replaceChildren(...running.map((cell) => tableRow(1, cell.label, `${cell.step} of ${cell.of}`, short(cell.val_loss))));
+    $("#running tbody").replaceChildren(...running.map((cell) => tableRow(1, cell.label, `${cell.step} of ${cell.steps}`, short(cell.val_loss))));
   };
   const load = async () => {
     const [curves, table] = await Promise.all([getJson(`${path}/curves`), getJson(`${path}/table`)]);

@@ -17,8 +17,7 @@ import yaml
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster.entrypoint import entrypoint_command
-from service.cluster.jobs import Jobs
+from service.cluster.jobs import Jobs, entrypoint_command
 from service.home.ledger import Ledger
 from tests.service.oec import OEC, environment, invoked, oec
 from trainers.data import write_shard
@@ -70,7 +69,6 @@ FIELDS = {
     "attention norm twice": (smoke(attention_norms=["none", "none"]), "attention_norms", "duplicate"),
     "method twice": (smoke(methods=["baseline", "baseline"]), "methods", "duplicate"),
     "gamma for baseline": (smoke(methods=[{"method": "baseline", "gamma": [1]}]), "methods.0", "baseline", "remove"),
-    "gamma for soft-cap": (smoke(methods=[{"method": "soft-cap", "gamma": [1]}]), "methods.0", "its strength is c"),
     "batch not divided": (
         smoke(resources={"workers": 3}),
         "training.batch_size 4",
@@ -268,7 +266,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
         (("jobs", "--cluster", "127.0.0.1:9"), ("--cluster", "'http://127.0.0.1:9' does not answer")),
         (("jobs", "--cluster", "ray://127.0.0.1:10001"), ("--cluster", "'ray://127.0.0.1:10001'", "http://HOST:8265")),
         (("jobs", "--cluster", "http://"), ("--cluster", "'http:'", "http://HOST:8265")),
-        (("submit", "smoke", *NOWHERE, "--home", "home"), ("--home", "'home' is relative", "absolute")),
+        (("submit", "smoke", *NOWHERE, "--home", "home"), ("--home", "'home' is a relative path", "absolute")),
         (("submit", "smoke", *NOWHERE, "--home", "hdfs://b/home"), ("--home", "'hdfs://b/home'", "s3://BUCKET/PREFIX")),
         (("submit", "smoke", *NOWHERE, "--home", "s3:///home"), ("--home", "'s3:///home'", "s3://BUCKET/PREFIX")),
         (("serve", "--home", "s3://b/home"), ("--home", "'s3://b/home'", "give a folder")),
@@ -277,7 +275,7 @@ NOWHERE = ("--cluster", "http://127.0.0.1:9")
             ("--home", "'gs://b/home'", "give a folder"),
         ),
         (("submit", "smoke", *NOWHERE, "--driver-label", "x"), ("--driver-label", "'x'", "KEY=VALUE")),
-        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "no folder")),
+        (("submit", "smoke", *NOWHERE, "--working-dir", "/nowhere"), ("--working-dir", "'/nowhere'", "not a folder")),
         (
             ("submit", "smoke", *NOWHERE, "--working-dir", str(ROOT), "--max-megabytes", "0.1"),
             ("--working-dir", "MB, above 0.1 MB; the largest files are", ".rayignore"),

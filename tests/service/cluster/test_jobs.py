@@ -236,7 +236,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     following = start("logs", "long", "--follow", home=home, log=tmp_path / "log", **url(cluster))
     assert oec("stop", "long", home=tmp_path, **url(cluster)).stdout == "long has stopped\n"
     assert following.wait(DEADLINE_S) == 75, (tmp_path / "log").read_text()
-    assert "the same command goes on" in (tmp_path / "log").read_text()
+    assert "re-run the same command to resume" in (tmp_path / "log").read_text()
 
     stopped_at = time.time()
     second = submitted(newest_step(home, "long") + 100)

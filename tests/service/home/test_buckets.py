@@ -24,7 +24,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
-from service.cluster.entrypoint import portable_home
+from service.cluster.jobs import portable_home
 from service.home import bucket_ledger, copies, writer
 from service.home.bucket_ledger import BucketLedger
 from service.home.layout import Home
@@ -267,7 +267,7 @@ def test_objects_that_lead_out_of_the_folder_are_refused(bucket: Bucket, tmp_pat
     (tmp_path / "here" / "cell").mkdir(parents=True)
     (tmp_path / "here" / "cell" / "out").symlink_to(tmp_path)
     (bucket / "cell").write("out/file", b"")
-    with pytest.raises(InvalidInput, match="leaves it"):
+    with pytest.raises(InvalidInput, match="outside of its folder"):
         mirror.pull()
     assert not (tmp_path / "file").exists()
 
@@ -370,7 +370,7 @@ def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
 ) -> None:
     lost = Ledger(tmp_path / "one", "short", write=True, bucket_ledger=(silent := BucketLedger(bucket, "short")))
     lost.plan(CELLS[:1])
-    silent._over.set()  # its machine stands still
+    silent._closing.set()  # its machine stands still
     elsewhere(monkeypatch)
     with Ledger(tmp_path / "two", "short", write=True, bucket_ledger=BucketLedger(bucket, "short")) as ledger:
         ledger.plan(CELLS[1:2])

@@ -19,7 +19,7 @@ from service.home.ledger import Ledger
 from service.home.location import open_home
 from service.home.studies import register_study
 from service.http.app import create_app
-from service.http.settings import Settings
+from service.http.models import Settings
 from service.http.tokens import TokenFile
 
 STUDY = Study.load("smoke")
@@ -51,7 +51,7 @@ def served(home: Home, **settings: object) -> Served:
     """It starts no Ray: what is tested here asks for none."""
     tokens = TokenFile(home)
     secrets = {role: tokens.add(f"a-{role}er", role, None) for role in ("read", "run")}  # type: ignore[arg-type]
-    app = create_app(home, Settings.from_options(settings), connect=False)
+    app = create_app(home, Settings.model_validate(settings), connect=False)
     return Served(home, app, client(app), client(app, secrets["read"]), client(app, secrets["run"]))
 
 

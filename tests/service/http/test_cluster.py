@@ -103,7 +103,7 @@ def study(name: str, steps: int = 20, **changes: object) -> dict[str, Any]:
 def test_from_submission_to_the_end(service: Service) -> None:
     answer = service.post("/studies", study("first"))
     assert answer.status_code == 201, answer.text
-    assert answer.json()["priced"]["cells"] == 2
+    assert answer.json()["estimate"]["cells"] == 2
     again = service.post("/studies", study("first"))
     assert again.status_code == 409, "it is being run"
     assert answer.json()["job"] in again.json()["problem"]

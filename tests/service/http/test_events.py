@@ -92,7 +92,7 @@ def test_every_event_once_and_then_the_end(home: Home) -> None:
         assert ids(seen) == list(range(1, ledger.seq + 1))
         progress = next(data for _, event, data in seen if event == "progress")
         assert progress == [
-            {"cell": CELLS[2].id, "label": CELLS[2].label, "lr": CELLS[2].lr, "step": 10, "of": 20, "val_loss": 3.25}
+            {"cell": CELLS[2].id, "label": CELLS[2].label, "lr": CELLS[2].lr, "step": 10, "steps": 20, "val_loss": 3.25}
         ]
         late = Watcher(url, service, **{"Last-Event-ID": str(ledger.seq - 2)})
         assert ids(late.until(lambda id, event, data: event == "state")) == [ledger.seq - 1, ledger.seq]

@@ -168,12 +168,12 @@ def test_a_study_of_the_home_comes_before_the_published_runs(tmp_path: Path) -> 
         (("report", "smoke", "smoke"), "is given twice"),
         (("report", "smoke", "--format", "gif"), "--format: 'gif' is not a valid format; choose from html, png"),
         (("report", "smoke", "--only", "los"), "--only: 'los' matches nothing"),
-        (("report", "smoke", "--column", "lr=x"), "columns are known"),
-        (("report", "smoke", "{old}:smoke", "--column", "lr=x"), "columns are known"),
+        (("report", "smoke", "--column", "lr=x"), "does not apply to a study of a home"),
+        (("report", "smoke", "{old}:smoke", "--column", "lr=x"), "does not apply to studies of a home"),
         (("report", RUNS_CSV, "--column", "rate=lr"), "'rate' is not one of our columns"),
         (("diff", "smoke", "nowhere"), "'nowhere' is neither a study of this home"),
         (("report", "nowhere"), "studies here: smoke; the published runs: published"),
-        (("report", "published", "--column", "lr=x"), "columns are known"),
+        (("report", "published", "--column", "lr=x"), "does not apply to a study of a home"),
     ],
 )
 def test_bad_input(arguments: tuple[object, ...], message: str, homes: tuple[Path, Path], tmp_path: Path) -> None:

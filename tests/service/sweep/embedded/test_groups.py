@@ -49,7 +49,7 @@ def group(home: Home, tokens: Tokens, embedded: None) -> Iterator[WarmGroup]:
     group = WarmGroup(config)
     assert done(group, job(home, cell(tokens, lr=9e-3))).state == "finished"
     yield group
-    group.close(timeout_s=60)
+    group.close()
     assert not group.alive, "the group did not end when it was closed"
 
 

@@ -7,7 +7,7 @@ import torch
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
-from service.single import device_of
+from service.cli.train_one import device_of
 
 
 def study_with(gpus: float) -> Study:
