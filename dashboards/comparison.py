@@ -68,9 +68,8 @@ def compare(before: Sequence[CurveFacts], after: Sequence[CurveFacts]) -> Compar
 def comparison_tables(comparison: Comparison, before: str, after: str) -> Iterator[RenderableType]:
     """The display of a comparison: a table of the curves that differ, then a summary, then what only one study has."""
     rows = comparison.rows
-    table = Table(
-        "curve", "", before, after, "change", "", title=f"{before} to {after}", box=SIMPLE, padding=(0, 1, 0, 0)
-    )
+    title = f"{before} to {after}"
+    table = Table("curve", "", before, after, "change", "", title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     equal = []
     for name, of_curve in rows.groupby("curve", sort=False):
         if (of_curve["verdict"] == "equal").all():

@@ -15,8 +15,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from dashboards import agreement
-from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, representative_cells
-from dashboards.analysis import cell_labels as cell_labels
+from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_labels, representative_cells
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
 from dashboards.figures import figures, forecast_figures
