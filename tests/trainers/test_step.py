@@ -26,8 +26,8 @@ def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
     engine.optimizer.halted.fill_(1.0)
     engine._step(tokens_BU, micro_batch)
     with Tape() as tape:
-        figures_3 = engine._step(tokens_BU, micro_batch)
-    return tape, tokens_BU, figures_3
+        metrics_3 = engine._step(tokens_BU, micro_batch)
+    return tape, tokens_BU, metrics_3
 
 
 @pytest.mark.parametrize("fields", DECAYS, ids=["no decay", "independent", "coupled"])
@@ -35,7 +35,7 @@ def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
 def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
     """Two cells with other seeds, learning rates and gammas, bit for bit, from one recording."""
     engine, eager = (Engine(of(method, **fields), World.single(), compile=False) for _ in range(2))
-    tape, tokens_BU, figures_3 = recorded(engine, micro_batch=2)
+    tape, tokens_BU, metrics_3 = recorded(engine, micro_batch=2)
     for factor, seed in ((3.0, 5), (0.5, 6)):
         this = of(method, factor, **fields).model_copy(update={"seed": seed})
         assert engine._program_key(2) == eager._program_key(2)
@@ -46,7 +46,7 @@ def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
             engine._set_controls(lr, stop=False)
             tokens_BU.copy_(engine.to_device(batch_BU))
             tape.replay()
-            loss, stops, norm = figures_3.tolist()
+            loss, stops, norm = metrics_3.tolist()
             assert eager.step(batch_BU, step=i, lr=lr, micro_batch=2) == (loss, norm, stops > 0)
         assert torch.equal(engine.optimizer.values, eager.optimizer.values)
         assert torch.equal(engine.optimizer.exp_avg_sq, eager.optimizer.exp_avg_sq)

@@ -77,7 +77,7 @@ def steps(this: Cell) -> None:
         one.objective.chunk = chunk
         one.dry_run_step(2)
         launched = one.launch(batch_BU, step=0, lr=1e-3, micro_batch=2)
-        assert launched._figures_3.shape == (3,)
+        assert launched._metrics_3.shape == (3,)
     one.programs[one._program_key(2)] = one._capture_step(2)
     one.launch(batch_BU, step=1, lr=1e-3, micro_batch=2)
     flags_2 = one._local_backward(one.to_device(batch_BU), 2)
