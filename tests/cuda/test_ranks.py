@@ -34,7 +34,7 @@ def worker(rank: int, folder: Path) -> None:
             checkpoint_every=4,
             should_stop=lambda: rank == 1 and next(asked) == 3,
         )
-        found = [result.state, result.step, result.val_loss, result.train_loss]
+        found = [result.state, result.steps, result.val_loss, result.train_loss]
         content = {"found": found, "stopped": [stopped.state, stopped.step], "programs": kinds}
         (folder / f"found-{rank}.json").write_text(json.dumps(content))
 
@@ -50,7 +50,7 @@ def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) ->
     alone = Trainer(world(), tiny.opened(tmp_path), compile=False).run(
         CELL, tmp_path / "alone", evaluate_every=4, checkpoint_every=4
     )
-    assert first["found"][:2] == [alone.state, alone.step]
+    assert first["found"][:2] == [alone.state, alone.steps]
     assert first["found"][2:] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-4)
 
 

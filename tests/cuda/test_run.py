@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from search_spaces.cell import Cell
+from search_spaces.record import CellResult
 from tests.cuda.cells import COMPILES, CPU, DEVICE, FLOAT32, bits, equal, world
 from tests.trainers import tiny
 from tests.trainers.tiny import of
@@ -22,7 +23,6 @@ from trainers import micro_batch
 from trainers.allocator import CUDA_CONTEXT_BYTES
 from trainers.data import Shards, Tokens, write_shard
 from trainers.loop import Trainer
-from trainers.result import Result
 from trainers.world import World
 
 INTERVALS: dict[str, Any] = {"evaluate_every": 4, "checkpoint_every": 4}
@@ -31,7 +31,7 @@ CHAOS = 1e30
 """A learning rate whose first step leaves weights with which every forward pass overflows, regardless of rounding."""
 
 
-def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE, **options: Any) -> Result:
+def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE, **options: Any) -> CellResult:
     trainer = Trainer(world(device), tokens, compile=COMPILES and device == DEVICE)
     return trainer.run(this, folder, **(INTERVALS | options))
 
@@ -63,7 +63,7 @@ def test_a_cell_stops_at_the_step_at_which_it_was_asked(tokens: Tokens, tmp_path
         asked = iter(range(100))
         this = of(steps=12, **FLOAT32)
         result = run(tokens, this, tmp_path / name, device, should_stop=lambda: next(asked) == 5)  # noqa: B023
-        found.append((result.state, result.step, result.reason))
+        found.append((result.state, result.steps, result.reason))
     assert found[0] == found[1] == ("stopped", 5, "asked to stop at step 5")
 
 
@@ -73,7 +73,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 ) -> None:
     this = of("z-loss", attention_norm=attention_norm, steps=12, precision="bfloat16", deterministic=True)
 
-    def trained(folder: Path, stop_at: int | None = None) -> tuple[Result, list[torch.Tensor]]:
+    def trained(folder: Path, stop_at: int | None = None) -> tuple[CellResult, list[torch.Tensor]]:
         trainer = Trainer(world(), tokens, compile=COMPILES)
         asked = iter(range(100))
         result = trainer.run(this, folder, **INTERVALS, should_stop=lambda: next(asked) == stop_at)

@@ -292,7 +292,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name):
     uninterrupted = whole.run(this, tmp_path / "a", **intervals)
     asked = iter(range(100))
     stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **intervals, should_stop=lambda: next(asked) == 3)
-    assert (stopped.state, stopped.step) == ("stopped", 3)
+    assert (stopped.state, stopped.steps) == ("stopped", 3)
     saved = checkpoint.load_latest(tmp_path / "b" / "checkpoints", this.id)
     assert any("v_PI" in n for n in saved.tensors) == (name == "sigma-reparam")
     resumed = Trainer(WORLD, tokens)

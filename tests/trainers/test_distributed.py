@@ -68,13 +68,13 @@ def worker(rank: int, folder: Path) -> None:
             E_VD = trainer._engine.objective.model.E_VD
             found[name] = [
                 result.state,
-                result.step,
+                result.steps,
                 result.val_loss,
                 result.train_loss,
                 result.reason,
                 float(E_VD.sum()),
             ]
-            found[name].append({key: result.diagnostics[key] for key in set(result.diagnostics) - TIMES})
+            found[name].append({key: result.metrics[key] for key in set(result.metrics) - TIMES})
 
         record("first")
 
@@ -133,9 +133,9 @@ def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
     alone = Trainer(World.single(), tiny.opened(folder)).run(
         CELL, tmp_path / "run", evaluate_every=10, checkpoint_every=5
     )
-    assert pair["first"][:2] == [alone.state, alone.step] == ["finished", 20]
+    assert pair["first"][:2] == [alone.state, alone.steps] == ["finished", 20]
     assert pair["first"][2:4] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-5)
-    looked_at = {key: alone.diagnostics[key] for key in set(alone.diagnostics) - TIMES}
+    looked_at = {key: alone.metrics[key] for key in set(alone.metrics) - TIMES}
     assert pair["first"][-1] == pytest.approx(looked_at, rel=1e-2, abs=1e-4), "every rank looks at the same batch"
 
 

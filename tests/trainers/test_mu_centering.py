@@ -87,7 +87,7 @@ def test_after_a_resume(tokens, tmp_path, attention_norm):
     whole, resumed = Trainer(WORLD, tokens), Trainer(WORLD, tokens)
     whole.run(this, tmp_path / "a", **INTERVALS)
     stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **INTERVALS, should_stop=lambda: next(asked) == 3)
-    assert stopped.step == 3
+    assert stopped.steps == 3
     assert resumed.run(this, tmp_path / "b", **INTERVALS).state == "finished"
     assert mu_norm(resumed._engine) < LIMIT
     assert torch.equal(resumed._engine.objective.model.E_VD, whole._engine.objective.model.E_VD)

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.keep_weights import KeepWeights
+from search_spaces.record import CellResult
 from trainers import tensor_files, weights
 from trainers.loop import Trainer
-from trainers.result import Result
 from trainers.world import World
 
 WORLD = World.single()
 LAST, EVERY_3 = KeepWeights(last=True), KeepWeights(last=True, every=3)
 
 
-def run(trainer: Trainer, this: Cell, folder: Path, keep: KeepWeights = LAST, **options: object) -> Result:
+def run(trainer: Trainer, this: Cell, folder: Path, keep: KeepWeights = LAST, **options: object) -> CellResult:
     given = {"evaluate_every": 4, "checkpoint_every": 2, "keep_weights": keep} | options
     return trainer.run(this, folder, **given)
 
