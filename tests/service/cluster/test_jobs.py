@@ -265,7 +265,7 @@ def test_rays_own_command_with_a_working_directory(
 def test_a_working_directory_is_what_runs_and_its_size_is_shown(cluster: Cluster, home: Path, sources: Path) -> None:
     """In the driver, and in the workers of both nodes, whose parent is their node's own raylet."""
     log = home.with_name("log").read_text()
-    assert re.match(rf"working directory {sources}: \d\d+ files, 0\.\d MB\n", log)
+    assert re.match(rf"working directory {sources}: \d\d+ files, \d\.\d MB\n", log)
     assert "changed sources run" in log
     parents = [psutil.Process(int(path.name.rpartition("-")[2])) for path in home.glob("trained-under-*")]
     raylets = " ".join(argument for parent in parents for argument in parent.cmdline())
