@@ -35,7 +35,7 @@ def worker(rank: int, folder: Path) -> None:
             should_stop=lambda: rank == 1 and next(asked) == 3,
         )
         found = [result.state, result.steps, result.val_loss, result.train_loss]
-        content = {"found": found, "stopped": [stopped.state, stopped.step], "programs": kinds}
+        content = {"found": found, "stopped": [stopped.state, stopped.steps], "programs": kinds}
         (folder / f"found-{rank}.json").write_text(json.dumps(content))
 
 

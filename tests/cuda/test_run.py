@@ -39,11 +39,11 @@ def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE,
 def test_a_run_is_that_of_the_cpu(tokens: Tokens, tmp_path: Path) -> None:
     this = of("z-loss", steps=12, **FLOAT32)
     ours, theirs = (run(tokens, this, tmp_path / name, device) for name, device in BOTH)
-    assert (ours.state, ours.step) == (theirs.state, theirs.step) == ("finished", 12)
+    assert (ours.state, ours.steps) == (theirs.state, theirs.steps) == ("finished", 12)
     assert [ours.l_init, ours.val_loss, ours.train_loss] == pytest.approx(
         [theirs.l_init, theirs.val_loss, theirs.train_loss], rel=1e-3
     )
-    assert set(theirs.diagnostics) <= set(ours.diagnostics)
+    assert set(theirs.metrics) <= set(ours.metrics)
 
 
 @pytest.mark.parametrize("method", ["baseline", "soft-cap"])
@@ -52,9 +52,9 @@ def test_a_cell_diverges_at_the_same_step_and_for_the_same_reason_as_on_the_cpu(
 ) -> None:
     this = of(method, steps=12, **FLOAT32).model_copy(update={"lr": CHAOS})
     ours, theirs = (run(tokens, this, tmp_path / name, device) for name, device in BOTH)
-    assert (ours.state, ours.step, ours.reason) == (theirs.state, theirs.step, theirs.reason)
+    assert (ours.state, ours.steps, ours.reason) == (theirs.state, theirs.steps, theirs.reason)
     assert ours.state == "diverged"
-    assert ours.step > 0
+    assert ours.steps > 0
 
 
 def test_a_cell_stops_at_the_step_at_which_it_was_asked(tokens: Tokens, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     whole, expected = trained(tmp_path / "whole" / "run")
     stopped, _ = trained(tmp_path / "parts" / "run", stop_at=6)
     resumed, weights = trained(tmp_path / "parts" / "run")
-    assert (stopped.state, stopped.step) == ("stopped", 6)
+    assert (stopped.state, stopped.steps) == ("stopped", 6)
     assert (whole.state, resumed.state) == ("finished", "finished")
     assert (resumed.val_loss, resumed.train_loss) == (whole.val_loss, whole.train_loss)
     assert equal(weights, expected)
