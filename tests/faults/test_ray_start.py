@@ -79,5 +79,5 @@ def test_a_port_that_was_taken_is_told_and_tried_again(tmp_path: Path) -> None:
     first, failed, second, left = lines
     assert first.startswith("starting Ray on ")
     assert failed.startswith("Ray did not start: server_ Failed to start the grpc server. The specified port is ")
-    assert second == f"{first}, try 2 of 5"
+    assert second == f"{first}, attempt 2 of 5"
     assert left == "coordinators: 1"
