@@ -14,6 +14,7 @@ LOSS_MARGIN_NATS = 0.02
 
 MAX_NAMED = 3
 """A sentence names up to this many curves; if there are more, it gives their number."""
+NO_OTHER = "no other curve"
 
 
 def answer(curves: Sequence[CurveFacts]) -> str:
@@ -92,8 +93,11 @@ def _significance(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) 
     seeds = min(curve.seeds for curve in ranked)
     if seeds < 2 or not scales_by_phrase:
         return ""
-    phrases = join_words([f"{phrase} at {join_words(scales)}" for phrase, scales in scales_by_phrase.items()])
     test = f"t-tests over {seeds} seeds, at a level of 5% for all pairs of curves of a scale"
+    if set(scales_by_phrase) == {NO_OTHER}:
+        scales = join_words(scales_by_phrase[NO_OTHER])
+        return f" The lowest LRS is not significantly lower than any other at {scales} ({test})."
+    phrases = join_words([f"{phrase} at {join_words(scales)}" for phrase, scales in scales_by_phrase.items()])
     return f" The lowest LRS is significantly lower than that of {phrases} ({test})."
 
 
@@ -101,7 +105,7 @@ def _less_sensitive_than(at_scale: Sequence[CurveFacts], winner: CurveFacts) -> 
     index, others = at_scale.index(winner), len(at_scale) - 1
     higher = less_sensitive(at_scale).get(index, set())
     if len(higher) in (0, others):
-        return "every other curve" if higher else "no other curve"
+        return "every other curve" if higher else NO_OTHER
     close = [curve.label for i, curve in enumerate(at_scale) if i != index and i not in higher]
     if len(close) <= MAX_NAMED:
         return f"every other curve but {join_words(close)}"
@@ -133,8 +137,11 @@ def _gamma_dependence(ranked: Sequence[CurveFacts]) -> Iterator[str]:
     sentence = f"Over the gammas that all of these methods were tried at, LRS varies by {changes}"
     if min(curve.seeds for curve in ranked) > 1:
         beaten = [method for method in others if all(method in wider.get(least, set()) for wider in less_dependent_at)]
-        than = "any other method" if beaten == others else join_words(beaten) if beaten else "no other method"
-        sentence += f"; {least} varies significantly less than {than}"
+        if beaten:
+            than = "any other method" if beaten == others else join_words(beaten)
+            sentence += f"; {least} varies significantly less than {than}"
+        else:
+            sentence += f"; {least} does not vary significantly less than any other method"
     yield f"{sentence}."
 
 
