@@ -109,7 +109,7 @@ def search(
 
 
 def max_cells(grid: Sequence[float], seeds: Sequence[int], factor: float) -> int:
-    """Upper bound of the runs off the grid that the search for one edge takes."""
+    """Upper bound of the runs off the grid that the search for one edge takes, unless a cell of the grid is stopped."""
     return search(grid, seeds, factor, lambda lr, seed: "running").cells_left
 
 
@@ -122,6 +122,8 @@ def _next_lr(edge: Edge, grid: Sequence[float], factor: float, step: float, abov
     if edge.low is None:
         return None
     if edge.high is None:
+        if edge.low < grid[-1]:  # the top of the grid was stopped
+            return None
         return round_significant(edge.low * step) if above < MAX_EXPANSIONS else None
     return round_significant(math.sqrt(edge.low) * math.sqrt(edge.high)) if edge.high / edge.low > factor else None
 
@@ -141,7 +143,7 @@ def _max_lrs_left(tried: Mapping[float, Verdict], grid: Sequence[float], factor:
         if verdict == "diverged" or gap:  # above a gap, only a divergence shows an edge
             return bound
         low = lr
-    if low is None:  # every learning rate was stopped
+    if low is None or low < grid[-1]:  # the top of the grid was stopped
         return bound
     expansions = MAX_EXPANSIONS - sum(lr > grid[-1] for lr in tried)
     # Any step up, the last one included, may end in a bracket that is one step wide.
