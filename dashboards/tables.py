@@ -55,7 +55,7 @@ _COLUMNS_BY_FORMAT: dict[str, tuple[str, ...]] = {
     ".2g": ("isotropy",),
     ".3g": (
         "mu_norm",
-        *(f"{name}_{end}" for name in ("e_mu", "row_norm", "singular") for end in ("min", "mean", "max")),
+        *(f"{name}_{end}" for name in ("e_mu", "row_norm", "singular") for end in _ENDS),
     ),
 }
 FORMATS = {column: form for form, columns in _COLUMNS_BY_FORMAT.items() for column in columns}

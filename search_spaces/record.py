@@ -111,6 +111,9 @@ def columns_shown(place: Place) -> tuple[str, ...]:
     return tuple(name for name, column in COLUMNS.items() if place in column.shown)
 
 
+_RESULT = columns_from("result")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One evaluation along a run: one line of ``metrics.jsonl``."""
@@ -184,11 +187,10 @@ class CellResult:
 
     def record(self) -> dict[str, float | str]:
         """The columns that have a value, in the order of the registry."""
-        values = {name: getattr(self, name) for name in columns_from("result")} | dict(self.metrics)
+        values = {name: getattr(self, name) for name in _RESULT} | dict(self.metrics)
         return {name: value for name, value in values.items() if value not in (None, "")}
 
 
-_RESULT = frozenset(columns_from("result"))
 NO_RESULT = CellResult()
 
 Verdict = Literal["converged", "diverged", "running", "crashed", "stopped"]
@@ -222,11 +224,11 @@ class Outcome:
         """
         verdict = VERDICTS[state]
         l_init = None if l_init is None or math.isnan(l_init) else l_init
-        if verdict == "converged" and val_loss is None:
-            verdict = "crashed"  # no loss was recorded
-        elif verdict == "converged" and val_loss is not None:
-            too_high = not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init)
-            verdict = "diverged" if too_high else verdict
+        if verdict == "converged":
+            if val_loss is None:
+                verdict = "crashed"  # no loss was recorded
+            elif not math.isfinite(val_loss) or (l_init is not None and val_loss > l_init):
+                verdict = "diverged"
         return cls(verdict, {"converged": val_loss, "diverged": l_init}.get(verdict))
 
 

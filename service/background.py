@@ -1,4 +1,4 @@
-"""A thread that watches something while other work goes on, and a wait with a deadline."""
+"""A thread that watches something while other work continues, and a wait with a deadline."""
 
 from __future__ import annotations
 

@@ -69,12 +69,8 @@ def read(path: Path) -> list[Row]:
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
         return Row.from_json(json.loads(line))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # not JSON, UTF-8 or an object, or no step
+    # Not JSON, UTF-8 or an object, or no step.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"is damaged ({type(error).__name__}: {error})"
         remedy = "remove that line; figures will lack one point"
         raise InvalidInput("metrics", f"{path}:{number}", problem, remedy) from error

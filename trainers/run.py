@@ -24,6 +24,7 @@ from trainers.storage.bucket import Mirror
 from trainers.usage import Usage
 from trainers.world import World
 
+_METRICS = columns_from("metrics")
 FINAL_EVAL_SEED = 0
 """Selects the sequences of the final evaluation. It is the same for every cell, so that cells can be compared."""
 
@@ -295,7 +296,7 @@ class Run:
             tokens_per_second=tokens / progress.train_seconds if progress.step else 0.0,
             torch=str(torch.__version__),
             reason=reason,
-            metrics={name: value for name, value in progress.diagnostics.items() if name in columns_from("metrics")},
+            metrics={name: value for name, value in progress.diagnostics.items() if name in _METRICS},
         )
 
 

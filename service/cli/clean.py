@@ -24,7 +24,7 @@ NO_STUDY = "(oec train)"
 
 @dataclass
 class Removable:
-    """Files of item kind of item study."""
+    """Files of one kind of one study."""
 
     study: str | None
     """None for cells of ``oec train``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service import exit_codes
 from service.background import wait_until
-from service.cli.options import PATH, home_option, repeatable
+from service.cli.options import PATH, cluster_option, home_option, repeatable
 from service.home.layout import Home
 from service.home.location import local_folder, open_home
 from service.home.studies import is_running
@@ -29,14 +28,13 @@ EXIT_DETACHED = 130
 """Ctrl-C while following a job, which continues."""
 STOP_TIMEOUT_S, POLL_S = 90.0, 0.5
 
-cluster_help = "Dashboard of the Ray cluster, http://HOST:8265. Token: RAY_AUTH_TOKEN or ~/.ray/auth_token."
-_cluster = partial(click.option, "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True)
-cluster_option = _cluster(required=True, help=cluster_help)
+CLUSTER_HELP = "Dashboard of the Ray cluster, http://HOST:8265. Token: RAY_AUTH_TOKEN or ~/.ray/auth_token."
+required_cluster = cluster_option(required=True, help=CLUSTER_HELP)
 
 
 @click.command()
 @click.argument("study")
-@cluster_option
+@required_cluster
 @click.option(
     "--home",
     envvar="OEC_HOME",
@@ -84,7 +82,7 @@ def submit(
 
 
 @click.command()
-@cluster_option
+@required_cluster
 def jobs(cluster: str) -> None:
     """List the jobs that `oec submit` started on a Ray cluster, newest first."""
     from service.cluster.jobs import Jobs
@@ -108,7 +106,7 @@ def jobs(cluster: str) -> None:
 
 @click.command()
 @click.argument("job", metavar="JOB|STUDY")
-@cluster_option
+@required_cluster
 @click.option("--follow", is_flag=True, help="Print until the job ends, and exit with its exit code.")
 def logs(job: str, cluster: str, follow: bool) -> None:
     """Print the output of a job, or of the newest job of a study."""
@@ -125,7 +123,7 @@ def logs(job: str, cluster: str, follow: bool) -> None:
 @click.argument("study")
 @home_option
 @click.option("--cell", metavar="ID", help="Stop only this running cell, as pruned; the study continues.")
-@_cluster(help=f"Use this if the study runs as a job. {cluster_help}")
+@cluster_option(help=f"Use this if the study runs as a job. {CLUSTER_HELP}")
 def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
     """Ask a running STUDY to save its state and stop. Re-run `oec run` or `oec submit` to resume.
 

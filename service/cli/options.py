@@ -18,6 +18,7 @@ from service import exit_codes
 
 PATH = click.Path(path_type=Path)
 repeatable = partial(click.option, multiple=True)
+cluster_option = partial(click.option, "--cluster", metavar="URL", envvar="OEC_CLUSTER", show_envvar=True)
 home_option = click.option(
     "--home",
     default="oec-home",
@@ -53,5 +54,6 @@ def plain_console() -> Console:
 
 
 def print_all(renderables: Iterable[RenderableType]) -> None:
+    console = plain_console()
     for renderable in renderables:
-        plain_console().print(renderable, soft_wrap=True)
+        console.print(renderable, soft_wrap=True)

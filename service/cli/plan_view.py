@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.filesize import decimal
@@ -16,13 +16,17 @@ from search_spaces.scales import SCALES
 from search_spaces.study import ResourceSpec
 from service.cluster.connection import local_nodes
 from service.cluster.placement import KINDS, Node, fit
-from service.home.layout import Home
-from service.home.studies import all_entries, measured_speeds
+from service.home.ledger import Entry
 from service.pace import clock_time
 
 
-def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
-    """The curves, then totals with an estimate from speeds measured in this home."""
+def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float]) -> Iterator[RenderableType]:
+    """The curves, then totals with an estimate.
+
+    Args:
+        entries: those of every study of the home.
+        speeds: measured in the home: tokens per second of a cell, by scale.
+    """
     study = plan.study
     table = Table("scale", "parameters", "method", "cells", "learning rates", "tokens per cell", title=study.name)
     for curve in plan.curves:
@@ -32,8 +36,6 @@ def plan_tables(plan: Plan, home: Home) -> Iterator[RenderableType]:
         tokens = f"{curve.cells[0].tokens:,}"
         table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
     yield table
-    entries = list(all_entries(home))
-    speeds = measured_speeds(entries)
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
     known = sum(cell.id in done for cell in plan.cells)
@@ -59,12 +61,13 @@ def kept_bytes(plan: Plan) -> int:
     return 4 * files * sum(parameters)
 
 
-def cluster_line(plan: Plan, home: Home, nodes: Sequence[Node], *, can_grow: bool = False) -> str:
+def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node], *, can_grow: bool = False) -> str:
     """What a study would take on these nodes: cells in parallel, time, and what limits it.
 
-    Times are those of training, from speeds measured in this home or a nominal one, if cells were spread evenly.
+    Times are those of training, from ``speeds`` or a nominal one, if cells were spread evenly.
 
     Args:
+        speeds: as for ``plan_tables``.
         can_grow: the nodes are those of a real cluster, which starts more for a study with ``autoscale``.
 
     Raises:
@@ -73,7 +76,7 @@ def cluster_line(plan: Plan, home: Home, nodes: Sequence[Node], *, can_grow: boo
     resources = plan.study.resources
     found = fit(resources, nodes, cells=plan.cell_count, can_grow=can_grow)
     workers = found.cells * resources.workers
-    hours = plan.seconds(measured_speeds(all_entries(home)), found.cells) / 3600
+    hours = plan.seconds(speeds, found.cells) / 3600
     taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
     parts = [f"{hours * taken['CPU']:,.3g} core-hours"]
     if resources.gpus_per_worker:

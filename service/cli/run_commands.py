@@ -18,7 +18,7 @@ from service.cli.watch import watch as watch_study
 from service.home import copies
 from service.home.layout import Home
 from service.home.location import open_folder, open_home
-from service.home.studies import read_ledger
+from service.home.studies import all_entries, measured_speeds, read_ledger
 from service.mlflow.address import tracking_uri
 
 
@@ -84,9 +84,11 @@ def plan(study: str, home: str, cluster: str | None) -> None:
     spec, place = Study.load(study), open_home(home)
     nodes = cluster_nodes(cluster) if cluster else None
     planned = Plan(spec, prepare_tokens(spec, place, plain_console().print).digest)
-    print_all(plan_tables(planned, place))
+    entries = list(all_entries(place))
+    speeds = measured_speeds(entries)
+    print_all(plan_tables(planned, entries, speeds))
     if nodes:
-        print_all([cluster_line(planned, place, nodes, can_grow="=" not in str(cluster))])
+        print_all([cluster_line(planned, speeds, nodes, can_grow="=" not in str(cluster))])
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import click
 from rich.table import Table
 
-from service.cli.options import PATH, home_option, plain_console
+from service.cli.options import PATH, cluster_option, home_option, plain_console
 from service.home.location import open_folder
 from service.http.audit import COMMAND_LINE, Audit
 from service.http.tokens import TokenFile
@@ -17,12 +17,7 @@ from service.http.tokens import TokenFile
 @home_option
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8080, help="Port to listen on; 0 picks a free one.")
-@click.option(
-    "--cluster",
-    envvar="OEC_CLUSTER",
-    show_envvar=True,
-    help="Dashboard of a Ray cluster; default: a local Ray cluster.",
-)
+@cluster_option(help="Dashboard of a Ray cluster; default: a local Ray cluster.")
 @click.option("--data-root", type=PATH, help="Folder that studies may read data from; default: HOME/data.")
 @click.option("--max-active", type=click.IntRange(1), help="Studies that may run at the same time; default: 4.")
 @click.option("--max-cells", type=click.IntRange(1), help="Maximum number of cells in a study; default: 2,000.")

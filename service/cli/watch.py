@@ -175,9 +175,9 @@ class StudyView:
         if concurrent and running:
             timed = [entry for entry in entries if entry.result.train_seconds and entry.reused_from is None]
             seconds = sum(entry.result.train_seconds or 0.0 for entry in timed) / concurrent
-            if speed := Pace(sum(entry.cell.tokens * _share(entry) for entry in timed), seconds).per_second:
+            if speed := Pace(sum(entry.cell.tokens * entry.share_done for entry in timed), seconds).per_second:
                 parts.append(f"{speed:,.0f} tokens/s")
-            done = sum(entry.cell.flops * _share(entry) for entry in timed)
+            done = sum(entry.cell.flops * entry.share_done for entry in timed)
             if (left := Pace(done, seconds).seconds_for(self._flops_left(entries))) is not None:
                 parts.append(f"{clock_time(left)} left")
         if not running:
@@ -191,8 +191,3 @@ class StudyView:
                 row = self._rows.newest(entry.id) if entry.state == "running" else None
                 left += entry.cell.flops * (1 - (row.step if row else 0) / entry.cell.training.steps)
         return left
-
-
-def _share(entry: Entry) -> float:
-    """The share of its steps that a cell took until its end."""
-    return (entry.result.steps or 0) / entry.cell.training.steps

@@ -99,6 +99,11 @@ class Entry:
     def outcome(self) -> Outcome:
         return Outcome.of(self.state, self.result.val_loss, self.result.l_init)
 
+    @property
+    def share_done(self) -> float:
+        """The share of its steps that the cell took until its end."""
+        return (self.result.steps or 0) / self.cell.training.steps
+
     def record(self, study: str) -> dict[str, Any]:
         """The cell as one row of a table of runs."""
         cell = {name: getattr(self.cell, name) for name in CELL_COLUMNS}

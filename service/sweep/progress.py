@@ -72,7 +72,7 @@ class Progress:
         self._running.pop(entry.id, None)
         self._update_best(entry)
         cell = entry.cell
-        share = (entry.result.steps or 0) / cell.training.steps - self._resumed_at.pop(entry.id, 0.0)
+        share = entry.share_done - self._resumed_at.pop(entry.id, 0.0)
         self._flops_done += cell.flops * share
         self._tokens_done += cell.tokens * share
         if self._cells_left() <= len(self._running):

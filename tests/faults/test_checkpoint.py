@@ -44,7 +44,7 @@ def whole(folder: Path) -> list[int]:
 
 
 def resumes(folder: Path, tokens: Path, undisturbed: float | None) -> None:
-    """The cell goes on behind the newest whole checkpoint, to the loss of an undisturbed run, and leaves nothing."""
+    """The cell continues after the newest whole checkpoint, to the loss of an undisturbed run, and leaves nothing."""
     last = max(whole(folder), default=0)
     rows: list[Row] = []
     result = train(folder, tokens, rows)

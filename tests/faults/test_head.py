@@ -1,4 +1,4 @@
-"""A Ray cluster of its own processes, as an operator starts one: its head dies, its nodes die, a study goes on."""
+"""A Ray cluster of its own processes, as an operator starts one: its head dies, its nodes die, a study continues."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_what_happens_to_a_group_or_its_driver_costs_no_result(
 ) -> None:
     """The first cell meets two deaths: of the trial's actor, which owns the group; of a Ray Train worker in mid-step.
     After it the group stays warm: at one rank's loss, which ends the cell on both, and at ``oec stop``. In the last
-    cell the driver is interrupted; the same command goes on there, and does not take a stop request that was left for
+    cell the driver is interrupted; the same command continues there, and does not take a stop request that was left for
     one of its own. SIGTERM is how a cluster stops a job, see ``tests/service/cluster/test_jobs.py``; in
     ``tests/faults/test_buckets.py`` a driver is killed."""
     lrs, flag = [1e-3, 1.2e-3, 1.4e-3, 1.6e-3, 2e-3], tmp_path / "poison"

@@ -1,4 +1,4 @@
-"""Storage that is full, read-only or changed behind our back: said by name, nothing lost, and the same call goes on."""
+"""Storage that is full, read-only or changed behind our back: said by name, nothing lost, and the same call resumes."""
 
 from __future__ import annotations
 

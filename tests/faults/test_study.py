@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 @pytest.mark.fault("storage full")
 def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
     """No checkpoint fits. Rank 0 alone meets that, and yet it is the reason of each cell, in the same warm group. The
-    same command goes on once there is room."""
+    same command resumes once there is room."""
     home, name = tmp_path / "home", "full"
     changes = {"name": name, "methods": ["baseline"], "lrs": [1e-3, 2e-3, 3e-3, 4e-3], "refine": 0}
     study = tmp_path / "study.yaml"

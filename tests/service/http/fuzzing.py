@@ -13,7 +13,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 load_all_checks()
 LEFT_OUT = CHECKS.get_by_names(["ignored_auth", "positive_data_acceptance"])
 """One asks again without a token, which test_access.py does of every route. The other wants whatever fits the schema
-accepted: a schema can not say that learning rates ascend."""
+accepted: a schema cannot say that learning rates ascend."""
 
 MADE_VALID = CHECKS.get_by_names(["negative_data_rejection"])
 """Where a wrong name was replaced by that of a study, the request may be right."""

@@ -150,7 +150,7 @@ def test_a_torn_journal_is_made_anew_from_the_ledger(end: bytes, plan: Plan, tmp
 
 
 def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: Path) -> None:
-    """Six of the grid are known at step 200. One of the grid that is worse goes on, one of the sampler's is ended."""
+    """Six of the grid are known at step 200. One of the grid that is worse continues, one of the sampler's is ended."""
     content = study(trials=2).model_dump(mode="json")
     content |= {"methods": ["baseline"], "lrs": [10.0**-i for i in range(7, 0, -1)]}
     content |= {"refine": {"trials": 2, "pruner": "median"}, "training": {"warmup_steps": 100, "min_lr": 0.0}}
