@@ -18,6 +18,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 from search_spaces.study import Study
 from service import exit_codes
+from service.cli.init import init
 from service.cli.job_commands import jobs, logs, stop, submit
 from service.cli.options import PATH, BadInputExits, home_option, plain_console
 from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui
@@ -94,7 +95,7 @@ def schema() -> None:
 
 
 for command in (
-    run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui, serve,
-    token,
+    init, run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui,
+    serve, token,
 ):  # fmt: skip
     main.add_command(command)
