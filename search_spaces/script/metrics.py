@@ -4,65 +4,93 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from search_spaces.script.source import Source, called, dotted, keyword, literal
 from search_spaces.script.templates import call_pieces, names, pattern
 
 Sources = tuple[Source, ...]
-StreamKind = Literal["json lines", "csv", "trainer state", "tensorboard", "stdout", "wandb"]
+StreamKind = Literal["file", "csv", "tensorboard", "stdout", "wandb"]
+"""Names of fields of ``trainer.metrics``, and wandb, whose files nothing can read."""
 STEP_KEYS = ("step", "iter", "iteration", "global_step", "steps", "it", "iter_num", "update", "_step", "epoch")
 LOSS = re.compile(r"(?<![a-z])(loss|nll|bpb|cross_entropy|ce)(?![a-z])")
 VALIDATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|dev|held_out|heldout)(?![a-z])")
 TEST = re.compile(r"(?<![a-z])test(?![a-z])")
+WORTH_KEEPING = ("grad_norm", "param_norm", "weight_norm", "accuracy", "acc", "perplexity", "z_loss", "logit_max")
+HF_EVALUATION = r"eval_loss\W+(?P<val_loss>[-+.\w]+)"
+HF_TRAINING = r"\{\Wloss\W+(?P<train_loss>[-+.\w]+)"
 PRINTERS = ("print", "info", "print0", "print_rank_0", "log", "write", "echo", "debug", "rank_zero_info")
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One stream of metrics.
+class Keys:
+    """The names of metrics, by what they are."""
 
-    Attributes:
-        where: the tail of its path in the output folder, or the regular expression over the standard output.
-        val_loss: the name of the loss; that of training if the script computes no other.
-        others: names of further metrics in it.
-        line: where the script writes it.
-    """
+    step: str | None = None
+    val_loss: str | None = None
+    """That of the training loss if the script logs no other."""
+    train_loss: str | None = None
+    others: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Keys:
+        """Tell names such as ``iter``, ``val/loss``, ``train/loss`` and ``grad_norm`` apart."""
+        found = list(dict.fromkeys(names))
+        step = next((key for name in STEP_KEYS for key in found if key.lower() == name), None)
+        losses = sorted((key for key in found if LOSS.search(key.lower())), key=lambda key: _preference(key.lower()))
+        train = next((key for key in losses[1:] if not is_validation(key)), None)
+        others = [key for key in found if key.lower().rpartition("/")[2] in WORTH_KEEPING]
+        return cls(step, losses[0] if losses else None, train, tuple(others))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of metrics."""
 
     kind: StreamKind
     where: str
-    step: str | None
-    val_loss: str | None
-    others: tuple[str, ...] = ()
-    line: str = ""
+    """The tail of its path in the output folder; for stdout, the regular expression."""
+    keys: Keys
+    line: str
+    """Where the script writes it: ``train.py:120``."""
     in_folder: bool = True
     """Whether its file is in the output folder; a fixed path is shared by all runs."""
-    switch: str | None = None
-    """An option of the script without which this stream does not exist."""
+    more: tuple[str, ...] = ()
+    """For stdout, further regular expressions."""
+    words: tuple[str, ...] = ()
+    """Options of the script without which this stream does not exist."""
 
     @property
-    def is_validation(self) -> bool:
-        return bool(self.val_loss and VALIDATION.search(self.val_loss.lower()))
+    def has_validation(self) -> bool:
+        return self.keys.val_loss is not None and is_validation(self.keys.val_loss)
+
+    def as_spec(self) -> dict[str, Any]:
+        """``trainer.metrics`` of a study."""
+        if self.kind == "stdout":
+            return {"stdout": [self.where, *self.more] if self.more else self.where}
+        names = {"step": self.keys.step, "val_loss": self.keys.val_loss, "train_loss": self.keys.train_loss}
+        return {
+            self.kind: f"{{folder}}/{self.where}".rstrip("/"),
+            **{name: key for name, key in names.items() if key},
+            **({"others": list(self.keys.others)} if self.keys.others else {}),
+        }
+
+
+def is_validation(key: str) -> bool:
+    """Whether a name is that of a metric over other data than the training's."""
+    return VALIDATION.search(key.lower()) is not None
 
 
 def find_streams(sources: Sources) -> list[Stream]:
     """Every stream that the text shows; those with a validation loss first, then in the order of ``DETECTORS``."""
     found = [stream for detect in DETECTORS for stream in detect(sources)]
-    return sorted(found, key=lambda stream: (not stream.is_validation, stream.val_loss is None))
-
-
-def pick(keys: list[str]) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """The step, the loss and the others among the names of metrics."""
-    step = next((key for name in STEP_KEYS for key in keys if key.lower() == name), None)
-    losses = [key for key in keys if LOSS.search(key.lower())]
-    loss = min(losses, key=lambda key: _preference(key.lower()), default=None)
-    return step, loss, tuple(key for key in keys if key not in (step, loss))
+    return sorted(found, key=lambda stream: (not stream.has_validation, stream.keys.val_loss is None))
 
 
 def _preference(key: str) -> int:
-    return 0 if VALIDATION.search(key) else 1 if TEST.search(key) else 2 if key == "loss" else 3
+    return 0 if is_validation(key) else 1 if TEST.search(key) else 2 if key == "loss" else 3
 
 
 def _dictionaries(source: Source, *functions: str) -> Iterator[tuple[list[str], int]]:
@@ -129,10 +157,9 @@ def _json_lines(sources: Sources) -> Iterator[Stream]:
         lines = [file for file in files if not file[0].endswith(".json")] or files
         writers = ("dumps", "dump", *_local_writers(source, "dumps", "dump"))
         for keys, line in _dictionaries(source, *writers) if lines else ():
-            step, loss, others = pick(keys)
-            if loss:
+            if Keys.of(keys).val_loss:
                 name, in_folder = lines[0]
-                yield Stream("json lines", name, step, loss, others, f"{source.path.name}:{line}", in_folder)
+                yield Stream("file", name, Keys.of(keys), f"{source.path.name}:{line}", in_folder)
 
 
 def _csv(sources: Sources) -> Iterator[Stream]:
@@ -143,22 +170,21 @@ def _csv(sources: Sources) -> Iterator[Stream]:
             for node in source.walk(ast.List, ast.Tuple)
         ]
         for keys, line in (row for row in rows if files and len(row[0]) > 1):
-            step, loss, others = pick(keys)
-            if step and loss:
+            if Keys.of(keys).step and Keys.of(keys).val_loss:
                 name, in_folder = files[0]
-                yield Stream("csv", name, step, loss, others, f"{source.path.name}:{line}", in_folder)
+                yield Stream("csv", name, Keys.of(keys), f"{source.path.name}:{line}", in_folder)
         if not any(called(node) == "CSVLogger" for node in source.walk(ast.Call)):
             continue
         node = next(node for node in source.walk(ast.Call) if called(node) == "CSVLogger")
         logger_name, version = literal(keyword(node, "name")), literal(keyword(node, "version"))
         if logger_name is None and not keyword(node, "name"):
             logger_name = "lightning_logs"
-        folder = "version_0" if version is None else f"version_{version}" if isinstance(version, int) else version
+        folder = "version_*" if version is None else f"version_{version}" if isinstance(version, int) else version
         where = "/".join(part for part in (logger_name, folder, "metrics.csv") if part)
-        step, loss, others = pick(["step", *_logged(sources)])
         save_dir = node.args[0] if node.args else keyword(node, "save_dir")
         in_folder = save_dir is not None and literal(save_dir) is None
-        yield Stream("csv", where, step, loss, others, f"{source.path.name}:{node.lineno}", in_folder)
+        logged = Keys.of(["step", *_logged(sources)])
+        yield Stream("csv", where, logged, f"{source.path.name}:{node.lineno}", in_folder)
 
 
 def _logged(sources: Sources) -> list[str]:
@@ -172,18 +198,23 @@ def _logged(sources: Sources) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _trainer_state(sources: Sources) -> Iterator[Stream]:
-    """transformers.Trainer and TRL's trainers keep their history in trainer_state.json."""
+def _transformers(sources: Sources) -> Iterator[Stream]:
+    """transformers.Trainer and TRL's trainers print a dictionary at every evaluation, whose values may be quoted."""
     imported = {name for source in sources for name in source.imports}
     if not any(re.fullmatch(r"(transformers|trl)(\.\w+)*\.\w*Trainer", name) for name in imported):
         return
+    attributes = {node.attr for source in sources for node in source.walk(ast.Attribute)}
+    words = [f"--{name}" for name in ("do_train", "do_eval") if name in attributes]
+    given = {part.arg for source in sources for node in source.walk(ast.Call) for part in node.keywords}
+    given |= {dotted(node.target) for source in sources for node in source.walk(ast.AnnAssign)}
+    if not given & {"eval_strategy", "evaluation_strategy"}:
+        words.append("--eval_strategy steps")
     for source in sources:
         for node in source.walk(ast.Call):
             if called(node).endswith("Trainer") and (keyword(node, "args") or len(node.args) > 1):
-                yield Stream(
-                    "trainer state", "trainer_state.json", "step", "eval_loss", ("loss", "grad_norm"),
-                    f"{source.path.name}:{node.lineno}",
-                )  # fmt: skip
+                keys = Keys(val_loss="eval_loss", train_loss="loss")
+                line = f"{source.path.name}:{node.lineno}"
+                yield Stream("stdout", HF_EVALUATION, keys, line, more=(HF_TRAINING,), words=tuple(words))
                 return
 
 
@@ -198,9 +229,8 @@ def _tensorboard(sources: Sources) -> Iterator[Stream]:
             elif called(node) == "TensorBoardLogger":
                 tags += _logged(sources)
                 line = line or f"{source.path.name}:{node.lineno}"
-    _, loss, others = pick(list(dict.fromkeys(tags)))
-    if line:
-        yield Stream("tensorboard", "", None, loss, others, line)
+    if line and Keys.of(tags).val_loss:
+        yield Stream("tensorboard", "", replace(Keys.of(tags), step=None), line)
 
 
 def _stdout(sources: Sources) -> Iterator[Stream]:
@@ -210,10 +240,9 @@ def _stdout(sources: Sources) -> Iterator[Stream]:
                 continue
             pieces = call_pieces(node)
             if expression := pattern(pieces):
-                named = names(pieces)
-                loss = "val_loss" if "val_loss" in named else "train_loss"
+                loss = "val_loss" if "val_loss" in names(pieces) else "train_loss"
                 step = "step" if "(?P<step>" in expression else None
-                yield Stream("stdout", expression, step, loss, (), f"{source.path.name}:{node.lineno}")
+                yield Stream("stdout", expression, Keys(step, loss), f"{source.path.name}:{node.lineno}")
 
 
 def _wandb(sources: Sources) -> Iterator[Stream]:
@@ -221,11 +250,10 @@ def _wandb(sources: Sources) -> Iterator[Stream]:
         if not any(name == "wandb" for name in source.imports):
             continue
         for keys, line in _dictionaries(source, "log"):
-            step, loss, others = pick(keys)
-            if loss:
-                yield Stream("wandb", "wandb", step, loss, others, f"{source.path.name}:{line}")
+            if Keys.of(keys).val_loss:
+                yield Stream("wandb", "", Keys.of(keys), f"{source.path.name}:{line}")
 
 
 DETECTORS: tuple[Callable[[Sources], Iterator[Stream]], ...] = (
-    _json_lines, _csv, _trainer_state, _tensorboard, _stdout, _wandb,
+    _json_lines, _csv, _transformers, _tensorboard, _stdout, _wandb,
 )  # fmt: skip

@@ -80,7 +80,7 @@ RESUME = Role(
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class Factor:
     """A factor that is worth a try, with values around the script's own."""
 
     role: Role
@@ -100,17 +100,17 @@ class Suggestion:
         return tuple(sorted(values)) if all(isinstance(value, int | float) for value in values) else values
 
 
-SUGGESTIONS: tuple[Suggestion, ...] = (
-    Suggestion(Role("weight decay", ("weight_decay", "wd")), (0.0, 0.1), (0.0, 1.0)),
-    Suggestion(Role("beta 2", ("beta2", "adam_beta2", "b2")), (0.95, 0.99)),
-    Suggestion(Role("epsilon", ("adam_epsilon", "eps", "epsilon", "adam_eps")), (1e-8,), (1.0, 1e-2)),
-    Suggestion(Role("momentum", ("momentum",)), (0.9, 0.95)),
-    Suggestion(Role("gradient clipping", ("grad_clip", "max_grad_norm", "clip", "grad_norm_clip", "gradient_clip_val")),
+FACTORS: tuple[Factor, ...] = (
+    Factor(Role("weight decay", ("weight_decay", "wd")), (0.0, 0.1), (0.0, 1.0)),
+    Factor(Role("beta 2", ("beta2", "adam_beta2", "b2")), (0.95, 0.99)),
+    Factor(Role("epsilon", ("adam_epsilon", "eps", "epsilon", "adam_eps")), (1e-8,), (1.0, 1e-2)),
+    Factor(Role("momentum", ("momentum",)), (0.9, 0.95)),
+    Factor(Role("gradient clipping", ("grad_clip", "max_grad_norm", "clip", "grad_norm_clip", "gradient_clip_val")),
                (1.0,), (0.3, 1.0)),
-    Suggestion(Role("warm-up", ("warmup_steps", "warmup_iters", "num_warmup_steps", "warmup")), (0, 100), (1, 3)),
-    Suggestion(Role("batch size", ("batch_size", "per_device_train_batch_size", "train_batch_size")), (16, 32), (1, 2)),
-    Suggestion(Role("dropout", ("dropout",)), (0.0, 0.1)),
-    Suggestion(Role("optimizer", ("optimizer", "optim", "opt")), ()),
-    Suggestion(Role("schedule", ("lr_scheduler_type", "lr_schedule", "schedule", "scheduler")), ()),
-    Suggestion(Role("z-loss", ("z_loss", "z_loss_weight", "z_loss_coef")), (0.0, 1e-4)),
+    Factor(Role("warm-up", ("warmup_steps", "warmup_iters", "num_warmup_steps", "warmup")), (0, 100), (1, 3)),
+    Factor(Role("batch size", ("batch_size", "per_device_train_batch_size", "train_batch_size")), (16, 32), (1, 2)),
+    Factor(Role("dropout", ("dropout",)), (0.0, 0.1)),
+    Factor(Role("optimizer", ("optimizer", "optim", "opt")), ()),
+    Factor(Role("schedule", ("lr_scheduler_type", "lr_schedule", "schedule", "scheduler")), ()),
+    Factor(Role("z-loss", ("z_loss", "z_loss_weight", "z_loss_coef")), (0.0, 1e-4)),
 )  # fmt: skip

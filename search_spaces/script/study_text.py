@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces.script.findings import FLOORS, Findings
-from search_spaces.script.metrics import Stream
+from search_spaces.script.draft import Draft, Missing, relative
 
 ENTRY_POINTS = ("train", "main", "run", "pretrain", "training", "run_train", "train_script")
 """Names of scripts that say nothing: the study is then called like the folder."""
@@ -23,55 +22,63 @@ def default_name(script: Path) -> str:
     return name or "mine"
 
 
-def study_text(found: Findings, name: str) -> str:
-    """A study file."""
-    return "\n".join(_lines(found, name)) + "\n"
+def study_text(draft: Draft, name: str, folder: Path) -> str:
+    """A study file.
+
+    Args:
+        folder: where the file will be, which the study's directory is relative to.
+    """
+    return "\n".join(_lines(draft, name, folder)) + "\n"
 
 
-def _lines(found: Findings, name: str) -> Iterator[str]:
+def _lines(draft: Draft, name: str, folder: Path) -> Iterator[str]:
+    trainer, notes = draft.trainer, list(draft.missing)
+    directory = relative(draft.directory, folder)
     yield f"name: {_flow(name)}"
     yield "trainer:"
-    yield from _todo(found, "  ", "learning rate", *(argument.key for argument in found.required))
-    yield f"  command: {_flow(found.command)}"
-    yield f"  directory: {_flow(str(found.directory))}"
-    yield f"  identity: {_flow(list(found.identity))}  # the code: a change in these files makes new runs"
-    yield from _todo(found, "  ", "metrics", "validation loss")
-    if found.stream:
-        yield f"  metrics: {_flow(metrics(found.stream))}"
-    else:
-        yield "  # metrics: {file: '{folder}/log.jsonl', step: step, val_loss: val_loss}"
-        yield r"  # metrics: {stdout: 'step (?P<step>\d+).* val loss (?P<val_loss>\S+)'}"
-    yield from _todo(found, "  ", "resume")
-    if found.resume is not None:
-        yield f"  resume: {_flow(found.resume)}"
-    yield from _todo(found, "", "lrs", *FLOORS)
-    own = found.learning_rates[0].default if found.learning_rates else None
-    yield f"lrs: {_flow(list(found.lrs))}" + (f"  # the script's own: {_flow(own)}" if own is not None else "")
-    yield from _todo(found, "", "seed")
-    yield f"seeds: {3 if found.seed else 1}"
-    if found.factors:
+    yield from _notes(notes, "  ", "learning rate", *placeholders(trainer.get("command", "")))
+    kind = "python" if "python" in trainer else "command"
+    yield f"  {kind}: {_flow(trainer[kind])}"
+    if directory != ".":
+        yield f"  directory: {_flow(directory)}"
+    yield f"  identity: {_flow(trainer['identity'])}  # the code: a change in these files makes new runs"
+    if kind == "command":
+        yield from _notes(notes, "  ", "metrics", "validation loss", "output folder")
+        if trainer["metrics"]:
+            yield f"  metrics: {_flow(trainer['metrics'])}"
+        else:
+            yield "  # metrics: {file: '{folder}/log.jsonl', step: step, val_loss: val_loss}"
+            yield r"  # metrics: {stdout: 'step (?P<step>\d+).* val loss (?P<val_loss>\S+)'}"
+        yield from _notes(notes, "  ", "resume")
+        if trainer["resume"]:
+            yield f"  resume: {_flow(trainer['resume'])}"
+    yield from _notes(notes, "", *(note.what for note in notes if note.what not in (*draft.required_factors, "seed")))
+    own = f"  # the script's own: {_flow(draft.own_lr)}" if draft.own_lr else ""
+    yield f"lrs: {_flow(list(draft.lrs))}{own}"
+    yield from _notes(notes, "", "seed")
+    yield f"seeds: {draft.seeds}"
+    if draft.required_factors:
+        yield "factors:"
+        for factor in draft.required_factors:
+            yield from _notes(notes, "  ", factor)
+            yield f"  {factor}: []"
+    if draft.suggestions:
         yield "# Factors: each combination of values is a curve. Uncomment, and add the option to the command."
         yield "# factors:"
-        for argument, values in found.factors:
-            yield f"#   {argument.key}: {_flow(list(values))}  # {argument.with_value('{' + argument.key + '}')}"
+        for suggestion in draft.suggestions:
+            yield f"#   {suggestion.name}: {_flow(list(suggestion.values))}  # {suggestion.words}"
 
 
-def metrics(stream: Stream) -> dict[str, Any]:
-    """``trainer.metrics`` for a stream."""
-    if stream.kind == "stdout":
-        return {"stdout": stream.where}
-    names = {"step": stream.step, "val_loss": stream.val_loss}
-    return {
-        "file": f"{{folder}}/{stream.where}",
-        **{key: value for key, value in names.items() if value},
-        **({"others": list(stream.others)} if stream.others else {}),
-    }
+def placeholders(command: str) -> list[str]:
+    """The names in braces of a command."""
+    return re.findall(r"\{(\w+)\}", command)
 
 
-def _todo(found: Findings, indent: str, *about: str) -> Iterator[str]:
-    for missing in found.missing:
-        if missing.what in about:
-            yield f"{indent}# {'TODO' if missing.blocks else 'Note'}: {missing.what}: {missing.how}"
+def _notes(notes: list[Missing], indent: str, *about: str) -> Iterator[str]:
+    """Takes the notes about these things out of the list, as comments."""
+    for note in [note for note in notes if note.what in about]:
+        notes.remove(note)
+        yield f"{indent}# {'TODO' if note.blocks else 'Note'}: {note.what}: {note.how}"
 
 
 def _flow(value: Any) -> str:

@@ -116,23 +116,23 @@ def _argparse(sources: Sources) -> tuple[Argument, ...]:
 
 
 def _hf(sources: Sources) -> tuple[Argument, ...]:
-    """The dataclasses given to HfArgumentParser or TrlParser; those of a library are TrainingArguments."""
+    """The dataclasses given to HfArgumentParser or TrlParser; those of a library, and bases, are TrainingArguments."""
     known = definitions(sources)
-    found: list[Argument] = []
+    library: list[Argument] = []
+    own: list[Argument] = []
     for node in _calls(sources, "HfArgumentParser", "TrlParser"):
         for name in (dotted(inner) for inner in ast.walk(node) if isinstance(inner, ast.Name | ast.Attribute)):
-            definition = known.get(name)
+            definition = known.get(name.rpartition(".")[2])
+            bases = [name]
             if isinstance(definition, ast.ClassDef):
-                found += declared(definition, known, Spelling())
-            bases = [dotted(base) for base in definition.bases] if isinstance(definition, ast.ClassDef) else [name]
-            if any(
-                base.endswith(("TrainingArguments", "SFTConfig", "DPOConfig")) and base not in known for base in bases
-            ):
-                found += [
+                own += declared(definition, known, Spelling())
+                bases = [dotted(base) for base in definition.bases]
+            if any(base.endswith(("TrainingArguments", "SFTConfig", "DPOConfig")) for base in bases):
+                library += [
                     Argument(flag=f"--{field}", default=value, kind=kind_of(value), required=field == "output_dir")
                     for field, value in TRAINING_ARGUMENTS.items()
                 ]
-    return tuple({argument.flag: argument for argument in found}.values())
+    return tuple({argument.flag: argument for argument in (*library, *own)}.values())
 
 
 def _given_to(spelling: Spelling, *functions: str) -> Callable[[Sources], tuple[Argument, ...]]:

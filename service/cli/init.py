@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,10 +15,12 @@ from rich.console import Console
 
 from search_spaces.errors import InvalidInput
 from search_spaces.script.argument import Argument, merge
-from search_spaces.script.findings import Findings, find
-from search_spaces.script.source import read_script, start_directory
+from search_spaces.script.command import draft_command
+from search_spaces.script.draft import Draft
+from search_spaces.script.source import Source, read_script, start_directory
 from search_spaces.script.study_text import default_name, study_text
 from search_spaces.script.styles import Style, style_of
+from search_spaces.script.trial_class import draft_trial
 from search_spaces.study import is_name
 from service.cli.options import PATH, plain_console
 
@@ -59,18 +60,24 @@ def init(script: Path, name: str | None, out: Path, force: bool) -> None:
         raise InvalidInput("--out", str(out), "exists", "add --force to overwrite it, or give another file with --out")
     sources = read_script(script, Path.cwd())
     directory = start_directory(sources, Path.cwd())
+    draft = draft_trial(sources, directory) or _draft_from_help(script, sources, directory, console)
+    try:
+        out.write_text(study_text(draft, name, out.resolve().parent), encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput("--out", str(out), f"cannot be written ({error.strerror})", "give another file") from error
+    print_draft(draft, out, console)
+
+
+def _draft_from_help(script: Path, sources: tuple[Source, ...], directory: Path, console: Console) -> Draft:
     style = style_of(sources)
     shown, problem = help_arguments(script, style, directory)
     arguments = merge(style.read(sources), shown)
     if problem and not arguments:
         remedy = "make it print its arguments, or write the study by hand (docs/your-training.md)"
         raise InvalidInput("script", str(script), f"{problem}, and its text declares no arguments", remedy)
-    found = find(sources, style, arguments, directory)
-    try:
-        out.write_text(study_text(found, name), encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput("--out", str(out), f"cannot be written ({error.strerror})", "give another file") from error
-    print_findings(found, problem, out, console)
+    if problem:
+        console.print(f"{problem}; the arguments are those that the text declares", soft_wrap=True)
+    return draft_command(sources, style, arguments, directory)
 
 
 def help_arguments(script: Path, style: Style, directory: Path) -> tuple[tuple[Argument, ...], str | None]:
@@ -103,10 +110,11 @@ def help_arguments(script: Path, style: Style, directory: Path) -> tuple[tuple[A
         text = output.read(MAX_HELP_BYTES).decode(errors="replace")
     if code is None:
         return (), f"{words} did not end within {HELP_SECONDS} s"
-    if code:
+    shown = style.parse_help(text, style.separator)
+    if code and not shown:  # absl ends --help with 1
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
         return (), f"{words} ended with exit code {code} ({last[:200]})"
-    return style.parse_help(text, style.separator), None
+    return shown, None
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -118,42 +126,13 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def print_findings(found: Findings, problem: str | None, out: Path, console: Console) -> None:
+def print_draft(draft: Draft, out: Path, console: Console) -> None:
     """What was found, what was not and what to do about it, and the next commands."""
-    if problem:
-        console.print(f"{problem}; the arguments are those that the text declares", soft_wrap=True)
-    for what, value, detail in rows(found):
-        console.print(f"{what:<16}{value}" + (f"  ({detail})" if detail else ""), soft_wrap=True)
-    if found.missing:
+    for what, value, remark in draft.found:
+        console.print(f"{what:<16}{value}" + (f"  ({remark})" if remark else ""), soft_wrap=True)
+    if draft.missing:
         console.print("\nleft to you:")
-    for missing in sorted(found.missing, key=lambda missing: not missing.blocks):
-        console.print(f"  {missing.what}: {missing.how}", soft_wrap=True)
-    blocked = any(missing.blocks for missing in found.missing)
-    console.print(f"\n{out} is written{': complete it where it says TODO' if blocked else ''}. Next:", soft_wrap=True)
-    console.print(f"  oec plan {out}\n  oec run {out}", soft_wrap=True)
-
-
-def rows(found: Findings) -> Iterator[tuple[str, str, str]]:
-    """Role, argument and remark of everything that was found."""
-
-    def default(argument: Argument) -> str:
-        return "" if argument.default is None else f"default {argument.default}"
-
-    yield "arguments", f"{len(found.arguments)}", found.style
-    if found.learning_rates:
-        others = ", ".join(argument.flag for argument in found.learning_rates[1:4])
-        more = f"{default(found.learning_rates[0])}{f'; not swept: {others}' if others else ''}"
-        yield "learning rate", found.learning_rates[0].flag, more
-    for what, argument in (("seed", found.seed), ("output folder", found.folder), ("steps", found.steps)):
-        if argument:
-            yield what, argument.flag, default(argument)
-    if found.stream:
-        stream = found.stream
-        value = stream.where or stream.kind
-        yield "metrics", value, f"{stream.kind}, {stream.line}: {stream.val_loss}"
-    if found.resume is not None:
-        yield "resume", found.resume or "by itself", ""
-    yield "launcher", found.launcher, ""
-    yield "code", ", ".join(found.identity), ""
-    if found.factors:
-        yield "factors to try", ", ".join(argument.flag for argument, _ in found.factors), "commented in the study"
+    for what, how, _ in sorted(draft.missing, key=lambda missing: not missing.blocks):
+        console.print(f"  {what}: {how}", soft_wrap=True)
+    todo = "" if draft.is_complete else ": complete it where it says TODO"
+    console.print(f"\n{out} is written{todo}. Next:\n  oec plan {out}\n  oec run {out}", soft_wrap=True)
