@@ -26,6 +26,7 @@ from service.sweep.worker_group import GroupConfig, close_group, group_of_this_p
 from trainers import weights
 from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job, result_in
+from trainers.oec_trial import OecTrial
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +99,15 @@ def sweep(
 def by_worker_group(study: Study, tokens: Tokens, home: Home) -> TrainCell:
     """Trains cells with the warm worker group of the calling process."""
     config = GroupConfig(
-        tokens=TokenFiles.of(tokens, copies.mirror(home, tokens.folder) if tokens.folder else None),
+        trial=OecTrial(
+            TokenFiles.of(tokens, copies.mirror(home, tokens.folder) if tokens.folder else None),
+            compile=study.resources.compile,
+            micro_batch_memo=home.micro_batches,
+        ),
         resources=study.resources,
+        processes=study.resources.workers,
+        study_folder=home.study(study.name),
         ray_folder=home.ray,
-        micro_batch_memo=home.micro_batches,
     )
     return lambda job: group_of_this_process(config).run(job)
 

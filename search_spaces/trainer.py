@@ -1,0 +1,353 @@
+"""The field ``trainer`` of a study: a command, or a Python object, that trains the cells instead of our own model.
+
+A command is a template without a shell. A string is split into words as a shell would (``shlex``) before the values of
+a cell are put in, so that no value can add a word; a list is taken as it is. ``{name}`` stands for a value of the cell
+or of its place; ``{{name}}`` is a literal ``{name}``, and any other brace is literal as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from search_spaces.cell import Frozen, digest
+from search_spaces.errors import InvalidInput, bad
+
+PLACEHOLDER = re.compile(r"\{\{(\w+(?:\.\w+)*)\}\}|\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+"""A literal ``{{name}}``, or a placeholder."""
+PLACES: dict[str, str] = {
+    "lr": "the cell's learning rate",
+    "seed": "the cell's seed",
+    "folder": "the cell's own folder, for checkpoints and logs",
+    "workers": "`resources.workers`",
+    "nodes": "`trainer.nodes`",
+    "node_rank": "the rank of this node",
+    "master_addr": "address of the node of rank 0",
+    "master_port": "a port that was free on that node",
+}
+"""Placeholders that every command may use, besides the names of the study's factors."""
+SOURCES: dict[str, str] = {
+    "file": "JSON lines",
+    "csv": "a CSV file with a header",
+    "stdout": "regular expressions over the command's output",
+    "tensorboard": "a folder of TensorBoard event files",
+    "mlflow": "a folder of MLflow's files, or the URI of its SQLite database",
+}
+"""Where a command's metrics may come from: names of fields of ``MetricsSpec``."""
+MODULE_OBJECT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+DIRECTORY = "directory"
+"""Key of the validation context: the folder that relative directories refer to."""
+Text = str | tuple[str, ...]
+"""A command as a string, which is split, or as words."""
+
+
+def split(text: Text) -> tuple[str, ...]:
+    """The words of a command."""
+    return tuple(shlex.split(text)) if isinstance(text, str) else text
+
+
+def placeholders(words: Iterable[str]) -> set[str]:
+    """The names that the words ask for."""
+    return {match[2] for word in words for match in PLACEHOLDER.finditer(word) if match[2]}
+
+
+def substitute(words: Iterable[str], values: Mapping[str, object]) -> list[str]:
+    """The words with a value for every placeholder. A float is written as Python does, with every digit; ``true``,
+    ``false`` and ``0.9,0.95`` are how booleans and tuples are written."""
+    return [
+        PLACEHOLDER.sub(lambda match: f"{{{match[1]}}}" if match[1] else as_text(values[match[2]]), word)
+        for word in words
+    ]
+
+
+def as_text(value: object) -> str:
+    """How a value is written on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return ",".join(as_text(item) for item in value)
+    return str(value)
+
+
+class MetricsSpec(Frozen):
+    """Where a command's metrics are found. Exactly one source; ``step``, ``val_loss`` and the others are keys in it."""
+
+    file: str | None = Field(
+        default=None,
+        description="JSON lines: a path with {folder}, or a glob, whose newest file is followed. Nested keys are "
+        "written with dots or slashes.",
+    )
+    csv: str | None = Field(default=None, description="A CSV file with a header: a path with {folder}, or a glob.")
+    stdout: tuple[str, ...] = Field(
+        default=(),
+        description="Regular expressions that are searched for in each line of the command's output. Their named "
+        "groups are the keys: step, val_loss, train_loss, and any others.",
+    )
+    tensorboard: str | None = Field(
+        default=None, description="A folder with {folder}, in which TensorBoard event files are found; keys are tags."
+    )
+    mlflow: str | None = Field(
+        default=None,
+        description="A tracking folder of MLflow with {folder}, or sqlite:///{folder}/mlflow.db; keys are metrics.",
+    )
+    step: str | None = Field(
+        default=None, description="Key of the step. Default: the number of the evaluation, or the source's own step."
+    )
+    val_loss: str = Field(default="val_loss", description="Key of the loss that the study is about.")
+    train_loss: str | None = Field(default=None, description="Key of the training loss; NaN ends the cell as well.")
+    others: tuple[str, ...] = Field(default=(), description="Further keys to record with every evaluation.")
+
+    @field_validator("stdout", mode="before")
+    @classmethod
+    def _one_expression(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stdout")
+    @classmethod
+    def _valid_expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise bad(f"has an expression that is not valid: {error}", "see the syntax of Python's re") from error
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "wandb" in content:
+            raise bad(
+                "asks for wandb, whose offline files have no public reader",
+                "have the script also write JSON lines, CSV or TensorBoard events, or match its output with stdout",
+            )
+        return content
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in SOURCES if getattr(self, name)]
+        if len(given) != 1:
+            raise bad(f"has {' and '.join(given) or 'no source'}", f"give exactly one of {', '.join(SOURCES)}")
+        if self.stdout:
+            if not any("val_loss" in re.compile(text).groupindex for text in self.stdout):
+                raise bad("has no expression with a group val_loss", r"write (?P<val_loss>\S+) where the loss is")
+            if self.step or self.val_loss != "val_loss" or self.train_loss or self.others:
+                raise bad("has stdout and keys", "with stdout, the names of the groups are the keys; remove the others")
+        elif "folder" not in placeholders([self.path]):
+            raise bad(
+                f"has the path {self.path!r} without {{folder}}, so that concurrent cells would share it",
+                "have the command write into {folder}, and give that path",
+            )
+        return self
+
+    @property
+    def source(self) -> str:
+        """One of ``SOURCES``."""
+        return next(name for name in SOURCES if getattr(self, name))
+
+    @property
+    def path(self) -> str:
+        """The path of a source that has one."""
+        return str(getattr(self, self.source))
+
+    @property
+    def wanted(self) -> str:
+        """What is looked for, for a message."""
+        if self.stdout:
+            return " or ".join(repr(text) for text in self.stdout)
+        return ", ".join(repr(key) for key in (self.step, self.val_loss, self.train_loss, *self.others) if key)
+
+
+class TrainerSpec(Frozen):
+    """What trains the cells of a study: ``command`` or ``python``."""
+
+    command: Text | None = Field(
+        default=None,
+        description="A command that trains one cell, without a shell. Placeholders in braces: lr, seed, folder, "
+        "workers, nodes, node_rank, master_addr, master_port, and the names of the study's factors.",
+    )
+    python: str | None = Field(
+        default=None, description="module:Name of a class with setup and train, see trainers/protocol.py."
+    )
+    directory: str = Field(
+        default=".",
+        validate_default=True,
+        description="Working directory of the command, or the folder to import from: the same path on every node. A "
+        "relative one is relative to the study file.",
+    )
+    identity: tuple[str, ...] | None = Field(
+        default=None,
+        description="Files, or globs, in directory whose contents are part of a cell's id. Default: the files that "
+        "the command names, or the file of the Python module.",
+    )
+    metrics: MetricsSpec | None = Field(default=None, description="Where the command's metrics are found.")
+    resume: Text | None = Field(
+        default=None,
+        description="Arguments to add if the cell's folder holds an earlier start. Without it, an interrupted cell "
+        "starts anew, in an empty folder.",
+    )
+    resume_from: str = Field(
+        default="**/*",
+        description="Glob in the cell's folder that shows whether it holds an earlier start; default: any file that "
+        "the command has left there, apart from its metrics.",
+    )
+    l_init: float | None = Field(
+        default=None, description="Loss of a model that has learned nothing. Default: the first val_loss."
+    )
+    silence_s: float = Field(
+        default=1800, gt=0, description="Seconds without output or a metric after which a command has crashed."
+    )
+    grace_s: float = Field(
+        default=10, ge=0, description="Seconds between SIGTERM and SIGKILL when a command has to end."
+    )
+    nodes: int = Field(
+        default=1,
+        gt=0,
+        description="Nodes of a cell. The command starts once on each, with resources.workers / nodes of the cell's "
+        "workers.",
+    )
+    options: dict[str, Any] = Field(default={}, description="For a Python trainer: context.options. Part of the id.")
+
+    @field_validator("directory")
+    @classmethod
+    def _absolute(cls, value: str, info: ValidationInfo) -> str:
+        base = (info.context or {}).get(DIRECTORY, Path.cwd())
+        return str(Path(base, value).resolve())
+
+    @field_validator("command", "resume")
+    @classmethod
+    def _splits(cls, value: Text | None) -> Text | None:
+        try:
+            words = split(value) if value is not None else None
+        except ValueError as error:
+            raise bad(f"cannot be split into words ({error})", "balance the quotes, or give a list of words") from error
+        if words == ():
+            raise bad("is empty", "give a command")
+        return value
+
+    @field_validator("python")
+    @classmethod
+    def _names_an_object(cls, value: str | None) -> str | None:
+        if value is not None and not MODULE_OBJECT.fullmatch(value):
+            raise bad("does not name an object", "write module:Name, for example my_package.my_module:Trial")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.command is None) == (self.python is None):
+            raise bad("has both command and python" if self.command else "has neither command nor python", "give one")
+        if self.command is not None and self.metrics is None:
+            raise bad("has no metrics", f"say where the loss is found: metrics with one of {', '.join(SOURCES)}")
+        foreign = ("metrics", "resume", "nodes") if self.python else ("options",)
+        for name in foreign:
+            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                kind = "python" if self.python else "command"
+                raise bad(f"has {name}, which does not apply to {kind}", f"remove {name}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return "command" if self.command is not None else "python"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command's template, word by word."""
+        return split(self.command) if self.command is not None else ()
+
+    @property
+    def resume_words(self) -> tuple[str, ...]:
+        return split(self.resume) if self.resume is not None else ()
+
+    def check(self, factors: Sequence[str], *, lr: str = "lr", seeds: int = 1) -> None:
+        """Check that the command uses what the study varies, and nothing else.
+
+        Args:
+            factors: names of the study's factors.
+            lr: the factor on the axis of the learning rates.
+            seeds: number of seeds in the study.
+
+        Raises:
+            InvalidInput: a placeholder has no value, or a value has no placeholder.
+        """
+        if self.command is None:
+            return
+        used, asked = placeholders(self.words), placeholders((*self.words, *self.resume_words))
+        known = {*PLACES, *factors, lr}
+        for name in sorted(asked - known):
+            remedy = f"use one of {', '.join(sorted(known))}, or write {{{{{name}}}}} if braces are meant"
+            raise InvalidInput("trainer.command", f"{{{name}}}", "is not a placeholder with a value", remedy)
+        for name in (lr, *factors, *(["seed"] if seeds > 1 else [])):
+            if name not in used:
+                remedy = f"add an argument with {{{name}}} to the command, or remove it from the study"
+                raise InvalidInput("trainer.command", f"{{{name}}}", "is missing, although the study varies it", remedy)
+
+    def digest(self, workers: int) -> str:
+        """SHA-256 over what determines a cell's result apart from its learning rate, seed and factors.
+
+        Args:
+            workers: ``resources.workers``, which counts if the command uses it.
+
+        Raises:
+            InvalidInput: an identity file does not exist.
+        """
+        used = placeholders(self.words)
+        metrics = self.metrics.model_dump(mode="json", exclude={"others"}) if self.metrics else None
+        content = {
+            "command": list(self.words),
+            "python": self.python,
+            "options": self.options,
+            "metrics": metrics,
+            "l_init": self.l_init,
+            "identity": {name: _sha256(Path(self.directory, name)) for name in self.identity_files()},
+            "workers": workers if "workers" in used or self.python else None,
+            "nodes": self.nodes if used & {"nodes", "node_rank"} else None,
+        }
+        return digest(content)
+
+    def identity_files(self) -> list[str]:
+        """The files whose contents are part of a cell's id, relative to ``directory``.
+
+        Raises:
+            InvalidInput: the directory does not exist, a pattern matches no file, or no file could be guessed.
+        """
+        root = Path(self.directory)
+        if not root.is_dir():
+            raise InvalidInput("trainer.directory", self.directory, "is not a folder", "give the folder of the code")
+        if self.identity is None:
+            found = self._named_files(root)
+            if not found:
+                problem = f"is missing, and no file in {root} is named by the {self.kind}"
+                remedy = "list the files that determine the result, or [] if there are none"
+                raise InvalidInput("trainer.identity", None, problem, remedy)
+            return sorted(found)
+        files: set[str] = set()
+        for pattern in self.identity:
+            matches = {p.relative_to(root).as_posix() for p in root.glob(pattern) if p.is_file()} if pattern else set()
+            if not matches:
+                remedy = f"give files or globs relative to {root}"
+                raise InvalidInput("trainer.identity", pattern, "matches no file", remedy)
+            files |= matches
+        return sorted(files)
+
+    def _named_files(self, root: Path) -> set[str]:
+        """The files in ``root`` that the command or the Python trainer names."""
+        if self.python:
+            modules, words = [self.python.partition(":")[0]], []
+        else:
+            words = [word.rpartition("=")[2] for word in self.words if not placeholders([word])]
+            modules = [after for word, after in zip(words, words[1:], strict=False) if word == "-m"]
+        for module in modules:
+            path = module.replace(".", "/")
+            words += [f"{path}.py", f"{path}/__main__.py" if not self.python else f"{path}/__init__.py"]
+        inside = (Path(word) for word in words if word and not Path(word).is_absolute() and ".." not in Path(word).parts)
+        return {path.as_posix() for path in inside if (root / path).is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
