@@ -11,6 +11,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,7 +98,8 @@ class MetricsSpec(Frozen):
         description="A tracking folder of MLflow with {folder}, or sqlite:///{folder}/mlflow.db; keys are metrics.",
     )
     step: str | None = Field(
-        default=None, description="Key of the step. Default: the number of the evaluation, or the source's own step."
+        default=None,
+        description="Key of the step. Default: the source's own step, the key step, or the number of the evaluation.",
     )
     val_loss: str = Field(default="val_loss", description="Key of the loss that the study is about.")
     train_loss: str | None = Field(default=None, description="Key of the training loss; NaN ends the cell as well.")
@@ -340,11 +342,13 @@ class TrainerSpec(Frozen):
             modules, words = [self.python.partition(":")[0]], []
         else:
             words = [word.rpartition("=")[2] for word in self.words if not placeholders([word])]
-            modules = [after for word, after in zip(words, words[1:], strict=False) if word == "-m"]
+            modules = [after for word, after in pairwise(words) if word == "-m"]
         for module in modules:
             path = module.replace(".", "/")
             words += [f"{path}.py", f"{path}/__main__.py" if not self.python else f"{path}/__init__.py"]
-        inside = (Path(word) for word in words if word and not Path(word).is_absolute() and ".." not in Path(word).parts)
+        inside = (
+            Path(word) for word in words if word and not Path(word).is_absolute() and ".." not in Path(word).parts
+        )
         return {path.as_posix() for path in inside if (root / path).is_file()}
 
 

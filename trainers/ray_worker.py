@@ -88,7 +88,7 @@ def serve_cells(config: WorkerConfig) -> None:
         cores=config["threads"],
         workers=config["workers"],
         folder=config["folder"],
-        address=ray.util.get_node_ip_address(),
+        address=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
         gather=gather,
     )
     worker = Worker(config["trial"], context, mailbox)
