@@ -60,7 +60,9 @@ class Csv:
         if self._first and self._tail.path and _first_line(self._tail) != self._first:
             self._tail.restart()
         lines = self._tail.lines(ended=ended)
-        if self._tail.restarted and lines:
+        if self._tail.restarted:
+            self._first = ""
+        if not self._first and lines:
             self._first, *lines = lines
             self._header = next(csv.reader([self._first]))
         return [Record(dict(zip(self._header, row, strict=False))) for row in csv.reader(lines) if row]
