@@ -40,6 +40,8 @@ class ReportedRun:
 
     def report(self, step: int, /, **metrics: float) -> None:
         """Write a row and pass it on. A row that is already there, as in a log that is read again, changes nothing."""
+        if self.not_finite:
+            return  # what a run reports until it has been ended
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in LOSSES:

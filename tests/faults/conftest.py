@@ -50,7 +50,7 @@ def without_ray(file: Path, folder: Path) -> Losses:
 def rank_of(rank: int, study: Study, home: Home) -> None:
     torch.set_num_threads(1)
     tokens = prepare_tokens(study, home, print)
-    every = {"evaluate_every": study.evaluate_every, "checkpoint_every": study.checkpoint_every}
+    every = {"evaluate_every": study.evaluate_every(cell), "checkpoint_every": study.checkpoint_every(cell)}
     with joined(rank, home.path) if study.resources.workers == 2 else nullcontext(World.single()) as world:
         trainer = Trainer(world, tokens)
         planned = Plan(study, tokens.digest).cells

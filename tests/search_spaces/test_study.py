@@ -97,7 +97,8 @@ def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int,
     study = Study.validate_fields(
         {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [1], "training": training}
     )
-    assert (study.evaluate_every, study.checkpoint_every) == (every, every)
+    (cell,) = Plan(study, "").cells
+    assert (study.evaluate_every(cell), study.checkpoint_every(cell)) == (every, every)
 
 
 def test_hash_ignores_what_changes_no_result() -> None:
