@@ -7,22 +7,27 @@ or of its place; ``{{name}}`` is a literal ``{name}``, and any other brace is li
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from search_spaces.cell import Frozen, digest
 from search_spaces.errors import InvalidInput, bad
+from search_spaces.factors import LR
+from search_spaces.resources import ResourceSpec
+from search_spaces.study_file import FOLDER
 
 PLACEHOLDER = re.compile(r"\{\{(\w+(?:\.\w+)*)\}\}|\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 """A literal ``{{name}}``, or a placeholder."""
-PLACES: dict[str, str] = {
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
+PLACEHOLDERS: dict[str, str] = {
     "lr": "the cell's learning rate",
     "seed": "the cell's seed",
     "folder": "the cell's own folder, for checkpoints and logs",
@@ -42,10 +47,23 @@ SOURCES: dict[str, str] = {
 }
 """Where a command's metrics may come from: names of fields of ``MetricsSpec``."""
 MODULE_OBJECT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-DIRECTORY = "directory"
-"""Key of the validation context: the folder that relative directories refer to."""
+SCRIPTS = {".py", ".sh", ".jl", ".R"}
+"""Suffixes of a script that a command runs, for its name."""
 Text = str | tuple[str, ...]
 """A command as a string, which is split, or as words."""
+
+
+def require_placeholder(name: str) -> str:
+    """``name`` if it can be a factor of a command.
+
+    Raises:
+        PydanticCustomError: it is not an identifier, or has a meaning of its own.
+    """
+    if not IDENTIFIER.fullmatch(name):
+        raise bad(f"has the factor {name!r}, which cannot be a placeholder", "use letters, digits, _ and dots")
+    if name in PLACEHOLDERS:
+        raise bad(f"has the factor {name}, which already means {PLACEHOLDERS[name]}", "give it another name")
+    return name
 
 
 def split(text: Text) -> tuple[str, ...]:
@@ -218,7 +236,7 @@ class TrainerSpec(Frozen):
     @field_validator("directory")
     @classmethod
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
-        base = (info.context or {}).get(DIRECTORY, Path.cwd())
+        base = (info.context or {}).get(FOLDER, Path.cwd())
         return str(Path(base, value).resolve())
 
     @field_validator("command", "resume")
@@ -253,7 +271,7 @@ class TrainerSpec(Frozen):
         return self
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["command", "python"]:
         return "command" if self.command is not None else "python"
 
     @property
@@ -265,28 +283,49 @@ class TrainerSpec(Frozen):
     def resume_words(self) -> tuple[str, ...]:
         return split(self.resume) if self.resume is not None else ()
 
-    def check(self, factors: Sequence[str], *, lr: str = "lr", seeds: int = 1) -> None:
-        """Check that the command uses what the study varies, and nothing else.
+    @property
+    def name(self) -> str:
+        """What it trains, for people: the script of a command, or else its first word; the module of an object."""
+        if self.python is not None:
+            return self.python.partition(":")[0].rpartition(".")[2]
+        scripts = (word for word in self.words if Path(word).suffix in SCRIPTS and not placeholders([word]))
+        return Path(next(scripts, self.words[0])).name
+
+    def group_resources(self, resources: ResourceSpec) -> ResourceSpec:
+        """What Ray reserves for a cell: for a command, one worker per node with the cores and devices of all the
+        processes that it starts there."""
+        if self.command is None:
+            return resources
+        each = resources.workers // self.nodes
+        update = {
+            "cpus_per_worker": each * resources.cpus_per_worker,
+            "gpus_per_worker": each * resources.gpus_per_worker,
+        }
+        return resources.model_copy(update={"workers": self.nodes, **update})
+
+    def check_placeholders(self, factors: Sequence[str], *, several_seeds: bool, lr: bool) -> None:
+        """Check that a command uses what the study varies, and nothing else.
 
         Args:
             factors: names of the study's factors.
-            lr: the factor on the axis of the learning rates.
-            seeds: number of seeds in the study.
+            several_seeds: whether the study has more than one seed.
+            lr: whether the study varies the learning rate.
 
         Raises:
-            InvalidInput: a placeholder has no value, or a value has no placeholder.
+            PydanticCustomError: a placeholder has no value, or a value has no placeholder.
         """
         if self.command is None:
             return
-        used, asked = placeholders(self.words), placeholders((*self.words, *self.resume_words))
-        known = {*PLACES, *factors, lr}
-        for name in sorted(asked - known):
-            remedy = f"use one of {', '.join(sorted(known))}, or write {{{{{name}}}}} if braces are meant"
-            raise InvalidInput("trainer.command", f"{{{name}}}", "is not a placeholder with a value", remedy)
-        for name in (lr, *factors, *(["seed"] if seeds > 1 else [])):
-            if name not in used:
-                remedy = f"add an argument with {{{name}}} to the command, or remove it from the study"
-                raise InvalidInput("trainer.command", f"{{{name}}}", "is missing, although the study varies it", remedy)
+        known = {*PLACEHOLDERS, *factors}
+        for name in sorted(placeholders((*self.words, *self.resume_words)) - known):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {{{close[0]}}}? " if close else ""
+            remedy = f"{hint}use {', '.join(sorted(known))}, or write {{{{{name}}}}} for literal braces"
+            raise bad(f"has the placeholder {{{name}}} in trainer.command, for which there is no value", remedy)
+        for name in (*([LR] if lr else []), *factors, *(["seed"] if several_seeds else [])):
+            if name not in placeholders(self.words):
+                remedy = f"add an argument with {{{name}}} to the command, or do not vary it"
+                raise bad(f"varies {name}, which trainer.command does not use", remedy)
 
     def digest(self, workers: int) -> str:
         """SHA-256 over what determines a cell's result apart from its learning rate, seed and factors.
