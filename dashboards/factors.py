@@ -31,7 +31,7 @@ def factors_of(rows: pd.DataFrame) -> list[Mapping[str, Any]]:
     Raises:
         InvalidInput: a value is not a JSON object.
     """
-    return [_parse(text or "") for text in rows["factors"]]
+    return [_parse("" if pd.isna(text) else text) for text in rows["factors"]]
 
 
 def curve_factors(rows: pd.DataFrame) -> list[Shared]:
@@ -42,7 +42,7 @@ def curve_factors(rows: pd.DataFrame) -> list[Shared]:
     Args:
         rows: columns ``factors``, ``lr_factor`` and, unless its factors already have it, ``lr``.
     """
-    if not rows["factors"].fillna("").astype(bool).any():
+    if rows["factors"].isna().all():
         return [()] * len(rows)
     shared = []
     lrs = rows["lr"] if "lr" in rows else [None] * len(rows)
@@ -68,6 +68,18 @@ def on_axis(runs: pd.DataFrame) -> pd.DataFrame:
             raise InvalidInput("lr_factor", axis, f"is not a positive number in a run ({x!r})", "give every run one")
         xs.append(float(x))
     return runs.assign(lr=xs)
+
+
+def by_name(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with a column for each factor, after its column ``factors``, for people and other programs."""
+    tables, place = factors_of(table), table.columns.get_loc("factors")
+    table = table.copy()
+    for name in reversed(dict.fromkeys(name for factors in tables for name in factors)):
+        values = [factors.get(name) for factors in tables]
+        if any(isinstance(value, tuple) for value in values):
+            values = [None if value is None else format_factor(value) for value in values]
+        table.insert(int(str(place)) + 1, name, pd.Series(values, index=table.index))
+    return table
 
 
 def varied(curves: Iterable[Shared]) -> tuple[str, ...]:

@@ -227,7 +227,6 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         text = kind.kind == "text"
         table[column] = table[column].where(table[column].notna(), None) if text else _numbers(table[column])
     table["attention_norm"] = table["attention_norm"].fillna(DEFAULT)
-    table["factors"] = table["factors"].fillna("")
     table["lr_factor"] = table["lr_factor"].fillna(LR)
     for column in ("scale", "method", "seed"):
         if table[column].isna().any():

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.factors import curve_factors, display_names, factor_columns, on_axis, varied
+from dashboards.factors import by_name, curve_factors, display_names, factor_columns, on_axis, varied
 from dashboards.runs import OFF_CURVE
 from dashboards.sensitivity import CurveFacts, labels, sort_by_registry, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
@@ -37,8 +37,8 @@ TABLE_COLUMNS = (
     *("edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note"),
 )
 """Columns of ``sensitivity_table``. ``factors`` are those that the cells of a curve share, as JSON; ``lr_factor`` is
-on its axis, and takes the place of ``lr`` in the meaning of all other columns. ``LRS`` is divided by n - 1, ``LRS_n`` by
-n; losses and LRS are in nats.
+on its axis, and takes the place of ``lr`` in the meaning of all other columns. ``LRS`` is divided by n - 1, ``LRS_n``
+by n; losses and LRS are in nats.
 ``highest_lr`` and every smaller learning rate converged; it is a lower bound if none diverged. ``cells`` counts the
 cells with a result, ``diverged`` those among them that diverged."""
 
@@ -267,7 +267,7 @@ LAYOUTS = ("LRS", "best_loss", "best_lr", "overhead_percent")
 
 def sheets(table: pd.DataFrame) -> list[Sheet]:
     """The sheet of ``sensitivity_table``, and one for each of ``LAYOUTS``."""
-    sheets = [Sheet(name="sensitivity", values=table, texts=format_columns(table))]
+    sheets = [Sheet(name="sensitivity", values=by_name(table), texts=format_columns(table))]
     for name in LAYOUTS:
         wide = published_layout(table, name).rename_axis(index="scale")
         texts = wide.map(format_value, column=name)

@@ -13,25 +13,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator
 
 from search_spaces.errors import bad
 
-Scalar = bool | int | float | str | None
 LR = "lr"
 """The name of the learning rate, the axis of every curve unless ``lr_factor`` names another one."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
-def _from_yaml(value: Any) -> Any:
+def _checked(value: Any) -> Any:
     """YAML 1.1 reads ``1e-4``, without a dot, as text; here it is a number. Lists become tuples, which are hashable."""
-    if isinstance(value, list | tuple):
-        return tuple(_from_yaml(inner) for inner in value)
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    match value:
+        case list() | tuple():
+            return tuple(map(_checked, value))
+        case str() if _NUMBER.fullmatch(value):
+            return float(value)
+        case float() if not math.isfinite(value):
+            raise bad(f"contains {value}", "give finite numbers")
+        case None | bool() | int() | float() | str():
+            return value
+    raise bad(f"contains {value!r}", "give numbers, text, true or false, null, or lists of them")
 
 
-Value = Annotated[Scalar | tuple[Scalar, ...], BeforeValidator(_from_yaml)]
-"""One value of a factor."""
+Value = Annotated[Any, AfterValidator(_checked)]
+"""One value of a factor: a number, text, a truth value, None, or a tuple of values."""
 Factors = Mapping[str, Any]
 """Values by the names of their factors."""
 
@@ -60,9 +66,9 @@ def to_text(factors: Factors) -> str:
     return ", ".join(f"{short_name(name)}={format_factor(value)}" for name, value in factors.items())
 
 
-def to_json(factors: Factors) -> str:
-    """Factors as one text, for tables of runs; empty without any."""
-    return json.dumps(dict(factors), sort_keys=True) if factors else ""
+def to_json(factors: Factors) -> str | None:
+    """Factors as one text, for tables of runs; None without any."""
+    return json.dumps(dict(factors)) if factors else None
 
 
 def from_json(text: str) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def from_json(text: str) -> dict[str, Any]:
     content = json.loads(text or "{}")
     if not isinstance(content, dict):
         raise ValueError("not an object")
-    return {name: _from_yaml(value) for name, value in content.items()}
+    return {name: _checked(value) for name, value in content.items()}
 
 
 def short_name(name: str) -> str:
@@ -115,11 +121,10 @@ def combinations(factors: Mapping[str, Sequence[Any]], pairs: Sequence[Sequence[
 
 def matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     """Whether ``values`` have, for every name of ``rule``, its value or one of its list of values."""
-    return all(values.get(name) == wanted or values.get(name) in _listed(wanted) for name, wanted in rule.items())
-
-
-def _listed(wanted: Any) -> tuple[Any, ...]:
-    return wanted if isinstance(wanted, tuple) else (wanted,)
+    return all(
+        values[name] == wanted or (isinstance(wanted, tuple) and values[name] in wanted)
+        for name, wanted in rule.items()
+    )
 
 
 def require_axis(name: str, values: Sequence[Any]) -> tuple[float, ...]:

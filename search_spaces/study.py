@@ -305,8 +305,9 @@ class Study(StudyFile):
             for name, wanted in rule.items():
                 if name not in known[0]:
                     raise bad(f"excludes by {name}, which curves do not differ in", f"use {', '.join(known[0])}")
-                for value in wanted if isinstance(wanted, tuple) else (wanted,):
-                    if not any(matches({name: value}, values) for values in known):
+                whole = any(values[name] == wanted for values in known)
+                for value in wanted if isinstance(wanted, tuple) and not whole else (wanted,):
+                    if not any(values[name] == value for values in known):
                         raise bad(f"excludes {name} {format_factor(value)}, which does not occur", "correct the value")
 
     @property

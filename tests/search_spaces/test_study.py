@@ -12,6 +12,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
+from search_spaces.plan import Plan
 from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
 from search_spaces.study import NAME, Study
@@ -143,8 +144,8 @@ def test_schema_of_a_study_file() -> None:
     schema = Study.model_json_schema()
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
-        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "seeds", "model", "training",
-        "refine", "intervals", "resources", "keep_weights",
+        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "factors", "lr_factor",
+        "pair", "exclude", "seeds", "model", "training", "refine", "intervals", "resources", "keep_weights",
     ]  # fmt: skip
     assert fields == {
         "Budget": ["cells", "minutes"],
