@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.command_line import require_placeholder
 from search_spaces.errors import bad, require_known
 from search_spaces.factors import LR, CurveKey, Value, combinations, format_factor, matches, require_axis
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
@@ -28,7 +29,7 @@ from search_spaces.refine import RefineSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
-from search_spaces.trainer import TrainerSpec, require_placeholder
+from search_spaces.trainer import TrainerSpec
 from search_spaces.variants import apply_factors, check_pair, check_training, checked_value, with_factors
 
 T = TypeVar("T")

@@ -1,17 +1,11 @@
-"""The field ``trainer`` of a study: a command, or a Python object, that trains the cells instead of our own model.
-
-A command is a template without a shell. A string is split into words as a shell would (``shlex``) before the values of
-a cell are put in, so that no value can add a word; a list is taken as it is. ``{name}`` stands for a value of the cell
-or of its place; ``{{name}}`` is a literal ``{name}``, and any other brace is literal as well.
-"""
+"""The field ``trainer`` of a study: a command, or a Python object, that trains the cells instead of our own model."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,168 +13,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from search_spaces.cell import Frozen, digest
+from search_spaces.command_line import PLACEHOLDERS, Text, placeholders, split
 from search_spaces.errors import InvalidInput, bad
 from search_spaces.factors import LR
+from search_spaces.metrics_spec import SOURCES, MetricsSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.study_file import FOLDER
 
-PLACEHOLDER = re.compile(r"\{\{(\w+(?:\.\w+)*)\}\}|\{([A-Za-z_]\w*(?:\.\w+)*)\}")
-"""A literal ``{{name}}``, or a placeholder."""
-IDENTIFIER = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
-PLACEHOLDERS: dict[str, str] = {
-    "lr": "the cell's learning rate",
-    "seed": "the cell's seed",
-    "folder": "the cell's own folder, for checkpoints and logs",
-    "workers": "`resources.workers`",
-    "nodes": "`trainer.nodes`",
-    "node_rank": "the rank of this node",
-    "master_addr": "address of the node of rank 0",
-    "master_port": "a port that was free on that node",
-}
-"""Placeholders that every command may use, besides the names of the study's factors."""
-SOURCES: dict[str, str] = {
-    "file": "JSON lines",
-    "csv": "a CSV file with a header",
-    "stdout": "regular expressions over the command's output",
-    "tensorboard": "a folder of TensorBoard event files",
-    "mlflow": "a folder of MLflow's files, or the URI of its SQLite database",
-}
-"""Where a command's metrics may come from: names of fields of ``MetricsSpec``."""
 MODULE_OBJECT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 SCRIPTS = {".py", ".sh", ".jl", ".R"}
 """Suffixes of a script that a command runs, for its name."""
-Text = str | tuple[str, ...]
-"""A command as a string, which is split, or as words."""
-
-
-def require_placeholder(name: str) -> str:
-    """``name`` if it can be a factor of a command.
-
-    Raises:
-        PydanticCustomError: it is not an identifier, or has a meaning of its own.
-    """
-    if not IDENTIFIER.fullmatch(name):
-        raise bad(f"has the factor {name!r}, which cannot be a placeholder", "use letters, digits, _ and dots")
-    if name in PLACEHOLDERS:
-        raise bad(f"has the factor {name}, which already means {PLACEHOLDERS[name]}", "give it another name")
-    return name
-
-
-def split(text: Text) -> tuple[str, ...]:
-    """The words of a command."""
-    return tuple(shlex.split(text)) if isinstance(text, str) else text
-
-
-def placeholders(words: Iterable[str]) -> set[str]:
-    """The names that the words ask for."""
-    return {match[2] for word in words for match in PLACEHOLDER.finditer(word) if match[2]}
-
-
-def substitute(words: Iterable[str], values: Mapping[str, object]) -> list[str]:
-    """The words with a value for every placeholder. A float is written as Python does, with every digit; ``true``,
-    ``false`` and ``0.9,0.95`` are how booleans and tuples are written."""
-    return [
-        PLACEHOLDER.sub(lambda match: f"{{{match[1]}}}" if match[1] else as_text(values[match[2]]), word)
-        for word in words
-    ]
-
-
-def as_text(value: object) -> str:
-    """How a value is written on a command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return ",".join(as_text(item) for item in value)
-    return str(value)
-
-
-class MetricsSpec(Frozen):
-    """Where a command's metrics are found. Exactly one source; ``step``, ``val_loss`` and the others are keys in it."""
-
-    file: str | None = Field(
-        default=None,
-        description="JSON lines: a path with {folder}, or a glob, whose newest file is followed. Nested keys are "
-        "written with dots or slashes.",
-    )
-    csv: str | None = Field(default=None, description="A CSV file with a header: a path with {folder}, or a glob.")
-    stdout: tuple[str, ...] = Field(
-        default=(),
-        description="Regular expressions that are searched for in each line of the command's output. Their named "
-        "groups are the keys: step, val_loss, train_loss, and any others.",
-    )
-    tensorboard: str | None = Field(
-        default=None, description="A folder with {folder}, in which TensorBoard event files are found; keys are tags."
-    )
-    mlflow: str | None = Field(
-        default=None,
-        description="A tracking folder of MLflow with {folder}, or sqlite:///{folder}/mlflow.db; keys are metrics.",
-    )
-    step: str | None = Field(
-        default=None,
-        description="Key of the step. Default: the source's own step, the key step, or the number of the evaluation.",
-    )
-    val_loss: str = Field(default="val_loss", description="Key of the loss that the study is about.")
-    train_loss: str | None = Field(default=None, description="Key of the training loss; NaN ends the cell as well.")
-    others: tuple[str, ...] = Field(default=(), description="Further keys to record with every evaluation.")
-
-    @field_validator("stdout", mode="before")
-    @classmethod
-    def _one_expression(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("stdout")
-    @classmethod
-    def _valid_expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            try:
-                re.compile(text)
-            except re.error as error:
-                raise bad(f"has an expression that is not valid: {error}", "see the syntax of Python's re") from error
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _readable(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "wandb" in content:
-            raise bad(
-                "asks for wandb, whose offline files have no public reader",
-                "have the script also write JSON lines, CSV or TensorBoard events, or match its output with stdout",
-            )
-        return content
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        given = [name for name in SOURCES if getattr(self, name)]
-        if len(given) != 1:
-            raise bad(f"has {' and '.join(given) or 'no source'}", f"give exactly one of {', '.join(SOURCES)}")
-        if self.stdout:
-            if not any("val_loss" in re.compile(text).groupindex for text in self.stdout):
-                raise bad("has no expression with a group val_loss", r"write (?P<val_loss>\S+) where the loss is")
-            if self.step or self.val_loss != "val_loss" or self.train_loss or self.others:
-                raise bad("has stdout and keys", "with stdout, the names of the groups are the keys; remove the others")
-        elif "folder" not in placeholders([self.path]):
-            raise bad(
-                f"has the path {self.path!r} without {{folder}}, so that concurrent cells would share it",
-                "have the command write into {folder}, and give that path",
-            )
-        return self
-
-    @property
-    def source(self) -> str:
-        """One of ``SOURCES``."""
-        return next(name for name in SOURCES if getattr(self, name))
-
-    @property
-    def path(self) -> str:
-        """The path of a source that has one."""
-        return str(getattr(self, self.source))
-
-    @property
-    def wanted(self) -> str:
-        """What is looked for, for a message."""
-        if self.stdout:
-            return " or ".join(repr(text) for text in self.stdout)
-        return ", ".join(repr(key) for key in (self.step, self.val_loss, self.train_loss, *self.others) if key)
 
 
 class TrainerSpec(Frozen):

@@ -17,7 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from search_spaces.trainer import SOURCES, MetricsSpec
+from search_spaces.metrics_spec import SOURCES, MetricsSpec
 from trainers.metric_streams import STREAMS, Evaluations
 from trainers.metric_streams.base import Record
 from trainers.metric_streams.text import Stdout

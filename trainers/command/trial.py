@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from search_spaces.command_line import placeholders, substitute
 from search_spaces.errors import InvalidInput
 from search_spaces.record import CellResult
-from search_spaces.trainer import TrainerSpec, placeholders, substitute
+from search_spaces.trainer import TrainerSpec
 from trainers.command.cell_folder import clear, holds_start
 from trainers.command.environment import environment, free_port, hide_secrets
 from trainers.command.output import Output

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from search_spaces.trainer import MetricsSpec
+from search_spaces.metrics_spec import MetricsSpec
 from trainers.metric_streams.base import Record, Stream
 from trainers.metric_streams.mlflow_runs import MlflowRuns
 from trainers.metric_streams.tensorboard import TensorBoard

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from search_spaces.trainer import MetricsSpec
+from search_spaces.metrics_spec import MetricsSpec
 from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen
 
 HEADER, FOOTER = 12, 4

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from search_spaces.trainer import MetricsSpec
+from search_spaces.metrics_spec import MetricsSpec
 from trainers.metric_streams.base import Record, Tail, keys_seen
 
 MAX_LINE = 1 << 16
