@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
-from search_spaces.cell import Cell
+from search_spaces.cell import parse_cell
 from search_spaces.plan import Plan
 from search_spaces.record import TERMINAL, CellResult, Row
 from search_spaces.study import Study
@@ -26,6 +26,7 @@ from service.sweep.worker_group import GroupConfig, close_group, group_of_this_p
 from trainers import weights
 from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job, result_in
+from trainers.oec_trial import OecTrial
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +99,15 @@ def sweep(
 def by_worker_group(study: Study, tokens: Tokens, home: Home) -> TrainCell:
     """Trains cells with the warm worker group of the calling process."""
     config = GroupConfig(
-        tokens=TokenFiles.of(tokens, copies.mirror(home, tokens.folder) if tokens.folder else None),
+        trial=OecTrial(
+            TokenFiles.of(tokens, copies.mirror(home, tokens.folder) if tokens.folder else None),
+            compile=study.resources.compile,
+            micro_batch_memo=home.micro_batches,
+        ),
         resources=study.resources,
+        processes=study.resources.workers,
+        study_folder=home.study(study.name),
         ray_folder=home.ray,
-        micro_batch_memo=home.micro_batches,
     )
     return lambda job: group_of_this_process(config).run(job)
 
@@ -111,14 +117,14 @@ def cell_trainable(study: Study, train_cell: TrainCell, home: Home) -> type[tune
     requests = stop_requests(home, study.name)
 
     def run_trial(config: dict[str, Any]) -> None:
-        cell, cell_id = Cell.model_validate(config["cell"]), config["id"]
+        cell, cell_id = parse_cell(config["cell"]), config["id"]
         folder = home.workplace(cell_id, study.name)
         job = Job(
             cell=cell,
             folder=folder,
             mirror=copies.mirror(home, folder, home.cell(cell_id, study.name), archive=weights.FOLDER),
-            evaluate_every=study.evaluate_every,
-            checkpoint_every=study.checkpoint_every,
+            evaluate_every=study.evaluate_every(cell),
+            checkpoint_every=study.checkpoint_every(cell),
             keep_weights=study.keep_weights,
         )
         step = 0
