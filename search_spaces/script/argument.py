@@ -65,5 +65,6 @@ def merge(from_text: Iterable[Argument], from_help: Iterable[Argument]) -> tuple
             continue
         default = shown.default if read.default is None else read.default
         kind = shown.kind if read.kind == "unknown" else read.kind
-        merged.append(read.model_copy(update={"flag": shown.flag, "default": default, "kind": kind}))
+        update = {"flag": shown.flag, "default": default, "kind": kind, "is_switch": shown.is_switch}
+        merged.append(read.model_copy(update=update))
     return tuple(merged)

@@ -74,9 +74,10 @@ def draft_command(sources: Sources, style: Style, arguments: tuple[Argument, ...
         stream=_choose_stream(find_streams(sources), folder, outputs),
     )
     resume, no_resume = _resume(sources, parts)
+    script = relative(sources[0].path, directory)
     code = [*(source.path for source in sources), *style.files(sources)]
     trainer: dict[str, Any] = {
-        "command": " ".join([_launcher(sources), relative(sources[0].path, directory), *parts.words()]),
+        "command": " ".join(filter(None, [_launcher(sources), script, style.subcommand, *parts.words()])),
         "identity": inside(code, directory),
         "metrics": parts.stream.as_spec() if parts.stream else None,
         "resume": resume,
@@ -123,6 +124,8 @@ def _choose_stream(streams: list[Stream], folder: Argument | None, outputs: tupl
 
 def _resume(sources: Sources, parts: Parts) -> tuple[str | None, Missing | None]:
     """What to add to the command of a cell that was interrupted, or how a person finds out."""
+    if parts.folder and any(_resumes_by_itself(node) for source in sources for node in source.walk(ast.Call)):
+        return parts.folder.with_value("{folder}"), None  # the argument once more, which changes nothing
     compared = _compared_with(sources, "resume")
     for argument in roles.RESUME.find(parts.arguments):
         if argument.is_switch:
@@ -138,8 +141,6 @@ def _resume(sources: Sources, parts: Parts) -> tuple[str | None, Missing | None]
             option = argument.with_value(f"{{folder}}/{file}")
             how = f"an interrupted run starts again from step 0; to resume, set trainer.resume, e.g. {option}"
             return None, Missing("resume", how)
-    if parts.folder and any(_resumes_by_itself(node) for source in sources for node in source.walk(ast.Call)):
-        return parts.folder.with_value("{folder}"), None  # the argument once more, which changes nothing
     return None, Missing(
         "resume", "the script has no option for it: an interrupted run starts again from step 0", False
     )

@@ -21,6 +21,8 @@ class Spelling:
     separator: Literal[" ", "="] = " "
     dashes: bool = False
     """``--weight-decay`` for ``weight_decay``."""
+    switches: bool = False
+    """``--resume`` for ``resume: bool``, without a value."""
 
     def flag(self, name: str) -> str:
         return "--" + (name.replace("_", "-") if self.dashes else name)
@@ -57,6 +59,7 @@ def declared(
             separator=spelling.separator,
             choices=_choices(annotation),
             required=required,
+            is_switch=spelling.switches and kind == "bool",
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from search_spaces.script.source import Source, called, dotted, keyword, literal
-from search_spaces.script.templates import call_pieces, names, pattern
+from search_spaces.script.templates import call_pieces, names, pattern, pieces
 
 Sources = tuple[Source, ...]
 StreamKind = Literal["file", "csv", "tensorboard", "stdout", "wandb"]
@@ -40,7 +40,7 @@ class Keys:
         found = list(dict.fromkeys(names))
         step = next((key for name in STEP_KEYS for key in found if key.lower() == name), None)
         losses = sorted((key for key in found if LOSS.search(key.lower())), key=lambda key: _preference(key.lower()))
-        train = next((key for key in losses[1:] if not is_validation(key)), None)
+        train = next((key for key in losses[1:] if not is_validation(key) and not TEST.search(key.lower())), None)
         others = [key for key in found if key.lower().rpartition("/")[2] in WORTH_KEEPING]
         return cls(step, losses[0] if losses else None, train, tuple(others))
 
@@ -85,8 +85,8 @@ def is_validation(key: str) -> bool:
 
 def find_streams(sources: Sources) -> list[Stream]:
     """Every stream that the text shows; those with a validation loss first, then in the order of ``DETECTORS``."""
-    found = [stream for detect in DETECTORS for stream in detect(sources)]
-    return sorted(found, key=lambda stream: (not stream.has_validation, stream.keys.val_loss is None))
+    found = [stream for detect in DETECTORS for stream in detect(sources) if stream.keys.val_loss]
+    return sorted(found, key=lambda stream: not stream.has_validation)
 
 
 def _preference(key: str) -> int:
@@ -194,8 +194,27 @@ def _logged(sources: Sources) -> list[str]:
         for node in source.walk(ast.Call):
             if dotted(node.func) in ("self.log", "self.log_dict") and node.args:
                 value = literal(node.args[0])
-                keys += [value] if isinstance(value, str) else _keys(node.args[0])
+                keys += [value] if isinstance(value, str) else _keys(node.args[0]) or _of_stages(node.args[0], source)
     return list(dict.fromkeys(keys))
+
+
+def _of_stages(name: ast.expr, source: Source) -> list[str]:
+    """``val_loss`` and ``train_loss`` for ``f"{stage}_loss"`` in a file that has the texts "val" and "train"."""
+    found = pieces(name)
+    if len(found) != 2 or not isinstance(found[1], str):
+        return []
+    texts = {node.value for node in source.walk(ast.Constant) if isinstance(node.value, str)}
+    return [f"{stage}{found[1]}" for stage in ("val", "valid", "validation", "eval", "train") if stage in texts]
+
+
+def _lightning_cli(sources: Sources) -> Iterator[Stream]:
+    """A LightningCLI takes its logger from the command line."""
+    for source in sources:
+        for node in source.walk(ast.Call):
+            if called(node) == "LightningCLI":
+                words = ("--trainer.logger CSVLogger", "--trainer.logger.save_dir {folder}")
+                where, keys = "lightning_logs/version_*/metrics.csv", Keys.of(["step", *_logged(sources)])
+                yield Stream("csv", where, keys, f"{source.path.name}:{node.lineno}", words=words)
 
 
 def _transformers(sources: Sources) -> Iterator[Stream]:
@@ -236,11 +255,11 @@ def _tensorboard(sources: Sources) -> Iterator[Stream]:
 def _stdout(sources: Sources) -> Iterator[Stream]:
     for source in sources:
         for node in source.walk(ast.Call):
-            if called(node) not in PRINTERS:
+            if called(node) not in PRINTERS or dotted(node.func) == "self.log":
                 continue
-            pieces = call_pieces(node)
-            if expression := pattern(pieces):
-                loss = "val_loss" if "val_loss" in names(pieces) else "train_loss"
+            found = call_pieces(node)
+            if expression := pattern(found):
+                loss = "val_loss" if "val_loss" in names(found) else "train_loss"
                 step = "step" if "(?P<step>" in expression else None
                 yield Stream("stdout", expression, Keys(step, loss), f"{source.path.name}:{node.lineno}")
 
@@ -255,5 +274,5 @@ def _wandb(sources: Sources) -> Iterator[Stream]:
 
 
 DETECTORS: tuple[Callable[[Sources], Iterator[Stream]], ...] = (
-    _json_lines, _csv, _transformers, _tensorboard, _stdout, _wandb,
+    _json_lines, _csv, _lightning_cli, _transformers, _tensorboard, _stdout, _wandb,
 )  # fmt: skip

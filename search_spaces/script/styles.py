@@ -35,6 +35,9 @@ class Style:
         separator: what stands between flag and value.
         help_words: what makes the script print its arguments and end; empty if it would train instead.
         parse_help: reads what it then prints.
+        files: further files that decide what the script does: configurations.
+        help_codes: exit codes with which it has printed its arguments.
+        subcommand: what stands between the script and its arguments.
     """
 
     name: str
@@ -44,7 +47,8 @@ class Style:
     help_words: tuple[str, ...] = ("--help",)
     parse_help: Callable[[str, Any], tuple[Argument, ...]] = from_help
     files: Callable[[Sources], tuple[Path, ...]] = lambda sources: ()
-    """Further files that decide what the script does: configurations."""
+    help_codes: tuple[int, ...] = (0,)
+    subcommand: str = ""
 
 
 def style_of(sources: Sources) -> Style:
@@ -160,7 +164,7 @@ def _decorated(known: dict[str, Definition], name: str) -> list[Definition]:
 
 
 def _typer(sources: Sources) -> tuple[Argument, ...]:
-    known, spelling = definitions(sources), Spelling(dashes=True)
+    known, spelling = definitions(sources), Spelling(dashes=True, switches=True)
     run = _given_to(spelling, "run")(sources)
     if run:
         return tuple(_as_positional(run))
@@ -252,12 +256,13 @@ STYLES: tuple[Style, ...] = (
         config_files,
     ),
     Style("HfArgumentParser", _calls_any("HfArgumentParser", "TrlParser"), _hf),
-    Style("LightningCLI", _calls_any("LightningCLI"), _lightning_cli, help_words=("fit", "--help")),
-    Style("tyro", _uses("tyro"), _given_to(Spelling(dashes=True), "cli")),
+    Style("LightningCLI", _calls_any("LightningCLI"), _lightning_cli, help_words=("fit", "--help"),
+          subcommand="fit"),
+    Style("tyro", _uses("tyro"), _given_to(Spelling(dashes=True, switches=True), "cli")),
     Style("typer", _uses("typer"), _typer),
     Style("click", _uses("click"), _click),
     Style("fire", _uses("fire"), _given_to(Spelling("="), "Fire"), "="),
-    Style("absl flags", _uses("absl.flags"), _absl, "="),
+    Style("absl flags", _uses("absl.flags"), _absl, "=", help_codes=(0, 1)),
     Style("argparse", _calls_any("add_argument", "add_arg"), _argparse),
     Style("no command line", lambda sources: True, lambda sources: (), " ", ()),
 )  # fmt: skip

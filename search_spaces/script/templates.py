@@ -89,7 +89,7 @@ def names(found: Pieces) -> list[str]:
     before = ""
     for piece in found:
         if isinstance(piece, str):
-            before = piece
+            before += piece
             continue
         words = [word.lower() for word in re.findall(r"[A-Za-z]+", before)[-4:]]
         before = ""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ from rich.console import Console
 from search_spaces.errors import InvalidInput
 from search_spaces.script.argument import Argument, merge
 from search_spaces.script.command import draft_command
-from search_spaces.script.draft import Draft
+from search_spaces.script.draft import Draft, Missing
 from search_spaces.script.source import Source, read_script, start_directory
 from search_spaces.script.study_text import default_name, study_text
 from search_spaces.script.styles import Style, style_of
@@ -76,8 +77,13 @@ def _draft_from_help(script: Path, sources: tuple[Source, ...], directory: Path,
         remedy = "make it print its arguments, or write the study by hand (docs/your-training.md)"
         raise InvalidInput("script", str(script), f"{problem}, and its text declares no arguments", remedy)
     if problem:
-        console.print(f"{problem}; the arguments are those that the text declares", soft_wrap=True)
-    return draft_command(sources, style, arguments, directory)
+        console.print(f"{problem}\nThe arguments are those that the text declares.\n", soft_wrap=True)
+    draft = draft_command(sources, style, arguments, directory)
+    program = draft.trainer["command"].split()[0]
+    if shutil.which(program):
+        return draft
+    how = f"{program} is not on PATH: activate the script's environment, or write its path in the command"
+    return replace(draft, missing=(*draft.missing, Missing("launcher", how)))
 
 
 def help_arguments(script: Path, style: Style, directory: Path) -> tuple[tuple[Argument, ...], str | None]:
@@ -110,11 +116,11 @@ def help_arguments(script: Path, style: Style, directory: Path) -> tuple[tuple[A
         text = output.read(MAX_HELP_BYTES).decode(errors="replace")
     if code is None:
         return (), f"{words} did not end within {HELP_SECONDS} s"
-    shown = style.parse_help(text, style.separator)
-    if code and not shown:  # absl ends --help with 1
+    if code not in style.help_codes:
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
-        return (), f"{words} ended with exit code {code} ({last[:200]})"
-    return shown, None
+        hint = "; is the script's environment active?" if "ModuleNotFoundError" in last else ""
+        return (), f"{words} ended with exit code {code} ({last[:200]}){hint}"
+    return style.parse_help(text, style.separator), None
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
