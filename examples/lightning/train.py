@@ -19,7 +19,9 @@ class Digits(L.LightningModule):
     def __init__(self, lr, weight_decay, hidden):
         super().__init__()
         self.save_hyperparameters()
-        self.net = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+        self.net = nn.Sequential(
+            nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+        )
 
     def training_step(self, batch, _):
         loss = F.cross_entropy(self.net(batch[0]), batch[1])
