@@ -47,7 +47,8 @@ def test_every_combination_is_a_curve_with_its_values_in_its_cells() -> None:
 def test_a_cell_with_factors_is_the_same_cell_without_them() -> None:
     """So the home of a study without factors has the results of one that varies them."""
     (with_factors, *_), (without, *_) = plan(factors=FACTORS).cells, plan().cells
-    assert with_factors.factors and with_factors.id == without.id
+    assert with_factors.factors
+    assert with_factors.id == without.id
 
 
 def test_studies_and_cells_without_factors_keep_their_ids() -> None:
@@ -124,7 +125,8 @@ def test_exclude_drops_the_combinations_that_match_all_of_a_rule(rule: dict[str,
 def test_bad_factors_are_refused_with_a_remedy(fields: dict[str, Any], problem: str, remedy: str) -> None:
     with pytest.raises(InvalidInput) as error:
         study(**fields)
-    assert problem in error.value.problem and remedy in error.value.remedy
+    assert problem in error.value.problem
+    assert remedy in error.value.remedy
 
 
 def test_a_foreign_cell_is_read_back_and_its_id_depends_on_its_trainer() -> None:
