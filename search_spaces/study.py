@@ -264,6 +264,8 @@ class Study(StudyFile):
             raise bad(problem, f"list its values under factors.{self.lr_factor}")
         if any(self.lr_factor in group for group in self.pair):
             raise bad(f"pairs {self.lr_factor}, the axis of every curve", "pair other factors, or remove lr_factor")
+        if self.lr_factor != LR:
+            require_axis(self.lr_factor, self.factors[self.lr_factor])
         refines = self.refine.trials or self.refine.edge
         if refines and self.lr_factor != LR and any(type(x) is int for x in self.factors[self.lr_factor]):
             raise bad(f"refines {self.lr_factor}, which takes whole numbers only", "remove refine, or lr_factor")

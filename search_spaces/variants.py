@@ -26,7 +26,7 @@ def checked_value(name: str, value: Any) -> Any:
     """
     section, _, field = require_known("field of training or model", name, FACTORS).partition(".")
     info = SECTIONS[section].model_fields[field]
-    kind: Any = Annotated[info.annotation, info]
+    kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

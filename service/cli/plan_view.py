@@ -27,11 +27,16 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     """
     study = plan.study
     axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
-    table = Table("scale", "parameters", "method", "cells", axis, "tokens per cell", title=study.name)
-    for curve in plan.curves:
-        parameters = curve.cells[0].parameters
-        values = f"{study.grid[0]:g} .. {study.grid[-1]:g}"
-        table.add_row(curve.scale, f"{parameters:,}", curve.label, str(len(curve.cells)), values, f"{curve.tokens:,}")
+    values = f"{study.grid[0]:g} .. {study.grid[-1]:g}"
+    if study.trainer:
+        table = Table("trainer", "curve", "cells", axis, title=study.name)
+        for curve in plan.curves:
+            table.add_row(curve.scale, curve.label, str(len(curve.cells)), values)
+    else:
+        table = Table("scale", "parameters", "method", "cells", axis, "tokens per cell", title=study.name)
+        for curve in plan.curves:
+            size, tokens = f"{curve.cells[0].parameters:,}", f"{curve.tokens:,}"
+            table.add_row(curve.scale, size, curve.label, str(len(curve.cells)), values, tokens)
     yield table
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
@@ -42,7 +47,14 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     )
     if size := kept_bytes(plan):
         yield f"keep_weights: at most {decimal(size)} of weights, if every cell is trained here"
-    max_concurrent = concurrent_here(study.resources)
+    max_concurrent = concurrent_here(study.group_resources)
+    if study.trainer:
+        identity = ", ".join(study.trainer.identity_files()) or "no file"
+        seconds = plan.seconds(speeds, max_concurrent)
+        about = f"about {clock_time(seconds)}" if study.trainer.name in speeds else "for a time that none has shown yet"
+        yield f"a cell's id includes the contents of: {identity}"
+        yield f"{cells} ({known} already in the home), {about} with {max_concurrent} cells in parallel"
+        return
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, from {basis}"
@@ -74,7 +86,7 @@ def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node],
         InvalidInput: not even one cell fits.
     """
     resources = plan.study.resources
-    found = fit(resources, nodes, cells=plan.cell_count, can_grow=can_grow)
+    found = fit(plan.study.group_resources, nodes, cells=plan.cell_count, can_grow=can_grow)
     workers = found.cells * resources.workers
     hours = plan.seconds(speeds, found.cells) / 3600
     taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
