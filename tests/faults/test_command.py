@@ -33,6 +33,7 @@ parser.add_argument("--lr", type=float)
 parser.add_argument("--out", type=pathlib.Path)
 parser.add_argument("--resume", action="store_true")
 options = parser.parse_args()
+assert os.environ["MINE_API_KEY"], "the driver's environment does not reach the command"
 dist.init_process_group("gloo")
 state, x, start = options.out / "state.json", torch.tensor([2.0], dtype=torch.float64), 0
 if options.resume:
@@ -50,6 +51,9 @@ for step in range(start, 101):
     time.sleep(0.1)
 """
 """A DDP script with two ranks and a checkpoint every 5 steps; it takes ten seconds."""
+
+
+SECRET = "hunter2-is-not-kept"
 
 
 def final_loss(lr: float) -> float:
@@ -129,7 +133,7 @@ def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started:
         resources={"workers": 2, "concurrency": 1, "max_failures": 3},
     )
     home = tmp_path / "home"
-    run = Run(path, home)
+    run = Run(path, home, MINE_API_KEY=SECRET)
     started.append(run)
 
     def trains(index: int, beyond: int) -> None:
@@ -152,9 +156,11 @@ def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started:
     run.driver.wait()
     nothing_left_over(home)
 
-    done = oec("run", path, home=home)
+    done = oec("run", path, home=home, MINE_API_KEY=SECRET)
     assert done.returncode == 0, done.stdout + done.stderr
     agree(home, NAME)
+    told = [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert not told, "a value of the environment was stored"
     assert starts(home, NAME) == [1, 2, 2]
     entries = list(ledger_of(home, NAME).entries.items())
     for (cell, entry), lr in zip(entries, lrs, strict=True):
