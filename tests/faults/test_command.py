@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ state, x, start = options.out / "state.json", torch.tensor([2.0], dtype=torch.fl
 if options.resume:
     value, start = json.loads(state.read_text())
     x[:] = value
-for step in range(start, 101):
+for step in range(start, 201):
     loss = x * x
     dist.all_reduce(loss)
     if dist.get_rank() == 0 and step % 5 == 0:
@@ -50,7 +50,7 @@ for step in range(start, 101):
     x -= 2 * options.lr * x
     time.sleep(0.1)
 """
-"""A DDP script with two ranks and a checkpoint every 5 steps; it takes ten seconds."""
+"""A DDP script with two ranks and a checkpoint every 5 steps; it takes twenty seconds."""
 
 
 SECRET = "hunter2-is-not-kept"
@@ -59,7 +59,7 @@ SECRET = "hunter2-is-not-kept"
 def final_loss(lr: float) -> float:
     """What ``DDP`` computes if nothing disturbs it."""
     x = 2.0
-    for _ in range(100):
+    for _ in range(200):
         x -= 2 * lr * x
     return x * x
 
@@ -94,8 +94,10 @@ def commands(home: Path, *words: str) -> list[psutil.Process]:
     return [process for _, _, process in sorted(found)]
 
 
-def of_rank(home: Path, rank: int) -> psutil.Process:
-    return next(process for process in commands(home, "--lr") if process.environ().get("RANK") == str(rank))
+def ranks(home: Path) -> dict[int, psutil.Process]:
+    """The processes of a command's ranks."""
+    found = [(process.environ().get("RANK"), process) for process in commands(home, "--lr")]
+    return {int(rank): process for rank, process in found if rank is not None}
 
 
 def last_step(home: Path, index: int) -> int:
@@ -140,18 +142,26 @@ def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started:
         run.until(lambda: run.state(index) == "running" and last_step(home, index) > beyond, f"row {beyond} of {index}")
 
     run.until(lambda: len(ledger_of(home, NAME).entries) == 3, "a ledger")
-    trains(0, 10)
-    kill(commands(home, "torch.distributed.run")[0])
-    resumed(run, home, 0)
-    kill(of_rank(home, 1))
-    resumed(run, home, 0)
+
+    def resumes_after(victim: Callable[[], psutil.Process], index: int) -> None:
+        """Kills a process while the cell trains, and waits for a row of ranks that were started with ``--resume``."""
+        trains(index, 10)
+        before = {process.pid for process in ranks(home).values()}
+        kill(victim())
+        run.until(lambda: len(started_after(before)) == 2, f"new ranks of cell {index}")
+        assert all("--resume" in process.cmdline() for process in ranks(home).values())
+        step = last_step(home, index)
+        run.until(lambda: last_step(home, index) > step, f"another row of cell {index}")
+
+    def started_after(before: set[int]) -> set[int]:
+        return {process.pid for process in ranks(home).values()} - before
+
+    resumes_after(lambda: commands(home, "torch.distributed.run")[0], 0)
+    resumes_after(lambda: ranks(home)[1], 0)
     run.until(lambda: run.state(0) == "finished", "the end of the first cell")
-    trains(1, 10)
-    kill(run.named(TRIAL)[0])
-    resumed(run, home, 1)
-    trains(2, 10)
-    kill(run.named(TRAIN_WORKER)[0])
-    resumed(run, home, 2)
+    resumes_after(lambda: run.named(TRIAL)[0], 1)
+    run.until(lambda: run.state(1) == "finished", "the end of the second cell")
+    resumes_after(lambda: run.named(TRAIN_WORKER)[0], 2)
     kill(psutil.Process(run.driver.pid))
     run.driver.wait()
     nothing_left_over(home)
@@ -167,17 +177,9 @@ def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started:
         assert entry.state == "finished", entry.result.reason
         assert entry.result.val_loss == pytest.approx(final_loss(lr), rel=1e-9)
         assert entry.result.l_init == 4.0
-        assert [row.step for row in read(Home(home).metrics(cell, NAME))] == list(range(0, 101, 5))
+        assert [row.step for row in read(Home(home).metrics(cell, NAME))] == list(range(0, 201, 5))
         said = oec("logs", NAME, "--cell", cell, home=home)
         assert "--resume" in said.stdout, "it began anew, or its output is not shown"
-
-
-def resumed(run: Run, home: Path, index: int) -> None:
-    """Waits until the cell has a new row, of a command that was started with ``--resume``."""
-    before = last_step(home, index)
-    run.until(
-        lambda: bool(commands(home, "--resume")) and last_step(home, index) > before, f"resumption of cell {index}"
-    )
 
 
 BEHAVIORS = {
