@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,12 @@ def commands(home: Path, *words: str) -> list[psutil.Process]:
 
 def ranks(home: Path) -> dict[int, psutil.Process]:
     """The processes of a command's ranks."""
-    found = [(process.environ().get("RANK"), process) for process in commands(home, "--lr")]
-    return {int(rank): process for rank, process in found if rank is not None}
+    found = {}
+    for process in commands(home, "--lr"):
+        with suppress(psutil.NoSuchProcess):
+            if rank := process.environ().get("RANK"):
+                found[int(rank)] = process
+    return found
 
 
 def last_step(home: Path, index: int) -> int:
@@ -149,7 +154,7 @@ def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started:
         before = {process.pid for process in ranks(home).values()}
         kill(victim())
         run.until(lambda: len(started_after(before)) == 2, f"new ranks of cell {index}")
-        assert all("--resume" in process.cmdline() for process in ranks(home).values())
+        assert len(commands(home, "--lr", "--resume")) == 3, "torchrun or one of its ranks began anew"
         step = last_step(home, index)
         run.until(lambda: last_step(home, index) > step, f"another row of cell {index}")
 
