@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,9 +49,10 @@ class ReportedRun:
             if name in values and name not in finite and not self.not_finite:
                 self.not_finite = f"{name} is {values[name]} at step {step}"
         if self._rows and step <= self._rows[-1].step:
-            if any(row.step == step and row.metrics == finite for row in self._rows):
+            at = bisect_left(self._rows, step, key=lambda row: row.step)
+            if self._rows[at].step == step and self._rows[at].metrics == finite:
                 return
-            self._rows = [row for row in self._rows if row.step < step]
+            del self._rows[at:]
             self._file.keep_until(step - 1)
         row = Row(step, time.time(), finite)
         self._rows.append(row)

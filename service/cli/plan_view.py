@@ -35,8 +35,8 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     else:
         table = Table("scale", "parameters", "method", "cells", axis, "tokens per cell", title=study.name)
         for curve in plan.curves:
-            size, tokens = f"{curve.cells[0].parameters:,}", f"{curve.tokens:,}"
-            table.add_row(curve.scale, size, curve.label, str(len(curve.cells)), values, tokens)
+            parameters, tokens = f"{curve.cells[0].parameters:,}", f"{curve.tokens:,}"
+            table.add_row(curve.scale, parameters, curve.label, str(len(curve.cells)), values, tokens)
     yield table
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}

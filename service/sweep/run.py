@@ -85,8 +85,8 @@ def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, c
 def check_same_data(ledger: Ledger, plan: Plan) -> None:
     """
     Raises:
-        InvalidInput: the text, the token files, (for ``builtin``) the Python that they come from, or the study's trainer
-            has changed.
+        InvalidInput: the text, the token files, (for ``builtin``) the Python that they come from, or the trainer of the
+            study has changed.
     """
     before = {entry.cell.source for entry in ledger.entries.values()} - {plan.data}
     if before:

@@ -98,7 +98,6 @@ class WarmGroup:
         from trainers.ray_worker import HostTorchConfig, WorkerConfig, serve_cells
 
         config, resources = self.config, self.config.resources
-        gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
         trainer = TorchTrainer(
             serve_cells,  # type: ignore[arg-type]  # Ray asks for a dict; ours is a TypedDict
             train_loop_config=WorkerConfig(  # type: ignore[arg-type]
@@ -111,13 +110,7 @@ class WarmGroup:
                 agreement_timeout_s=120.0,
             ),
             torch_config=None if config.on_device else HostTorchConfig(),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
-                # DDP: on one node if possible, otherwise on as few as possible. A command has one worker per node.
-                placement_strategy="PACK" if config.on_device else "SPREAD",
-            ),
+            scaling_config=scaling(resources, on_device=config.on_device),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=str(config.ray_folder),
@@ -129,6 +122,18 @@ class WarmGroup:
             trainer.fit()
         except BaseException as failure:  # raised by the trial that waits for this group
             self._failure = failure
+
+
+def scaling(resources: ResourceSpec, *, on_device: bool = True) -> ray.train.ScalingConfig:
+    """What a group asks Ray for."""
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
+        # DDP: on one node if possible, otherwise on as few as possible. A command has one worker per node.
+        placement_strategy="PACK" if on_device else "SPREAD",
+    )
 
 
 _group: WarmGroup | None = None
