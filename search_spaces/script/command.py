@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from search_spaces.script.argument import Argument
 from search_spaces.script.draft import USUAL_LR, Draft, Found, Missing, Suggestion, inside, lr_grid, relative
 from search_spaces.script.metrics import Stream, find_streams
 from search_spaces.script.source import Source, called, dotted, keyword, literal
-from search_spaces.script.styles import Style
+from search_spaces.script.styles import Style, subcommands
 
 Sources = tuple[Source, ...]
 CHECKPOINT = re.compile(r"/?[\w.-]+\.(pt|pth|pth\.tar|ckpt|pkl|npz|msgpack|safetensors)")
@@ -74,7 +75,7 @@ def draft_command(sources: Sources, style: Style, arguments: tuple[Argument, ...
         stream=_choose_stream(find_streams(sources), folder, outputs),
     )
     resume, no_resume = _resume(sources, parts)
-    script = relative(sources[0].path, directory)
+    script = shlex.quote(relative(sources[0].path, directory))
     code = [*(source.path for source in sources), *style.files(sources)]
     trainer: dict[str, Any] = {
         "command": " ".join(filter(None, [_launcher(sources), script, style.subcommand, *parts.words()])),
@@ -92,7 +93,7 @@ def draft_command(sources: Sources, style: Style, arguments: tuple[Argument, ...
         own_lr=own_lr,
         seeds=3 if parts.seed else 1,
         found=tuple(_found(parts, style, trainer, suggestions)),
-        missing=(*_missing(parts, style, sources, own_lr), *([no_resume] if no_resume else [])),
+        missing=(*_missing(parts, sources, own_lr), *([no_resume] if no_resume else [])),
         suggestions=suggestions,
     )
 
@@ -141,9 +142,7 @@ def _resume(sources: Sources, parts: Parts) -> tuple[str | None, Missing | None]
             option = argument.with_value(f"{{folder}}/{file}")
             how = f"an interrupted run starts again from step 0; to resume, set trainer.resume, e.g. {option}"
             return None, Missing("resume", how)
-    return None, Missing(
-        "resume", "the script has no option for it: an interrupted run starts again from step 0", False
-    )
+    return None, Missing("resume", "the script has no option for it: an interrupted run starts again from step 0")
 
 
 def _resumes_by_itself(node: ast.Call) -> bool:
@@ -157,8 +156,8 @@ def _writing(sources: Sources) -> Iterator[str]:
     """Calls that write a file, as ``train.py:120``."""
     for source in sources:
         for node in source.walk(ast.Call):
-            mode = literal(node.args[1]) if len(node.args) > 1 else literal(keyword(node, "mode"))
-            opens = called(node) == "open" and isinstance(mode, str) and set(mode) & set("wax")
+            modes = [literal(argument) for argument in (*node.args, keyword(node, "mode"))]
+            opens = called(node) == "open" and any(mode in ("w", "a", "x", "wb", "ab", "xb", "wt") for mode in modes)
             if opens or called(node) in WRITERS:
                 yield f"{source.path.name}:{node.lineno}"
 
@@ -176,9 +175,7 @@ def _compared_with(sources: Sources, value: str) -> set[str]:
 def _checkpoint_names(sources: Sources) -> Iterator[str]:
     for source in sources:
         for node in source.walk(ast.Constant):
-            if isinstance(node.value, str) and re.fullmatch(
-                r"/?[\w.-]+\.(pt|pth|ckpt|pkl|msgpack|safetensors)", node.value
-            ):
+            if isinstance(node.value, str) and CHECKPOINT.fullmatch(node.value):
                 yield node.value.lstrip("/")
 
 
@@ -213,7 +210,11 @@ def _found(parts: Parts, style: Style, trainer: dict[str, Any], suggestions: tup
         yield Found("factors to try", ", ".join(suggestion.name for suggestion in suggestions), "comments in the study")
 
 
-def _missing(parts: Parts, style: Style, sources: Sources, own_lr: float | None) -> Iterator[Missing]:
+def _missing(parts: Parts, sources: Sources, own_lr: float | None) -> Iterator[Missing]:
+    commands = subcommands(sources)
+    if len(commands) > 1:
+        how = f"the script has several commands: put the one that trains behind its name ({', '.join(commands)})"
+        yield Missing("subcommand", how, blocks=True)
     for argument in parts.required:
         yield Missing(argument.key, f"the script requires it: replace {{{argument.key}}} in the command", blocks=True)
     if not parts.learning_rates:

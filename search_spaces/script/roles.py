@@ -94,8 +94,9 @@ class Factor:
         if isinstance(default, bool) or default is None or not isinstance(default, int | float | str):
             return self.values
         if isinstance(default, int | float) and default and self.multiples:
-            kind = int if isinstance(default, int) else float
-            return tuple(dict.fromkeys(kind(f"{kind(default * factor):.6g}") for factor in self.multiples))
+            scaled = [default * factor for factor in self.multiples]
+            whole = isinstance(default, int)
+            return tuple(dict.fromkeys(round(value) if whole else float(f"{value:.6g}") for value in scaled))
         values = self.values if default in self.values else (default, *self.values[:1])
         return tuple(sorted(values)) if all(isinstance(value, int | float) for value in values) else values
 

@@ -75,11 +75,12 @@ def read_script(script: Path, directory: Path) -> tuple[Source, ...]:
 
 
 def start_directory(sources: tuple[Source, ...], directory: Path) -> Path:
-    """The folder to start the script in: its own if it opens a file to execute that is there alone, as nanoGPT does."""
+    """The folder to start the script in: its own if it is not below ``directory``, or if it executes a file that is
+    beside it alone, as nanoGPT does."""
     own = sources[0].path.parent
     executed = [file for node in sources[0].walk(ast.Call) if (file := executed_file(node))]
     beside = any((own / file).is_file() and not (directory / file).is_file() for file in executed)
-    return own if beside else directory
+    return own if beside or not own.is_relative_to(directory.resolve()) else directory
 
 
 def _unreadable(script: Path, error: Exception) -> InvalidInput:

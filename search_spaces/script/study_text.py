@@ -36,7 +36,7 @@ def _lines(draft: Draft, name: str, folder: Path) -> Iterator[str]:
     directory = relative(draft.directory, folder)
     yield f"name: {_flow(name)}"
     yield "trainer:"
-    yield from _notes(notes, "  ", "learning rate", *placeholders(trainer.get("command", "")))
+    yield from _notes(notes, "  ", "subcommand", "learning rate", *placeholders(trainer.get("command", "")))
     kind = "python" if "python" in trainer else "command"
     yield f"  {kind}: {_flow(trainer[kind])}"
     if directory != ".":

@@ -52,8 +52,17 @@ class Style:
 
 
 def style_of(sources: Sources) -> Style:
-    """The style of a script; the last entry takes every script."""
-    return next(style for style in STYLES if style.matches(sources))
+    """The first style that matches and declares arguments, or else the first that matches: scripts import more than one
+    such library. The last entry takes every script."""
+    matching = [style for style in STYLES if style.matches(sources)]
+    return next((style for style in matching if style.read(sources)), matching[0])
+
+
+def subcommands(sources: Sources) -> list[str]:
+    """Names of the commands of a click or typer group, or of argparse's subparsers."""
+    decorated = _decorated(definitions(sources), "command")
+    added = [literal(node.args[0]) for node in _calls(sources, "add_parser") if node.args]
+    return [definition.name.replace("_", "-") for definition in decorated] + [str(name) for name in added if name]
 
 
 def _calls(sources: Sources, *names: str) -> Iterator[ast.Call]:

@@ -63,7 +63,8 @@ def init(script: Path, name: str | None, out: Path, force: bool) -> None:
     directory = start_directory(sources, Path.cwd())
     draft = draft_trial(sources, directory) or _draft_from_help(script, sources, directory, console)
     try:
-        out.write_text(study_text(draft, name, out.resolve().parent), encoding="utf-8")
+        with out.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(study_text(draft, name, out.resolve().parent))
     except OSError as error:
         raise InvalidInput("--out", str(out), f"cannot be written ({error.strerror})", "give another file") from error
     print_draft(draft, out, console)

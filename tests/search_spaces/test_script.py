@@ -205,6 +205,35 @@ def test_a_script_below_the_working_directory(tmp_path: Path) -> None:
     assert start_directory(read_script(nano, tmp_path), tmp_path) == nano.parent
 
 
+def test_a_script_elsewhere_is_started_in_its_own_folder(tmp_path: Path) -> None:
+    script = write(tmp_path, SCRIPTS["argparse"][0], "my code/train.py")
+    sources = read_script(script, tmp_path / "elsewhere")
+    directory = start_directory(sources, tmp_path / "elsewhere")
+    assert directory == script.parent
+    style = style_of(sources)
+    found = draft_command(sources, style, style.read(sources), tmp_path)
+    assert "'my code/train.py'" in found.trainer["command"]
+
+
+def test_a_script_with_several_commands(tmp_path: Path) -> None:
+    text = """
+    import typer
+    app = typer.Typer()
+    @app.command()
+    def train_model(lr: float = 1e-3): ...
+    @app.command()
+    def sample(n: int = 1): ...
+    """
+    found = draft(write(tmp_path, text))
+    blocking = {missing.what: missing.how for missing in found.missing if missing.blocks}
+    assert "train-model, sample" in blocking["subcommand"]
+
+
+def test_the_library_that_declares_the_arguments_counts(tmp_path: Path) -> None:
+    script = write(tmp_path, "import click, hydra\n" + dedent(SCRIPTS["argparse"][0]))
+    assert style_of(read_script(script, tmp_path)).name == "argparse"
+
+
 STREAMS: dict[str, tuple[str, dict[str, object] | None]] = {
     "json lines": (
         """
