@@ -137,12 +137,12 @@ def _resume(sources: Sources, parts: Parts) -> tuple[str | None, Missing | None]
             return argument.with_value("True"), None
         if argument in parts.outputs:  # a snapshot, which the script loads if it exists: the same argument once more
             return argument.with_value(f"{{folder}}/{argument.default}"), None
-        if "resume" in argument.key or argument.key in ("ckpt_path", "snapshot_path"):
+        if parts.folder and ("resume" in argument.key or argument.key in ("ckpt_path", "snapshot_path")):
             file = next(_checkpoint_names(sources), "CHECKPOINT")
             option = argument.with_value(f"{{folder}}/{file}")
             how = f"an interrupted run starts again from step 0; to resume, set trainer.resume, e.g. {option}"
             return None, Missing("resume", how)
-    return None, Missing("resume", "the script has no option for it: an interrupted run starts again from step 0")
+    return None, Missing("resume", "no option for it was recognized: an interrupted run starts again from step 0")
 
 
 def _resumes_by_itself(node: ast.Call) -> bool:
@@ -241,6 +241,6 @@ def _missing(parts: Parts, sources: Sources, own_lr: float | None) -> Iterator[M
     if parts.seed is None:
         yield Missing("seed", "no argument looks like one: all seeds would be the same run, so seeds is 1")
     writes = next(_writing(sources), None)
-    if parts.folder is None and writes:
+    if parts.folder is None and not parts.outputs and writes:
         how = f"no argument looks like one, and {writes} writes a file: runs in parallel may overwrite it"
         yield Missing("output folder", how)

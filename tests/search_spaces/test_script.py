@@ -337,7 +337,7 @@ RESUME: dict[str, tuple[str, str | None]] = {
                  "--init_from resume"),
     "snapshot": ('p.add_argument("--snapshot_path", default="snap.pt")', "--snapshot_path {folder}/snap.pt"),
     "by itself": ('p.add_argument("--out_dir")\ntrainer.fit(m, ckpt_path="last")', "--out_dir {folder}"),
-    "path": ('p.add_argument("--resume", default="", type=str)', None),
+    "path": ('p.add_argument("--out_dir")\np.add_argument("--resume", default="", type=str)', None),
     "none": ("", None),
 }  # fmt: skip
 
