@@ -50,8 +50,8 @@ class TrainerSpec(Frozen):
     metrics: MetricsSpec | None = Field(default=None, description="Where the command's metrics are found.")
     resume: Text | None = Field(
         default=None,
-        description="Arguments to add if the cell's folder holds an earlier start. Without it, an interrupted cell "
-        "starts anew, in an empty folder.",
+        description="Arguments to add if the cell's folder holds an earlier start; [] for a command that finds it by "
+        "itself. Without it, an interrupted cell starts anew, in an empty folder.",
     )
     resume_from: str = Field(
         default="**/*",
@@ -83,12 +83,12 @@ class TrainerSpec(Frozen):
 
     @field_validator("command", "resume")
     @classmethod
-    def _splits(cls, value: Text | None) -> Text | None:
+    def _splits(cls, value: Text | None, info: ValidationInfo) -> Text | None:
         try:
             words = split(value) if value is not None else None
         except ValueError as error:
             raise bad(f"cannot be split into words ({error})", "balance the quotes, or give a list of words") from error
-        if words == ():
+        if words == () and info.field_name == "command":
             raise bad("is empty", "give a command")
         return value
 

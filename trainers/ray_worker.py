@@ -7,6 +7,7 @@ the trial has set up (token files, a compiled step) stay warm from one cell to t
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from search_spaces.record import CellResult, Row
+from trainers.command.environment import hide_secrets
 from trainers.job import Job
 from trainers.protocol import Checkpoint, Context, Report, ServedTrial, never_stop
 
@@ -133,7 +135,7 @@ class Worker:
                 self._ready = True
             result = self._trial.train(job.cell, report, checkpoint)
         except (Exception, SystemExit):  # SystemExit: code of a user must not end a warm worker
-            failure = traceback.format_exc()
+            failure = hide_secrets(traceback.format_exc(), os.environ)
             logger.exception("cell %s raised on rank %d", job.cell.id, self._context.rank)
         first = next((failure for failure in gather(failure) if failure), None)
         if mailbox:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from dashboards.factors import display_names, varied
 from search_spaces.errors import InvalidInput
-from search_spaces.factors import LR, short_name
+from search_spaces.factors import LR, format_factor, short_name
+from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.resources import ResourceSpec
 from service.cluster.connection import local_nodes
@@ -27,17 +30,7 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     """
     study = plan.study
     axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
-    values = f"{study.grid[0]:g} .. {study.grid[-1]:g}"
-    if study.trainer:
-        table = Table("trainer", "curve", "cells", axis, title=study.name)
-        for curve in plan.curves:
-            table.add_row(curve.scale, curve.label, str(len(curve.cells)), values)
-    else:
-        table = Table("scale", "parameters", "method", "cells", axis, "tokens per cell", title=study.name)
-        for curve in plan.curves:
-            parameters, tokens = f"{curve.cells[0].parameters:,}", f"{curve.tokens:,}"
-            table.add_row(curve.scale, parameters, curve.label, str(len(curve.cells)), values, tokens)
-    yield table
+    yield curve_table(plan, axis)
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
     known = sum(cell.id in done for cell in plan.cells)
@@ -59,6 +52,31 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, from {basis}"
     )
+
+
+def curve_table(plan: Plan, axis: str) -> Table:
+    """A line for each curve of the plan.
+
+    Args:
+        axis: heading of the values on the curves' axis.
+    """
+    study = plan.study
+    names = varied(key.factors for key in study.curve_keys)
+    about = ("trainer",) if study.trainer else ("scale", "parameters", "method")
+    sizes = () if study.trainer else ("tokens per cell",)
+    table = Table(*about, *display_names(names).values(), "cells", axis, *sizes, title=study.name)
+    if names:  # more columns have to fit a narrow terminal
+        table.box, table.pad_edge = SIMPLE_HEAD, False
+    for curve in plan.curves:
+        key = curve.key
+        factors = [format_factor(dict(key.factors)[name]) for name in names]
+        row = [*factors, str(len(curve.cells)), f"{study.grid[0]:g} .. {study.grid[-1]:g}"]
+        if study.trainer:
+            table.add_row(curve.scale, *row)
+        else:
+            name = label(key.method, key.gamma, key.attention_norm)
+            table.add_row(curve.scale, f"{curve.cells[0].parameters:,}", name, *row, f"{curve.tokens:,}")
+    return table
 
 
 def kept_bytes(plan: Plan) -> int:

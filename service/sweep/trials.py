@@ -45,6 +45,7 @@ def describe_group(study: Study) -> str:
     if study.trainer is None:
         return f"{workers} DDP workers each, which stay warm between cells"
     if study.trainer.kind == "python":
-        return f"{workers} workers each, which keep {study.trainer.python} warm between cells"
+        each = "1 worker each, which keeps" if workers == 1 else f"{workers} workers each, which keep"
+        return f"{each} {study.trainer.python} warm between cells"
     nodes = f" on each of {study.trainer.nodes} nodes" if study.trainer.nodes > 1 else ""
     return f"each the command {study.trainer.name}{nodes}, with the resources of {workers} workers"

@@ -16,7 +16,7 @@ import pytest
 from search_spaces.cell import ForeignCell
 from search_spaces.errors import InvalidInput
 from tests.timing import within
-from tests.trainers.scripts import CELL, Reported, command, context, train
+from tests.trainers.scripts import CELL, QUADRATIC, Reported, command, context, train
 from trainers.command import output
 from trainers.command.process import kill_marked, marker
 from trainers.command.supervisor import processes
@@ -299,6 +299,15 @@ def test_a_start_is_resumed_if_there_is_an_option_for_it(folder: Path, tmp_path:
     assert [row.step for row in read(folder / "metrics.jsonl")] == list(range(11))
 
 
+def test_a_command_that_resumes_by_itself_keeps_its_folder(folder: Path, tmp_path: Path) -> None:
+    by_itself = QUADRATIC.replace("if options.resume", "if state.exists()")
+    train(command(tmp_path, by_itself, resume=[]), folder)
+    report = Reported()
+    train(command(tmp_path, by_itself, resume=[]), folder, report=report)
+    assert [row.step for row in read(folder / "metrics.jsonl")] == list(range(11))
+    assert report.rows == [], "it has only the last step to repeat, whose row is known"
+
+
 def test_metrics_alone_are_no_start_and_a_damaged_start_is_given_up(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "log.jsonl").write_text('{"step": 3, "val": {"loss": 9.0}}\n')
@@ -310,6 +319,15 @@ def test_metrics_alone_are_no_start_and_a_damaged_start_is_given_up(folder: Path
     kept = (output.read_output(folder) or "").splitlines()
     assert [("--resume" in line) for line in kept if line.startswith("$ ")] == [False, True, False]
     assert any("JSONDecodeError" in line for line in kept)
+
+
+def test_a_kill_right_after_the_resumption_costs_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    (folder / "state.json").write_text("[1.5, 4]")
+    killed = "import os, sys, signal\nif '--resume' in sys.argv: os.kill(os.getpid(), signal.SIGKILL)\n"
+    assert train(command(tmp_path, killed + QUADRATIC, resume="--resume"), folder).state == "crashed"
+    assert train(command(tmp_path, command="no-such-program {lr}", resume="--resume"), folder).state == "crashed"
+    assert (folder / "state.json").read_text() == "[1.5, 4]"
 
 
 def test_two_nodes_start_the_command_once_each(folder: Path, tmp_path: Path) -> None:

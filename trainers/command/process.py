@@ -105,15 +105,19 @@ def marker(folder: Path) -> bytes:
 
 
 def kill_marked(mark: bytes) -> list[int]:
-    """SIGKILL every process of this machine whose environment has ``mark``, until none is left; returns them."""
+    """SIGKILL every process of this machine whose environment has ``mark``, until none is left, or only such as are in
+    an uninterruptible wait; returns them."""
     killed: set[int] = set()
-    while found := [pid for pid, _ in supervisor.processes() if mark in _environment(pid)]:
+    deadline = time.monotonic() + supervisor.STUCK_S
+    while found := {pid for pid, _ in supervisor.processes() if mark in _environment(pid)}:
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if killed >= set(found):
+        if time.monotonic() > deadline:
+            break
+        if killed >= found:
             time.sleep(supervisor.POLL_S)
-        killed |= set(found)
+        killed |= found
     return sorted(killed)
 
 

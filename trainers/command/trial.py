@@ -17,6 +17,7 @@ from trainers.command.cell_folder import clear, holds_start
 from trainers.command.environment import environment, free_port, hide_secrets
 from trainers.command.output import Output
 from trainers.command.process import CommandProcess, kill_marked, marker
+from trainers.command.supervisor import CANNOT_START
 from trainers.metric_streams import STREAMS, Evaluations
 from trainers.metric_streams.base import OutputStream, Stream
 from trainers.protocol import Checkpoint, Context, Report, TrialCell
@@ -56,8 +57,7 @@ class CommandTrial:
         assert self._context is not None, "setup comes first"
         attempt = Attempt(self.spec, self._context, cell, report, checkpoint)
         result = attempt.run()
-        if self._context.gather(attempt.resumes and result.state == "crashed" and not attempt.reported)[0]:
-            # What it resumed from may be damaged, for example by the kill that made it resume.
+        if self._context.gather(attempt.cannot_resume)[0]:
             result = Attempt(self.spec, self._context, cell, report, checkpoint, fresh=True).run()
         return result
 
@@ -93,7 +93,7 @@ class Attempt:
         found = False
         if context.rank == 0:
             open_folder(folder, checkpoint.mirror)
-            found = not fresh and bool(spec.resume_words) and holds_start(folder, spec.resume_from, source)
+            found = not fresh and spec.resume is not None and holds_start(folder, spec.resume_from, source)
             if not found:
                 clear(folder)
             self._run = ReportedRun(folder, report, l_init=spec.l_init, mirror=checkpoint.mirror)
@@ -110,11 +110,9 @@ class Attempt:
         self._stream: Stream = STREAMS[spec.metrics.source](spec.metrics, source)
         self._evaluations = Evaluations(spec.metrics)
         self._last_record = time.monotonic()
-
-    @property
-    def reported(self) -> int:
-        """Rows that are new; only rank 0 has any."""
-        return self._run.reported if self._run else 0
+        self.cannot_resume = False
+        """Whether what it resumed from seems to be damaged, for example by the kill that made it resume: it then ended
+        by itself, with an error and before its first row. Known on rank 0."""
 
     def run(self) -> CellResult:
         """Runs the command to its end and judges it. Rank 0's result counts."""
@@ -178,8 +176,10 @@ class Attempt:
             return run.end("diverged", run.not_finite)
         failed = next((rank for rank, status in enumerate(statuses) if status.code), None)
         if failed is not None:
+            code = statuses[failed].code or 0
+            self.cannot_resume = self.resumes and not run.reported and 0 < code != CANNOT_START
             where = f" on node {failed}" if len(statuses) > 1 else ""
-            return run.end("crashed", with_lines(exit_reason(statuses[failed].code or 0) + where, lines[failed]))
+            return run.end("crashed", with_lines(exit_reason(code) + where, lines[failed]))
         if None not in [status.code for status in statuses]:
             return run.result() if run.evaluated else run.end("crashed", self._no_metric())
         if any(status.end for status in statuses):
