@@ -18,6 +18,7 @@ from search_spaces.script.source import read_script, start_directory
 from search_spaces.script.study_text import default_name, study_text
 from search_spaces.script.styles import STYLES, style_of
 from search_spaces.script.trial_class import draft_trial
+from search_spaces.study import Study
 
 PRINTS = 'print(f"step {step}: train loss {a:.3f}, val loss {loss:8.4f}")\n'
 SCRIPTS: dict[str, tuple[str, str]] = {
@@ -149,18 +150,13 @@ def draft(script: Path) -> Draft:
     return draft_command(sources, style, style.read(sources), script.parent)
 
 
-def study(script: Path) -> dict[str, object]:
-    fields = yaml.safe_load(study_text(draft(script), "mine", script.parent))
-    assert isinstance(fields, dict)
-    return fields
-
-
 def test_every_style_has_a_script_here() -> None:
     assert list(SCRIPTS) == [style.name for style in STYLES]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_styles(name: str, tmp_path: Path) -> None:
+    """The command, the grid, and a study that is valid, or refused where it says TODO."""
     text, command = SCRIPTS[name]
     write(tmp_path, "x = 1\n", "configurator.py")
     write(tmp_path, "defaults: [{optim: adamw}, _self_]\nseed: 1\n", "conf/config.yaml")
@@ -174,7 +170,16 @@ def test_styles(name: str, tmp_path: Path) -> None:
         assert found.own_lr == own
         assert found.lrs == lr_grid(own)
     assert found.trainer["metrics"] is not None
-    assert found.is_complete == (name not in ("HfArgumentParser", "typer", "argparse", "no command line"))
+    content = study_text(found, "mine", tmp_path)
+    if name in ("HfArgumentParser", "typer", "argparse", "no command line"):
+        assert not found.is_complete
+        assert content.count("TODO") == 1
+        with pytest.raises(InvalidInput) as refused:
+            Study.parse(content)
+        assert refused.value.field == "trainer.command"
+    else:
+        assert found.is_complete
+        assert Study.parse(content).lrs == found.lrs
 
 
 def test_the_grid_is_around_the_scripts_own_value() -> None:
