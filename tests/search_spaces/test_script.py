@@ -176,7 +176,7 @@ def test_styles(name: str, tmp_path: Path) -> None:
         assert content.count("TODO") == 1
         with pytest.raises(InvalidInput) as refused:
             Study.parse(content)
-        assert refused.value.field == "trainer.command"
+        assert "trainer.command" in str(refused.value)
     else:
         assert found.is_complete
         assert Study.parse(content).lrs == found.lrs
