@@ -34,6 +34,7 @@ from dashboards.files import (
 from dashboards.forecast import Forecast
 from dashboards.importance import importance, importance_figures, parallel_figures
 from dashboards.packing import ColumnStore
+from dashboards.pareto import pareto_figures
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
@@ -126,7 +127,8 @@ def write_report(
         facts = curves(add_measurements(runs, context), grid) if facts is None else facts
         curve_lines, analysis = lines(facts), context.analysis
         all_views, shares = views(curve_lines), importance(runs)
-        charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
+        charts = [*figures(curve_lines, published=context.published), *pareto_figures(all_views)]
+        charts += surfaces(runs, all_views)
         charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
         charts += forecast_figures(context.forecast.runs) if context.forecast else ()
         charts += b_ratio_figures(analysis) if analysis else ()

@@ -1,0 +1,79 @@
+"""How wrong the learning rate may be, as columns of the table of curves and as rows of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dashboards.drift import optimum
+from dashboards.sensitivity import CurveFacts
+from dashboards.valley import TOLERANCES, Band, headroom, valley
+
+OPTIMUM: tuple[str, ...] = ("optimum_lr", "optimum_low", "optimum_high")
+_PREFIXES = {tolerance: f"within_{tolerance:g}" for tolerance in TOLERANCES}
+ENDS: tuple[str, ...] = tuple(f"{prefix}_{end}" for prefix in _PREFIXES.values() for end in ("low", "high"))
+OPEN: tuple[str, ...] = tuple(f"{prefix}_open" for prefix in _PREFIXES.values())
+WIDTHS: tuple[str, ...] = tuple(f"{prefix}_width{end}" for prefix in _PREFIXES.values() for end in ("", "_low", "_high"))
+COLUMNS: tuple[str, ...] = (
+    *OPTIMUM,
+    *(name for prefix in _PREFIXES.values() for name in (*ENDS, *OPEN, *WIDTHS) if name.startswith(f"{prefix}_")),
+    "headroom",
+)
+"""``optimum`` with its interval; of each ``Valley`` the ends, which of them are open (``low``, ``high``, ``both``, or
+empty), and the width with its interval, whose upper end is missing if it is infinite; and ``headroom``."""
+NOTHING = "–"
+
+
+def valley_columns(curve: CurveFacts) -> dict[str, Any]:
+    """The values of ``COLUMNS``; None if unknown."""
+    columns = dict.fromkeys(COLUMNS) | dict.fromkeys(OPEN, "")
+    if best := optimum(curve):
+        columns |= dict(zip(OPTIMUM, (best.lr, *(best.interval or ())), strict=False))
+    for tolerance, prefix in _PREFIXES.items():
+        if found := valley(curve, tolerance):
+            low, high = found.interval or (None, None)
+            columns |= {f"{prefix}_low": found.band.low, f"{prefix}_high": found.band.high}
+            columns |= {f"{prefix}_open": found.band.open_ends, f"{prefix}_width": found.band.width}
+            columns |= {f"{prefix}_width_low": low, f"{prefix}_width_high": None if high == math.inf else high}
+    if room := headroom(curve):
+        columns["headroom"] = room.factor
+    return columns
+
+
+def valley_texts(curve: CurveFacts) -> dict[str, str]:
+    """A curve's row in the page's table, by heading. Intervals over seeds stand in parentheses."""
+    best, room = optimum(curve), headroom(curve)
+    texts = {"Best lr": NOTHING if curve.best_lr is None else f"{curve.best_lr:g}"}
+    texts["Interpolated"] = NOTHING if best is None else format_lr(best.lr) + _interval(best.interval, format_lr)
+    for tolerance in TOLERANCES:
+        band, width = NOTHING, NOTHING
+        if found := valley(curve, tolerance):
+            band = format_band(found.band)
+            width = format_factor(found.band.width, is_lower_bound=found.band.is_open)
+            width += _interval(found.interval, format_factor)
+        texts |= {f"Within {tolerance:g} nats": band, f"Width at {tolerance:g}": width}
+    texts["Headroom"] = NOTHING if room is None else format_factor(room.factor, is_lower_bound=room.is_lower_bound)
+    return texts
+
+
+def format_band(band: Band) -> str:
+    """E.g. ``0.0029 to ≥ 0.3``, where the grid ends at 0.3."""
+    low, high = ("≤ " * band.open_low + format_lr(band.low)), ("≥ " * band.open_high + format_lr(band.high))
+    return f"{low} to {high}"
+
+
+def format_lr(lr: float) -> str:
+    return f"{lr:.2g}"
+
+
+def format_factor(factor: float, *, is_lower_bound: bool = False) -> str:
+    """A ratio of learning rates, with two significant digits below 100."""
+    if factor == math.inf:
+        return "∞"
+    number = f"{factor:.2g}" if factor < 99.5 else f"{factor:,.0f}"
+    return f"≥ {number}" if is_lower_bound else number
+
+
+def _interval(interval: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    return "" if interval is None else f" ({form(interval[0])} to {form(interval[1])})"
