@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from dashboards.charts import Figure, chart_of, colors, log_ticks, needs_log_axis, shapes, spec_of, tooltip
@@ -22,11 +22,14 @@ def pareto_facts(lines: Iterable[Line]) -> pd.DataFrame:
     ``best_loss`` if there is no interval.
     """
     ranked = [line for line in lines if line.curve.LRS is not None]
-    facts, best = lrs_facts(ranked), [line.curve for line in ranked]
-    bands = [curve.band[curve.lr.index(curve.best_lr)] or (curve.best_loss,) * 2 for curve in best if curve.best_lr]
-    losses = {"best_loss": [curve.best_loss for curve in best]}
-    losses |= {name: [band[end] for band in bands] for end, name in enumerate(("loss_low", "loss_high"))}
-    return facts.assign(best_lr=[curve.best_lr for curve in best], **losses).round(dict.fromkeys(losses, DECIMALS))
+    rows = []
+    for line in ranked:
+        at_best = int(np.argmin(line.curve.mean))
+        loss = line.curve.mean[at_best]
+        low, high = line.curve.band[at_best] or (loss, loss)
+        rows.append((line.curve.lr[at_best], *(round(value, DECIMALS) for value in (loss, low, high))))
+    best = pd.DataFrame(rows, columns=["best_lr", "best_loss", "loss_low", "loss_high"])
+    return pd.concat([lrs_facts(ranked), best], axis=1)
 
 
 def pareto_figures(views: Iterable[View]) -> Iterator[Figure]:
@@ -40,10 +43,10 @@ def pareto_figures(views: Iterable[View]) -> Iterator[Figure]:
 def _figure(view: View, facts: pd.DataFrame) -> Figure:
     low, high = _frame(facts, "LRS", "low", "high")
     is_log = needs_log_axis(low, high)
-    axis = {"axis": alt.Axis(values=log_ticks([low, high]))} if is_log else {}
+    axis = alt.Axis(values=log_ticks([low, high])) if is_log else alt.Undefined
     scale_x = alt.Scale(type="log" if is_log else "linear", domain=[low, high], nice=False, padding=12)
     scale_y = alt.Scale(domain=_frame(facts, "best_loss", "loss_low", "loss_high"), nice=False, padding=12, zero=False)
-    x = alt.X("LRS:Q", title="LRS (nats)", scale=scale_x, **axis)
+    x = alt.X("LRS:Q", title="LRS (nats)", scale=scale_x, axis=axis)
     y = alt.Y("best_loss:Q", title=LOSS_TITLE, scale=scale_y)
     details = tooltip(
         *("label:N", "scale:N", "best_lr:Q"),
@@ -51,16 +54,16 @@ def _figure(view: View, facts: pd.DataFrame) -> Figure:
     )
     base = chart_of("facts").encode(x=x, y=y)
     colored = base.encode(color=colors(view.lines), tooltip=details)
-    # The page may hide curves, so the front is found among those that are shown: going up in LRS, a curve belongs to it
-    # if its loss is below that of every curve before it.
-    order = [alt.SortField("LRS"), alt.SortField("best_loss")]
-    front = base.transform_window(lowest="min(best_loss)", frame=[None, -1], sort=order)
-    front = front.transform_filter("!isValid(datum.lowest) || datum.best_loss < datum.lowest")
+    # The page can hide curves, so the specification itself finds the front among those that are shown: a curve belongs
+    # to it if its loss is the lowest up to its LRS.
+    order: list[alt.SortField | dict[str, str]] = [alt.SortField("LRS"), alt.SortField("best_loss")]
+    front = base.transform_window(lowest="min(best_loss)", frame=[None, 0], sort=order)
+    front = front.transform_filter("datum.best_loss <= datum.lowest")
     several = bool((facts["low"] < facts["high"]).any())
     rules: list[alt.Chart] = []
     if several:
         for channels in (
-            {"x": alt.X("low:Q", scale=scale_x, **axis), "x2": alt.X2("high:Q")},
+            {"x": alt.X("low:Q", scale=scale_x, axis=axis), "x2": alt.X2("high:Q")},
             {"y": alt.Y("loss_low:Q", scale=scale_y), "y2": alt.Y2("loss_high:Q")},
         ):
             rules.append(colored.mark_rule(clip=True, opacity=0.6).encode(**channels))
@@ -89,4 +92,5 @@ def _frame(facts: pd.DataFrame, value: str, low: str, high: str) -> list[float]:
     """
     smallest, largest = float(facts[value].min()), float(facts[value].max())
     span = (largest - smallest) or abs(largest) or 1.0
-    return [max(float(facts[low].min()), smallest - span), min(float(facts[high].max()), largest + span)]
+    ends = [max(float(facts[low].min()), smallest - span), min(float(facts[high].max()), largest + span)]
+    return ends if ends[0] < ends[1] else [smallest - span, largest + span]

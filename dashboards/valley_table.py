@@ -14,7 +14,9 @@ OPTIMUM: tuple[str, ...] = ("optimum_lr", "optimum_low", "optimum_high")
 _PREFIXES = {tolerance: f"within_{tolerance:g}" for tolerance in TOLERANCES}
 ENDS: tuple[str, ...] = tuple(f"{prefix}_{end}" for prefix in _PREFIXES.values() for end in ("low", "high"))
 OPEN: tuple[str, ...] = tuple(f"{prefix}_open" for prefix in _PREFIXES.values())
-WIDTHS: tuple[str, ...] = tuple(f"{prefix}_width{end}" for prefix in _PREFIXES.values() for end in ("", "_low", "_high"))
+WIDTHS: tuple[str, ...] = tuple(
+    f"{prefix}_width{end}" for prefix in _PREFIXES.values() for end in ("", "_low", "_high")
+)
 COLUMNS: tuple[str, ...] = (
     *OPTIMUM,
     *(name for prefix in _PREFIXES.values() for name in (*ENDS, *OPEN, *WIDTHS) if name.startswith(f"{prefix}_")),
@@ -45,15 +47,15 @@ def valley_texts(curve: CurveFacts) -> dict[str, str]:
     """A curve's row in the page's table, by heading. Intervals over seeds stand in parentheses."""
     best, room = optimum(curve), headroom(curve)
     texts = {"Best lr": NOTHING if curve.best_lr is None else f"{curve.best_lr:g}"}
-    texts["Interpolated"] = NOTHING if best is None else format_lr(best.lr) + _interval(best.interval, format_lr)
+    texts["Interpolated"] = NOTHING if best is None else with_interval(best.lr, best.interval, format_lr)
     for tolerance in TOLERANCES:
         band, width = NOTHING, NOTHING
         if found := valley(curve, tolerance):
             band = format_band(found.band)
-            width = format_factor(found.band.width, is_lower_bound=found.band.is_open)
-            width += _interval(found.interval, format_factor)
+            width = with_interval(found.band.width, found.interval, format_factor)
+            width = f"≥ {width}" if found.band.is_open else width
         texts |= {f"Within {tolerance:g} nats": band, f"Width at {tolerance:g}": width}
-    texts["Headroom"] = NOTHING if room is None else format_factor(room.factor, is_lower_bound=room.is_lower_bound)
+    texts["Headroom"] = NOTHING if room is None else "≥ " * room.is_lower_bound + format_factor(room.factor)
     return texts
 
 
@@ -67,13 +69,13 @@ def format_lr(lr: float) -> str:
     return f"{lr:.2g}"
 
 
-def format_factor(factor: float, *, is_lower_bound: bool = False) -> str:
+def format_factor(factor: float) -> str:
     """A ratio of learning rates, with two significant digits below 100."""
     if factor == math.inf:
         return "∞"
-    number = f"{factor:.2g}" if factor < 99.5 else f"{factor:,.0f}"
-    return f"≥ {number}" if is_lower_bound else number
+    return f"{factor:.2g}" if factor < 99.5 else f"{factor:,.0f}"
 
 
-def _interval(interval: tuple[float, float] | None, form: Callable[[float], str]) -> str:
-    return "" if interval is None else f" ({form(interval[0])} to {form(interval[1])})"
+def with_interval(value: float, interval: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """E.g. ``4.2 (3.1 to 5.7)``."""
+    return form(value) if interval is None else f"{form(value)} ({form(interval[0])} to {form(interval[1])})"
