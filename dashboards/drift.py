@@ -50,6 +50,15 @@ class Drift:
     """95% interval of the slope over seeds; None with one seed, or if the curves differ in their seeds."""
 
     @property
+    def factor(self) -> float | None:
+        """By how much each doubling of width multiplies the optimum."""
+        return None if self.slope is None else 2**self.slope
+
+    @property
+    def factor_interval(self) -> tuple[float, float] | None:
+        return self.interval and (2 ** self.interval[0], 2 ** self.interval[1])
+
+    @property
     def widths(self) -> Floats:
         return np.array([width for _, width, _ in self.points])
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dashboards.charts import Figure, chart_of, colors, dashes, log_axis, log_ticks, shapes, spec_of, tooltip
 from dashboards.drift import Drift, drifts
-from dashboards.valley_table import NOTHING, format_factor, with_interval
+from dashboards.valley_table import NOTHING, format_factor, format_interval
 from dashboards.views import Line
 
 
@@ -33,25 +33,25 @@ def drift_facts(lines: Sequence[Line], found: Sequence[Drift]) -> pd.DataFrame:
         for (curve, width, best), fitted in zip(drift.points, drift.fitted, strict=True):
             name = next(line.name for line in lines if line.curve is curve)
             low, high = best.interval or (best.lr, best.lr)
-            rows.append((name, curve.scale, width, best.lr, low, high, float(fitted), 2 ** (drift.slope or 0.0)))
+            rows.append((name, curve.scale, width, best.lr, low, high, float(fitted), drift.factor))
     return pd.DataFrame(rows, columns=["label", "scale", "width", "lr", "low", "high", "fitted", "factor"])
 
 
 def drift_texts(lines: Sequence[Line]) -> list[dict[str, str]]:
-    """The rows of the page's table, by heading; intervals over seeds stand in parentheses."""
-    rows = []
-    for drift in drifts(line.curve for line in lines):
-        texts = {
-            "Method": drift.curves[0].label,
-            "Widths": ", ".join(f"{width:g}" for width in drift.widths) or NOTHING,
-        }
-        slope, factor = NOTHING, NOTHING
-        if drift.slope is not None:
-            slope = with_interval(drift.slope, drift.interval, lambda value: f"{value:+.2f}")
-            ends = drift.interval and (2 ** drift.interval[0], 2 ** drift.interval[1])
-            factor = with_interval(2**drift.slope, ends, format_factor)
-        rows.append(texts | {"Slope": slope, "Factor per doubling": factor})
-    return rows
+    """The rows of the page's table, by heading; intervals over seeds are in parentheses."""
+    return [_texts(drift) for drift in drifts(line.curve for line in lines)]
+
+
+def _texts(drift: Drift) -> dict[str, str]:
+    widths = ", ".join(f"{width:g}" for width in drift.widths)
+    texts = {"Method": drift.curves[0].label, "Widths": widths or NOTHING}
+    if drift.slope is None or drift.factor is None:
+        return texts | {"Slope": NOTHING, "Factor per doubling": NOTHING}
+    slope, factor = f"{drift.slope:+.2f}", format_factor(drift.factor)
+    if drift.interval and drift.factor_interval:
+        slope += f" ({format_interval(drift.interval, '{:+.2f}'.format)})"
+        factor += f" ({format_interval(drift.factor_interval, format_factor)})"
+    return texts | {"Slope": slope, "Factor per doubling": factor}
 
 
 def _figure(group: str, lines: Sequence[Line], found: Sequence[Drift]) -> Figure:

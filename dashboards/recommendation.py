@@ -11,26 +11,26 @@ from dashboards.answer import LOSS_MARGIN_NATS
 from dashboards.drift import drifts, width_of
 from dashboards.sensitivity import CurveFacts, match_lr, t_half_width
 from dashboards.tables import format_value, join_words
-from dashboards.valley_table import format_factor, with_interval
+from dashboards.valley_table import format_factor, format_interval
 
 MULTIPLES = {2: "twice as much", 4: "four times as much"}
 COST = "LRS"
 """The column whose format a cost has."""
 
 
-def recommendation(curves: Sequence[CurveFacts]) -> str:
-    """What to use, and what a larger learning rate costs; empty if no curve has an LRS.
+def recommendation(curves: Sequence[CurveFacts]) -> tuple[str, ...]:
+    """The sentence, and sentences that qualify it; none if no curve has an LRS.
 
     A cost is the excess over the lowest mean loss, linear in log lr between the points of the grid, ± half its 95%
     interval, paired by seed.
     """
     curve = recommended(curves)
     if curve is None or curve.best_lr is None:
-        return ""
+        return ()
     use = "Use" if len({other.scale for other in curves}) == 1 else f"At {curve.scale}, use"
     method = "the baseline" + curve.label.removeprefix("baseline") if curve.method == "baseline" else curve.label
     sentence = f"{use} a learning rate of {curve.best_lr:g} with {method}; {_consequences(curve, curve.best_lr)}."
-    return " ".join([sentence, *_caveats(curve, sentence), *_drift(curve, curves)])
+    return (sentence, *_caveats(curve, sentence), *_drift(curve, curves))
 
 
 def recommended(curves: Sequence[CurveFacts]) -> CurveFacts | None:
@@ -100,7 +100,7 @@ def _caveats(curve: CurveFacts, sentence: str) -> Iterator[str]:
 def _drift(curve: CurveFacts, curves: Sequence[CurveFacts]) -> Iterator[str]:
     """How the best learning rate of the recommended method changes with width, if its optimum is known at two."""
     for drift in drifts(curves):
-        if curve in drift.curves and drift.slope is not None:
-            ends = drift.interval and (2 ** drift.interval[0], 2 ** drift.interval[1])
-            factor = with_interval(2**drift.slope, ends, format_factor)
-            yield f"Each doubling of width multiplies its best learning rate by {factor}."
+        if curve in drift.curves and drift.factor is not None:
+            factor, ends = format_factor(drift.factor), drift.factor_interval
+            interval = f" (95% interval: {format_interval(ends, format_factor)})" if ends else ""
+            yield f"Each doubling of width multiplies its best learning rate by {factor}{interval}."

@@ -8,7 +8,7 @@ from typing import Any
 
 from dashboards.drift import optimum
 from dashboards.sensitivity import CurveFacts
-from dashboards.valley import TOLERANCES, Band, headroom, valley
+from dashboards.valley import TOLERANCES, Band, Valley, headroom, valley
 
 OPTIMUM: tuple[str, ...] = ("optimum_lr", "optimum_low", "optimum_high")
 _PREFIXES = {tolerance: f"within_{tolerance:g}" for tolerance in TOLERANCES}
@@ -25,6 +25,7 @@ COLUMNS: tuple[str, ...] = (
 """``optimum`` with its interval; of each ``Valley`` the ends, which of them are open (``low``, ``high``, ``both``, or
 empty), and the width with its interval, whose upper end is missing if it is infinite; and ``headroom``."""
 NOTHING = "–"
+AT_LEAST = "≥ "
 
 
 def valley_columns(curve: CurveFacts) -> dict[str, Any]:
@@ -44,24 +45,28 @@ def valley_columns(curve: CurveFacts) -> dict[str, Any]:
 
 
 def valley_texts(curve: CurveFacts) -> dict[str, str]:
-    """A curve's row in the page's table, by heading. Intervals over seeds stand in parentheses."""
+    """A curve's row in the page's table, by heading. Widths and intervals are on a second line."""
     best, room = optimum(curve), headroom(curve)
-    texts = {"Best lr": NOTHING if curve.best_lr is None else f"{curve.best_lr:g}"}
-    texts["Interpolated"] = NOTHING if best is None else with_interval(best.lr, best.interval, format_lr)
+    texts = {"Best lr": NOTHING if curve.best_lr is None else f"{curve.best_lr:g}", "Interpolated": NOTHING}
+    if best is not None:
+        interval = f"\n{format_interval(best.interval, format_lr)}" if best.interval else ""
+        texts["Interpolated"] = format_lr(best.lr) + interval
     for tolerance in TOLERANCES:
-        band, width = NOTHING, NOTHING
-        if found := valley(curve, tolerance):
-            band = format_band(found.band)
-            width = with_interval(found.band.width, found.interval, format_factor)
-            width = f"≥ {width}" if found.band.is_open else width
-        texts |= {f"Within {tolerance:g} nats": band, f"Width at {tolerance:g}": width}
-    texts["Headroom"] = NOTHING if room is None else "≥ " * room.is_lower_bound + format_factor(room.factor)
+        found = valley(curve, tolerance)
+        texts[f"Within {tolerance:g} nats"] = NOTHING if found is None else _format_valley(found)
+    texts["Headroom"] = NOTHING if room is None else f"{AT_LEAST * room.is_lower_bound}× {format_factor(room.factor)}"
     return texts
+
+
+def _format_valley(found: Valley) -> str:
+    interval = f" ({format_interval(found.interval, format_factor)})" if found.interval else ""
+    width = f"{AT_LEAST * found.band.is_open}× {format_factor(found.band.width)}"
+    return f"{format_band(found.band)}\n{width}{interval}"
 
 
 def format_band(band: Band) -> str:
     """E.g. ``0.0029 to ≥ 0.3``, where the grid ends at 0.3."""
-    low, high = ("≤ " * band.open_low + format_lr(band.low)), ("≥ " * band.open_high + format_lr(band.high))
+    low, high = ("≤ " * band.open_low + format_lr(band.low)), (AT_LEAST * band.open_high + format_lr(band.high))
     return f"{low} to {high}"
 
 
@@ -76,6 +81,5 @@ def format_factor(factor: float) -> str:
     return f"{factor:.2g}" if factor < 99.5 else f"{factor:,.0f}"
 
 
-def with_interval(value: float, interval: tuple[float, float] | None, form: Callable[[float], str]) -> str:
-    """E.g. ``4.2 (3.1 to 5.7)``."""
-    return form(value) if interval is None else f"{form(value)} ({form(interval[0])} to {form(interval[1])})"
+def format_interval(interval: tuple[float, float], form: Callable[[float], str]) -> str:
+    return f"{form(interval[0])} to {form(interval[1])}"
