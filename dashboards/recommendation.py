@@ -10,7 +10,7 @@ import numpy as np
 from dashboards.answer import LOSS_MARGIN_NATS
 from dashboards.drift import drifts, width_of
 from dashboards.sensitivity import CurveFacts, match_lr, t_half_width
-from dashboards.tables import format_value, join_words
+from dashboards.tables import format_value
 from dashboards.valley_table import format_factor, format_interval
 
 MULTIPLES = {2: "twice as much", 4: "four times as much"}
@@ -55,7 +55,7 @@ def _consequences(curve: CurveFacts, best_lr: float) -> str:
     known = [f"{words} {consequence}" for words, consequence in found.items() if consequence]
     unknown = [words for words, consequence in found.items() if not consequence]
     if unknown:
-        known.append(f"the grid ends at {curve.lr[-1]:g}, so nothing is known about {join_words(unknown)}")
+        known.append(f"the grid ends at {curve.lr[-1]:g}, so nothing is known about {' or '.join(unknown)}")
     return ", and ".join(known)
 
 
