@@ -178,7 +178,7 @@ def format_columns(table: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(table["highest_lr"], table["diverged"], strict=True)
     texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
     bounded = (table["diverged"] > 0) | table["edge_high"].notna() | table["headroom"].isna()
-    texts["headroom"] = texts["headroom"].where(bounded, "≥ " + texts["headroom"])
+    texts["headroom"] = [text if known else f"≥ {text}" for text, known in zip(texts["headroom"], bounded, strict=True)]
     trivial = {"attention_norm": {DEFAULT}, "study": set(texts["study"][:1])}
     return texts[[name for name in texts if not set(texts[name]) <= trivial.get(str(name), {MISSING, ""})]]
 
