@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dashboards.factors import Shared
 from dashboards.sensitivity import CurveFacts, Floats, t_half_width
+from search_spaces.factors import to_json
 from search_spaces.scales import SCALES
 
 WIDTH_FACTORS = ("width", "d_model", "n_embd", "hidden_size")
 """Factors that give the width of a model whose scale is not one of ``SCALES``."""
-COLUMNS = ("study", "attention_norm", "method", "gamma", "widths", "drift", "drift_low", "drift_high", "note")
+COLUMNS = (
+    *("study", "attention_norm", "method", "gamma", "factors", "lr_factor"),
+    *("widths", "drift", "drift_low", "drift_high", "note"),
+)
 """Columns of ``drift_table``."""
 
 
@@ -48,6 +52,11 @@ class Drift:
     inversely proportional to it. None below two widths."""
     interval: tuple[float, float] | None = None
     """95% interval of the slope over seeds; None with one seed, or if the curves differ in their seeds."""
+
+    @property
+    def factors(self) -> Shared:
+        """The factors that its curves share."""
+        return _shared_factors(self.curves[0])
 
     @property
     def factor(self) -> float | None:
@@ -105,7 +114,7 @@ def width_of(curve: CurveFacts) -> float | None:
     """The width of a curve's model, from its scale or else from a numeric factor; None if neither tells."""
     if curve.scale in SCALES:
         return SCALES[curve.scale].D
-    factors = _factors(curve)
+    factors = dict(curve.factors)
     values = (factors.get(name) for name in WIDTH_FACTORS)
     numbers = (value for value in values if isinstance(value, int | float) and value > 0)
     return next(map(float, numbers), None)
@@ -128,12 +137,14 @@ def drifts(curves: Iterable[CurveFacts]) -> list[Drift]:
 def _group(curve: CurveFacts) -> Hashable:
     """What curves share that differ only in width."""
     scale = None if curve.scale in SCALES else curve.scale
-    factors = tuple((name, value) for name, value in _factors(curve).items() if not scale or name not in WIDTH_FACTORS)
-    return curve.study, scale, curve.attention_norm, curve.method, curve.gamma, factors
+    return curve.study, scale, curve.attention_norm, curve.method, curve.gamma, _shared_factors(curve), curve.lr_factor
 
 
-def _factors(curve: CurveFacts) -> dict[str, Any]:
-    return dict(getattr(curve, "factors", ()))
+def _shared_factors(curve: CurveFacts) -> Shared:
+    """The factors of a curve without one that gives its width."""
+    if curve.scale in SCALES:
+        return curve.factors
+    return tuple((name, value) for name, value in curve.factors if name not in WIDTH_FACTORS)
 
 
 def _drift(by_width: Mapping[float, CurveFacts]) -> Drift:
@@ -161,7 +172,7 @@ def drift_table(found: Iterable[Drift]) -> pd.DataFrame:
     rows = []
     for drift in found:
         first, (low, high) = drift.curves[0], drift.interval or (None, None)
-        shared = {name: getattr(first, name) for name in ("study", "attention_norm", "method", "gamma")}
+        shared = {name: getattr(first, name) for name in COLUMNS[:6]} | {"factors": to_json(dict(drift.factors))}
         widths = ", ".join(f"{width:g}" for width in drift.widths)
         numbers = {"drift": drift.slope, "drift_low": low, "drift_high": high}
         rows.append(shared | {"widths": widths} | numbers | {"note": _note(drift)})

@@ -9,11 +9,15 @@ import numpy as np
 
 from dashboards.answer import LOSS_MARGIN_NATS
 from dashboards.drift import drifts, width_of
+from dashboards.factors import axis_title
 from dashboards.sensitivity import CurveFacts, match_lr, t_half_width
 from dashboards.tables import format_value
 from dashboards.valley_table import format_factor, format_interval
+from search_spaces.factors import LR, short_name
+from search_spaces.methods import FOREIGN_KINDS
 
 MULTIPLES = {2: "twice as much", 4: "four times as much"}
+BASELINE = "baseline"
 COST = "LRS"
 """The column whose format a cost has."""
 
@@ -27,24 +31,36 @@ def recommendation(curves: Sequence[CurveFacts]) -> tuple[str, ...]:
     curve = recommended(curves)
     if curve is None or curve.best_lr is None:
         return ()
-    use = "Use" if len({other.scale for other in curves}) == 1 else f"At {curve.scale}, use"
-    method = "the baseline" + curve.label.removeprefix("baseline") if curve.method == "baseline" else curve.label
-    sentence = f"{use} a learning rate of {curve.best_lr:g} with {method}; {_consequences(curve, curve.best_lr)}."
+    place = "Use" if len({other.scale for other in curves}) == 1 else f"At {curve.scale}, use"
+    name = short_name(curve.lr_factor)
+    setting = f"a learning rate of {curve.best_lr:g}" if name == LR else f"{name}={curve.best_lr:g}"
+    sentence = f"{place} {setting}{_with(curve)}; {_consequences(curve, curve.best_lr)}."
     return (sentence, *_caveats(curve, sentence), *_drift(curve, curves))
+
+
+def _with(curve: CurveFacts) -> str:
+    """The curve's name, unless it only says that the trainer is foreign."""
+    if curve.label in FOREIGN_KINDS:
+        return ""
+    return f" with the {curve.label}" if curve.method == BASELINE else f" with {curve.label}"
 
 
 def recommended(curves: Sequence[CurveFacts]) -> CurveFacts | None:
     """The curve with the lowest LRS among those whose best loss is within ``LOSS_MARGIN_NATS`` of the lowest.
 
-    With several scales, only the curves of the widest one are compared.
+    With several scales or widths, only the curves of the widest one are compared.
     """
     ranked = [curve for curve in curves if curve.LRS is not None]
     if not ranked:
         return None
-    widest = max(ranked, key=lambda curve: width_of(curve) or 0.0).scale
-    at_scale = [curve for curve in ranked if curve.scale == widest]
+    widest = max(ranked, key=_width)
+    at_scale = [curve for curve in ranked if (curve.scale, _width(curve)) == (widest.scale, _width(widest))]
     limit = min(min(curve.mean) for curve in at_scale) + LOSS_MARGIN_NATS
     return min((curve for curve in at_scale if min(curve.mean) <= limit), key=lambda curve: curve.LRS or 0.0)
+
+
+def _width(curve: CurveFacts) -> float:
+    return width_of(curve) or 0.0
 
 
 def _consequences(curve: CurveFacts, best_lr: float) -> str:
@@ -103,4 +119,4 @@ def _drift(curve: CurveFacts, curves: Sequence[CurveFacts]) -> Iterator[str]:
         if curve in drift.curves and drift.factor is not None:
             factor, ends = format_factor(drift.factor), drift.factor_interval
             interval = f" (95% interval: {format_interval(ends, format_factor)})" if ends else ""
-            yield f"Each doubling of width multiplies its best learning rate by {factor}{interval}."
+            yield f"Each doubling of width multiplies its best {axis_title(curve.lr_factor)} by {factor}{interval}."

@@ -9,6 +9,7 @@ from typing import Any
 from dashboards.drift import optimum
 from dashboards.sensitivity import CurveFacts
 from dashboards.valley import TOLERANCES, Band, Valley, headroom, valley
+from search_spaces.factors import short_name
 
 OPTIMUM: tuple[str, ...] = ("optimum_lr", "optimum_low", "optimum_high")
 _PREFIXES = {tolerance: f"within_{tolerance:g}" for tolerance in TOLERANCES}
@@ -47,7 +48,8 @@ def valley_columns(curve: CurveFacts) -> dict[str, Any]:
 def valley_texts(curve: CurveFacts) -> dict[str, str]:
     """A curve's row in the page's table, by heading. Widths and intervals are on a second line."""
     best, room = optimum(curve), headroom(curve)
-    texts = {"Best lr": NOTHING if curve.best_lr is None else f"{curve.best_lr:g}", "Interpolated": NOTHING}
+    axis = short_name(curve.lr_factor).replace("_", " ")
+    texts = {f"Best {axis}": NOTHING if curve.best_lr is None else f"{curve.best_lr:g}", "Interpolated": NOTHING}
     if best is not None:
         interval = f"\n{format_interval(best.interval, format_lr)}" if best.interval else ""
         texts["Interpolated"] = format_lr(best.lr) + interval

@@ -16,6 +16,7 @@ from dashboards.drift_figure import drift_figures, drift_texts
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from dashboards.views import lines
+from search_spaces.factors import to_json
 from search_spaces.scales import SCALES
 
 GRID = tuple(10.0**i for i in (-4, -3.5, -3, -2.5, -2, -1.5, -1))
@@ -152,3 +153,37 @@ def test_the_figure_and_the_rows_of_the_page() -> None:
     assert row["Widths"] == "96, 128, 288"
     assert row["Slope"].startswith(("-1.0", "-0.9"))
     assert " to " in row["Slope"]
+
+
+def test_a_factor_gives_the_width_of_a_foreign_model() -> None:
+    records = [
+        parabola(
+            3e-3 * (width / 64) ** slope,
+            scale="train.py",
+            method="command",
+            factors=to_json({"n_embd": width, "parametrization": name}),
+        )
+        for name, slope in (("standard", -1.0), ("mup", 0.0))
+        for width in (64, 128, 256)
+    ]
+    found = curves(study(*records))
+    slopes = {drift.factors: drift.slope for drift in drifts(found)}
+    expected = {(("parametrization", "standard"),): -1.0, (("parametrization", "mup"),): 0.0}
+    assert slopes == pytest.approx(expected, abs=1e-6)
+    drawn = lines(found)
+    assert [row["Method"] for row in drift_texts(drawn)] == ["parametrization=standard", "parametrization=mup"]
+    (figure,) = drift_figures(drawn)
+    facts = figure.spec["datasets"]["facts"]
+    assert [(fact["label"], fact["width"]) for fact in facts[:3]] == [
+        ("parametrization=standard", width) for width in (64, 128, 256)
+    ]
+    assert drift_table(drifts(found))["factors"].tolist() == [to_json(dict(factors)) for factors in expected]
+
+
+def test_a_field_of_our_own_model_separates_drifts() -> None:
+    records = [
+        parabola(3e-3 * (SCALES[scale].D / 96) ** slope, scale=scale, factors=to_json({"training.eps": eps}))
+        for eps, slope in ((1e-8, -1.0), (1e-6, -0.5))
+        for scale in ("5M", "8M")
+    ]
+    assert [drift.slope for drift in drifts(curves(study(*records)))] == pytest.approx([-1.0, -0.5], abs=1e-6)

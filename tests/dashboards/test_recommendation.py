@@ -11,6 +11,7 @@ from dashboards import published
 from dashboards.recommendation import recommendation, recommended
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
+from search_spaces.factors import to_json
 
 DENSE = (1e-3, 2e-3, 4e-3, 8e-3)
 ONE_SEED = "With only one seed, the uncertainty of these costs is unknown."
@@ -121,3 +122,24 @@ def test_the_published_runs() -> None:
     found = curves(read_csv(published.RUNS_CSV))
     main = [curve for curve in found if curve.gamma in (None, published.GAMMA)]
     assert recommendation(main)[0].startswith("At 221M, use a learning rate of 0.003 with ")
+
+
+def test_a_factor_in_the_place_of_the_learning_rate_is_named() -> None:
+    records = [
+        run(lr=1e-2, val_loss=loss, factors=to_json({"training.eps": eps}), lr_factor="training.eps", scale=scale)
+        for scale in ("5M", "8M")
+        for eps, loss in zip(DENSE, [3.4, 3.0, 3.1, 3.2], strict=True)
+    ]
+    text = " ".join(recommendation(curves(study(records))))
+    assert text.startswith("At 8M, use eps=0.002 with the baseline; twice as much costs 0.100 nats")
+    assert text.endswith("Each doubling of width multiplies its best eps by 1.")
+
+
+def test_a_foreign_curve_is_named_by_its_factors() -> None:
+    command = {"scale": "train.py", "method": "command"}
+    assert said(dense([3.4, 3.0, 3.1, 3.2], **command)).startswith("Use a learning rate of 0.002; twice as much costs")
+    widths = [
+        dense([3.4, loss, 3.1, 3.2], factors=to_json({"width": width}), **command)
+        for width, loss in ((64, 2.0), (128, 3.0))
+    ]
+    assert said(*widths).startswith("Use a learning rate of 0.002 with width=128; "), "the widest counts"
