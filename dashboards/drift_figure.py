@@ -11,7 +11,7 @@ import pandas as pd
 from dashboards.charts import Figure, chart_of, colors, dashes, log_axis, log_ticks, shapes, spec_of, tooltip
 from dashboards.drift import Drift, drifts
 from dashboards.factors import axis_title
-from dashboards.valley_table import NOTHING, format_factor, format_interval
+from dashboards.valley_table import NOTHING, format_interval
 from dashboards.views import Line
 from search_spaces.methods import label
 
@@ -65,10 +65,10 @@ def _texts(name: str, drift: Drift) -> dict[str, str]:
     texts = {"Method": name, "Widths": widths or NOTHING}
     if drift.slope is None or drift.factor is None:
         return texts | {"Slope": NOTHING, "Factor per doubling": NOTHING}
-    slope, factor = f"{drift.slope:+.2f}", format_factor(drift.factor)
+    slope, factor = f"{drift.slope:+.2f}", f"{drift.factor:.2f}"
     if drift.interval and drift.factor_interval:
         slope += f" ({format_interval(drift.interval, '{:+.2f}'.format)})"
-        factor += f" ({format_interval(drift.factor_interval, format_factor)})"
+        factor += f" ({format_interval(drift.factor_interval, '{:.2f}'.format)})"
     return texts | {"Slope": slope, "Factor per doubling": factor}
 
 

@@ -12,7 +12,7 @@ from dashboards.drift import drifts, width_of
 from dashboards.factors import axis_title
 from dashboards.sensitivity import CurveFacts, match_lr, t_half_width
 from dashboards.tables import format_value
-from dashboards.valley_table import format_factor, format_interval
+from dashboards.valley_table import format_interval
 from search_spaces.factors import LR, short_name
 from search_spaces.methods import FOREIGN_KINDS
 
@@ -117,6 +117,6 @@ def _drift(curve: CurveFacts, curves: Sequence[CurveFacts]) -> Iterator[str]:
     """How the best learning rate of the recommended method changes with width, if its optimum is known at two."""
     for drift in drifts(curves):
         if curve in drift.curves and drift.factor is not None:
-            factor, ends = format_factor(drift.factor), drift.factor_interval
-            interval = f" (95% interval: {format_interval(ends, format_factor)})" if ends else ""
+            factor, ends = f"{drift.factor:.2f}", drift.factor_interval
+            interval = f" (95% interval: {format_interval(ends, '{:.2f}'.format)})" if ends else ""
             yield f"Each doubling of width multiplies its best {axis_title(curve.lr_factor)} by {factor}{interval}."

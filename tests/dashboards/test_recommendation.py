@@ -105,12 +105,12 @@ def test_with_several_scales_it_is_about_the_widest() -> None:
     scales = [dense([3.4, 3.0, 3.2, 3.4], scale=scale) for scale in ("8M", "5M", "tiny")]
     text = said(*scales)
     assert text.startswith("At 8M, use a learning rate of 0.002 with the baseline; ")
-    assert text.endswith("Each doubling of width multiplies its best learning rate by 1.")
+    assert text.endswith("Each doubling of width multiplies its best learning rate by 1.00.")
 
 
 def test_the_drift_has_its_interval() -> None:
     scales = [dense([3.4, 3.0 + s / 100, 3.2, 3.4], scale=scale, seed=s) for scale in ("8M", "5M") for s in range(2)]
-    assert "by 1 (95% interval: " in said(*scales)
+    assert "by 1.00 (95% interval: " in said(*scales)
 
 
 def test_without_an_lrs_there_is_no_recommendation() -> None:
@@ -132,7 +132,7 @@ def test_a_factor_in_the_place_of_the_learning_rate_is_named() -> None:
     ]
     text = " ".join(recommendation(curves(study(records))))
     assert text.startswith("At 8M, use eps=0.002 with the baseline; twice as much costs 0.100 nats")
-    assert text.endswith("Each doubling of width multiplies its best eps by 1.")
+    assert text.endswith("Each doubling of width multiplies its best eps by 1.00.")
 
 
 def test_a_foreign_curve_is_named_by_its_factors() -> None:
