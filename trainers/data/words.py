@@ -15,7 +15,7 @@ ENCODING_BLOCK = 1 << 16
 TRAINING_BLOCK = 1 << 7
 """For training byte pairs: a token of 256 characters would be of no use."""
 PIECE_CHARACTERS = 1 << 20
-"""Text that a tokenizer encodes in one call, which takes it a few tenths of a second. Meanwhile no signal is handled."""
+"""Text that a tokenizer encodes in one call, a few tenths of a second without a look at signals."""
 _OTHER = re.compile("(?:[^\\w\\s]|[_\x1c-\x1f])++")
 """Neither letters nor digits nor white space; unlike the pattern, Python takes four control characters for space."""
 _BEFORE_SPACE = re.compile(r"(?<=\S)[ \n]")
