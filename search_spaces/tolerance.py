@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-REL_TOLERANCE = 1e-6
-"""Two values are the same if they differ by less than this share of the larger: single precision keeps 6e-8, and a text
-with six significant digits 5e-7. Values that are meant to differ are at least a digit of ``SIGNIFICANT_DIGITS`` apart.
-"""
+REL_TOLERANCE = 1e-5
+"""Two values are the same if they differ by at most this share of the larger: single precision changes a value by up to
+6e-8 of it, and a text with six significant digits (``%g``) by 5e-6. Proposed values, which have
+``search_spaces.cell.SIGNIFICANT_DIGITS``, are at least 1e-4 apart."""
 
 
 def same_value(a: float, b: float) -> bool:
@@ -20,6 +20,11 @@ def match_value(known: Iterable[float], value: float) -> float:
     """The one of ``known`` that is the same as ``value``, the nearest if there are several; NaN if there is none."""
     same = [one for one in known if same_value(one, value)]
     return min(same, key=lambda one: abs(one - value), default=math.nan)
+
+
+def snap(known: Iterable[float], value: float) -> float:
+    """The one of ``known`` that is the same as ``value``, or else ``value``."""
+    return value if math.isnan(found := match_value(known, value)) else found
 
 
 def representatives(values: Iterable[float]) -> dict[float, float]:

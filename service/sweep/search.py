@@ -26,6 +26,7 @@ from ray.tune.search import Searcher
 from search_spaces.cell import Cell, round_significant
 from search_spaces.plan import Plan, refinement_space
 from search_spaces.record import Row
+from search_spaces.tolerance import snap
 from service.home.ledger import Entry, Ledger
 from service.sweep.refinement import Refinement
 
@@ -75,7 +76,7 @@ class CurveSearch:
         rounded = {name: round_significant(value) for name, value in trial.params.items()}
         params = {name: min(max(x, self.space[name].low), self.space[name].high) for name, x in rounded.items()}
         gamma, seed = params.get("gamma"), self.plan.study.seeds[0]
-        cell = self.plan.cell(*self.key, gamma, params["lr"], seed)
+        cell = self.plan.cell(*self.key, gamma, snap(self.plan.study.lrs, params["lr"]), seed)
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
 
