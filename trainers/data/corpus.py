@@ -129,7 +129,7 @@ def standard_library() -> Corpus:
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = _walk(root, lambda name: name not in EXCLUDED_FOLDERS and not name.startswith((".", *GENERATED_PREFIXES)))
-    sources = [path for path in files if path.suffix == ".py" and path.stat().st_size]
+    sources = [path for path in files if path.suffix == ".py"]
     if not sources:
         raise InvalidInput(
             "data.source",
