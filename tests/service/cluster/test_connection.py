@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,26 +61,26 @@ def test_without_a_home_the_token_is_in_the_scratch_folder(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_user_whom_nobody_knows_has_a_token(tmp_path: Path) -> None:
+def test_a_user_whom_nobody_knows_has_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenShift runs a container as a random user, for whom neither HOME nor the user database has a home."""
-    script = (
-        "import os; from service.cluster.connection import ensure_private_token; ensure_private_token(); "
-        "print(os.environ['RAY_AUTH_TOKEN_PATH'])"
-    )
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"OEC_SCRATCH": str(tmp_path / "scratch"), "PYTHONPATH": str(Path(__file__).parents[3])},
-        user=4_000_123,
-        group=4_000_123,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == str(tmp_path / "scratch" / "ray_auth_token"), done.stderr
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    scratch_folder = Path(tempfile.mkdtemp(prefix="oec-scratch-"))  # pytest's folder is closed to other users
+    monkeypatch.setenv("OEC_SCRATCH", str(scratch_folder))
+    os.chown(scratch_folder, 4_000_123, 4_000_123)
+    if not (child := os.fork()):
+        code = 1
+        try:
+            os.setgid(4_000_123)
+            os.setuid(4_000_123)
+            ensure_private_token()
+            code = 0 if os.environ["RAY_AUTH_TOKEN_PATH"] == str(scratch_folder / "ray_auth_token") else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len((scratch_folder / "ray_auth_token").read_text()) == 64
+    shutil.rmtree(scratch_folder)
 
 
 def test_a_token_from_the_environment_makes_no_file(tmp_path, monkeypatch):

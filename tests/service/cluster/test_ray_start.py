@@ -56,7 +56,7 @@ def test_a_folder_without_room_or_read_only_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("length", "own", "expected"),
-    [(38, "ray", True), (39, "ray", False), (25, "oec-ray-12345678", True), (26, "oec-ray-12345678", False)],
+    [(39, "ray", True), (40, "ray", False), (26, "oec-ray-12345678", True), (27, "oec-ray-12345678", False)],
 )
 def test_a_long_tmpdir_of_a_batch_system_is_not_used(
     monkeypatch: pytest.MonkeyPatch, length: int, own: str, expected: bool
