@@ -21,6 +21,7 @@ from dashboards.published import L_INIT
 from dashboards.statuses import state_of
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR
 from search_spaces.methods import METHODS
 from search_spaces.record import COLUMNS, RUN_COLUMNS
 from search_spaces.tolerance import representatives
@@ -269,7 +270,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     States become ours (``state_of``), and learning rates and gammas that are the same become equal. A finished run
     whose loss is NaN, infinite or above ``l_init`` becomes diverged, so that the rest of the code needs only the state.
     One whose loss was never recorded becomes crashed, with that as its reason: it must not be mistaken for one that
-    diverged. The gamma of a method without one becomes a missing value, and a missing attention norm the default.
+    diverged. The gamma of a method without one becomes a missing value, a missing attention norm the default, and
+    without ``lr_factor`` the axis is the learning rate.
 
     Raises:
         InvalidInput: a value is not a number, a learning rate is not positive and finite, a scale or method is missing,
@@ -282,6 +284,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         text = kind.kind == "text"
         table[column] = table[column].where(table[column].notna(), None) if text else _numbers(table[column])
     table["attention_norm"] = table["attention_norm"].fillna(DEFAULT)
+    table["lr_factor"] = table["lr_factor"].fillna(LR)
     for column in ("scale", "method", "seed"):
         if table[column].isna().any():
             raise InvalidInput(column, None, "is missing from a run", f"give every run its {column}")
