@@ -28,6 +28,7 @@ from search_spaces.refine import RefineSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
+from search_spaces.tolerance import REL_TOLERANCE, same_value
 from search_spaces.variants import apply_factors, check_pair, check_training, checked_value, with_factors
 
 T = TypeVar("T")
@@ -57,6 +58,9 @@ def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
         raise bad("contains a value that is not positive", "give values above 0")
     if any(a >= b for a, b in pairwise(values)):
         raise bad("is not strictly ascending", "sort it and remove duplicates")
+    for a, b in pairwise(values):
+        if same_value(a, b):
+            raise bad(f"has {a!r} and {b!r}, which are the same to within {REL_TOLERANCE:g}", "remove one of them")
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -68,8 +69,8 @@ def prepare(
     )
     data = {
         "source": "shards",
-        "path": str(folder / "train-*.bin"),
-        "validation": str(folder / "val-*.bin"),
+        "path": f"{glob.escape(str(folder))}/train-*.bin",
+        "validation": f"{glob.escape(str(folder))}/val-*.bin",
         "vocab_size": manifest.vocab_size,
     }
     flow = yaml.safe_dump(data, default_flow_style=True, sort_keys=False, width=float("inf"))
