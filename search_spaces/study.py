@@ -314,10 +314,12 @@ class Study(StudyFile):
                 f"training.steps {self.training.steps}",
                 "shorten the warm-up, or lower training.decay_share",
             )
-        if self.training.weight_decay_mode == "coupled" and self.training.weight_decay * self.lrs[-1] >= 1:
+        muon_lr_ratio = self.training.muon_lr_ratio if self.training.optimizer == "muon" else 1.0
+        max_lr = self.lrs[-1] * max(1.0, muon_lr_ratio)
+        if self.training.weight_decay_mode == "coupled" and self.training.weight_decay * max_lr >= 1:
             raise bad(
                 f"training.weight_decay {self.training.weight_decay:g} times the largest learning rate "
-                f"{self.lrs[-1]:g} is 1 or more, which decays every matrix to zero in one step",
+                f"{max_lr:g} is 1 or more, which decays every matrix to zero in one step",
                 "lower weight_decay, or set weight_decay_mode to independent",
             )
         if self.training.schedule != "constant" and self.training.min_lr > self.lrs[0]:
@@ -331,9 +333,11 @@ class Study(StudyFile):
     def hash(self) -> str:
         """12 hexadecimal digits over every field except ``NOT_HASHED``.
 
-        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``.
+        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``, and the newest field of
+        ``training`` was ``deterministic``.
         """
         content = self.model_dump(mode="json", exclude=NOT_HASHED)
+        content["training"] = {"deterministic": False} | self.training.content()
         for choice in content["methods"]:
             choice["c"] = None
             if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":
