@@ -143,13 +143,13 @@ _VARIANTS = (
     AttentionNorm(
         "reordered-norm",
         "LN after Proj and FC2, none before attention and MLP",
-        "arXiv 2501.00656 (OLMo 2), without its qk-norm",
+        "arXiv 2501.00656 (OLMo 2), without qk-norm",
         **_REORDERED,
     ),
     AttentionNorm(
         "reordered-qk-norm",
         "reordered-norm with qk-norm, as in OLMo 2",
-        "arXiv 2501.00656 (OLMo 2), section 3.2",
+        "arXiv 2501.00656 (OLMo 2)",
         **_REORDERED,
         norms_qk=True,
     ),
