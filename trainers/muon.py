@@ -8,6 +8,8 @@ Legend: P matrices in one weight, O outputs of each of them, I inputs.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def orthogonalize(update_POI: Tensor) -> Tensor:
 def shape_factor(update_POI: Tensor) -> float:
     """Returns the factor on the learning rate, ``sqrt(max(1, O / I))``, which torch calls "original"."""
     O, I = update_POI.shape[-2:]  # noqa: E741
-    return max(1.0, O / I) ** 0.5
+    return math.sqrt(max(1.0, O / I))
 
 
 def update(gradient_POI: Tensor, momentum_POI: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor
 
 from search_spaces.scales import Scale
 
@@ -42,7 +42,8 @@ class Widths:
 class HiddenMatrix(NamedTuple):
     """The weight of a linear layer of a block."""
 
-    weight: nn.Parameter
+    weight: Tensor
+    """A parameter."""
     parts: int
     """Number of matrices in the weight, stacked along the outputs."""
     width: float
