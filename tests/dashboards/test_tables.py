@@ -43,8 +43,8 @@ def written(form: str, table: pd.DataFrame) -> str:
 
 
 def test_columns_are_frozen(table: pd.DataFrame) -> None:
-    columns = "study scale attention_norm method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr highest_lr"
-    rest = "edge_low edge_high diverged cells overhead_percent note"
+    columns = "study scale attention_norm method gamma factors lr_factor LRS LRS_low LRS_high LRS_n best_loss best_lr"
+    rest = "highest_lr edge_low edge_high diverged cells overhead_percent note"
     assert " ".join(TABLE_COLUMNS) == f"{columns} {rest}", "tables/sensitivity.csv is a public format"
     assert tuple(table) == TABLE_COLUMNS
     assert tuple(sensitivity_table([])) == TABLE_COLUMNS

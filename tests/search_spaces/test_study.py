@@ -97,21 +97,32 @@ def test_a_home_of_an_older_version_keeps_its_studies_and_cells(name: str) -> No
         ("cautious_weight_decay", True, {"weight_decay": 0.1}),
     ],
 )
-def test_a_field_that_changes_nothing_is_not_part_of_hash_and_ids(
+def test_a_field_that_changes_nothing_is_not_part_of_ids(
     field: str, value: object, takes_effect_with: dict[str, object]
 ) -> None:
     """So a study may set it and vary what it belongs to, and shares its other cells with studies that do not."""
+    fields = Study.load("smoke").model_dump()
 
-    def identity(**training: object) -> tuple[str, str]:
-        fields = Study.load("smoke").model_dump()
-        study = Study.validate_fields(fields | {"training": fields["training"] | training})
-        return study.hash, Plan(study, "data").cells[0].id
+    def study(**training: object) -> Study:
+        return Study.validate_fields(fields | {"training": fields["training"] | training})
 
-    alone = identity(**({"mup_base": "tiny"} if field == "parametrization" else {}))
+    def id_of(**training: object) -> str:
+        return Plan(study(**training), "data").cells[0].id
+
     if field not in ("optimizer", "parametrization"):
-        assert identity(**{field: value}) == alone
-    before, after = identity(**takes_effect_with), identity(**takes_effect_with | {field: value})
-    assert all(a != b for a, b in zip(before, after, strict=True))
+        assert id_of(**{field: value}) == id_of()
+        assert study(**{field: value}).hash != study().hash, "a factor of the study may give it an effect"
+    assert id_of(**takes_effect_with | {field: value}) != id_of(**takes_effect_with)
+
+
+def test_a_study_of_optimizers_and_parametrizations_has_what_both_need() -> None:
+    factors = {"training.optimizer": ["adamw", "muon"], "training.parametrization": ["standard", "mup"]}
+    fields = Study.load("smoke").model_dump() | {"factors": factors, "methods": ["baseline"]}
+    fields["training"] |= {"muon_lr_ratio": 4.0, "mup_base": "nano"}
+    cells = Plan(Study.validate_fields(fields), "data").cells
+    assert len({cell.id for cell in cells}) == len(cells) == 4 * len(fields["lrs"])
+    plain = Plan(Study.validate_fields(Study.load("smoke").model_dump() | {"methods": ["baseline"]}), "data").cells
+    assert {cell.id for cell in plain} < {cell.id for cell in cells}
 
 
 def test_published_studies_have_the_published_settings() -> None:
@@ -148,7 +159,8 @@ def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int,
     study = Study.validate_fields(
         {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [1], "training": training}
     )
-    assert (study.evaluate_every, study.checkpoint_every) == (every, every)
+    (cell,) = Plan(study, "").cells
+    assert (study.evaluate_every(cell), study.checkpoint_every(cell)) == (every, every)
 
 
 def test_hash_ignores_what_changes_no_result() -> None:
@@ -193,8 +205,8 @@ def test_schema_of_a_study_file() -> None:
     schema = Study.model_json_schema()
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
-        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "seeds", "model", "training",
-        "refine", "intervals", "resources", "keep_weights",
+        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "factors", "lr_factor",
+        "pair", "exclude", "seeds", "model", "training", "refine", "intervals", "resources", "keep_weights",
     ]  # fmt: skip
     assert fields == {
         "Budget": ["cells", "minutes"],
