@@ -10,11 +10,12 @@ import numpy as np
 from dashboards.answer import LOSS_MARGIN_NATS
 from dashboards.drift import drifts, width_of
 from dashboards.factors import axis_title
-from dashboards.sensitivity import CurveFacts, match_lr, t_half_width
+from dashboards.sensitivity import CurveFacts, t_half_width
 from dashboards.tables import format_value
 from dashboards.valley_table import format_interval
 from search_spaces.factors import LR, short_name
 from search_spaces.methods import FOREIGN_KINDS
+from search_spaces.tolerance import same_value
 
 MULTIPLES = {2: "twice as much", 4: "four times as much"}
 BASELINE = "baseline"
@@ -78,7 +79,7 @@ def _consequences(curve: CurveFacts, best_lr: float) -> str:
 def _consequence(curve: CurveFacts, lr: float) -> str:
     """What happens at a learning rate above the best one; empty if nothing is known."""
     diverged = {at: sum(point.diverged for point in curve.points if point.lr == at) for at in curve.lr}
-    exact = [at for at in curve.lr if at == match_lr(curve.lr, lr)]
+    exact = [at for at in curve.lr if same_value(at, lr)]
     below, above = [at for at in curve.lr if at < lr], [at for at in curve.lr if at > lr]
     neighbors = exact or [*below[-1:], *above[:1]]
     broken = [at for at in neighbors if diverged[at]]

@@ -105,7 +105,8 @@ def test_methods() -> None:
 def test_attention_norms() -> None:
     assert list(ATTENTION_NORMS) == [
         "none", "qk-norm", "qk-norm-cap", "qk-fc-norm", "qkv-norm", "attn-cap", "hybrid-norm", "hybrid-norm-star",
-        "hybrid-norm-post", "sigma-reparam", "layer-scale", "soft-temp", "soft-clip",
+        "hybrid-norm-post", "sigma-reparam", "layer-scale", "soft-temp", "soft-clip", "qk-clip", "reordered-norm",
+        "reordered-qk-norm",
     ]  # fmt: skip
 
 
