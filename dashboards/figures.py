@@ -83,7 +83,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
     scale_y = alt.Scale(zero=False)
     if several := bool(facts["low"].notna().any()):
         # A band may be much wider than the range of the losses, so the losses set the frame and the band is clipped.
-        low, high = float(facts["loss"].min()), float(facts["loss"].max())
+        low, high = float(facts["loss"].min()), float(max(facts["loss"].max(), l_init if near else -math.inf))
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     y = alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y)
     x = log_axis(facts, "lr", view.axis_title)

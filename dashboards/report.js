@@ -104,7 +104,9 @@ function draw(holder) {
 }
 
 function drawLines(chart, figure, chosen) {
-  const legendColumns = Math.max(1, Math.floor(chart.clientWidth / 200));
+  const names = figure.spec.layer.flatMap((layer) => layer.encoding?.color?.scale?.domain || []);
+  const longest = Math.max(20, ...names.map((name) => String(name).length));
+  const legendColumns = Math.max(1, Math.floor(chart.clientWidth / Math.min(300, 40 + 7 * longest)));
   const colored = colorBy && colorBy.value ? recolor(figure.spec, colorBy.value) : figure.spec;
   const spec = Object.keys(chosen).length ? filterLegends(colored, chosen) : colored;
   const layers = published && published.checked ? spec.layer.concat(figure.overlay) : spec.layer;

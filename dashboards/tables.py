@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
@@ -281,7 +282,7 @@ def to_markdown(sheet: Sheet) -> bytes:
 
 
 def to_latex(sheet: Sheet) -> bytes:
-    numeric = map(pd.api.types.is_numeric_dtype, (sheet.values[column] for column in sheet.texts))
+    numeric = (column in sheet.values and is_numeric_dtype(sheet.values[column]) for column in sheet.texts)
     columns = "".join("r" if is_number else "l" for is_number in numeric)
     latex = sheet.texts.to_latex(index=False, escape=True, column_format=columns)
     return latex.replace("≥", r"$\geq$").encode()

@@ -16,7 +16,7 @@ from typing import Any
 from dashboards.factors import axis_title, display_names, varied
 from dashboards.sensitivity import CurveFacts
 from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.factors import format_factor
+from search_spaces.factors import format_factor, to_text
 from search_spaces.methods import label
 
 GREY = "#8a8a8a"
@@ -76,7 +76,9 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
         method = label(curve.method, curve.gamma)
         if len(norms) == 1:
             value = dict(curve.factors).get(shown[0]) if colors else None
-            name, group, color = curve.label, "", colors[value] if colors else color_of(curve.method)
+            factors = {name: value for name, value in curve.factors if name in shown}
+            name = to_text(factors) if colors and not several else curve.label
+            group, color = "", colors[value] if colors else color_of(curve.method)
         elif compares_norms:
             name, group, color = curve.attention_norm, method, color_of_norm(curve.attention_norm)
         else:

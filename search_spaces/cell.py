@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -155,10 +155,11 @@ def _shape(scale: str) -> dict[str, Any]:
 class CellBase(Frozen):
     """What a cell of any trainer has. Its ``id`` is a hash of exactly what changes its result."""
 
-    lr: float = Field(description="Peak learning rate.")
-    seed: int
-    factors: dict[str, Value] = Field(default={}, description="The study's factors with this cell's values.")
-    lr_factor: str = Field(default=LR, description="The factor on the axis of the cell's curve.")
+    if TYPE_CHECKING:  # fields of both kinds of cell, each in the order in which ledgers have them
+        lr: float
+        seed: int
+        factors: dict[str, Value]
+        lr_factor: str
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -202,10 +203,14 @@ class Cell(CellBase):
     attention_norm: str = DEFAULT
     method: str
     gamma: float | None = Field(description="The method's gamma; None for a method without one.")
+    lr: float = Field(description="Peak learning rate.")
+    seed: int
     data: str = Field(description="Digest of the training and validation tokens.")
     V: int = Field(description="Padded vocabulary size.")
     model: ModelSpec
     training: TrainingSpec
+    factors: dict[str, Value] = Field(default={}, description="The study's factors with this cell's values.")
+    lr_factor: str = Field(default=LR, description="The factor on the axis of the cell's curve.")
 
     @property
     def source(self) -> str:
@@ -259,7 +264,10 @@ class ForeignCell(CellBase):
     trainer: str = Field(description="Digest of the trainer: what it runs, and the contents of the files it names.")
     name: str = Field(description="What it runs, for people, such as train.py; it stands in the place of a scale.")
     kind: Literal["command", "python"]
-    attention_norm: str = DEFAULT
+    lr: float
+    seed: int
+    factors: dict[str, Value] = {}
+    lr_factor: str = LR
 
     @property
     def id(self) -> str:
@@ -274,6 +282,10 @@ class ForeignCell(CellBase):
     @property
     def scale(self) -> str:
         return self.name
+
+    @property
+    def attention_norm(self) -> str:
+        return DEFAULT
 
     @property
     def method(self) -> str:

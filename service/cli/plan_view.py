@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from dashboards.factors import display_names, varied
 from search_spaces.errors import InvalidInput
-from search_spaces.factors import LR, short_name
+from search_spaces.factors import LR, format_factor, short_name
+from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.resources import ResourceSpec
 from service.cluster.connection import local_nodes
@@ -27,11 +30,18 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     """
     study = plan.study
     axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
-    table = Table("scale", "parameters", "method", "cells", axis, "tokens per cell", title=study.name)
+    names = varied(key.factors for key in study.curve_keys)
+    table = Table("scale", "parameters", "method", *display_names(names).values(), "cells", axis, "tokens per cell")
+    table.title = study.name
+    if names:  # more columns have to fit a narrow terminal
+        table.box, table.pad_edge = SIMPLE_HEAD, False
     for curve in plan.curves:
-        parameters = curve.cells[0].parameters
+        key, parameters = curve.key, curve.cells[0].parameters
         values = f"{study.grid[0]:g} .. {study.grid[-1]:g}"
-        table.add_row(curve.scale, f"{parameters:,}", curve.label, str(len(curve.cells)), values, f"{curve.tokens:,}")
+        factors = [format_factor(dict(key.factors)[name]) for name in names]
+        name = label(key.method, key.gamma, key.attention_norm)
+        cells = str(len(curve.cells))
+        table.add_row(curve.scale, f"{parameters:,}", name, *factors, cells, values, f"{curve.tokens:,}")
     yield table
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
