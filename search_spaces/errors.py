@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic_core import PydanticCustomError
@@ -40,7 +41,8 @@ def expand(path: str, field: str) -> Path:
     """
     try:
         expanded = Path(path).expanduser().absolute()
-        expanded.is_file()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            expanded.lstat()
     except (ValueError, RuntimeError, OSError) as error:
         raise InvalidInput(field, path, f"is not a valid path ({error})", "correct it") from error
     return expanded

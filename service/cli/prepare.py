@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand
 from search_spaces.study import Study
 from search_spaces.study_file import shipped
 from service.home.data import prepare_tokens
@@ -57,7 +57,7 @@ def prepare(
         raise InvalidInput("--out", "(not given)", f"is required, because the home is the bucket {home}", remedy)
     recipe = Recipe(source=source, **given)
     recipe.check()
-    folder = (out.expanduser() if out else home.path / "data" / recipe.documents.name).absolute()
+    folder = (expand(str(out), "--out") if out else home.path / "data" / recipe.documents.name).absolute()
     with Interrupts(), console.status(f"opening {source}") as status:
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)

@@ -98,7 +98,7 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, as
     state = f"{hashlib.sha256(uri.encode()).hexdigest()} {ledger.seq}"
     ended = ledger.ended()
     gone = (file := sqlite_file(uri)) is not None and not file.is_file()
-    if not (ask_store or gone) and marker.is_file() and marker.read_text() == state:
+    if not (ask_store or gone) and marker.is_file() and marker.read_text(encoding="utf-8") == state:
         return len(ended)
     try:
         store = Store(uri, home, study)

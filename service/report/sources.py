@@ -26,7 +26,7 @@ from dashboards.runs import csv_title, from_records, is_csv, read_csv, read_expe
 from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import join_words
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand
 from search_spaces.study import Study, is_name
 from search_spaces.study_file import shipped
 from service.home import copies
@@ -91,7 +91,7 @@ def load(
     if in_home:
         return _from_home(source, home)
     if colon:
-        other = open_home(folder) if is_bucket(folder) else Home(Path(folder))
+        other = open_home(folder) if is_bucket(folder) else Home(expand(folder, "SOURCE"))
         if not (is_name(name) and other.ledger(name).is_file()):
             known = ", ".join(with_ledger(other)) or "none"
             raise InvalidInput("SOURCE", source, "is not a study of that home", f"studies in {folder}: {known}")
@@ -167,7 +167,7 @@ def _links(home: Home, study: str) -> dict[str, str]:
     path = runs_file(home, study)
     if not path.is_file():
         return {}
-    delivered = json.loads(path.read_text())
+    delivered = json.loads(path.read_text(encoding="utf-8"))
     base = f"{ui_address(tracking_uri(home))}/#/experiments/{quote(delivered['experiment'])}/runs"
     return {cell: f"{base}/{quote(run)}" for cell, run in delivered["runs"].items()}
 

@@ -53,7 +53,7 @@ def test_command_line() -> None:
         "stop": ["--cell", "--cluster", "--home", "study"],
         "watch": ["--home", "--once", "--page", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
-        "diff": ["--home", "after", "before"],
+        "diff": ["--column", "--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
         "data prepare": [
