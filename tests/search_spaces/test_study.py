@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,15 @@ from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
 from search_spaces.study import NAME, Study
 from search_spaces.study_file import shipped
+from search_spaces.tolerance import same_value
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
-grids = st.lists(positive, min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
+grids = (
+    st.lists(positive, min_size=1, max_size=6, unique_by=lambda value: f"{value:.3g}")
+    .map(sorted)
+    .map(tuple)
+    .filter(lambda grid: not any(same_value(a, b) for a, b in pairwise(grid)))
+)
 
 
 norms = st.lists(st.sampled_from(sorted(ATTENTION_NORMS)), min_size=1, max_size=2, unique=True)
