@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic_core import PydanticCustomError
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import PydanticCustomError
 
 
 class InvalidInput(ValueError):
@@ -25,4 +28,6 @@ class InvalidInput(ValueError):
 
 def bad(problem: str, remedy: str) -> PydanticCustomError:
     """An error for a validator to raise; ``StudyFile.validate_fields`` adds the field and the value."""
+    from pydantic_core import PydanticCustomError  # here, so that `oec --help` need not wait for it
+
     return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})

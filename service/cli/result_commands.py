@@ -10,12 +10,7 @@ from typing import Any
 import click
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
-from service.cli.clean import KINDS
-from service.cli.clean import clean as clean_home
 from service.cli.options import PATH, home_option, plain_console, print_all, repeatable
-from service.home.location import open_home
-from service.home.studies import read_ledger, require_study
 from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 
 
@@ -34,6 +29,7 @@ def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple
     columns, and OURS==VALUE sets a column to the same value for all runs.
     """
     from dashboards.runs import parse_columns
+    from service.home.location import open_home
     from service.report.report import report as write_report
     from service.report.sources import load_all
 
@@ -49,6 +45,7 @@ def diff(before: str, after: str, home: str) -> None:
 
     A and B are sources as in `oec report`.
     """
+    from service.home.location import open_home
     from service.report.report import diff as compare
     from service.report.sources import load
 
@@ -63,6 +60,7 @@ def diff(before: str, after: str, home: str) -> None:
 def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
     """Forecast from the first fifth of a run whether it will diverge, and show how accurate this is on ended runs."""
     from dashboards.forecast import forecast as fit_forecast
+    from service.home.location import open_home
     from service.report.forecast import load_features, tables
 
     print_all(tables(fit_forecast(load_features(open_home(home), studies)), cells))
@@ -95,6 +93,7 @@ def analyze(
 
     With --weights, analyze any .safetensors or .npy file with an output embedding.
     """
+    from service.home.location import open_home
     from service.report import analysis
 
     of_study = {"--cell" if name == "cells" else f"--{name}": value for name, value in options.items()}
@@ -127,6 +126,10 @@ def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
 
     Results, metrics and reports are kept.
     """
+    from service.cli.clean import KINDS
+    from service.cli.clean import clean as clean_home
+    from service.home.location import open_home
+
     clean_home(open_home(home), study, [kind for kind in KINDS if kinds[kind]], yes, plain_console())
 
 
@@ -135,6 +138,9 @@ def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
 @home_option
 def sync(study: str, home: str) -> None:
     """Deliver to MLflow whatever it lacks of STUDY."""
+    from search_spaces.study import Study
+    from service.home.location import open_home
+    from service.home.studies import read_ledger, require_study
     from service.mlflow.sink import sync as deliver
 
     place = open_home(home)
@@ -152,6 +158,7 @@ def sync(study: str, home: str) -> None:
 @click.option("--port", type=int, default=UI_PORT, help="Port to listen on.")
 def ui(home: str, port: int) -> None:
     """Start the MLflow UI for the runs of the home, on 127.0.0.1."""
+    from service.home.location import open_home
     from service.mlflow.store import create_database
 
     uri = tracking_uri(open_home(home))

@@ -27,8 +27,8 @@ from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import join_words
 from search_spaces.errors import InvalidInput
+from search_spaces.shipped import shipped
 from search_spaces.study import Study
-from search_spaces.study_file import shipped
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
