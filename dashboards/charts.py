@@ -88,20 +88,36 @@ def spec_of(
     layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame] | None = None, height: int = 320
 ) -> dict[str, Any]:
     """A layered Vega-Lite specification with the tables that its layers refer to, if they are given."""
-    # Layers with equal scales share one legend.
-    chart = alt.layer(*layers).properties(width="container", height=height)
-    spec: dict[str, Any] = chart.to_dict(validate=False)  # validation takes seconds
-    config = spec.get("config", {}) | {"legend": LEGEND}  # Altair's schema lacks the layout option of Vega
+    # One by one: validation takes seconds, and ``alt.layer`` copies every layer several times. Layers with equal scales
+    # share one legend.
+    parts: list[dict[str, Any]] = [layer.to_dict(validate=False) for layer in layers]
+    shared = {key: parts[0][key] for key in ("$schema", "config")}
+    for part in parts:
+        del part["$schema"], part["config"]
+    if all(part["data"] == parts[0]["data"] for part in parts):
+        shared["data"] = parts[0]["data"]
+        for part in parts:
+            del part["data"]
+    shared["config"] |= {"legend": LEGEND}  # Altair's schema lacks the layout option of Vega
     datasets = {} if tables is None else {"datasets": {name: json_rows(table) for name, table in tables.items()}}
-    return spec | {"config": config} | datasets
+    return {**shared, "width": "container", "height": height, "layer": parts, **datasets}
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One mapping per row that JSON can represent: None for a missing or non-finite value."""
-    finite = table.replace([math.inf, -math.inf], math.nan)
-    columns = [column.astype(object).where(column.notna(), None).tolist() for _, column in finite.items()]
+    columns = [_json_values(column) for _, column in table.items()]
     names = [str(name) for name in table]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _json_values(column: pd.Series[Any]) -> list[Any]:
+    present = column.notna().to_numpy()
+    if column.dtype.kind in "fO":
+        present = present & ~column.isin([math.inf, -math.inf]).to_numpy()
+    values: list[Any] = column.tolist()
+    if present.all():
+        return values
+    return [value if known else None for value, known in zip(values, present.tolist(), strict=True)]
 
 
 def tooltip(*fields: str, **formats: str) -> list[alt.Tooltip]:

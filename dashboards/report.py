@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import altair as alt
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
@@ -18,25 +19,27 @@ from dashboards import agreement
 from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_labels, representative_cells
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
+from dashboards.drawing import can_draw, draw_all
 from dashboards.figures import figures, forecast_figures
 from dashboards.files import (
     DATA_FORMATS,
     FIGURE_FORMATS,
     FORMATS,
     NOT_DRAWN,
-    can_draw,
+    PAGE_AND_TABLES,
+    drawings,
     file_stem,
-    save_figure,
     save_sheet,
     select_formats,
     write_atomically,
 )
 from dashboards.forecast import Forecast
-from dashboards.importance import importance, importance_figures, parallel_figures
+from dashboards.importance import importance_figures, parallel_figures, start_importance
 from dashboards.packing import ColumnStore
+from dashboards.processes import Submit, here
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
-from dashboards.surface import surfaces
+from dashboards.surface import start_surfaces
 from dashboards.tables import (
     COUNTED,
     RENDERERS,
@@ -56,6 +59,8 @@ from dashboards.tables import (
 from dashboards.vega import Script
 from dashboards.views import Line, View, gammas_by_line, lines, views
 from search_spaces.errors import InvalidInput
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +92,15 @@ def write_report(
     grid: Grid = None,
     provenance: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
-    formats: Collection[str] = FORMATS,
+    formats: Collection[str] = (),
     only: Sequence[str] = (),
     context: ReportContext | None = None,
     facts: Sequence[CurveFacts] | None = None,
+    submit: Submit = here,
+    processes: int = 1,
+    track: Track = lambda items, total: items,
 ) -> Path:
-    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``.
+    """Write ``report.html``, ``tables/`` and ``runs.*`` into ``folder``, and ``figures/`` if they are requested.
 
     The page is a single file that works from disk without a network. Files of an earlier report are overwritten. If the
     package that draws figures is not installed, the report consists of tables and a page that says so.
@@ -103,10 +111,14 @@ def write_report(
         grid: see ``dashboards.sensitivity.curves``.
         provenance: the entries of the section "How this report was made", by name.
         notes: sentences for the reader, shown with the warnings.
-        formats: a selection of ``FORMATS``.
+        formats: a selection of ``FORMATS``; default: ``PAGE_AND_TABLES``, because figures take much longer, or with
+            ``only`` all of them.
         only: globs for the names of figures and tables, ``runs``, and ``report`` for the page; all if empty.
         context: what the report can show besides the runs.
         facts: the curves of the runs after ``add_measurements``, if they are already available.
+        submit: how to compute importances.
+        processes: how many processes draw the figures; see ``draw_all``.
+        track: called with the drawn figures and their number, to show progress.
 
     Returns:
         The path of the page, or of the folder if no page was requested.
@@ -117,17 +129,22 @@ def write_report(
         OSError: the folder cannot be written.
     """
     folder, context = Path(folder), context or ReportContext()
+    formats = formats or (FORMATS if only else PAGE_AND_TABLES)
     if not can_draw():
         if formats and set(formats) <= set(FIGURE_FORMATS):
             reason, remedy = "needs vl-convert-python, which is not installed", "pip install vl-convert-python"
             raise InvalidInput("--format", ", ".join(formats), reason, remedy)
         notes = [*notes, NOT_DRAWN]
-    with Script() if "html" in formats else nullcontext() as vega:
+    # In debug mode, Altair validates each part of a chart. The tests do; here it would take a second.
+    with Script() if "html" in formats else nullcontext() as vega, debug_mode(False):
+        shares_of = start_importance(runs, submit)
         facts = curves(add_measurements(runs, context), grid) if facts is None else facts
         curve_lines, analysis = lines(facts), context.analysis
-        all_views, shares = views(curve_lines), importance(runs)
-        charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
-        charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
+        all_views = views(curve_lines)
+        surfaces_of = start_surfaces(runs, all_views, submit)
+        charts, parallel = figures(curve_lines, published=context.published), [*parallel_figures(runs, all_views)]
+        shares = shares_of()
+        charts += [*surfaces_of(), *importance_figures(shares, all_views), *parallel]
         charts += forecast_figures(context.forecast.runs) if context.forecast else ()
         charts += b_ratio_figures(analysis) if analysis else ()
         cell_charts = cell_figures(analysis) if analysis else []
@@ -145,9 +162,7 @@ def write_report(
         supported |= {table.name: tuple(RENDERERS) for table in tables}
         selected = select_formats({"report": ("html",), "runs": DATA_FORMATS, **supported}, formats, only)
         folder.mkdir(parents=True, exist_ok=True)
-        for figure in files:
-            if file_stem(figure) in selected:
-                save_figure(figure, folder / "figures", selected[file_stem(figure)])
+        drawn = _draw([figure for figure in files if file_stem(figure) in selected], folder, selected, processes, track)
         for table in tables:
             if table.name in selected:
                 save_sheet(table, folder / "tables", selected[table.name])
@@ -161,9 +176,24 @@ def write_report(
             loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
         ).get_template("report.html.j2")
         content["warnings"] += notes
-        html = template.render(content, title=title, provenance=provenance or {}, vega=vega.text(), context=context)
+        html = template.render(
+            content, title=title, provenance=provenance or {}, vega=vega.text(), context=context, drawn=drawn
+        )
         write_atomically(page, html)
         return page
+
+
+def _draw(
+    figures: Sequence[Figure], folder: Path, formats: Mapping[str, Sequence[str]], processes: int, track: Track
+) -> bool:
+    """Draw the figures in the formats of each file stem; returns whether there were any."""
+    todo = [one for figure in figures for one in drawings(figure, folder / "figures", formats[file_stem(figure)])]
+    if not (todo and can_draw()):
+        return False
+    (folder / "figures").mkdir(exist_ok=True)
+    for _ in track(draw_all(todo, processes), len(todo)):
+        pass
+    return True
 
 
 def add_measurements(runs: pd.DataFrame, context: ReportContext) -> pd.DataFrame:

@@ -17,23 +17,31 @@ from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @home_option
-@click.option("--out", type=PATH, help="Folder for the page, figures and tables.")
-@repeatable("--format", "formats", help="html, png, svg, pdf, csv, parquet, md or tex; repeatable; default: all.")
-@repeatable("--only", metavar="GLOB", help="Names of figures and tables; repeatable; default: all.")
+@click.option("--out", type=PATH, help="Folder for the page, tables and figures.")
+@repeatable(
+    "--format",
+    "formats",
+    help="html, csv, parquet, md or tex; png, svg or pdf for figures; repeatable; default: no figures.",
+)
+@repeatable("--only", metavar="GLOB", help="Names of figures and tables; repeatable; default: the page and all tables.")
 @repeatable("--column", "columns", metavar="OURS=THEIRS", help="The name of a column in SOURCE; repeatable.")
 def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple[str, ...], **parts: Any) -> None:
-    """Write one report on every SOURCE: tables, figures and a page.
+    """Write one report on every SOURCE: a page and tables, and with --format or --only also figures.
 
     SOURCE is a study of the home, HOME:STUDY for another home, mlflow:STUDY, a CSV of runs, or "published" for the runs
     of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project. OURS=THEIRS maps one of its
     columns, and OURS==VALUE sets a column to the same value for all runs.
     """
-    from dashboards.runs import parse_columns
-    from service.home.location import open_home
-    from service.report.report import report as write_report
-    from service.report.sources import load_all
+    from dashboards.processes import beside
 
-    write_report(load_all(sources, open_home(home), parse_columns(columns)), out, plain_console(), **parts)
+    with beside("dashboards.evaluators") as submit:  # imports for a second, while this process imports the rest
+        from dashboards.runs import parse_columns
+        from service.home.location import open_home
+        from service.report.report import report as write_report
+        from service.report.sources import load_all
+
+        source = load_all(sources, open_home(home), parse_columns(columns))
+        write_report(source, out, plain_console(), submit=submit, **parts)
 
 
 @click.command()
@@ -89,7 +97,7 @@ def analyze(
     study: str | None, home: str, files: tuple[Path, ...], embedding: str | None, out: Path | None, **options: Any
 ) -> None:
     """Analyze the output embeddings in the weights that STUDY kept (B-ratio, isotropy, norms, spectrum), and with
-    --shards their loss on other tokens. Tables and figures go into the study's report.
+    --shards their loss on other tokens. The study's report shows tables and figures of them.
 
     With --weights, analyze any .safetensors or .npy file with an output embedding.
     """

@@ -6,7 +6,6 @@ import gc
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,10 +72,10 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     folder, colon, name = source.rpartition(":")
     path = Path(source)
     if source.startswith(MLFLOW_PREFIX):
-        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), tracking_uri(home), columns)
+        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), home, columns)
     in_home = home.ledger(source).is_file()
     if path.suffix == ".csv" and not in_home:
-        return _from_csv(path, columns)
+        return _from_csv(path, home, columns)
     if columns:
         remedy = "give a .csv or mlflow:EXPERIMENT, or remove it"
         raise InvalidInput("--column", source, "does not apply to a study of a home", remedy)
@@ -89,7 +88,7 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
             raise InvalidInput("SOURCE", source, "is not a study of that home", f"studies in {folder}: {known}")
         return _from_home(name, other)
     if source == NAME:
-        return _from_csv(RUNS_CSV, None)
+        return _from_csv(RUNS_CSV, home, None)
     known = ", ".join(with_ledger(home)) or "none yet"
     remedy = f"studies here: {known}; the published runs: {NAME}"
     raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", remedy)
@@ -164,7 +163,8 @@ def _links(home: Home, study: str) -> dict[str, str]:
     return {cell: f"{base}/{quote(run)}" for cell, run in delivered["runs"].items()}
 
 
-def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Source:
+def _from_mlflow(name: str, home: Home, columns: Mapping[str, str] | None) -> Source:
+    uri = tracking_uri(home)
     check_store(uri)
     if columns:
         runs, kind = read_experiment(uri, name, columns), "MLflow experiment"
@@ -174,18 +174,18 @@ def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Sour
         title=name,
         runs=runs,
         provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_environment()},
-        folder=Path(name),
+        folder=home.report(name),
     )
 
 
-def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
+def _from_csv(path: Path, home: Home, columns: Mapping[str, str] | None) -> Source:
     runs = read_csv(path, columns)
     command = f"oec report {NAME if path == RUNS_CSV else path.name}"
     return Source(
         title=path.stem,
         runs=runs,
         provenance={"command": command, "table": path.name, **_environment()},
-        folder=Path(path.stem),
+        folder=home.report(NAME if path == RUNS_CSV else path.stem),
         context=ReportContext(published=not published_studies(runs)),
     )
 
@@ -217,7 +217,7 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
         grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
         notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),
-        folder=Path(re.sub(r"[^\w.-]+", "-", "-and-".join(titles))),
+        folder=home.report("-and-".join(titles)),
         context=_merge_contexts([source.context for source in sources]),
     )
 
