@@ -30,6 +30,7 @@ LEGEND |= {"layout": {"top": {"direction": "vertical"}}}  # two legends side by 
 LOSS_TITLE = "final validation loss (nats)"
 CELL = ("label:N", "cell:N", "lr:Q", "seed:Q")
 """The fields of a cell's tooltip; see ``tooltip``."""
+HAS_INTERVAL = "isValid(datum.low)"
 LOG_FACTOR = 3.0
 """LRS values that span less than this factor get a linear axis."""
 Section = Literal["loss", "lrs", "why", "forecast", "importance"]
@@ -133,10 +134,11 @@ def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = 
 
 def lrs_axis(facts: pd.DataFrame) -> alt.Y:
     """A logarithmic axis, because methods differ by factors, but linear for close values or an exactly flat curve."""
-    low, high = facts["low"].min(), facts["high"].max()
+    values = facts[["LRS", "low", "high"]]
+    low, high = values.min(axis=None), values.max(axis=None)
     if high < LOG_FACTOR * low or low <= 0:
         return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
-    axis = alt.Axis(values=log_ticks(facts[["low", "high"]].to_numpy()))
+    axis = alt.Axis(values=log_ticks([low, high]))
     return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
 
 
@@ -162,7 +164,7 @@ def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> Any:
 def lrs_layers(base: alt.Chart, line: dict[str, Any], point: dict[str, Any]) -> list[alt.Chart]:
     """Intervals, lines and points of LRS, with extra channels for the lines and points."""
     return [
-        base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+        base.transform_filter(HAS_INTERVAL).mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
         base.mark_line().encode(**line),
         base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP, **point),
     ]

@@ -47,12 +47,14 @@ from dashboards.tables import (
     b_ratio_table,
     cost_table,
     format_highest_lr,
+    format_overhead,
     format_value,
     format_values,
     heading_of,
     join_words,
     make_sheet,
     merge_notes,
+    merge_overheads,
     sensitivity_table,
     sheets,
 )
@@ -151,7 +153,8 @@ def write_report(
         cells = representative_cells(analysis).items() if analysis else ()
         files = [*charts]
         files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
-        cost = make_sheet("cost", cost_table(runs, facts, context.cores))
+        costs = cost_table(runs, facts, context.cores)
+        cost = Sheet(name="cost", values=costs, texts=merge_overheads(format_values(costs), costs))
         tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
         if not (ratios := b_ratio_table(runs)).empty:
             texts = ratios.map(lambda value: value if isinstance(value, str) else format_value(value, "b_ratio"))
@@ -253,11 +256,12 @@ def _page_content(
         "cell_charts": cell_charts,
         "analysis_tables": _analysis_tables(context.analysis) if context.analysis else {},
         "cost_sentence": _cost_sentence(cost.values),
-        "cost": cost.texts.drop(columns=list(trivial)).rename(columns=heading_of),
+        "cost": cost.texts.drop(columns=list(trivial), errors="ignore").rename(columns=heading_of),
         "lines": curve_lines,
         "best": list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
         "intervals": any(curve.interval for curve in facts),
         "format_highest_lr": format_highest_lr,
+        "format_overhead": format_overhead,
         "format_value": format_value,
         "warnings": warnings,
         "crashed": listing[listing["state"] == "crashed"].to_dict("records"),
