@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from service import exit_codes
+from service.cli.doctor_command import doctor
 from service.cli.job_commands import jobs, logs, stop, submit
 from service.cli.options import PATH, BadInputExits, home_option, plain_console
 from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui
@@ -98,6 +99,6 @@ def schema() -> None:
 
 for command in (
     run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui, serve,
-    token,
+    token, doctor,
 ):  # fmt: skip
     main.add_command(command)

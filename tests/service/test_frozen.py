@@ -56,6 +56,7 @@ def test_command_line() -> None:
         "diff": ["--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
+        "doctor": ["--cluster", "--home", "--json"],
         "data prepare": [
             "--column", "--config", "--home", "--out", "--shard-tokens", "--split", "--tokenizer", "--tokens",
             "--val-tokens", "--workers", "source",
