@@ -134,8 +134,8 @@ def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = 
 
 def lrs_axis(facts: pd.DataFrame) -> alt.Y:
     """A logarithmic axis, because methods differ by factors, but linear for close values or an exactly flat curve."""
-    values = facts[["LRS", "low", "high"]]
-    low, high = values.min(axis=None), values.max(axis=None)
+    values = facts[["LRS", "low", "high"]].to_numpy(dtype=float)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if high < LOG_FACTOR * low or low <= 0:
         return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
     axis = alt.Axis(values=log_ticks([low, high]))

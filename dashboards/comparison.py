@@ -106,7 +106,7 @@ def comparison_tables(comparison: Comparison, before: str, after: str) -> Iterat
 
 
 def _name(curve: CurveFacts) -> str:
-    return f"{curve.scale} {label(curve.method, curve.gamma, curve.attention_norm)}"
+    return f"{curve.scale} {label(curve.method, curve.gamma, curve.attention_norm, dict(curve.factors))}"
 
 
 def _restrict(curve: CurveFacts, lrs: Sequence[float]) -> CurveFacts:

@@ -84,10 +84,11 @@ def _loss_figure(view: View, published: bool) -> Figure:
     scale_y = alt.Scale(zero=False)
     if several := bool(facts["low"].notna().any()):
         # A band may be much wider than the range of the losses, so the losses set the frame and the band is clipped.
-        low, high = float(facts["loss"].min()), float(facts["loss"].max())
+        low, high = float(facts["loss"].min()), float(max(facts["loss"].max(), l_init if near else -math.inf))
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     y = alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y)
-    base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), y=y, color=colors(view.lines))
+    x = log_axis(facts, "lr", view.axis_title)
+    base = chart_of("facts").encode(x=x, y=y, color=colors(view.lines))
     details = [*tooltip(*CELL, loss=".4f"), alt.Tooltip("diverged:N")]
     layers: list[alt.Chart] = [
         base.mark_line().encode(y=alt.Y("mean:Q", scale=scale_y), strokeDash=dashes(view.lines)),
@@ -115,7 +116,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
     outside = "" if near or math.isnan(l_init) else f" The loss at initialization, {l_init:.2f}, is above the frame."
     return Figure(
         name=f"loss-{view.name}",
-        title="Final loss over learning rate",
+        title=f"Final loss over {view.axis_title}",
         caption=("Lines are means over seeds, bands their 95% intervals. " if several else "")
         + f"Crosses at l_init mark diverged cells: {int(facts['diverged'].sum())} of {len(facts)}.{outside}",
         view=view.name,
@@ -210,7 +211,7 @@ def _diagnostics(view: View, column: str) -> Iterator[Figure]:
         scale=alt.Scale(type="symlog" if signed else "log", nice=False, padding=8),
         axis=alt.Axis(values=SIGNED_TICKS if signed else log_ticks(facts["value"]), labelExpr=TICK_LABEL),
     )
-    base = chart_of("facts").encode(x=log_axis(facts, "lr", "learning rate"), color=colors(view.lines))
+    base = chart_of("facts").encode(x=log_axis(facts, "lr", view.axis_title), color=colors(view.lines))
     details = [*tooltip(*CELL, value=".4~g"), alt.Tooltip("diverged:N")]
     layers = [
         base.mark_line().encode(y=y.aggregate("mean"), strokeDash=dashes(view.lines)),

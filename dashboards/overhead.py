@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from scipy.special import stdtrit
 
-Pair = tuple[float, int]
-"""The learning rate and seed of a run, which pair it with a run of the baseline."""
+Pair = TypeVar("Pair", bound=Hashable)
+"""What pairs a run with a run of the baseline: learning rate and seed, and the factors if there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)

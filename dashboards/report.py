@@ -20,6 +20,7 @@ from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_la
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
 from dashboards.drawing import can_draw, draw_all
+from dashboards.factors import axis_title, by_name
 from dashboards.figures import figures, forecast_figures
 from dashboards.files import (
     DATA_FORMATS,
@@ -59,8 +60,9 @@ from dashboards.tables import (
     sheets,
 )
 from dashboards.vega import Script
-from dashboards.views import Line, View, gammas_by_line, lines, views
+from dashboards.views import Line, View, filters_by_line, lines, views
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR, short_name
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -170,7 +172,7 @@ def write_report(
             if table.name in selected:
                 save_sheet(table, folder / "tables", selected[table.name])
         if "runs" in selected:
-            save_sheet(Sheet(name="runs", values=runs, texts=runs), folder, selected["runs"])
+            save_sheet(Sheet(name="runs", values=by_name(runs), texts=runs), folder, selected["runs"])
         if "report" not in selected or vega is None:
             return folder
         content = _page_content(runs, curve_lines, charts, cell_charts, cost, context)
@@ -219,7 +221,8 @@ def _page_content(
 ) -> dict[str, Any]:
     """The variables of the page's template that are computed from the runs."""
     facts, all_views = [line.curve for line in curve_lines], views(curve_lines)
-    gamma_by_line = {name: f"{gamma:g}" for name, gamma in gammas_by_line(curve_lines).items()}
+    filters = filters_by_line(curve_lines)
+    axis = next((curve.lr_factor for curve in facts), LR)
     listing = runs.assign(label=labels(runs))
     panels: dict[str, dict[str, dict[str, Any]]] = {}
     sections: dict[str, dict[str, None]] = {section: {} for section in get_args(Section)}
@@ -242,8 +245,11 @@ def _page_content(
         "norms": {curve.attention_norm for curve in facts},
         "several_scales": len({curve.scale for curve in facts}) > 1,
         "views": [view.name for view in all_views],
-        "gammas": sorted(set(gamma_by_line.values()), key=float),
-        "gamma_by_line": _json(gamma_by_line),
+        "axis": short_name(axis).replace("_", " "),
+        "axis_title": axis_title(axis),
+        "filter_values": {name: _sorted_values(by_line.values()) for name, by_line in filters.items()},
+        "filters": _json(filters),
+        "comparable": bool(set(filters) - {"gamma"}),
         "sections": sections,
         "overall": {figure.title for figure in charts if figure.view is None},
         "specs": _json(panels),
@@ -267,6 +273,15 @@ def _page_content(
         "crashed": listing[listing["state"] == "crashed"].to_dict("records"),
         "runs": len(listing),
     }
+
+
+def _sorted_values(texts: Iterable[str]) -> list[str]:
+    """Distinct values: numbers in ascending order, others in order of appearance."""
+    values = list(dict.fromkeys(texts))
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return values
 
 
 def _run_list(runs: pd.DataFrame, store: ColumnStore) -> dict[str, int]:

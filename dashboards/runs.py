@@ -15,6 +15,7 @@ from dashboards.loss_overview import as_runs, is_loss_overview
 from dashboards.published import L_INIT
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR
 from search_spaces.methods import METHODS
 from search_spaces.record import COLUMNS, RUN_COLUMNS, STATES
 
@@ -215,7 +216,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` with the dtypes of a table of runs: text as objects, whole numbers as Int64, the rest as float64.
 
     A finished run whose loss is NaN, infinite or above ``l_init`` becomes diverged, so that the rest of the code needs
-    only the state. The gamma of a method without one becomes a missing value, and a missing attention norm the default.
+    only the state. The gamma of a method without one becomes a missing value, a missing attention norm the default, and
+    without ``lr_factor`` the axis is the learning rate.
 
     Raises:
         InvalidInput: a value is not a number, a learning rate is not positive and finite, a scale or method is missing,
@@ -225,6 +227,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         text = kind.kind == "text"
         table[column] = table[column].where(table[column].notna(), None) if text else _numbers(table[column])
     table["attention_norm"] = table["attention_norm"].fillna(DEFAULT)
+    table["lr_factor"] = table["lr_factor"].fillna(LR)
     for column in ("scale", "method", "seed"):
         if table[column].isna().any():
             raise InvalidInput(column, None, "is missing from a run", f"give every run its {column}")

@@ -15,12 +15,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
+from dashboards.factors import Shared, axis_title, curve_factors, on_axis, varied
 from dashboards.overhead import Overhead, overhead
 from dashboards.runs import OFF_CURVE, records
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge, bracket
 from search_spaces.errors import InvalidInput
-from search_spaces.methods import METHODS, label
+from search_spaces.factors import LR, short_name
+from search_spaces.methods import METHODS, label, with_factors
 from search_spaces.record import Outcome, Verdict, aggregate_seeds
 from search_spaces.scales import SCALES
 
@@ -45,17 +47,21 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveFacts:
-    """One (scale, attention norm, method, gamma) of a study, over the grid of learning rates."""
+    """One (scale, attention norm, method, gamma, factors) of a study, over the grid of learning rates."""
 
     study: str
     scale: str
     attention_norm: str
     method: str
     gamma: float | None
+    factors: Shared = ()
+    """The further factors that its cells share, by name and value."""
+    lr_factor: str = LR
+    """What is on the axis of the curve: the learning rate, or the factor in its place."""
     label: str
     """The display name; see ``labels``."""
     lr: tuple[float, ...]
-    """The grid in ascending order."""
+    """The grid in ascending order: learning rates, or values of ``lr_factor``."""
     points: tuple[Point, ...]
     """The cells with a result, sorted by learning rate and seed."""
     missing: tuple[str, ...]
@@ -73,7 +79,7 @@ class CurveFacts:
     edge: Edge | None = None
     """Where training stops converging, between two learning rates of the grid; None if no search looked for it."""
     overhead: Overhead | None = None
-    """Extra training time over the baseline of the same scale and attention norm; None for the baseline."""
+    """Extra training time over the baseline of the same scale, attention norm and factors; None for the baseline."""
 
     @property
     def seeds(self) -> int:
@@ -133,21 +139,22 @@ class CurveFacts:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before relying on the numbers, as sentences without their period."""
-        warnings = []
+        warnings, axis = [], short_name(self.lr_factor)
         if len(self.torch_versions) > 1:
             versions = " and ".join(self.torch_versions)
             warnings.append(f"cells were trained with PyTorch {versions}, which may explain some of the differences")
         if self.missing:
             warnings.append(f"no LRS because these cells have no result: {', '.join(self.missing)}")
         elif len(self.lr) == 1:
-            warnings.append("no LRS because the grid has only one learning rate")
+            warnings.append(f"no LRS because the grid has only one {axis_title(self.lr_factor)}")
         if self.at_edge:
             side = "smallest" if self.best_lr == self.lr[0] else "largest"
-            warnings.append(f"best lr {self.best_lr:g} is the {side} of the grid; consider shifting the grid")
+            warnings.append(f"best {axis} {self.best_lr:g} is the {side} of the grid; consider shifting the grid")
         if self.highest_lr == self.lr[-1]:
-            warnings.append(f"every lr of the grid converges, so the highest lr is at least {self.lr[-1]:g}")
+            warnings.append(f"every {axis} of the grid converges, so the highest {axis} is at least {self.lr[-1]:g}")
         elif self.highest_lr is None and not self.missing:
-            warnings.append(f"no highest lr because even the smallest lr of the grid, {self.lr[0]:g}, diverges")
+            smallest = f"the smallest {axis} of the grid, {self.lr[0]:g}"
+            warnings.append(f"no highest {axis} because even {smallest}, diverges")
         return tuple(warnings)
 
 
@@ -194,10 +201,11 @@ def highest_converging(lrs: Iterable[float], converged: Iterable[bool | None]) -
 
 
 def curves(runs: pd.DataFrame, grid: Grid = None) -> list[CurveFacts]:
-    """The curves in a table of runs, sorted by study, scale, attention norm, method and gamma.
+    """The curves in a table of runs, sorted by study, scale, attention norm, method, gamma and factors.
 
-    Scales, attention norms and methods follow the order of their registries. Pruned runs, refinements and runs off the
-    grid are excluded, so a gamma that only a refinement tried has no curve. A run diverged if its state says so.
+    Scales, attention norms and methods follow the order of their registries, factors that of the table. Pruned runs,
+    refinements and runs off the grid are excluded, so a gamma that only a refinement tried has no curve. A run diverged
+    if its state says so.
 
     Args:
         runs: columns ``RUN_COLUMNS``.
@@ -206,6 +214,7 @@ def curves(runs: pd.DataFrame, grid: Grid = None) -> list[CurveFacts]:
     Raises:
         InvalidInput: a curve has two rows for one cell.
     """
+    runs = on_axis(runs)
     runs = runs.assign(label=labels(runs), study=studies(runs))
     return [
         curve
@@ -221,7 +230,7 @@ def studies(rows: pd.DataFrame) -> pd.Series[str]:
 
 
 def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> list[CurveFacts]:
-    """The curves of one study; ``runs`` has a column ``label``."""
+    """The curves of one study; ``runs`` has a column ``label`` and those of ``on_axis``."""
     by_curve = runs.groupby(["scale", "label"])
     edges = {key: edge_of(group) for key, group in by_curve if (group["origin"] == "edge").any()}
     runs = runs[(runs["state"] != "pruned") & ~runs["origin"].isin(OFF_CURVE)]
@@ -237,8 +246,9 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
                 _curve(group, lrs_of_grid, study=study, scale=scale, attention_norm=attention_norm, **of_curve)
                 for of_curve, group in _groups(of_norm)
             ]
-            baseline = next((curve for curve in same_norm if curve.method == "baseline"), None)
+            baselines = {curve.factors: curve for curve in reversed(same_norm) if curve.method == "baseline"}
             for curve in same_norm:
+                baseline = baselines.get(curve.factors)
                 other = baseline if curve is not baseline else None
                 extra = overhead([curve.finished_seconds], other.finished_seconds) if other else None
                 curves.append(replace(curve, edge=edges.get((scale, curve.label)), overhead=extra))
@@ -246,18 +256,25 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
 
 
 def labels(rows: pd.DataFrame) -> list[str]:
-    """The display name of each row's curve: study, method, gamma and attention norm.
+    """The display name of each row's curve: study, method, gamma, attention norm and factors.
 
-    The study is omitted if there is only one, the attention norm if every row has the default.
+    The study is omitted if there is only one, the attention norm if every row has the default, and a factor if all rows
+    have the same value.
     """
-    names = studies(rows)
+    names, shared = studies(rows), rows["curve_factors"] if "curve_factors" in rows else curve_factors(rows)
+    shown = varied(shared)
     show_study = names.nunique() > 1
     show_norm = bool((rows["attention_norm"] != DEFAULT).any())
     return [
         (f"{study}: " if show_study else "")
-        + label(method, None if pd.isna(gamma) else gamma)
-        + (f" + {norm}" if show_norm else "")
-        for study, method, gamma, norm in zip(names, rows["method"], rows["gamma"], rows["attention_norm"], strict=True)
+        + with_factors(
+            label(method, None if pd.isna(gamma) else gamma) + (f" + {norm}" if show_norm else ""),
+            method,
+            {name: value for name, value in factors if name in shown},
+        )
+        for study, method, gamma, norm, factors in zip(
+            names, rows["method"], rows["gamma"], rows["attention_norm"], shared, strict=True
+        )
     ]
 
 
@@ -292,21 +309,23 @@ def sort_by_registry(names: Iterable[str], registry: Iterable[str]) -> list[str]
 def _groups(runs: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     for method in sort_by_registry(runs["method"].unique(), METHODS):
         of_method = runs[runs["method"] == method]
-        for gamma, group in of_method.groupby("gamma", dropna=False, sort=True):
+        for gamma, of_gamma in of_method.groupby("gamma", dropna=False, sort=True):
             value = float(str(gamma))
-            yield {"method": method, "gamma": None if math.isnan(value) else value}, group
+            names = {"method": method, "gamma": None if math.isnan(value) else value}
+            for shared, group in of_gamma.groupby("curve_factors", sort=False):
+                yield names | {"factors": shared, "lr_factor": group["lr_factor"].iloc[0]}, group
 
 
 def _curve(group: pd.DataFrame, grid: tuple[float, ...], **names: Any) -> CurveFacts:
     """The curve of a group of runs; ``names`` are the fields that all of them share."""
     label = group["label"].iloc[0]
-    name = f"{names['scale']} {label}"
+    name, axis = f"{names['scale']} {label}", short_name(names["lr_factor"])
     l_init = float(group["l_init"].mean())
     cells: dict[tuple[float, int], dict[Hashable, Any]] = {}
     for run in records(group):
         place = run["lr"], run["seed"]
         if place in cells:
-            cell = f"{name} lr={place[0]:g} seed={place[1]}"
+            cell = f"{name} {axis}={place[0]:g} seed={place[1]}"
             raise InvalidInput("runs", cell, "occurs twice", "keep one row per cell")
         cells[place] = run
     seeds = sorted({seed for _, seed in cells})
@@ -315,17 +334,17 @@ def _curve(group: pd.DataFrame, grid: tuple[float, ...], **names: Any) -> CurveF
     for i, lr in enumerate(grid):
         for j, seed in enumerate(seeds):
             if (lr, seed) not in cells:
-                missing.append(f"lr={lr:g} seed={seed} (not planned)")
+                missing.append(f"{axis}={lr:g} seed={seed} (not planned)")
                 continue
             run = cells[lr, seed]
             loss = Outcome.of(run["state"], run["val_loss"], l_init).loss
             if loss is None:
                 reason = run["state"]
                 reason += ", and no run of the curve recorded l_init" if reason == "diverged" else ""
-                missing.append(f"lr={lr:g} seed={seed} ({reason})")
+                missing.append(f"{axis}={lr:g} seed={seed} ({reason})")
                 continue
             losses[i, j] = loss
-            cell, diverged = run["cell"] or f"{name} lr={lr:g} seed={seed}", run["state"] == "diverged"
+            cell, diverged = run["cell"] or f"{name} {axis}={lr:g} seed={seed}", run["state"] == "diverged"
             points.append(Point(cell=cell, lr=lr, seed=seed, loss=loss, diverged=diverged, run=run))
     facts = CurveFacts(
         **names,

@@ -7,26 +7,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.overhead import Overhead, Pair, overhead
+from dashboards.factors import by_name, curve_factors, display_names, factor_columns, on_axis, varied
+from dashboards.overhead import Overhead, overhead
 from dashboards.runs import OFF_CURVE
 from dashboards.sensitivity import CurveFacts, labels, sort_by_registry, studies
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.methods import METHODS
+from search_spaces.factors import to_json
+from search_spaces.methods import FOREIGN_KINDS, METHODS
 from search_spaces.scales import SCALES
 
 CURVE_KEYS = ("study", "scale", "attention_norm", "method")
 OVERHEAD = ("overhead_percent", "overhead_low", "overhead_high")
 """Extra training time over the baseline, with its 95% interval."""
 TABLE_COLUMNS = (
-    *(*CURVE_KEYS, "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "best_lr", "highest_lr"),
+    *(
+        *CURVE_KEYS,
+        "gamma",
+        "factors",
+        "lr_factor",
+        "LRS",
+        "LRS_low",
+        "LRS_high",
+        "LRS_n",
+        "best_loss",
+        "best_lr",
+        "highest_lr",
+    ),
     *("edge_low", "edge_high", "diverged", "cells", *OVERHEAD, "note"),
 )
-"""Columns of ``sensitivity_table``. ``LRS`` is divided by n - 1, ``LRS_n`` by n; losses and LRS are in nats.
+"""Columns of ``sensitivity_table``. ``factors`` are those that the cells of a curve share, as JSON; ``lr_factor`` is
+on its axis, and takes the place of ``lr`` in the meaning of all other columns. ``LRS`` is divided by n - 1, ``LRS_n``
+by n; losses and LRS are in nats.
 ``highest_lr`` and every smaller learning rate converged; it is a lower bound if none diverged. ``cells`` counts the
 cells with a result, ``diverged`` those among them that diverged.
 ``overhead_percent`` is missing if it has no interval; see ``dashboards.overhead``."""
@@ -74,6 +91,7 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
     """One row per curve, columns ``TABLE_COLUMNS``; a value that cannot be determined is missing."""
     rows = [
         {column: getattr(curve, column, None) for column in TABLE_COLUMNS}
+        | {"factors": to_json(dict(curve.factors))}
         | dict(zip(("LRS_low", "LRS_high"), curve.interval or (None, None), strict=True))
         | {"edge_low": curve.edge and curve.edge.low, "edge_high": curve.edge and curve.edge.high}
         | overhead_columns(curve.overhead)
@@ -121,14 +139,15 @@ def method_overheads(curves: Iterable[CurveFacts]) -> dict[tuple[str, str, str, 
     This is the mean over the method's gammas, the rule of the tables of arXiv 2601.02031: they average over the
     learning rates of each gamma, then over the gammas. A method without an interval is left out.
     """
-    seconds: dict[tuple[str, str, str, str], list[Mapping[Pair, float]]] = {}
+    by_method: dict[tuple[str, str, str, str], dict[float | None, dict[Hashable, float]]] = {}
     for curve in curves:
-        key = (curve.study, curve.scale, curve.attention_norm, curve.method)
-        seconds.setdefault(key, []).append(curve.finished_seconds)
+        by_gamma = by_method.setdefault((curve.study, curve.scale, curve.attention_norm, curve.method), {})
+        seconds = by_gamma.setdefault(curve.gamma, {})
+        seconds |= {(curve.factors, *pair): value for pair, value in curve.finished_seconds.items()}
     found = {}
-    for (study, scale, norm, method), ours in seconds.items():
-        baseline = seconds.get((study, scale, norm, "baseline"))
-        if method != "baseline" and baseline and (extra := overhead(ours, baseline[0])):
+    for (study, scale, norm, method), by_gamma in by_method.items():
+        baseline = by_method.get((study, scale, norm, "baseline"), {}).get(None)
+        if method != "baseline" and baseline and (extra := overhead(list(by_gamma.values()), baseline)):
             found[study, scale, norm, method] = extra
     return found
 
@@ -142,7 +161,8 @@ def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
     """A column of ``sensitivity_table`` in the layout of the published tables: scales as rows, methods as columns."""
     labeled = table.assign(label=labels(table))
     wide = labeled.pivot(index="scale", columns="label", values=value)
-    columns = labeled.sort_values(["attention_norm", "method", "gamma", "study"], key=_sort_key)["label"].unique()
+    by = ["attention_norm", "method", "gamma", "study"]
+    columns = labeled.sort_values(by, key=_sort_key, kind="stable")["label"].unique()
     return wide.reindex(index=sort_by_registry(wide.index, SCALES), columns=columns).rename_axis(columns=None)
 
 
@@ -151,7 +171,7 @@ def b_ratio_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     One row per curve, one column per learning rate, averaged over seeds; empty if no run recorded a B-ratio.
     """
-    measured = runs.assign(label=labels(runs)).dropna(subset="output_b_ratio")
+    measured = on_axis(runs).assign(label=labels(runs)).dropna(subset="output_b_ratio")
     measured = measured[~measured["origin"].isin(OFF_CURVE)]
     wide = measured.pivot_table(index=["scale", "label"], columns="lr", values="output_b_ratio", sort=False)
     wide = wide.reindex(columns=sorted(wide.columns)).rename(columns=lambda lr: f"{lr:g}")
@@ -192,10 +212,15 @@ def merge_overheads(texts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def format_columns(table: pd.DataFrame) -> pd.DataFrame:
     """``sensitivity_table`` as displayed, without the columns that carry no information in any row."""
     texts = format_values(table)
+    names = varied(curve_factors(table))
+    for place, (name, column) in enumerate(factor_columns(table, names).items(), list(texts).index("factors")):
+        texts.insert(place, name, column)
+    texts = texts.drop(columns=["factors", "lr_factor"]).rename(columns=display_names(names))
     pairs = zip(table["highest_lr"], table["diverged"], strict=True)
     texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
     texts = merge_overheads(texts, table)
     trivial = {"attention_norm": {DEFAULT}, "study": set(texts["study"][:1])}
+    trivial["method"] = set(FOREIGN_KINDS)
     return texts[[name for name in texts if not set(texts[name]) <= trivial.get(str(name), {MISSING, ""})]]
 
 
@@ -280,7 +305,7 @@ LAYOUTS = ("LRS", "best_loss", "best_lr", "overhead_percent")
 
 def sheets(table: pd.DataFrame) -> list[Sheet]:
     """The sheet of ``sensitivity_table``, and one for each of ``LAYOUTS``."""
-    sheets = [Sheet(name="sensitivity", values=table, texts=format_columns(table))]
+    sheets = [Sheet(name="sensitivity", values=by_name(table), texts=format_columns(table))]
     for name in LAYOUTS:
         wide = published_layout(table, name).rename_axis(index="scale")
         texts = wide.map(format_value, column=name)
@@ -294,7 +319,7 @@ def to_markdown(sheet: Sheet) -> bytes:
 
 
 def to_latex(sheet: Sheet) -> bytes:
-    numeric = map(pd.api.types.is_numeric_dtype, (sheet.values[column] for column in sheet.texts))
+    numeric = (column in sheet.values and is_numeric_dtype(sheet.values[column]) for column in sheet.texts)
     columns = "".join("r" if is_number else "l" for is_number in numeric)
     latex = sheet.texts.to_latex(index=False, escape=True, column_format=columns)
     return latex.replace("≥", r"$\geq$").replace("±", r"$\pm$").encode()

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Any
 
+from dashboards.factors import axis_title, display_names, varied
 from dashboards.sensitivity import CurveFacts
 from search_spaces.attention_norms import ATTENTION_NORMS
+from search_spaces.factors import format_factor, to_text
 from search_spaces.methods import label
 
 GREY = "#8a8a8a"
@@ -26,6 +30,8 @@ COLORS = {
     "max-z": "#cc79a7",
 }
 UNKNOWN_COLOR = "#56b4e9"
+FACTOR_COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+"""For the values of a factor in a study of one method; report.js colors by them too."""
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-left", "triangle-right")
 
@@ -53,17 +59,26 @@ class View:
     """E.g. ``16M``, ``tiny, qkv-norm``, ``tiny, mu-centering``."""
     lines: tuple[Line, ...]
 
+    @property
+    def axis_title(self) -> str:
+        return axis_title(self.lines[0].curve.lr_factor)
+
 
 def lines(curves: Sequence[CurveFacts]) -> list[Line]:
     norms = {curve.attention_norm for curve in curves}
     methods = {(curve.method, curve.gamma) for curve in curves}
     compares_norms = len(norms) > len(methods)
     several = len({curve.study for curve in curves}) > 1
+    shown = varied(curve.factors for curve in curves)
+    colors = _factor_colors(curves, shown[0]) if shown and len(methods) == len(norms) == 1 else {}
     lines = []
     for curve in curves:
         method = label(curve.method, curve.gamma)
         if len(norms) == 1:
-            name, group, color = curve.label, "", color_of(curve.method)
+            value = dict(curve.factors).get(shown[0]) if colors else None
+            factors = {name: value for name, value in curve.factors if name in shown}
+            name = to_text(factors) if colors and not several else curve.label
+            group, color = "", colors[value] if colors else color_of(curve.method)
         elif compares_norms:
             name, group, color = curve.attention_norm, method, color_of_norm(curve.attention_norm)
         else:
@@ -95,7 +110,31 @@ def views(lines: Iterable[Line]) -> list[View]:
     return [View(name=name, lines=tuple(of_view)) for name, of_view in lines_by_view.items()]
 
 
-def gammas_by_line(lines: Sequence[Line]) -> dict[str, float]:
+def _factor_colors(curves: Iterable[CurveFacts], name: str) -> dict[Any, str]:
+    """A color for each value of a factor, for a study of one method."""
+    values = dict.fromkeys(dict(curve.factors).get(name) for curve in curves)
+    return dict(zip(values, cycle(FACTOR_COLORS), strict=False))
+
+
+def filters_by_line(lines: Sequence[Line]) -> dict[str, dict[str, str]]:
+    """What a reader can select lines by: gamma, the factors that differ and, with factors, the method.
+
+    By filter, the value of each line; a line that a filter does not concern has none. A filter is left out if lines of
+    the same name differ in its value, because the views separate the values in that case.
+    """
+    names = varied(line.curve.factors for line in lines)
+    found = {"gamma": {name: f"{gamma:g}" for name, gamma in _gammas_by_line(lines).items()}}
+    for name, heading in display_names(names).items():
+        of_lines = [(line.name, dict(line.curve.factors)) for line in lines]
+        found[heading] = {line: format_factor(values[name]) for line, values in of_lines if name in values}
+        if any(name in values and found[heading][line] != format_factor(values[name]) for line, values in of_lines):
+            del found[heading]
+    if names and len({line.curve.method for line in lines}) > 1:
+        found["method"] = {line.name: line.curve.method for line in lines}
+    return {name: by_line for name, by_line in found.items() if by_line}
+
+
+def _gammas_by_line(lines: Sequence[Line]) -> dict[str, float]:
     """The gamma of each line, by name, for methods that have several gammas.
 
     Empty if lines of the same name differ in gamma, because the views separate the gammas in that case.

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import bad
+from search_spaces.factors import LR, CurveKey, Value
 from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
 
@@ -27,8 +37,6 @@ class Frozen(BaseModel):
 
 ADDED_FIELDS = {"deterministic": False}
 """Fields of ``training`` that are newer than the first cell ids. With this value a field is left out of the id."""
-CurveKey = tuple[str, str, str, float | None]
-"""Scale, attention norm, method and gamma: what the cells of one curve share."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -144,11 +152,51 @@ def _shape(scale: str) -> dict[str, Any]:
     return asdict(SCALES[scale])
 
 
-class Cell(Frozen):
-    """One training run. Its ``id`` is a hash of exactly what changes its result.
+class CellBase(Frozen):
+    """What a cell of any trainer has. Its ``id`` is a hash of exactly what changes its result."""
+
+    if TYPE_CHECKING:  # fields of both kinds of cell, each in the order in which ledgers have them
+        lr: float
+        seed: int
+        factors: dict[str, Value]
+        lr_factor: str
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cells without factors are written as they were before there were factors."""
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if (name, value) not in _NO_FACTORS}
+
+    @property
+    def x(self) -> float:
+        """The cell's place on the axis of its curve: its learning rate, or its value of ``lr_factor``."""
+        return self.lr if self.lr_factor == LR else float(str(self.factors[self.lr_factor]))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps to take; None if that is unknown before the run has ended."""
+        return None
+
+    def share_done(self, step: int) -> float:
+        """The share of its steps that a run has taken; 0 if nothing is known."""
+        return step / self.steps if self.steps else 0.0
+
+    @property
+    def curve_factors(self) -> tuple[tuple[str, Any], ...]:
+        """The factors that the cells of its curve share. The learning rate is one of them if it is not the axis."""
+        shared = tuple((name, value) for name, value in self.factors.items() if name != self.lr_factor)
+        return shared if self.lr_factor == LR else (*shared, (LR, self.lr))
+
+
+_NO_FACTORS: tuple[tuple[str, Any], ...] = (("factors", {}), ("lr_factor", LR))
+
+
+class Cell(CellBase):
+    """One training run of the OEC model.
 
     Workers, micro batch size, compilation and evaluation interval change the last bits at most. They are not part of
-    the id, so equal cells are one cell, no matter how they were run.
+    the id, so equal cells are one cell, no matter how they were run. Factors are not either: ``model`` and ``training``
+    have their values.
     """
 
     scale: str
@@ -161,6 +209,13 @@ class Cell(Frozen):
     V: int = Field(description="Padded vocabulary size.")
     model: ModelSpec
     training: TrainingSpec
+    factors: dict[str, Value] = Field(default={}, description="The study's factors with this cell's values.")
+    lr_factor: str = Field(default=LR, description="The factor on the axis of the cell's curve.")
+
+    @property
+    def source(self) -> str:
+        """Digest of what every cell of a study shares: of the tokens here, of the trainer elsewhere."""
+        return self.data
 
     @property
     def shape(self) -> Scale:
@@ -169,7 +224,7 @@ class Cell(Frozen):
     @property  # not cached: model_copy would copy the cached value
     def id(self) -> str:
         """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and the shape of its scale."""
-        content = self.model_dump(mode="json") | {"scale": _shape(self.scale)}
+        content = self.model_dump(mode="json", exclude={"factors", "lr_factor"}) | {"scale": _shape(self.scale)}
         for name, default in ADDED_FIELDS.items():
             if content["training"][name] == default:
                 del content["training"][name]
@@ -177,11 +232,21 @@ class Cell(Frozen):
 
     @property
     def curve(self) -> CurveKey:
-        return self.scale, self.attention_norm, self.method, self.gamma
+        return CurveKey(self.scale, self.attention_norm, self.method, self.gamma, self.curve_factors)
 
     @property
     def label(self) -> str:
-        return f"{self.scale} {label(self.method, self.gamma, self.attention_norm)} lr={self.lr:g} seed={self.seed}"
+        name = label(self.method, self.gamma, self.attention_norm, dict(self.curve_factors))
+        return f"{self.scale} {name} {self.lr_factor}={self.x:g} seed={self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return self.training.steps
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters, without what an attention norm adds."""
+        return self.shape.parameters(self.V, tied=self.model.tied)
 
     @property
     def tokens(self) -> int:
@@ -191,6 +256,79 @@ class Cell(Frozen):
     @property
     def flops(self) -> float:
         return self.tokens * self.shape.flops_per_token(self.V, self.training.sequence_length)
+
+
+class ForeignCell(CellBase):
+    """One run of somebody else's trainer: a command, or a Python object."""
+
+    trainer: str = Field(description="Digest of the trainer: what it runs, and the contents of the files it names.")
+    name: str = Field(description="What it runs, for people, such as train.py; it stands in the place of a scale.")
+    kind: Literal["command", "python"]
+    lr: float
+    seed: int
+    factors: dict[str, Value] = {}
+    lr_factor: str = LR
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits of SHA-256 over trainer, factors, learning rate and seed."""
+        content = {"trainer": self.trainer, "factors": self.factors, "lr": self.lr, "seed": self.seed}
+        return digest(content)[:12]
+
+    @property
+    def source(self) -> str:
+        return self.trainer
+
+    @property
+    def scale(self) -> str:
+        return self.name
+
+    @property
+    def attention_norm(self) -> str:
+        return DEFAULT
+
+    @property
+    def method(self) -> str:
+        return self.kind
+
+    @property
+    def gamma(self) -> None:
+        return None
+
+    @property
+    def curve(self) -> CurveKey:
+        return CurveKey(self.scale, self.attention_norm, self.method, None, self.curve_factors)
+
+    @property
+    def label(self) -> str:
+        name = label(self.method, None, self.attention_norm, dict(self.curve_factors))
+        return f"{self.name} {name} {self.lr_factor}={self.x:g} seed={self.seed}"
+
+    @property
+    def parameters(self) -> int:
+        """0: unknown."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """1: the cells of a foreign trainer count as equally long, since nothing is known about them."""
+        return 1
+
+    @property
+    def flops(self) -> float:
+        return 1.0
+
+
+AnyCell = Cell | ForeignCell
+
+
+def parse_cell(content: Mapping[str, Any]) -> AnyCell:
+    """The inverse of a cell's ``model_dump``.
+
+    Raises:
+        ValueError: ``content`` is not a cell.
+    """
+    return (ForeignCell if "trainer" in content else Cell).model_validate(content)
 
 
 def round_significant(value: float) -> float:

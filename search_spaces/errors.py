@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,3 +33,13 @@ def bad(problem: str, remedy: str) -> PydanticCustomError:
     from pydantic_core import PydanticCustomError  # here, so that `oec --help` need not wait for it
 
     return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})
+
+
+def require_known(kind: str, name: object, names: Iterable[str]) -> str:
+    """``name`` if it is one of ``names``; otherwise an error with the closest match."""
+    names = list(names)
+    if name in names:
+        return str(name)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise bad(f"is not a known {kind}", f"{hint}choose from {', '.join(names)}")

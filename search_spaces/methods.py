@@ -6,12 +6,16 @@ command line, tables, figures and tests pick it up from these two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from search_spaces.attention_norms import DEFAULT
+from search_spaces.factors import to_text
 
 ActsOn = Literal["nothing", "loss", "logits", "weights"]
+FOREIGN_KINDS = ("command", "python")
+"""What stands in the place of a method in the cells of a foreign trainer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +85,22 @@ METHODS: dict[str, Method] = {
 }
 
 
-def label(method: str, gamma: float | None, attention_norm: str = DEFAULT) -> str:
-    """The name in legends and tables, for example ``z-loss (gamma=0.0001)``, ``baseline + qkv-norm``.
+def label(
+    method: str, gamma: float | None, attention_norm: str = DEFAULT, factors: Mapping[str, Any] | None = None
+) -> str:
+    """The name in legends and tables, for example ``z-loss (gamma=0.0001)``, ``baseline + qkv-norm, weight_decay=0.1``.
 
     A method that the registry does not know (from a table of another project) is shown with ``gamma``. The default
-    attention norm is omitted.
+    attention norm is omitted, and so is the kind of a foreign trainer if its factors say more.
     """
     known = METHODS.get(method)
     symbol = known.gamma.symbol if known and known.gamma else "gamma"
     value = "" if gamma is None else f" ({symbol}={gamma:g})"
-    return method + value + ("" if attention_norm == DEFAULT else f" + {attention_norm}")
+    norm = "" if attention_norm == DEFAULT else f" + {attention_norm}"
+    return with_factors(method + value + norm, method, factors or {})
+
+
+def with_factors(name: str, method: str, factors: Mapping[str, Any]) -> str:
+    """The name of a curve with its factors, which say more than the kind of a foreign trainer."""
+    texts = to_text(factors)
+    return texts if texts and method in FOREIGN_KINDS else ", ".join(filter(None, (name, texts)))

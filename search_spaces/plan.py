@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
-from search_spaces.cell import Cell, CurveKey
+from search_spaces.cell import AnyCell, Cell, ModelSpec, TrainingSpec
 from search_spaces.edge import max_cells
-from search_spaces.methods import METHODS
-from search_spaces.scales import SCALES
+from search_spaces.factors import LR, CurveKey
+from search_spaces.methods import METHODS, label
 from search_spaces.study import Study
+from search_spaces.variants import apply_factors
 
 NOMINAL_FLOPS_PER_WORKER = 2e10
 """FLOP/s assumed for a worker before anything has been measured: about one CPU core."""
@@ -22,17 +24,24 @@ NOMINAL_FLOPS_PER_WORKER = 2e10
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The cells of one (scale, attention norm, method, gamma) over learning rates and seeds."""
+    """The cells that share a ``CurveKey``, over learning rates (or the study's ``lr_factor``) and seeds."""
 
-    scale: str
-    attention_norm: str
-    method: str
-    gamma: float | None
-    cells: tuple[Cell, ...]
+    key: CurveKey
+    cells: tuple[AnyCell, ...]
 
     @property
-    def key(self) -> CurveKey:
-        return self.scale, self.attention_norm, self.method, self.gamma
+    def scale(self) -> str:
+        return self.key.scale
+
+    @property
+    def label(self) -> str:
+        key = self.key
+        return label(key.method, key.gamma, key.attention_norm, dict(key.factors))
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens that a cell of the curve trains on."""
+        return max(cell.tokens for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -43,44 +52,46 @@ class Plan:
     data: str
     """Digest of the tokens."""
 
-    def cell(self, scale: str, attention_norm: str, method: str, gamma: float | None, lr: float, seed: int) -> Cell:
+    def cell(self, key: CurveKey, x: float, seed: int) -> AnyCell:
+        """The cell of a curve at ``x``: a learning rate, or a value of the study's ``lr_factor``."""
+        study, shared = self.study, dict(key.factors)
+        lr = x if study.lr_factor == LR else shared[LR]
+        values = shared if study.lr_factor == LR else shared | {study.lr_factor: study.on_axis(x)}
+        factors = {name: values[name] for name in study.factors}
+        model, training = self._specs(tuple(factors.items()))
         return Cell(
-            scale=scale,
-            attention_norm=attention_norm,
-            method=method,
-            gamma=gamma,
+            scale=key.scale,
+            attention_norm=key.attention_norm,
+            method=key.method,
+            gamma=key.gamma,
             lr=lr,
             seed=seed,
+            factors=factors,
+            lr_factor=study.lr_factor,
             data=self.data,
-            V=self.study.data.V,
-            model=self.study.model,
-            training=self.study.training,
+            V=study.data.V,
+            model=model,
+            training=training,
         )
+
+    def _specs(self, factors: tuple[tuple[str, Any], ...]) -> tuple[ModelSpec, TrainingSpec]:
+        """The model and training of a combination of factors; equal ones are one object, because plans can be long."""
+        known = self.__dict__.setdefault("_known_specs", {})
+        if factors not in known:
+            known[factors] = apply_factors(self.study.model, self.study.training, dict(factors))
+        return known[factors]  # type: ignore[no-any-return]
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
-        """Scale by scale, the largest first, so that a sweep does not end with its longest cells."""
-        scales = sorted(self.study.scales, key=lambda s: -SCALES[s].parameters(self.study.data.V))
+        """In the order of ``Study.curve_keys``."""
+        study = self.study
         return tuple(
-            Curve(
-                scale=scale,
-                attention_norm=attention_norm,
-                method=choice.method,
-                gamma=gamma,
-                cells=tuple(
-                    self.cell(scale, attention_norm, choice.method, gamma, lr, seed)
-                    for lr in self.study.lrs
-                    for seed in self.study.seeds
-                ),
-            )
-            for scale in scales
-            for attention_norm in self.study.attention_norms
-            for choice in self.study.methods
-            for gamma in choice.gammas
+            Curve(key=key, cells=tuple(self.cell(key, x, seed) for x in study.grid for seed in study.seeds))
+            for key in study.curve_keys
         )
 
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[AnyCell, ...]:
         """The grid in the order in which to run it. Within a scale, cells are ordered by learning rate over all curves,
         so that all curves grow at the same pace."""
         return tuple(
@@ -91,19 +102,19 @@ class Plan:
         )
 
     @property
-    def trials(self) -> dict[tuple[str, str, str], int]:
-        """The number of Optuna trials that follow the grid, by scale, attention norm and method."""
-        return {(c.scale, c.attention_norm, c.method): self.study.refine.trials for c in self.curves}
+    def trials(self) -> dict[CurveKey, int]:
+        """The number of Optuna trials that follow the grid, by ``CurveKey.group``."""
+        return {curve.key.group: self.study.refine.trials for curve in self.curves}
 
     @cached_property
     def refinement_cells(self) -> dict[str, int]:
         """Maximum number of cells off the grid, by scale."""
         refine = self.study.refine
         wanted: Counter[str] = Counter()
-        for (scale, *_), trials in self.trials.items():
-            wanted[scale] += trials
+        for group, trials in self.trials.items():
+            wanted[group.scale] += trials
         for curve in self.curves:
-            wanted[curve.scale] += max_cells(self.study.lrs, self.study.seeds, refine.edge) if refine.edge else 0
+            wanted[curve.scale] += max_cells(self.study.grid, self.study.seeds, refine.edge) if refine.edge else 0
         return limit_to_budget(wanted, refine.budget.cells or math.inf)
 
     @property
@@ -114,7 +125,13 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Maximum number of tokens that the whole study trains on."""
-        return self.cell_count * self.cells[0].tokens  # the same for every cell
+        off_grid = sum(cells * self._longest[scale].tokens for scale, cells in self.refinement_cells.items())
+        return sum(cell.tokens for cell in self.cells) + off_grid
+
+    @cached_property
+    def _longest(self) -> dict[str, AnyCell]:
+        """The longest cell of each scale; they differ if factors do."""
+        return {cell.scale: cell for cell in sorted(self.cells, key=lambda cell: cell.flops)}
 
     def seconds(self, tokens_per_second: Mapping[str, float], concurrency: int) -> float:
         """Estimated wall seconds to train the study with ``concurrency`` cells in parallel.
@@ -125,10 +142,11 @@ class Plan:
         """
         nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
         speeds = {c.scale: nominal * c.tokens / c.flops for c in self.cells} | dict(tokens_per_second)
-        seconds = {cell.scale: cell.tokens / speeds[cell.scale] for cell in self.cells}
-        refinement = sum(seconds[scale] * cells for scale, cells in self.refinement_cells.items())
+        longest = {scale: cell.tokens / speeds[scale] for scale, cell in self._longest.items()}
+        refinement = sum(longest[scale] * cells for scale, cells in self.refinement_cells.items())
         minutes = self.study.refine.budget.minutes or math.inf
-        return (sum(seconds[cell.scale] for cell in self.cells) + min(refinement, 60 * minutes)) / concurrency
+        grid = sum(cell.tokens / speeds[cell.scale] for cell in self.cells)
+        return (grid + min(refinement, 60 * minutes)) / concurrency
 
 
 def limit_to_budget(wanted: Mapping[str, int], budget: float) -> dict[str, int]:
@@ -141,10 +159,10 @@ def limit_to_budget(wanted: Mapping[str, int], budget: float) -> dict[str, int]:
 
 
 def refinement_space(method: str, study: Study) -> dict[str, tuple[float, float]]:
-    """The box in which refinement searches, on a log scale: ``lr`` within the grid, ``gamma`` within the method's
-    range, extended to every value in the study."""
-    space = {"lr": (study.lrs[0], study.lrs[-1])}
-    if spec := METHODS[method].gamma:
+    """The box in which refinement searches, on a log scale: ``lr``, or the study's ``lr_factor``, within the grid, and
+    ``gamma`` within the method's range, extended to every value in the study."""
+    space = {study.lr_factor: (study.grid[0], study.grid[-1])}
+    if method in METHODS and (spec := METHODS[method].gamma):
         tried = [gamma for choice in study.methods if choice.method == method for gamma in choice.gammas]
         values = [spec.low, spec.high, *(gamma for gamma in tried if gamma is not None)]
         space["gamma"] = (min(values), max(values))

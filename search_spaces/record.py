@@ -55,6 +55,11 @@ COLUMNS: dict[str, Column] = {
         Column("attention_norm", "text", "cell", "attention and norm variant", shown=_ELSEWHERE),
         Column("method", "text", "cell", "output-head method", shown=_ELSEWHERE),
         Column("gamma", "number", "cell", "the method's gamma; empty for a method without one", shown=_ELSEWHERE),
+        Column("factors", "text", "cell", "the study's factors with the run's values, as JSON; empty without any"),
+        Column(
+            "lr_factor", "text", "cell",
+            "the factor on the axis of the run's curve: `lr`, or what the study gives as `lr_factor`",
+        ),
         Column("lr", "number", "cell", "peak learning rate", shown=_ELSEWHERE),
         Column("seed", "integer", "cell", "seed", shown=_ELSEWHERE),
         Column("state", "text", "ledger", "as in the ledger", shown=_EVERYWHERE),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -17,19 +16,21 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.cell import Frozen, ModelSpec, TrainingSpec, digest
-from search_spaces.errors import bad
+from search_spaces.cell import AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.errors import bad, require_known
+from search_spaces.factors import LR, CurveKey, Value, combinations, format_factor, matches, require_axis
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
 from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
+from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
+from search_spaces.variants import apply_factors, check_pair, check_training, checked_value, with_factors
 
 T = TypeVar("T")
-GPU_UNIT = 1e-4
-"""The smallest fraction of an accelerator that Ray can assign."""
 MIN_EVALUATION_INTERVAL = 20
 """Fewest steps between two evaluations by default; the diagnostics of one then cost at most 2 % of the time."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -38,6 +39,8 @@ NOT_HASHED: Any = {
     "refine": {"budget", "pruner"},
 }
 """Fields that may change between two runs of the same study."""
+_ADDED_FIELDS: dict[str, Any] = {"factors": {}, "lr_factor": LR, "pair": [], "exclude": []}
+"""Fields that are newer than the first hashes. With this value a field is left out of the hash."""
 MAX_SEEDS = 10_000
 """Largest N in ``seeds: N``."""
 
@@ -45,16 +48,6 @@ MAX_SEEDS = 10_000
 def is_name(text: str) -> bool:
     """Whether a study may have this name, which also names a folder."""
     return NAME.fullmatch(text) is not None and ".." not in text
-
-
-def require_known(kind: str, name: object, names: Iterable[str]) -> str:
-    """``name`` if it is one of ``names``; otherwise an error with the closest match."""
-    names = list(names)
-    if name in names:
-        return str(name)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise bad(f"is not a known {kind}", f"{hint}choose from {', '.join(names)}")
 
 
 def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -164,62 +157,6 @@ class Intervals(Frozen):
     )
 
 
-class ResourceSpec(Frozen):
-    """The resources that a cell runs on; they do not change its result."""
-
-    workers: int = Field(default=1, gt=0, description="DDP workers per cell.")
-    cpus_per_worker: int = Field(default=1, gt=0, description="CPU cores per worker.")
-    gpus_per_worker: float = Field(
-        default=0,
-        ge=0,
-        le=1,
-        description="Accelerators per worker: 0 (gloo), 1 (NCCL), or a fraction for small cells with one worker; "
-        "0.25 places four cells on a device.",
-    )
-    concurrency: int | None = Field(
-        default=None, gt=0, description="Cells in parallel; default: as many as fit the cluster."
-    )
-    compile: bool | Literal["auto"] = Field(
-        default="auto",
-        description="Use torch.compile: on accelerators for model and head, with CUDA graphs; on CPUs for the model, "
-        "or for the whole step if it is small and there is one worker. auto: only on accelerators, because on a CPU "
-        "only long cells earn back the minute that compilation takes. If compilation fails, the cell runs in eager "
-        "mode, with a warning.",
-    )
-    max_failures: int = Field(
-        default=2,
-        gt=0,
-        description="After this many failures a cell is crashed; before that, it resumes from its checkpoint.",
-    )
-    autoscale: bool = Field(
-        default=False,
-        description="The cluster starts nodes on demand: the study requests concurrency cells in parallel, no matter "
-        "how many nodes are up.",
-    )
-
-    @field_validator("gpus_per_worker")
-    @classmethod
-    def _ray_can_assign_it(cls, value: float) -> float:
-        if abs(value - round(value / GPU_UNIT) * GPU_UNIT) > GPU_UNIT / 1000:
-            raise bad(f"is not a multiple of {GPU_UNIT}, Ray's unit", "use fewer digits")
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
-            raise bad(
-                f"gives each of {self.workers} workers of a cell {self.gpus_per_worker:g} of a device, but NCCL "
-                "refuses two ranks on one device",
-                "set resources.workers to 1, or resources.gpus_per_worker to 1",
-            )
-        if self.autoscale and self.concurrency is None:
-            raise bad(
-                "sets autoscale without concurrency",
-                "set resources.concurrency to the number of parallel cells that the cluster may grow to",
-            )
-        return self
-
-
 class Study(StudyFile):
     """A study: one picture of final loss against learning rate, per scale, method and gamma."""
 
@@ -235,6 +172,24 @@ class Study(StudyFile):
         ...,
     ] = Field(description="Methods, each by name, or with values of gamma.")
     lrs: Grid = Field(description="Peak learning rates: the grid of every curve.")
+    factors: dict[str, tuple[Value, ...]] = Field(
+        default={},
+        description="Further fields of training or model to vary, such as training.weight_decay, each with its values; "
+        "every combination is tried.",
+    )
+    lr_factor: str = Field(
+        default=LR,
+        description="The factor in the place of the learning rate: the axis of every curve, with positive values. If "
+        "there are several learning rates, each has a curve of its own.",
+    )
+    pair: tuple[tuple[str, ...], ...] = Field(
+        default=(), description="Groups of factors that change together, instead of in every combination."
+    )
+    exclude: tuple[dict[str, Value], ...] = Field(
+        default=(),
+        description="Combinations to leave out: factors, or scale, attention_norm, method, gamma or lr, each with a "
+        "value or a list of values.",
+    )
     seeds: tuple[int, ...] = Field(default=(1,), description="Seeds; every cell is run once per seed.")
     model: ModelSpec = Field(default=ModelSpec())
     training: TrainingSpec = Field(default=TrainingSpec())
@@ -280,52 +235,98 @@ class Study(StudyFile):
         _distinct(tuple(choice.method for choice in value))
         return value
 
+    @field_validator("factors")
+    @classmethod
+    def _known_factors(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        return {name: tuple(checked_value(name, one) for one in _distinct(values)) for name, values in value.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        batch, workers = self.training.batch_size, self.resources.workers
-        for field in ("precision", "deterministic"):
-            value = getattr(self.training, field)
-            if value in ("tf32", True) and not self.resources.gpus_per_worker:
-                raise bad(
-                    f"training.{field} {value} needs an accelerator, and resources.gpus_per_worker is 0",
-                    f"remove training.{field}, or set resources.gpus_per_worker",
-                )
-        if batch % workers:
-            raise bad(
-                f"training.batch_size {batch} is not divisible by resources.workers {workers}",
-                f"use {batch - batch % workers or workers} or {batch - batch % workers + workers} sequences, "
-                "or another number of workers",
-            )
-        for name in ("eval_sequences", "final_eval_sequences"):
-            if (getattr(self.training, name) or workers) < workers:
-                raise bad(
-                    f"training.{name} {getattr(self.training, name)} is less than resources.workers {workers}",
-                    "give every worker at least one sequence to evaluate",
-                )
-        if self.training.warmup_steps > self.training.steps:
-            raise bad(
-                f"training.warmup_steps {self.training.warmup_steps} exceeds training.steps {self.training.steps}",
-                "shorten the warm-up",
-            )
-        decay_steps = self.training.decay_steps if self.training.schedule == "wsd" else 0
-        if self.training.warmup_steps + decay_steps > self.training.steps:
-            raise bad(
-                f"training.warmup_steps {self.training.warmup_steps} plus the {decay_steps} steps of the decay exceed "
-                f"training.steps {self.training.steps}",
-                "shorten the warm-up, or lower training.decay_share",
-            )
-        if self.training.weight_decay_mode == "coupled" and self.training.weight_decay * self.lrs[-1] >= 1:
-            raise bad(
-                f"training.weight_decay {self.training.weight_decay:g} times the largest learning rate "
-                f"{self.lrs[-1]:g} is 1 or more, which decays every matrix to zero in one step",
-                "lower weight_decay, or set weight_decay_mode to independent",
-            )
-        if self.training.schedule != "constant" and self.training.min_lr > self.lrs[0]:
-            raise bad(
-                f"training.min_lr {self.training.min_lr:g} exceeds the smallest learning rate {self.lrs[0]:g}",
-                "lower min_lr",
-            )
+        for group in self.pair:
+            check_pair(group, self.factors)
+        if self.lr_factor != LR and self.lr_factor not in self.factors:
+            problem = f"takes {self.lr_factor} as lr_factor, which is not a factor of this study"
+            raise bad(problem, f"list its values under factors.{self.lr_factor}")
+        if any(self.lr_factor in group for group in self.pair):
+            raise bad(f"pairs {self.lr_factor}, the axis of every curve", "pair other factors, or remove lr_factor")
+        if self.lr_factor != LR:
+            require_axis(self.lr_factor, self.factors[self.lr_factor])
+        refines = self.refine.trials or self.refine.edge
+        if refines and self.lr_factor != LR and any(type(x) is int for x in self.factors[self.lr_factor]):
+            raise bad(f"refines {self.lr_factor}, which takes whole numbers only", "remove refine, or lr_factor")
+        self._check_exclude()
+        for combination in self.combinations:
+            self._check_combination(combination)
+        if not self.curve_keys:
+            raise bad("excludes every combination", "remove a rule from exclude")
         return self
+
+    def _check_combination(self, combination: dict[str, Any]) -> None:
+        values = {name: value for name, value in combination.items() if name != LR}
+        try:
+            if self.lr_factor == LR:
+                check_training(apply_factors(self.model, self.training, values)[1], self.resources, self.lrs)
+                return
+            for x in self.factors[self.lr_factor]:
+                _, training = apply_factors(self.model, self.training, values | {self.lr_factor: x})
+                check_training(training, self.resources, [combination[LR]])
+        except PydanticCustomError as error:
+            raise with_factors(error, values) from error
+
+    def _check_exclude(self) -> None:
+        """Every name and value of ``exclude`` occurs: a misspelled rule would leave nothing out."""
+        keys = self._all_curve_keys
+        known = [_values_of(key) for key in keys]
+        for rule in self.exclude:
+            for name, wanted in rule.items():
+                if name not in known[0]:
+                    raise bad(f"excludes by {name}, which curves do not differ in", f"use {', '.join(known[0])}")
+                whole = any(values[name] == wanted for values in known)
+                for value in wanted if isinstance(wanted, tuple) and not whole else (wanted,):
+                    if not any(values[name] == value for values in known):
+                        raise bad(f"excludes {name} {format_factor(value)}, which does not occur", "correct the value")
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The axis of every curve: the learning rates, or the values of ``lr_factor``."""
+        return self.lrs if self.lr_factor == LR else require_axis(self.lr_factor, self.factors[self.lr_factor])
+
+    def on_axis(self, x: float) -> Any:
+        """A value of ``lr_factor``, as the study writes it if it is on the grid (64, not 64.0)."""
+        return next((value for value in self.factors[self.lr_factor] if value == x), x)
+
+    @property
+    def combinations(self) -> list[dict[str, Any]]:
+        """The factors that the curves of the study differ in; one empty combination without any."""
+        shared: dict[str, Sequence[Any]] = {n: values for n, values in self.factors.items() if n != self.lr_factor}
+        return list(combinations(shared if self.lr_factor == LR else shared | {LR: self.lrs}, self.pair))
+
+    @property
+    def trainings(self) -> list[TrainingSpec]:
+        """The training of every combination of factors."""
+        axis = {} if self.lr_factor == LR else {self.lr_factor: self.factors[self.lr_factor]}
+        varied = {name: values for name, values in self.factors.items() if name not in axis}
+        every = combinations(varied | axis, self.pair)
+        return list(dict.fromkeys(apply_factors(self.model, self.training, factors)[1] for factors in every))
+
+    @property
+    def curve_keys(self) -> list[CurveKey]:
+        """Every curve of the study, without those that ``exclude`` names."""
+        keys = self._all_curve_keys
+        return [key for key in keys if not any(matches(rule, _values_of(key)) for rule in self.exclude)]
+
+    @property
+    def _all_curve_keys(self) -> list[CurveKey]:
+        """Scale by scale, the largest first, so that a sweep does not end with its longest cells."""
+        factors = [tuple(combination.items()) for combination in self.combinations]
+        return [
+            CurveKey(scale, attention_norm, choice.method, gamma, combination)
+            for scale in sorted(self.scales, key=lambda s: -SCALES[s].parameters(self.data.V))
+            for attention_norm in self.attention_norms
+            for choice in self.methods
+            for gamma in choice.gammas
+            for combination in factors
+        ]
 
     @property  # not cached: model_copy would copy the cached value
     def hash(self) -> str:
@@ -334,24 +335,22 @@ class Study(StudyFile):
         Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``.
         """
         content = self.model_dump(mode="json", exclude=NOT_HASHED)
+        for name, default in _ADDED_FIELDS.items():
+            if content[name] == default:
+                del content[name]
         for choice in content["methods"]:
             choice["c"] = None
             if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":
                 choice["c"], choice["gamma"] = choice["gamma"], None
         return digest(content)[:12]
 
-    @property
-    def evaluate_every(self) -> int:
-        return self.intervals.evaluate or default_interval(self.training.steps)
+    def evaluate_every(self, cell: AnyCell) -> int:
+        """Steps between evaluations of a cell."""
+        return self.intervals.evaluate or max(MIN_EVALUATION_INTERVAL, (cell.steps or 0) // 20)
 
-    @property
-    def checkpoint_every(self) -> int:
-        return self.intervals.checkpoint or self.evaluate_every
-
-
-def default_interval(steps: int) -> int:
-    """Steps between evaluations of a run of ``steps``."""
-    return max(MIN_EVALUATION_INTERVAL, steps // 20)
+    def checkpoint_every(self, cell: AnyCell) -> int:
+        """Steps between checkpoints of a cell."""
+        return self.intervals.checkpoint or self.evaluate_every(cell)
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -360,3 +359,9 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) != len(values):
         raise bad("contains a duplicate", "remove it")
     return values
+
+
+def _values_of(key: CurveKey) -> dict[str, Any]:
+    """What a rule of ``exclude`` can name."""
+    own = {name: value for name, value in key._asdict().items() if name != "factors"}
+    return own | dict(key.factors)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_spaces.cell import Cell
+from search_spaces.cell import AnyCell
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from search_spaces.record import CellResult, Row
 from trainers.storage.bucket import Mirror
@@ -24,7 +24,7 @@ def result_in(events: Sequence[Event]) -> CellResult | None:
 class Job:
     """A cell on its way to a worker group."""
 
-    cell: Cell
+    cell: AnyCell
     folder: Path
     """Where its metrics, checkpoints and weights go: a folder that every worker sees or, with a mirror, a local one."""
     evaluate_every: int

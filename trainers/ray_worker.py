@@ -20,6 +20,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from search_spaces.cell import Cell
 from search_spaces.record import CellResult, Row
 from trainers.data import TokenFiles
 from trainers.job import Job
@@ -77,6 +78,7 @@ def run_job(trainer: Trainer, job: Job, mailbox: MailboxClient | None, control: 
     An exception on every rank leaves the ranks in step and is the cell's result. An exception on only some ranks leaves
     the others in a collective that cannot finish: the gather below times out, and the group fails.
     """
+    assert isinstance(job.cell, Cell)
     try:
         result = trainer.run(
             job.cell,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from dashboards.factors import display_names, varied
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR, format_factor, short_name
 from search_spaces.methods import label
 from search_spaces.plan import Plan
-from search_spaces.scales import SCALES
-from search_spaces.study import ResourceSpec
+from search_spaces.resources import ResourceSpec
 from service.cluster.connection import local_nodes
 from service.cluster.placement import KINDS, Node, fit
 from service.home.ledger import Entry
@@ -28,13 +29,19 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
         speeds: measured in the home: tokens per second of a cell, by scale.
     """
     study = plan.study
-    table = Table("scale", "parameters", "method", "cells", "learning rates", "tokens per cell", title=study.name)
+    axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
+    names = varied(key.factors for key in study.curve_keys)
+    table = Table("scale", "parameters", "method", *display_names(names).values(), "cells", axis, "tokens per cell")
+    table.title = study.name
+    if names:  # more columns have to fit a narrow terminal
+        table.box, table.pad_edge = SIMPLE_HEAD, False
     for curve in plan.curves:
-        parameters = SCALES[curve.scale].parameters(study.data.V, tied=study.model.tied)
-        lrs = f"{study.lrs[0]:g} .. {study.lrs[-1]:g}"
-        name = label(curve.method, curve.gamma, curve.attention_norm)
-        tokens = f"{curve.cells[0].tokens:,}"
-        table.add_row(curve.scale, f"{parameters:,}", name, str(len(curve.cells)), lrs, tokens)
+        key, parameters = curve.key, curve.cells[0].parameters
+        values = f"{study.grid[0]:g} .. {study.grid[-1]:g}"
+        factors = [format_factor(dict(key.factors)[name]) for name in names]
+        name = label(key.method, key.gamma, key.attention_norm)
+        cells = str(len(curve.cells))
+        table.add_row(curve.scale, f"{parameters:,}", name, *factors, cells, values, f"{curve.tokens:,}")
     yield table
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
@@ -54,11 +61,14 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
 
 def kept_bytes(plan: Plan) -> int:
     """Bytes of the weights that a study keeps: float32, one file each time."""
-    study, keep = plan.study, plan.study.keep_weights
-    files = (len(range(keep.every, study.training.steps, keep.every)) if keep.every else 0) + keep.last
-    cells = Counter(cell.scale for cell in plan.cells) + Counter(plan.refinement_cells)
-    parameters = (SCALES[scale].parameters(study.data.V, tied=study.model.tied) * n for scale, n in cells.items())
-    return 4 * files * sum(parameters)
+    keep = plan.study.keep_weights
+    largest: dict[str, int] = {}
+    total = 0
+    for cell in plan.cells:
+        files = (len(range(keep.every, cell.steps or 0, keep.every)) if keep.every else 0) + keep.last
+        size = 4 * files * cell.parameters
+        total, largest[cell.scale] = total + size, max(size, largest.get(cell.scale, 0))
+    return total + sum(largest[scale] * cells for scale, cells in plan.refinement_cells.items())
 
 
 def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node], *, can_grow: bool = False) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR
 from search_spaces.plan import Plan
 from search_spaces.record import Row, columns_from
 from search_spaces.study import Study
@@ -16,7 +18,7 @@ from service.home.layout import Home
 
 
 def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Console) -> None:
-    """Train one cell of ``study`` and print its rows and its result.
+    """Train one cell of ``study``, without its factors, and print its rows and its result.
 
     Args:
         choice: method, gamma, lr, seed, scale and attention norm; None for the default.
@@ -27,6 +29,7 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
     gammas = None if choice["gamma"] is None else (choice["gamma"],)
     one = study.model_dump() | {"methods": [{"method": choice["method"], "gamma": gammas}]}
     one |= {name + "s": [choice[name] or one[name + "s"][0]] for name in ("scale", "attention_norm")}
+    one |= {"factors": {}, "lr_factor": LR, "pair": (), "exclude": ()}
     checked = Study.validate_fields(one | {"lrs": [choice["lr"]], "seeds": [choice["seed"]]})
     import torch  # takes seconds
 
@@ -37,6 +40,7 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
 
     tokens = prepare_tokens(checked, home, console.print)
     (cell,) = Plan(checked, tokens.digest).cells
+    assert isinstance(cell, Cell)
     console.print(f"cell {cell.id}: {cell.label}")
     world = World.single(device_of(checked))
     trainer = Trainer(world, tokens, compile=checked.resources.compile, micro_batch_memo=home.micro_batches)
@@ -49,8 +53,8 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
     result = trainer.run(
         cell,
         home.cell(cell.id),
-        evaluate_every=checked.evaluate_every,
-        checkpoint_every=checked.checkpoint_every,
+        evaluate_every=checked.evaluate_every(cell),
+        checkpoint_every=checked.checkpoint_every(cell),
         keep_weights=checked.keep_weights,
         on_row=print_row,
     )

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from search_spaces.factors import LR, short_name
 from search_spaces.methods import label
 from search_spaces.record import STATES, TERMINAL
 from service.home import copies
@@ -132,16 +133,17 @@ class StudyView:
         )
 
     def _curves(self, grid: list[Entry]) -> Table:
-        lrs = sorted({entry.cell.lr for entry in grid})
-        columns = (Column(f"{lr:g}", justify="right") for lr in lrs)
-        table = Table("", *columns, box=SIMPLE_HEAD, title=f"{self._study}: final loss by learning rate")
+        xs = sorted({entry.cell.x for entry in grid})
+        columns = (Column(f"{x:g}", justify="right") for x in xs)
+        axis = next((short_name(entry.cell.lr_factor) for entry in grid if entry.cell.lr_factor != LR), "learning rate")
+        table = Table("", *columns, box=SIMPLE_HEAD, title=f"{self._study}: final loss by {axis}")
         curves: dict[str, dict[float, list[Entry]]] = {}
         for entry in grid:
             cell = entry.cell
-            name = f"{cell.scale} {label(cell.method, cell.gamma, cell.attention_norm)}"
-            curves.setdefault(name, {}).setdefault(cell.lr, []).append(entry)
-        for name, by_lr in curves.items():
-            table.add_row(name, *(self.point(by_lr.get(lr, [])) for lr in lrs))
+            name = f"{cell.scale} {label(cell.method, cell.gamma, cell.attention_norm, dict(cell.curve_factors))}"
+            curves.setdefault(name, {}).setdefault(cell.x, []).append(entry)
+        for name, by_x in curves.items():
+            table.add_row(name, *(self.point(by_x.get(x, [])) for x in xs))
         return table
 
     def _running_cells(self, entries: Iterable[Entry]) -> Table:
@@ -149,7 +151,8 @@ class StudyView:
         for entry in entries:
             if entry.state == "running":
                 row = self._rows.newest(entry.id)
-                steps = f"step {row.step if row else 0} of {entry.cell.training.steps}"
+                of = f" of {entry.cell.steps}" if entry.cell.steps else ""
+                steps = f"step {row.step if row else 0}{of}"
                 table.add_row(f"  {entry.cell.label}", steps, f"loss {row.val_loss:.3f}" if row else "")
         return table
 
@@ -189,5 +192,5 @@ class StudyView:
         for entry in entries:
             if entry.state in ("planned", "running"):
                 row = self._rows.newest(entry.id) if entry.state == "running" else None
-                left += entry.cell.flops * (1 - (row.step if row else 0) / entry.cell.training.steps)
+                left += entry.cell.flops * (1 - entry.cell.share_done(row.step if row else 0))
         return left

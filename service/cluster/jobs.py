@@ -269,7 +269,7 @@ def entrypoint_command(study: Study, *, retry_crashed: bool, installed: bool = T
     """The shell command that contains the study and runs it.
 
     Args:
-        installed: whether the head's environment has ``oec``. Otherwise the working directory of the job has its sources.
+        installed: whether to run the head's ``oec``; otherwise, the sources in the job's working directory.
 
     Raises:
         InvalidInput: the study is too long for a command.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import GPU_UNIT, ResourceSpec
+from search_spaces.resources import GPU_UNIT, ResourceSpec
 
 Node = Mapping[str, float]
 """The resources of a node: ``CPU``, ``GPU`` and, where it is known, ``memory`` in bytes, as Ray names them."""

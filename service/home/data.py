@@ -22,7 +22,8 @@ def prepare_tokens(study: Study, home: Home, report: Callable[[str], None]) -> T
     """
     tokens = prepare(study.data, home.path, fetch=partial(copies.download_once, home, last=MANIFEST), report=report)
     tokens.verify(home.path / "data" / "verified.json")
-    tokens.check_length(study.training)
+    for training in study.trainings:
+        tokens.check_length(training)
     if tokens.folder:
         copies.upload(home, tokens.folder, MANIFEST)
     return tokens

@@ -17,8 +17,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from search_spaces.cell import Cell, CurveKey
+from search_spaces.cell import AnyCell, parse_cell
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import CurveKey, to_json
 from search_spaces.record import NO_RESULT, STATES, TERMINAL, CellResult, Origin, Outcome, State, columns_from
 from service.home.bucket_ledger import BucketLedger
 from service.home.writer import LedgerLocked, Writer, lock
@@ -39,7 +40,7 @@ class LedgerEvent:
     event: Literal["open"] | State
     cell: str = ""
     """Id of the cell; empty for ``open``."""
-    spec: Cell | None = None
+    spec: AnyCell | None = None
     origin: Origin = "grid"
     """``spec`` and ``origin``: with ``planned``."""
     result: CellResult | None = None
@@ -62,7 +63,7 @@ class LedgerEvent:
         given = {name: line[name] for name in ("seq", "at", "event", "cell", "origin", "reused_from", "study", "format")
                  if name in line}  # fmt: skip
         if kind == "planned":
-            given["spec"] = Cell.model_validate(line["spec"])
+            given["spec"] = parse_cell(line["spec"])
             if (cell_id := given["spec"].id) != line["cell"]:
                 raise ValueError(f"cell {line['cell']} has the content of {cell_id}")
         if kind in TERMINAL:
@@ -88,7 +89,7 @@ class Entry:
     """What the ledger knows about one cell."""
 
     id: str
-    cell: Cell
+    cell: AnyCell
     origin: Origin
     state: State = "planned"
     result: CellResult = NO_RESULT
@@ -101,12 +102,12 @@ class Entry:
 
     @property
     def share_done(self) -> float:
-        """The share of its steps that the cell took until its end."""
-        return (self.result.steps or 0) / self.cell.training.steps
+        """The share of its steps that the cell took until its end; 1 if their number is unknown."""
+        return self.cell.share_done(self.result.steps or 0) if self.cell.steps else 1.0
 
     def record(self, study: str) -> dict[str, Any]:
         """The cell as one row of a table of runs."""
-        cell = {name: getattr(self.cell, name) for name in CELL_COLUMNS}
+        cell = {name: getattr(self.cell, name) for name in CELL_COLUMNS} | {"factors": to_json(self.cell.factors)}
         own = {"study": study, "cell": self.id, **cell, "state": self.state, "origin": self.origin}
         return own | self.result.record()
 
@@ -172,7 +173,7 @@ class Ledger:
             self._file = None
             self._owner_file.unlink(missing_ok=True)
 
-    def plan(self, cells: Iterable[Cell], origin: Origin = "grid") -> None:
+    def plan(self, cells: Iterable[AnyCell], origin: Origin = "grid") -> None:
         """Add the cells that are not there yet."""
         new = {cell_id: cell for cell in cells if (cell_id := cell.id) not in self.entries}
         self._append(
@@ -224,7 +225,7 @@ class Ledger:
         """Cells in a terminal state, crashed ones included."""
         return [entry for entry in self.entries.values() if entry.state in TERMINAL]
 
-    def missing(self, *, retry_crashed: bool = False) -> list[Cell]:
+    def missing(self, *, retry_crashed: bool = False) -> list[AnyCell]:
         """Cells that still have to be trained, in the order in which they were planned."""
         done = TERMINAL - {"crashed"} if retry_crashed else TERMINAL
         return [entry.cell for entry in self.entries.values() if entry.state not in done]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from search_spaces.errors import InvalidInput
-from search_spaces.methods import label
 from search_spaces.plan import Plan
-from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.cluster.placement import Node, fit
 from service.http.models import Estimate, PlannedCurve, Settings
@@ -34,11 +32,12 @@ def estimate(
     curves = [
         PlannedCurve(
             scale=curve.scale,
-            parameters=SCALES[curve.scale].parameters(study.data.V, tied=study.model.tied),
-            attention_norm=curve.attention_norm,
-            method=curve.method,
-            gamma=curve.gamma,
-            label=label(curve.method, curve.gamma, curve.attention_norm),
+            parameters=curve.cells[0].parameters,
+            attention_norm=curve.key.attention_norm,
+            method=curve.key.method,
+            gamma=curve.key.gamma,
+            factors=dict(curve.key.factors),
+            label=curve.label,
             cells=len(curve.cells),
         )
         for curve in plan.curves
@@ -62,16 +61,13 @@ def estimate(
 
 def check_size(study: Study, settings: Settings) -> None:
     """Raise InvalidInput if a study has too many cells or tokens, before any of its cells is created."""
-    gammas = sum(len(choice.gammas) for choice in study.methods)
-    cells = len(study.scales) * len(study.attention_norms) * gammas * len(study.lrs) * len(study.seeds)
+    plan, cells = Plan(study, ""), len(study.curve_keys) * len(study.grid) * len(study.seeds)
     if cells <= settings.max_cells:
-        cells = Plan(study, "").cell_count
+        cells = plan.cell_count
     problem = "are more than this service accepts"
     if cells > settings.max_cells:
         remedy = f"use at most {settings.max_cells}: fewer learning rates, values of gamma, seeds or trials"
         raise InvalidInput("study", f"{cells} cells", problem, remedy)
-    training = study.training
-    tokens = cells * training.steps * training.batch_size * training.sequence_length
-    if tokens > settings.max_tokens:
+    if (tokens := plan.tokens) > settings.max_tokens:
         remedy = f"use at most {settings.max_tokens:,}: fewer cells, or a lower training.steps"
         raise InvalidInput("study", f"{tokens:,} tokens", problem, remedy)

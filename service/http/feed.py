@@ -93,7 +93,7 @@ class LedgerFeed:
                 "label": entry.cell.label,
                 "lr": entry.cell.lr,
                 "step": row.step if row else 0,
-                "steps": entry.cell.training.steps,
+                "steps": entry.cell.steps,
                 "val_loss": row.val_loss if row else None,
             }
             for entry, row in zip(running, rows, strict=True)

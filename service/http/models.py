@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from search_spaces.cell import Frozen
+from search_spaces.factors import Value
 from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
 from service.cluster.jobs import Status
 
@@ -52,6 +53,7 @@ class PlannedCurve(Frozen):
     attention_norm: str
     method: str
     gamma: float | None
+    factors: dict[str, Value]
     label: str
     cells: int
 
@@ -139,6 +141,7 @@ _CellColumns = create_model(
 class CellOut(_CellColumns):
     """A cell and its result."""
 
+    factors: dict[str, Value]
     label: str
     reused_from: str | None = Field(description="The study that trained the cell, if not this one.")
 
@@ -165,6 +168,8 @@ class CurveOut(Frozen):
     attention_norm: str
     method: str
     gamma: float | None
+    factors: dict[str, Value]
+    lr_factor: str = Field(description="The factor on the curve's axis, whose values are ``lr``.")
     color: str
     dash: list[int]
     lr: list[float]

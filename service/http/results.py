@@ -17,7 +17,7 @@ from service.http.models import CellOut, ChartOut, CurveOut, Curves, Table, fini
 
 def curve_facts(study: Study, snapshot: Snapshot) -> list[CurveFacts]:
     records = [entry.record(study.name) for entry in snapshot.entries]
-    return curves(from_records(records), study.lrs) if records else []
+    return curves(from_records(records), study.grid) if records else []
 
 
 def curves_response(study: Study, snapshot: Snapshot) -> Curves:
@@ -41,6 +41,7 @@ def cells_response(study: str, entries: Sequence[Entry]) -> list[CellOut]:
     return [
         CellOut(
             **{name: record.get(name) for name in columns_shown("http")},
+            factors=entry.cell.factors,
             label=entry.cell.label,
             reused_from=entry.reused_from,
         )
@@ -52,7 +53,7 @@ def cells_response(study: str, entries: Sequence[Entry]) -> list[CellOut]:
 def _curve(line: Line) -> CurveOut:
     style = {name: getattr(line, name) for name in ("name", "color", "dash")}
     facts = {name: getattr(line.curve, name) for name in CurveOut.model_fields.keys() - style}
-    return CurveOut.model_validate(style | facts, from_attributes=True)
+    return CurveOut.model_validate(style | facts | {"factors": dict(line.curve.factors)}, from_attributes=True)
 
 
 def _value(value: object) -> str | float | int | None:

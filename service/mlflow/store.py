@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from search_spaces.cell import Cell
+from search_spaces.cell import AnyCell, Cell
+from search_spaces.factors import format_factor, short_name
 from search_spaces.record import COLUMNS, Row, columns_shown
-from search_spaces.scales import SCALES
 from search_spaces.study import Study
 from service.home import copies
 from service.home.layout import Home
@@ -77,13 +77,14 @@ class Store:
         for start in range(0, last, BATCH_SIZE):
             client.log_batch(run_id, metrics=metrics[start : min(start + BATCH_SIZE, last)])
         complete = run_id in self._complete_runs
-        if not complete:
+        if not complete and isinstance(cell, Cell):
             client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
         if ended:
             status = "FAILED" if state == "crashed" else "FINISHED"
             client.set_terminated(run_id, status, last_time_and_step(rows)[0] or None)
         reason = result.reason[:MAX_REASON_CHARACTERS]
         tags = {"oec.reason": reason, "oec.origin": entry.origin, "oec.state": state}
+        tags |= {f"oec.factor.{name}": format_factor(value) for name, value in cell.factors.items()}
         if result.torch:
             tags["oec.torch"] = result.torch
         client.log_batch(
@@ -191,17 +192,22 @@ def create_database(uri: str) -> None:
         new.replace(path)
 
 
-def params(cell: Cell) -> Iterator[Any]:
+def params(cell: AnyCell) -> Iterator[Any]:
     """A cell as MLflow params; those that users compare by come first."""
     from mlflow.entities import Param
 
     content = cell.model_dump(mode="json")
+    if factors := content.pop("factors", None):
+        yield Param("factors", json.dumps(factors))
+        if not isinstance(cell, Cell):  # a field of the OEC model has its own param below
+            yield from (Param(name, str(value)) for name, value in factors.items())
     for name, value in content.items():
         if isinstance(value, dict):
             yield from (Param(f"{name}.{key}", str(inner)) for key, inner in value.items())
         elif value is not None:
             yield Param(name, str(value))
-    yield Param("parameters", str(SCALES[cell.scale].parameters(cell.V, tied=cell.model.tied)))
+    if isinstance(cell, Cell):
+        yield Param("parameters", str(cell.parameters))
 
 
 def dataset(study: Study, cell: Cell) -> DatasetInput:
@@ -220,8 +226,8 @@ def result_metrics(entry: Entry) -> dict[str, float]:
     """A cell's result as metrics.
 
     Final losses have separate keys, because after a divergence they differ from the last value of the metric
-    ``val_loss``. ``curve_loss`` (the loss in the report) and ``log10_lr`` are for MLflow's charts, which can neither
-    clip an axis nor show a parameter on a log scale.
+    ``val_loss``. ``curve_loss`` (the loss in the report) and ``log10_lr`` (or that of the study's ``lr_factor``) are
+    for MLflow's charts, which can neither clip an axis nor show a parameter on a log scale.
     """
     record = entry.result.record()
     found = {
@@ -231,7 +237,7 @@ def result_metrics(entry: Entry) -> dict[str, float]:
     }
     loss = entry.outcome.loss
     if loss is not None:
-        found |= {"curve_loss": loss, "log10_lr": math.log10(entry.cell.lr)}
+        found |= {"curve_loss": loss, f"log10_{short_name(entry.cell.lr_factor)}": math.log10(entry.cell.x)}
     return found
 
 

@@ -51,10 +51,10 @@ def forecast_features(entry: Entry, rows: Sequence[Row]) -> dict[str, Any]:
         "curve": digest(cell.model_dump(mode="json", exclude=NOT_IN_CURVE)),
         "lr": cell.lr,
         "state": entry.state,
-        "steps": cell.training.steps,
+        "steps": cell.steps,
         "taken": entry.result.steps,
         "seconds": entry.result.train_seconds,
-        **extract_features(rows, cell.training.steps),
+        **extract_features(rows, cell.steps or rows[-1].step),
     }
 
 

@@ -116,7 +116,7 @@ def _from_home(name: str, home: Home) -> Source:
     return Source(
         title=name,
         runs=runs,
-        grid=study.lrs,
+        grid=study.grid,
         provenance=provenance(study, runs),
         notes=(*([study.description] if study.description else []), *notes),
         folder=home.study(name) / "report",

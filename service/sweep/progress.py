@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from search_spaces.cell import Cell
+from search_spaces.cell import AnyCell
 from search_spaces.methods import label
 from search_spaces.plan import Plan
 from search_spaces.record import TERMINAL, Row, State
@@ -36,12 +36,12 @@ class Progress:
         """When the first worker group was warm."""
         self._flops_done = 0.0
         self._tokens_done = 0.0
-        self._running: dict[str, tuple[Cell, float]] = {}
+        self._running: dict[str, tuple[AnyCell, float]] = {}
         """Running cells with the share of their steps that is done."""
         self._resumed_at: dict[str, float] = {}
         """That share when this sweep resumed them."""
-        self._flops = {curve.scale: curve.cells[0].flops for curve in plan.curves}
-        """FLOPs per cell, by scale."""
+        self._flops = {cell.scale: cell.flops for cell in sorted(plan.cells, key=lambda cell: cell.flops)}
+        """FLOPs of the longest cell, by scale."""
         self._best: dict[str, tuple[float, float]] = {}
         for entry in ledger.entries.values():
             self._update_best(entry)
@@ -63,7 +63,7 @@ class Progress:
 
     def on_row(self, entry: Entry, row: Row) -> None:
         self._warm_at = self._warm_at or self._clock()
-        share = row.step / entry.cell.training.steps
+        share = entry.cell.share_done(row.step)
         # The first row of a resumed cell comes one evaluation after its checkpoint: close enough.
         self._resumed_at.setdefault(entry.id, share)
         self._running[entry.id] = (entry.cell, share)
@@ -115,7 +115,7 @@ class Progress:
         left -= sum(cell.flops * share for cell, share in list(self._running.values()))
         return Pace(done, self._elapsed_s()).seconds_for(left)
 
-    def _trained_here(self) -> list[tuple[Cell, float]]:
+    def _trained_here(self) -> list[tuple[AnyCell, float]]:
         """Running cells, each with the share of its steps that this sweep has trained."""
         running = list(self._running.items())
         return [(cell, share - self._resumed_at.get(cell_id, share)) for cell_id, (cell, share) in running]
@@ -128,8 +128,8 @@ class Progress:
         """Remember the cell if it is the best of its method so far."""
         cell, outcome = entry.cell, entry.outcome
         if outcome.verdict == "converged" and outcome.loss is not None:
-            name = f"{cell.scale} {label(cell.method, None, cell.attention_norm)}"
-            candidate = (outcome.loss, cell.lr)
+            name = f"{cell.scale} {label(cell.method, None, cell.attention_norm, dict(cell.curve_factors))}"
+            candidate = (outcome.loss, cell.x)
             self._best[name] = min(self._best.get(name, candidate), candidate)
 
     def _elapsed_s(self) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from search_spaces.cell import Cell, CurveKey
+from search_spaces.cell import AnyCell
 from search_spaces.edge import Search, search
+from search_spaces.factors import CurveKey
 from search_spaces.plan import Curve, Plan, limit_to_budget
 from search_spaces.refine import Budget
 from service.home.ledger import Ledger
@@ -20,14 +21,14 @@ class Refinement:
         self._spec = plan.study.refine
         self._searches: dict[CurveKey, tuple[int, Search]] = {}
 
-    def edge_cell(self) -> Cell | None:
+    def edge_cell(self) -> AnyCell | None:
         """The next cell of a search for an edge, on the curve with the fewest such cells so far; None if runs have to
         end first, or if every search is over."""
         open_ = [(found.runs, curve, found.ask) for curve, found in self.edges() if found.ask]
         if not open_:
             return None
         _, curve, (lr, seed) = min(open_, key=lambda one: one[0])
-        return self._plan.cell(*curve.key, lr, seed)
+        return self._plan.cell(curve.key, lr, seed)
 
     def edges(self) -> list[tuple[Curve, Search]]:
         """Every curve with the progress of the search for its edge; empty without ``refine.edge``."""
@@ -39,10 +40,10 @@ class Refinement:
         changes, entries = self._ledger.curve(curve.key)
         if (known := self._searches.get(curve.key)) and known[0] == changes:
             return known[1]
-        verdicts = {(entry.cell.lr, entry.cell.seed): entry.outcome.verdict for entry in entries}
+        verdicts = {(entry.cell.x, entry.cell.seed): entry.outcome.verdict for entry in entries}
         study = self._plan.study
         assert study.refine.edge is not None
-        found = search(study.lrs, study.seeds, study.refine.edge, lambda lr, seed: verdicts.get((lr, seed)))
+        found = search(study.grid, study.seeds, study.refine.edge, lambda lr, seed: verdicts.get((lr, seed)))
         self._searches[curve.key] = (changes, found)
         return found
 
@@ -55,8 +56,8 @@ class Refinement:
     def cells_left(self) -> dict[str, int]:
         """Upper bound of the cells that may still be proposed, by scale."""
         wanted: Counter[str] = Counter()
-        for (scale, *_), trials in self._plan.trials.items():
-            wanted[scale] += trials
+        for group, trials in self._plan.trials.items():
+            wanted[group.scale] += trials
         for entry in list(self._ledger.off_grid):  # a copy: progress reads it in its own thread
             wanted[entry.cell.scale] -= entry.origin == "refine"
         for curve, found in self.edges():

@@ -87,7 +87,7 @@ def check_same_data(ledger: Ledger, plan: Plan) -> None:
     Raises:
         InvalidInput: the text, the token files or (for ``builtin``) the Python that they come from has changed.
     """
-    before = {entry.cell.data for entry in ledger.entries.values()} - {plan.data}
+    before = {entry.cell.source for entry in ledger.entries.values()} - {plan.data}
     if before:
         problem = f"is not what study {plan.study.name} started with in this home, {before.pop()}"
         raise InvalidInput("data", plan.data, problem, "restore the data, or give the study another name")

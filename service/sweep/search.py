@@ -1,9 +1,9 @@
 """What to train next: the missing cells of the grid first, exactly as planned, then edges, then Optuna's proposals.
 
-There is one Optuna study per (scale, attention norm, method) and one Ray Tune ``Searcher`` over all of them, so that a
-single sweep keeps every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study; a sweep per
-study would end with idle cores each time, and all of them would have the same name.) Optuna's journal is a view: the
-ledger decides what is done.
+There is one Optuna study per (scale, attention norm, method, factors) and one Ray Tune ``Searcher`` over all of them,
+so that a single sweep keeps every core busy across curves. (``ray.tune.search.optuna.OptunaSearch`` holds one study; a
+sweep per study would end with idle cores each time, and all of them would have the same name.) Optuna's journal is a
+view: the ledger decides what is done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
-from search_spaces.cell import Cell, round_significant
+from search_spaces.cell import AnyCell, round_significant
+from search_spaces.factors import CurveKey, to_text
 from search_spaces.plan import Plan, refinement_space
 from search_spaces.record import Row
 from service.home.ledger import Entry, Ledger
@@ -41,15 +42,15 @@ PRUNED_REASON = "the median pruner: val_loss {loss:.4g} at step {step}"
 
 
 class CurveSearch:
-    """The Optuna study of one (scale, attention norm, method)."""
+    """The Optuna study of one (scale, attention norm, method, factors)."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, key: tuple[str, str, str]) -> None:
-        self.plan, self.ledger, self.key = plan, ledger, key
+    def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, group: CurveKey) -> None:
+        self.plan, self.ledger, self.group = plan, ledger, group
         spec = plan.study.refine
         seed = int(plan.study.hash, 16) % 2**32
         self.study = optuna.create_study(
             storage=storage,
-            study_name="/".join((plan.study.name, *key, plan.study.hash)),
+            study_name="/".join((plan.study.name, *_names(group), plan.study.hash)),
             sampler=SAMPLERS[spec.sampler](seed=seed),
             pruner=optuna.pruners.MedianPruner(n_warmup_steps=plan.study.training.warmup_steps),
             direction="minimize",
@@ -57,7 +58,7 @@ class CurveSearch:
         )
         self.space: dict[str, FloatDistribution] = {
             name: FloatDistribution(low, high, log=True)
-            for name, (low, high) in refinement_space(key[-1], plan.study).items()
+            for name, (low, high) in refinement_space(group.method, plan.study).items()
         }
         self._distributions: dict[str, BaseDistribution] = dict(self.space)
         self._prunes = spec.pruner is not None
@@ -68,14 +69,14 @@ class CurveSearch:
         """Number of cells that the sampler has proposed so far."""
         self._reconcile()
 
-    def propose(self) -> tuple[int, Cell]:
+    def propose(self) -> tuple[int, AnyCell]:
         """A trial that the sampler proposes, as a cell of the first seed."""
         trial = self.study.ask(self._distributions)
         self._trials[trial.number] = trial
         rounded = {name: round_significant(value) for name, value in trial.params.items()}
         params = {name: min(max(x, self.space[name].low), self.space[name].high) for name, x in rounded.items()}
-        gamma, seed = params.get("gamma"), self.plan.study.seeds[0]
-        cell = self.plan.cell(*self.key, gamma, params["lr"], seed)
+        key, study = self.group._replace(gamma=params.get("gamma")), self.plan.study
+        cell = self.plan.cell(key, params[study.lr_factor], study.seeds[0])
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
 
@@ -122,7 +123,7 @@ class CurveSearch:
             if self._in_box(entry.cell) and value is not None and cell_id not in recorded:
                 self._add(entry.cell, TrialState.COMPLETE, value, {})
 
-    def _add(self, cell: Cell, state: TrialState, value: float | None, losses: dict[int, float]) -> None:
+    def _add(self, cell: AnyCell, state: TrialState, value: float | None, losses: dict[int, float]) -> None:
         """Add a trial that has already ended."""
         self.study.add_trial(
             optuna.trial.create_trial(
@@ -135,17 +136,17 @@ class CurveSearch:
             )
         )
 
-    def _owns(self, cell: Cell) -> bool:
-        return cell.curve[:3] == self.key
+    def _owns(self, cell: AnyCell) -> bool:
+        return cell.curve.group == self.group
 
-    def _in_box(self, cell: Cell) -> bool:
+    def _in_box(self, cell: AnyCell) -> bool:
         """Whether the sampler of this study could have proposed the cell."""
         params = self._params(cell)
         return self._owns(cell) and all(box.low <= params[name] <= box.high for name, box in self.space.items())
 
-    def _params(self, cell: Cell) -> dict[str, float]:
+    def _params(self, cell: AnyCell) -> dict[str, float]:
         gamma = {} if cell.gamma is None else {"gamma": cell.gamma}
-        return {"lr": cell.lr, **gamma}
+        return {cell.lr_factor: cell.x, **gamma}
 
 
 class CellSearch(Searcher):
@@ -156,7 +157,7 @@ class CellSearch(Searcher):
         plan: Plan,
         ledger: Ledger,
         storage: BaseStorage,
-        missing: list[Cell],
+        missing: list[AnyCell],
         prune: Callable[[str, str], None] = lambda cell_id, reason: None,
     ) -> None:
         """
@@ -193,7 +194,7 @@ class CellSearch(Searcher):
             return self._start(trial_id, cell, curve, number)
         return None if self._running and any(self._refinement.cells_left.values()) else Searcher.FINISHED
 
-    def _propose(self) -> tuple[CurveSearch, int, Cell] | None:
+    def _propose(self) -> tuple[CurveSearch, int, AnyCell] | None:
         """A new cell that a sampler proposes, and its trial; a curve is refined once its grid has ended."""
         for key, curve in self._curves.items():
             if curve.proposed >= self._wanted[key]:
@@ -208,7 +209,7 @@ class CellSearch(Searcher):
                     return curve, number, cell
                 curve.tell(number, known)
             self._wanted[key] = curve.proposed
-            logger.warning("%s %s %s: the sampler only repeats known cells; no further refinement", *key)
+            logger.warning("%s: the sampler only repeats known cells; no further refinement", key)
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -237,13 +238,19 @@ class CellSearch(Searcher):
         """Nothing to restore: a sweep starts from the ledger."""
 
     def _start(
-        self, trial_id: str, cell: Cell, curve: CurveSearch | None = None, number: int | None = None
+        self, trial_id: str, cell: AnyCell, curve: CurveSearch | None = None, number: int | None = None
     ) -> dict[str, Any]:
         """``number``: the cell's trial in its Optuna study; None for a cell that no sampler proposed."""
         cell_id = cell.id
-        curve = curve or self._curves[cell.curve[:3]]
+        curve = curve or self._curves[cell.curve.group]
         self._running[trial_id] = (curve, number, self._ledger.entries[cell_id])
         return {"cell": cell.model_dump(mode="json"), "id": cell_id}
+
+
+def _names(group: CurveKey) -> tuple[str, ...]:
+    """The parts of a group that name its Optuna study; curves without factors keep the names that they had."""
+    factors = to_text(dict(group.factors))
+    return (group.scale, group.attention_norm, group.method, *([factors] if factors else []))
 
 
 def open_storage(path: Path) -> BaseStorage:

@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
-from search_spaces.cell import Cell
+from search_spaces.cell import parse_cell
 from search_spaces.plan import Plan
 from search_spaces.record import TERMINAL, CellResult, Row
 from search_spaces.study import Study
@@ -111,14 +111,14 @@ def cell_trainable(study: Study, train_cell: TrainCell, home: Home) -> type[tune
     requests = stop_requests(home, study.name)
 
     def run_trial(config: dict[str, Any]) -> None:
-        cell, cell_id = Cell.model_validate(config["cell"]), config["id"]
+        cell, cell_id = parse_cell(config["cell"]), config["id"]
         folder = home.workplace(cell_id, study.name)
         job = Job(
             cell=cell,
             folder=folder,
             mirror=copies.mirror(home, folder, home.cell(cell_id, study.name), archive=weights.FOLDER),
-            evaluate_every=study.evaluate_every,
-            checkpoint_every=study.checkpoint_every,
+            evaluate_every=study.evaluate_every(cell),
+            checkpoint_every=study.checkpoint_every(cell),
             keep_weights=study.keep_weights,
         )
         step = 0

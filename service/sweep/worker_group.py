@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 import ray.train
 
-from search_spaces.study import ResourceSpec
+from search_spaces.resources import ResourceSpec
 from service.sweep.mailbox import Mailbox
 from trainers.data import TokenFiles
 from trainers.job import Event, Job, result_in

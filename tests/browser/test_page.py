@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def made_up() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, pd.DataFrame]]:
     """Page and runs, by name."""
-    tables = {"made up": made_up(), "published": read_csv(RUNS_CSV)}
+    tables = {"made up": made_up(), "published": read_csv(RUNS_CSV), "factors": with_factors()}
     folder = tmp_path_factory.mktemp("pages")
     contexts = {"made up": measured(tables["made up"])}
     return {
@@ -69,6 +70,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, pd.
         )
         for name, runs in tables.items()
     }
+
+
+def with_factors() -> pd.DataFrame:
+    """Two methods, two values of each of two factors, one seed."""
+    records = []
+    for method, decay, betas in product(("baseline", "mu-centering"), (0.0, 0.1), ([0.9, 0.95], [0.9, 0.99])):
+        for i, lr in enumerate((1e-3, 1e-2)):
+            factors = {"training.weight_decay": decay, "training.betas": betas}
+            record = {"study": "factors", "cell": f"{method}-{decay}-{betas[1]}-{i}", "scale": "tiny", "seed": 1}
+            record |= {"method": method, "lr": lr, "state": "finished", "val_loss": 3.0 + i + decay, "l_init": 7.0}
+            records.append(record | {"factors": json.dumps(factors)})
+    return from_records(records)
 
 
 def measured(runs: pd.DataFrame) -> ReportContext:
@@ -169,9 +182,9 @@ def test_every_choice_draws_the_numbers_of_the_table(opened: tuple[Opened, pd.Da
     runs = runs.assign(tried=runs.groupby("method")["gamma"].transform("nunique"))
     for view in shown.page.eval_on_selector_all("#view option", texts):
         shown.page.select_option("#view", view)
-        for gamma in shown.page.eval_on_selector_all("#gamma option", texts) or [None]:
+        for gamma in shown.page.eval_on_selector_all("[data-filter=gamma] option", texts) or [None]:
             if gamma is not None:
-                shown.page.select_option("#gamma", gamma)
+                shown.page.select_option("[data-filter=gamma]", gamma)
             shown.drawn()
             drawn = runs[runs["scale"] == view.partition(",")[0]]
             drawn = drawn[(drawn["tried"] < 2) | (drawn["gamma"] == float(gamma))] if gamma else drawn
@@ -201,15 +214,15 @@ def test_a_single_gamma(opened: tuple[Opened, pd.DataFrame]) -> None:
     of_each = "[bar.ariaLabel.match(/label: (.+?);/)[1], bar.getAttribute('fill')]"
     looks = f"bars => Object.fromEntries(bars.map(bar => {of_each}))"
     before = page.eval_on_selector_all(bars, looks)
-    page.select_option("#gamma", "0.1")
+    page.select_option("[data-filter=gamma]", "0.1")
     shown.drawn()
     assert page.eval_on_selector_all(named, texts) == ["baseline", "z-loss (gamma=0.1)"]
     after = page.eval_on_selector_all(bars, looks)
     assert after == {name: look for name, look in before.items() if name != "z-loss (gamma=0.0001)"}
     assert len(after) == len(before) - 1 > 0
-    assert "Methods with several gammas are shown at 0.1." in page.inner_text(f"[data-panel='{LOSS}'] figcaption")
+    assert "Only gamma 0.1 is shown." in page.inner_text(f"[data-panel='{LOSS}'] figcaption")
     over = "[data-panel='LRS over gamma']"
-    assert "are shown at" not in page.inner_text(f"{over} figcaption")
+    assert "is shown" not in page.inner_text(f"{over} figcaption")
     assert len(page.query_selector_all(f"{over} svg [aria-roledescription=point]")) == 2, "it is over all gammas"
 
 
@@ -380,3 +393,26 @@ def test_ten_thousand_cells_open_within_seconds(browser: Browser, tmp_path: Path
     shown.drawn()
     assert shown.complaints == []
     page.close()
+
+
+@pytest.mark.parametrize("opened", [("factors", "desktop", "light"), ("factors", "phone", "dark")], indirect=True)
+def test_factors_select_color_and_facet_lines(opened: tuple[Opened, pd.DataFrame]) -> None:
+    shown, runs = opened
+    page, charts = shown.page, f"[data-panel='{LOSS}'] svg"
+    assert len(shown.points(LOSS)) == len(runs)
+    page.select_option("[data-filter=weight_decay]", "0.1")
+    shown.drawn()
+    assert set(shown.points(LOSS)) == {cell for cell in runs["cell"] if "-0.1-" in cell}
+    assert "Only weight decay 0.1 is shown." in page.inner_text(f"[data-panel='{LOSS}'] figcaption")
+    page.select_option("[data-filter=weight_decay]", "")
+    page.select_option("#color", "betas")
+    shown.drawn()
+    lines = f"{charts} [aria-roledescription='line mark']"
+    strokes = "lines => [...new Set(lines.map(line => line.getAttribute('stroke')))].length"
+    assert page.eval_on_selector_all(lines, strokes) == 2, "one color for each value"
+    page.select_option("#facet", "method")
+    shown.drawn()
+    headings = page.eval_on_selector_all(f"[data-panel='{LOSS}'] h4", "all => all.map(one => one.textContent)")
+    assert headings == ["method baseline", "method mu-centering"]
+    assert page.locator(charts).count() == 2
+    assert len(shown.points(LOSS)) == len(runs), "side by side, nothing is left out"

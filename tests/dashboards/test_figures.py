@@ -15,7 +15,7 @@ from dashboards.facts import diagnostic_facts, loss_facts, lrs_facts
 from dashboards.figures import figures
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from dashboards.views import COLORS, GREY, Line, color_of_norm, gammas_by_line, lines, views
+from dashboards.views import COLORS, GREY, Line, color_of_norm, filters_by_line, lines, views
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.methods import METHODS
 
@@ -175,10 +175,12 @@ def test_norms_have_distinct_styles() -> None:
 
 
 def test_gamma_can_be_selected_if_a_method_has_several(found: list[Line]) -> None:
-    assert gammas_by_line(found) == {"mu-loss (gamma=0.0001)": 1e-4, "mu-loss (gamma=0.1)": 1e-1}, "z-loss has one"
+    assert filters_by_line(found) == {"gamma": {"mu-loss (gamma=0.0001)": "0.0001", "mu-loss (gamma=0.1)": "0.1"}}, (
+        "z-loss has one"
+    )
     of_z_loss = [curve([3.5, 3.0, 3.2, 3.4], method="z-loss", gamma=gamma) for gamma in (1e-4, 1e-1)]
     under = [[run | {"attention_norm": norm} for norm in ATTENTION_NORMS for run in runs] for runs in of_z_loss]
-    assert gammas_by_line(drawn_of(study(*under))) == {}, "its views separate them already"
+    assert filters_by_line(drawn_of(study(*under))) == {}, "its views separate them already"
 
 
 def test_a_single_norm_is_named_unless_it_is_the_default() -> None:

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from made_up import GRID, curve, study
 
-from dashboards.overhead import Pair, overhead
+from dashboards.overhead import overhead
 from dashboards.report import write_report
 from dashboards.sensitivity import curves
 from dashboards.tables import format_columns, method_overheads, sensitivity_table
 
 
-def seconds(*values: float) -> dict[Pair, float]:
+def seconds(*values: float) -> dict[tuple[float, int], float]:
     return {(float(i), 1): value for i, value in enumerate(values)}
 
 

@@ -17,7 +17,21 @@ from search_spaces.record import RUN_COLUMNS
 
 def test_columns_are_frozen() -> None:
     assert (
-        *("study", "cell", "scale", "attention_norm", "method", "gamma", "lr", "seed", "state", "origin", "val_loss"),
+        *(
+            "study",
+            "cell",
+            "scale",
+            "attention_norm",
+            "method",
+            "gamma",
+            "factors",
+            "lr_factor",
+            "lr",
+            "seed",
+            "state",
+            "origin",
+            "val_loss",
+        ),
         *(
             "train_loss",
             "l_init",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dashboards.factors import on_axis
 from dashboards.files import save_figure
 from dashboards.interpolation import surface
 from dashboards.runs import from_records
@@ -76,7 +77,7 @@ def test_ended_runs_are_drawn(tmp_path: Path) -> None:
     diverged = records[0] | {"cell": "diverged", "lr": 1e-1, "state": "diverged", "val_loss": None}
     pruned = records[0] | {"cell": "pruned", "lr": 5e-1, "gamma": 0.3, "state": "pruned", "origin": "refine"}
     runs = from_records([*records, refined, diverged, pruned])
-    found = surface_points(runs, "tiny", "qk-norm", "z-loss").set_index("cell")
+    found = surface_points(on_axis(runs), "tiny", "qk-norm", "z-loss").set_index("cell")
     assert set(found.index) == {record["cell"] for record in records} | {"refined", "diverged"}
     assert found.loc["diverged", "loss"] == 7.0
     (figure,) = surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))

@@ -44,8 +44,8 @@ def written(form: str, table: pd.DataFrame) -> str:
 
 
 def test_columns_are_frozen(table: pd.DataFrame) -> None:
-    columns = "study scale attention_norm method gamma LRS LRS_low LRS_high LRS_n best_loss best_lr highest_lr"
-    rest = "edge_low edge_high diverged cells overhead_percent overhead_low overhead_high note"
+    columns = "study scale attention_norm method gamma factors lr_factor LRS LRS_low LRS_high LRS_n best_loss best_lr"
+    rest = "highest_lr edge_low edge_high diverged cells overhead_percent overhead_low overhead_high note"
     assert " ".join(TABLE_COLUMNS) == f"{columns} {rest}", "tables/sensitivity.csv is a public format"
     assert tuple(table) == TABLE_COLUMNS
     assert tuple(sensitivity_table([])) == TABLE_COLUMNS
@@ -140,7 +140,7 @@ def test_the_notes_below_the_terminal_table_name_missing_cells() -> None:
 def test_csv_keeps_every_digit(table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(
         pd.read_csv(io.StringIO(written("csv", table)), keep_default_na=False, na_values={c: [""] for c in NUMBERS}),
-        table,
+        table.replace({None: math.nan}),
         check_dtype=False,
     )
 

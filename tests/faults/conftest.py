@@ -50,10 +50,13 @@ def without_ray(file: Path, folder: Path) -> Losses:
 def rank_of(rank: int, study: Study, home: Home) -> None:
     torch.set_num_threads(1)
     tokens = prepare_tokens(study, home, print)
-    every = {"evaluate_every": study.evaluate_every, "checkpoint_every": study.checkpoint_every}
     with joined(rank, home.path) if study.resources.workers == 2 else nullcontext(World.single()) as world:
         trainer = Trainer(world, tokens)
         planned = Plan(study, tokens.digest).cells
+        every = {
+            "evaluate_every": study.evaluate_every(planned[0]),
+            "checkpoint_every": study.checkpoint_every(planned[0]),
+        }
         losses = {cell.id: trainer.run(cell, home.path / cell.id, **every).val_loss for cell in planned}
     if rank == 0:
         (home.path / "losses.json").write_text(json.dumps(losses))

@@ -12,6 +12,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
+from search_spaces.plan import Plan
 from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
 from search_spaces.shipped import shipped
@@ -97,7 +98,8 @@ def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int,
     study = Study.validate_fields(
         {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [1], "training": training}
     )
-    assert (study.evaluate_every, study.checkpoint_every) == (every, every)
+    (cell,) = Plan(study, "").cells
+    assert (study.evaluate_every(cell), study.checkpoint_every(cell)) == (every, every)
 
 
 def test_hash_ignores_what_changes_no_result() -> None:
@@ -142,8 +144,8 @@ def test_schema_of_a_study_file() -> None:
     schema = Study.model_json_schema()
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
-        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "seeds", "model", "training",
-        "refine", "intervals", "resources", "keep_weights",
+        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "factors", "lr_factor",
+        "pair", "exclude", "seeds", "model", "training", "refine", "intervals", "resources", "keep_weights",
     ]  # fmt: skip
     assert fields == {
         "Budget": ["cells", "minutes"],

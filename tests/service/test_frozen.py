@@ -123,9 +123,9 @@ def test_states() -> None:
 def test_columns() -> None:
     """Those of a table of runs are frozen in tests/dashboards/test_runs.py."""
     assert TABLE_COLUMNS == (
-        "study", "scale", "attention_norm", "method", "gamma", "LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss",
-        "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent", "overhead_low",
-        "overhead_high", "note",
+        "study", "scale", "attention_norm", "method", "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high",
+        "LRS_n", "best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells",
+        "overhead_percent", "overhead_low", "overhead_high", "note",
     )  # fmt: skip
 
 

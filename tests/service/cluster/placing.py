@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from search_spaces.study import ResourceSpec
+from search_spaces.resources import ResourceSpec
 from service.cluster import connection, placement
 from service.sweep.worker_group import scaling
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import GPU_UNIT, ResourceSpec, Study
+from search_spaces.resources import GPU_UNIT, ResourceSpec
+from search_spaces.study import Study
 from service.cluster import placement
 from tests.service.oec import oec
 

@@ -97,7 +97,7 @@ class Sweep:
             self.end_first()
 
     def edges(self) -> dict[str, Edge]:
-        return {curve.method: found.edge for curve, found in Refinement(self.plan, self.ledger).edges()}
+        return {curve.key.method: found.edge for curve, found in Refinement(self.plan, self.ledger).edges()}
 
 
 def origins(ledger: Ledger, origin: str) -> list[Cell]:
@@ -174,7 +174,7 @@ def test_a_stopped_edge_cell_leaves_the_bracket_around_it(tmp_path: Path) -> Non
         (cell,) = sweep.running.values()
         assert (cell.method, cell.lr) == ("baseline", 0.03162)
         sweep.stop_first()
-        (found,) = [found for curve, found in Refinement(plan, sweep.ledger).edges() if curve.method == "baseline"]
+        (found,) = [found for curve, found in Refinement(plan, sweep.ledger).edges() if curve.key.method == "baseline"]
         assert (found.edge, found.ask, found.cells_left) == (around, None, 0)
         sweep.run()
         assert sweep.edges() == EDGES | {"baseline": around}

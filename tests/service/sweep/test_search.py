@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.cell import Cell
+from search_spaces.factors import CurveKey
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
@@ -89,7 +90,8 @@ def test_after_a_killed_driver_optuna_agrees_with_the_ledger(plan: Plan, tmp_pat
     cells = [suggested(search, str(number)) for number in range(3)]
     finish(ledger, search, "0", cells[0], 3.0)
     ledger.end(cells[1].id, CellResult(state="finished", val_loss=4.0, l_init=5.0))  # killed before Optuna was told
-    search._curves["tiny", "qk-norm", "baseline"].study.enqueue_trial({"lr": 1e-3})  # killed between enqueue and ask
+    curve = search._curves[CurveKey("tiny", "qk-norm", "baseline", None)]
+    curve.study.enqueue_trial({"lr": 1e-3})  # killed between enqueue and ask
     ledger.close()
 
     ledger, search = started(plan, tmp_path)
