@@ -15,13 +15,7 @@ from pydantic_core import ErrorDetails
 from search_spaces import study_yaml
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
-
-SHIPPED = Path(__file__).parent / "studies"
-
-
-def shipped() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+from search_spaces.shipped import SHIPPED, shipped
 
 
 class StudyFile(Frozen):

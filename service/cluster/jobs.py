@@ -114,7 +114,7 @@ class Jobs:
         variables["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI")
         runtime_env: dict[str, Any] = {"env_vars": {name: value for name, value in variables.items() if value}}
         job = {
-            "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed),
+            "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed, installed=working_dir is None),
             "runtime_env": runtime_env,
             "metadata": {"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
             "entrypoint_num_cpus": 0,
@@ -265,13 +265,17 @@ def connect_client(url: str) -> JobSubmissionClient:
     return client
 
 
-def entrypoint_command(study: Study, *, retry_crashed: bool) -> str:
+def entrypoint_command(study: Study, *, retry_crashed: bool, installed: bool = True) -> str:
     """The shell command that contains the study and runs it.
+
+    Args:
+        installed: whether to run the head's ``oec``; otherwise, the sources in the job's working directory.
 
     Raises:
         InvalidInput: the study is too long for a command.
     """
-    command = f"printf %s {shlex.quote(study.to_yaml())} | oec run -" + (" --retry-crashed" if retry_crashed else "")
+    oec = "oec" if installed else "python -m service.cli"
+    command = f"printf %s {shlex.quote(study.to_yaml())} | {oec} run -" + (" --retry-crashed" if retry_crashed else "")
     if len(command.encode()) > MAX_COMMAND_BYTES:
         remedy = "put the file on the cluster's storage, and run `ray job submit -- oec run FILE`"
         raise InvalidInput("STUDY", study.name, f"is longer than {MAX_COMMAND_BYTES:,} bytes", remedy)

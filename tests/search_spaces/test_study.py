@@ -16,8 +16,8 @@ from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
+from search_spaces.shipped import shipped
 from search_spaces.study import NAME, Study
-from search_spaces.study_file import shipped
 from search_spaces.tolerance import same_value
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)

@@ -56,6 +56,7 @@ def test_command_line() -> None:
         "diff": ["--column", "--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
+        "doctor": ["--cluster", "--home", "--json"],
         "data prepare": [
             "--column", "--config", "--home", "--out", "--shard-tokens", "--split", "--tokenizer", "--tokens",
             "--val-tokens", "--workers", "source",
@@ -125,7 +126,7 @@ def test_columns() -> None:
     assert TABLE_COLUMNS == (
         "study", "scale", "attention_norm", "method", "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high",
         "LRS_n", "best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent",
-        "optimum_lr", "optimum_low", "optimum_high",
+        "overhead_low", "overhead_high", "optimum_lr", "optimum_low", "optimum_high",
         "within_0.01_low", "within_0.01_high", "within_0.01_open",
         "within_0.01_width", "within_0.01_width_low", "within_0.01_width_high",
         "within_0.05_low", "within_0.05_high", "within_0.05_open",
