@@ -269,6 +269,7 @@ def test_ten_commands_in_parallel_whatever_they_do(tmp_path: Path, started: list
         assert "slow" not in [entry.cell.factors["how"] for entry in ledger_of(home, NAME).ended()]
         raylet = next(child for child in node.children(recursive=True) if "raylet" in child.name())
         kill(raylet)
+        run.until(lambda: cluster.alive() == 1, "notice of the node's end")
         cluster.worker("--num-cpus", str(len(BEHAVIORS)))
         run.ends(1)
         cluster.is_free()
