@@ -49,7 +49,7 @@ def test_command_line() -> None:
             "--retry-crashed", "--working-dir", "study",
         ],
         "jobs": ["--cluster"],
-        "logs": ["--cluster", "--follow", "job"],
+        "logs": ["--cell", "--cluster", "--follow", "--home", "job"],
         "stop": ["--cell", "--cluster", "--home", "study"],
         "watch": ["--home", "--once", "--page", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
