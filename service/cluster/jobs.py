@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
@@ -246,6 +247,9 @@ def connect_client(url: str) -> JobSubmissionClient:
     address_remedy = "give the address of the cluster's dashboard, http://HOST:8265"
     try:
         requests.get(f"{url}/api/version", timeout=CONNECT_TIMEOUT_S)  # Ray's client itself has no timeout
+    except requests.exceptions.ProxyError as error:
+        remedy = f"add {urlsplit(url).hostname} to NO_PROXY, or check the proxy"
+        raise InvalidInput("--cluster", url, "is not reachable through the proxy of the environment", remedy) from error
     except requests.exceptions.RequestException as error:
         raise InvalidInput("--cluster", url, f"does not answer ({type(error).__name__})", address_remedy) from error
     from ray.exceptions import AuthenticationError

@@ -69,6 +69,15 @@ def test_defects_of_this_machine(tmp_path: Path) -> None:
     assert checks["proxy"]["remedy"] == "add 127.0.0.1 to NO_PROXY"
 
 
+def test_a_proxy_in_front_of_an_inner_cluster_is_named(tmp_path: Path) -> None:
+    proxy = {"HTTP_PROXY": f"http://127.0.0.1:{free_port()}", "NO_PROXY": ""}
+    for command in (("doctor",), ("submit", "smoke")):
+        done = oec(*command, "--cluster", "http://ray-head.inner:8265", home=tmp_path, **proxy)
+        assert done.returncode == 2, done
+        assert "is not reachable through the proxy" in done.stderr
+        assert "add ray-head.inner to NO_PROXY" in done.stderr
+
+
 def test_the_tokenizer_is_found_where_tiktoken_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert node_facts.tokenizer() is None
