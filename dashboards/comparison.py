@@ -128,9 +128,8 @@ def seed_samples(curve: CurveFacts) -> dict[str, Floats]:
     """LRS and best loss of each seed, which average to those of the mean curve; empty if the curve has no LRS."""
     if curve.missing or len(curve.lr) < 2:
         return {}
-    losses = np.asarray([[point.loss for point in curve.points if point.lr == lr] for lr in curve.lr])
-    best = losses[int(np.argmin(curve.mean))]
-    return {"LRS": (losses - best).sum(axis=0) / (len(losses) - 1), "best_loss": best}
+    best = curve.losses[int(np.argmin(curve.mean))]
+    return {"LRS": (curve.losses - best).sum(axis=0) / (len(curve.lr) - 1), "best_loss": best}
 
 
 def _rows(name: str, before: CurveFacts, after: CurveFacts) -> Iterator[dict[str, object]]:

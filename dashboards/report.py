@@ -18,6 +18,8 @@ from dashboards import agreement
 from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_labels, representative_cells
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
+from dashboards.drift import drift_table, drifts
+from dashboards.drift_figure import drift_figures, drift_texts
 from dashboards.factors import axis_title, by_name
 from dashboards.figures import figures, forecast_figures
 from dashboards.files import (
@@ -35,6 +37,8 @@ from dashboards.files import (
 from dashboards.forecast import Forecast
 from dashboards.importance import importance, importance_figures, parallel_figures
 from dashboards.packing import ColumnStore
+from dashboards.pareto import pareto_figures
+from dashboards.recommendation import recommendation
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import surfaces
@@ -54,6 +58,7 @@ from dashboards.tables import (
     sensitivity_table,
     sheets,
 )
+from dashboards.valley_table import valley_texts
 from dashboards.vega import Script
 from dashboards.views import Line, View, filters_by_line, lines, views
 from search_spaces.errors import InvalidInput
@@ -128,7 +133,8 @@ def write_report(
         facts = curves(add_measurements(runs, context), grid) if facts is None else facts
         curve_lines, analysis = lines(facts), context.analysis
         all_views, shares = views(curve_lines), importance(runs)
-        charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
+        charts = [*figures(curve_lines, published=context.published), *pareto_figures(all_views)]
+        charts += [*drift_figures(curve_lines), *surfaces(runs, all_views)]
         charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
         charts += forecast_figures(context.forecast.runs) if context.forecast else ()
         charts += b_ratio_figures(analysis) if analysis else ()
@@ -138,6 +144,7 @@ def write_report(
         files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
         cost = make_sheet("cost", cost_table(runs, facts, context.cores))
         tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
+        tables += [make_sheet("drift", drift_table(found))] if (found := drifts(facts)) else ()
         if not (ratios := b_ratio_table(runs)).empty:
             texts = ratios.map(lambda value: value if isinstance(value, str) else format_value(value, "b_ratio"))
             tables.append(Sheet(name="b_ratio", values=ratios, texts=texts))
@@ -208,6 +215,7 @@ def _page_content(
     if facts and max(curve.seeds for curve in facts) < 2:
         warnings.insert(0, "With only one seed, there are no intervals.")
     return {
+        "recommendation": recommendation(facts),
         "answer": answer(facts),
         "norms": {curve.attention_norm for curve in facts},
         "several_scales": len({curve.scale for curve in facts}) > 1,
@@ -231,6 +239,8 @@ def _page_content(
         "cost_sentence": _cost_sentence(cost.values),
         "cost": cost.texts.drop(columns=list(trivial)).rename(columns=heading_of),
         "lines": curve_lines,
+        "valleys": [valley_texts(curve) for curve in facts],
+        "drifts": drift_texts(curve_lines),
         "best": list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
         "intervals": any(curve.interval for curve in facts),
         "format_highest_lr": format_highest_lr,

@@ -93,6 +93,11 @@ class CurveFacts:
         return tuple(interval and (interval[0], min(interval[1], self.l_init)) for interval in intervals)
 
     @property
+    def losses(self) -> Floats:
+        """The losses of the points, shape ``(lr, seed)``; defined only if no cell is missing."""
+        return np.array([point.loss for point in self.points], dtype=np.float64).reshape(len(self.lr), -1)
+
+    @property
     def diverged(self) -> int:
         return sum(point.diverged for point in self.points)
 
@@ -390,5 +395,11 @@ def _interval(losses: Floats) -> tuple[float, float]:
 def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
     """95% interval of the mean of ``values``, one per seed and at least two, by Student's t."""
     sample = np.asarray(values, dtype=np.float64)
-    half = stdtrit(sample.size - 1, 0.975) * sample.std(ddof=1) / math.sqrt(sample.size)
+    half = t_half_width(sample)
     return float(sample.mean() - half), float(sample.mean() + half)
+
+
+def t_half_width(values: Floats) -> Floats:
+    """Half the width of ``t_interval`` over the last axis, shape ``(..., seed)``."""
+    seeds = values.shape[-1]
+    return np.asarray(stdtrit(seeds - 1, 0.975) * values.std(axis=-1, ddof=1) / math.sqrt(seeds))

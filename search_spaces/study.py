@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.cell import AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.cell import ADDED_FIELDS, AnyCell, Frozen, ModelSpec, TrainingSpec, digest
 from search_spaces.errors import bad, require_known
 from search_spaces.factors import LR, CurveKey, Value, combinations, format_factor, matches, require_axis
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
@@ -336,12 +336,17 @@ class Study(StudyFile):
     def hash(self) -> str:
         """12 hexadecimal digits over every field except ``NOT_HASHED``.
 
-        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``.
+        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``, and the newest field of
+        ``training`` was ``deterministic``.
         """
         content = self.model_dump(mode="json", exclude=NOT_HASHED)
         for name, default in _ADDED_FIELDS.items():
             if content[name] == default:
                 del content[name]
+        training = content["training"]
+        for name, default in ADDED_FIELDS.items():
+            if training[name] == default and name != "deterministic":
+                del training[name]
         for choice in content["methods"]:
             choice["c"] = None
             if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":
