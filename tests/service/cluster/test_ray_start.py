@@ -10,9 +10,9 @@ import pytest
 from search_spaces.errors import InvalidInput
 from service.cluster.ray_start import (
     check_folder,
-    folder_environment,
     child_processes,
     failure_cause,
+    folder_environment,
     permanent_error,
     temporary_folder,
 )
