@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import math
 import re
@@ -21,7 +22,7 @@ from dashboards.published import L_INIT
 from dashboards.statuses import state_of
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
-from search_spaces.factors import LR
+from search_spaces.factors import LR, to_json
 from search_spaces.methods import METHODS
 from search_spaces.record import COLUMNS, RUN_COLUMNS
 from search_spaces.tolerance import representatives
@@ -34,6 +35,8 @@ OFF_CURVE = ("refine", "edge")
 
 CONSTANT = "="
 """Prefix of a value that all runs have, in place of a column's name."""
+FACTOR = "factors."
+"""Prefix of the name of a factor, in place of one of our columns."""
 
 _REQUIRED = ("scale", "method", "gamma", "lr", "seed", "val_loss")
 _PUBLISHED_NAMES = {"test_loss": "val_loss", "logits_mean_std": "logits_std"}
@@ -152,8 +155,10 @@ def parse_columns(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
         ours, equals, theirs = pair.partition("=")
         if not (equals and theirs):
             raise InvalidInput("--column", pair, "is not a valid pair", "give OURS=THEIRS, or OURS==VALUE for all runs")
-        if ours not in RUN_COLUMNS:
-            raise InvalidInput("--column", ours, "is not one of our columns", f"choose from {', '.join(RUN_COLUMNS)}")
+        if ours not in RUN_COLUMNS and not ours.startswith(FACTOR):
+            raise InvalidInput(
+                "--column", ours, "is not one of our columns", f"choose from {', '.join(RUN_COLUMNS)}, {FACTOR}NAME"
+            )
         columns[ours] = theirs
     return columns
 
@@ -210,7 +215,9 @@ def renamed(table: pd.DataFrame, columns: Mapping[str, str], absent: _Note | Non
     """``table`` with our columns added.
 
     Args:
-        columns: for each of our names, the name in ``table``, or ``=`` and a value that all runs have.
+        columns: for each of our names, the name in ``table``, or ``=`` and a value that all runs have. A name with the
+            prefix ``FACTOR`` makes a factor of that column; its texts are read as JSON, or
+            else are texts.
         absent: if given, ``columns`` are those of several tables. One that has our column keeps it, and this is called
             with our name if it does not have theirs; None: they are those of this table alone.
 
@@ -228,7 +235,20 @@ def renamed(table: pd.DataFrame, columns: Mapping[str, str], absent: _Note | Non
         else:
             there = ", ".join(map(str, table))
             raise InvalidInput("--column", f"{ours}={theirs}", "is not a column of the table", f"choose from {there}")
+    factors = {ours.removeprefix(FACTOR): found.pop(ours) for ours in list(found) if ours.startswith(FACTOR)}
+    if factors:
+        values = pd.DataFrame(factors, index=table.index).map(_factor_value)
+        found["factors"] = [to_json({str(name): value for name, value in row.items()}) for row in records(values)]
     return table.assign(**found)
+
+
+def _factor_value(value: object) -> object:
+    if not isinstance(value, str):
+        return None if value is None or value != value else value  # NaN differs from itself
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def mlflow_runs(tracking_uri: str, experiment: str, which: str = "") -> list[Run]:

@@ -31,7 +31,8 @@ def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple
 
     SOURCE is a study of the home, HOME:STUDY for another home, mlflow:STUDY, a CSV of runs (.csv, .tsv, .csv.gz), or
     "published" for the runs of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project.
-    OURS=THEIRS maps one of its columns, and OURS==VALUE sets a column to the same value for all runs.
+    OURS=THEIRS maps one of its columns, OURS==VALUE sets a column to the same value for all runs, and
+    factors.NAME=THEIRS makes a factor of a column.
     """
     from dashboards.runs import parse_columns
     from service.report.report import report as write_report
