@@ -280,7 +280,10 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
             "times the largest learning rate 200 is 1 or more",
         ),
         ({"parametrization": "mup"}, "training.mup_base: None is missing, but parametrization mup requires it; set"),
-        ({"mup_base": "W96"}, "training.mup_base: 'W96' is not a known scale; did you mean 'w96'? choose from nano, tiny"),
+        (
+            {"mup_base": "W96"},
+            "training.mup_base: 'W96' is not a known scale; did you mean 'w96'? choose from nano, tiny",
+        ),
         ({"optimizer": "sgd"}, "training.optimizer: 'sgd' is not allowed"),
         ({"optimizer": "muon", "muon_lr_ratio": 0}, "training.muon_lr_ratio: 0 is not allowed"),
         ({"schedule": "cosine", "min_lr": 1.0}, "training.min_lr 1 exceeds the smallest learning rate"),

@@ -41,6 +41,7 @@ def commands(group: click.Group, prefix: str = "") -> dict[str, list[str]]:
 
 def test_command_line() -> None:
     assert commands(cli.main) == {
+        "init": ["--force", "--name", "--out", "script"],
         "run": ["--address", "--home", "--retry-crashed", "study"],
         "plan": ["--cluster", "--home", "study"],
         "status": ["--cells", "--home", "study"],
