@@ -115,6 +115,8 @@ def _published_identities() -> frozenset[tuple[object, ...]]:
 
 def _identities(runs: pd.DataFrame) -> frozenset[tuple[object, ...]]:
     columns = runs[["scale", "attention_norm", "method", "gamma", "lr", "seed", "train_seconds"]].fillna({"gamma": 0.0})
+    for name in ("gamma", "lr", "train_seconds"):  # the published ones have fewer digits than single precision
+        columns[name] = columns[name].map("{:.6g}".format)
     return frozenset(columns.itertuples(index=False, name=None))
 
 

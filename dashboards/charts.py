@@ -136,10 +136,14 @@ def lrs_axis(facts: pd.DataFrame) -> alt.Y:
     """A logarithmic axis, because methods differ by factors, but linear for close values or an exactly flat curve."""
     values = facts[["LRS", "low", "high"]].to_numpy(dtype=float)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if high < LOG_FACTOR * low or low <= 0:
+    if not needs_log_axis(low, high):
         return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
     axis = alt.Axis(values=log_ticks([low, high]))
     return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
+
+
+def needs_log_axis(low: float, high: float) -> bool:
+    return 0 < LOG_FACTOR * low <= high
 
 
 def five_digits(value: float) -> float:

@@ -19,7 +19,9 @@ from dashboards import agreement
 from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_labels, representative_cells
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
-from dashboards.drawing import can_draw, draw_all
+from dashboards.drawing import Drawing, can_draw, draw_all
+from dashboards.drift import drift_table, drifts
+from dashboards.drift_figure import drift_figures, drift_texts
 from dashboards.factors import axis_title, by_name
 from dashboards.figures import figures, forecast_figures
 from dashboards.files import (
@@ -37,7 +39,9 @@ from dashboards.files import (
 from dashboards.forecast import Forecast
 from dashboards.importance import importance_figures, parallel_figures, start_importance
 from dashboards.packing import ColumnStore
+from dashboards.pareto import pareto_figures
 from dashboards.processes import Submit, here
+from dashboards.recommendation import recommendation
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
 from dashboards.surface import start_surfaces
@@ -59,6 +63,7 @@ from dashboards.tables import (
     sensitivity_table,
     sheets,
 )
+from dashboards.valley_table import valley_texts
 from dashboards.vega import Script
 from dashboards.views import Line, View, filters_by_line, lines, views
 from search_spaces.errors import InvalidInput
@@ -146,9 +151,10 @@ def write_report(
         curve_lines, analysis = lines(facts), context.analysis
         all_views = views(curve_lines)
         surfaces_of = start_surfaces(runs, all_views, submit)
-        charts, parallel = figures(curve_lines, published=context.published), [*parallel_figures(runs, all_views)]
+        charts = [*figures(curve_lines, published=context.published), *pareto_figures(all_views)]
+        parallel = [*parallel_figures(runs, all_views)]
         shares = shares_of()
-        charts += [*surfaces_of(), *importance_figures(shares, all_views), *parallel]
+        charts += [*drift_figures(curve_lines), *surfaces_of(), *importance_figures(shares, all_views), *parallel]
         charts += forecast_figures(context.forecast.runs) if context.forecast else ()
         charts += b_ratio_figures(analysis) if analysis else ()
         cell_charts = cell_figures(analysis) if analysis else []
@@ -158,19 +164,21 @@ def write_report(
         costs = cost_table(runs, facts, context.cores)
         cost = Sheet(name="cost", values=costs, texts=merge_overheads(format_values(costs), costs))
         tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
+        tables += [make_sheet("drift", drift_table(found))] if (found := drifts(facts)) else ()
         if not (ratios := b_ratio_table(runs)).empty:
             texts = ratios.map(lambda value: value if isinstance(value, str) else format_value(value, "b_ratio"))
             tables.append(Sheet(name="b_ratio", values=ratios, texts=texts))
         tables += agreement.sheets(context.agreement) if context.agreement else ()
         tables += analysis.sheets() if analysis else ()
         supported: dict[str, Collection[str]] = {file_stem(figure): FIGURE_FORMATS for figure in files}
-        supported |= {table.name: tuple(RENDERERS) for table in tables}
+        for table in tables:  # a figure and a table may share a name
+            supported[table.name] = (*supported.get(table.name, ()), *RENDERERS)
         selected = select_formats({"report": ("html",), "runs": DATA_FORMATS, **supported}, formats, only)
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = _draw([figure for figure in files if file_stem(figure) in selected], folder, selected, processes, track)
+        drawn = _draw(files, folder, selected, processes, track)
         for table in tables:
-            if table.name in selected:
-                save_sheet(table, folder / "tables", selected[table.name])
+            if forms := [form for form in selected.get(table.name, ()) if form in RENDERERS]:
+                save_sheet(table, folder / "tables", forms)
         if "runs" in selected:
             save_sheet(Sheet(name="runs", values=by_name(runs), texts=runs), folder, selected["runs"])
         if "report" not in selected or vega is None:
@@ -191,8 +199,11 @@ def write_report(
 def _draw(
     figures: Sequence[Figure], folder: Path, formats: Mapping[str, Sequence[str]], processes: int, track: Track
 ) -> bool:
-    """Draw the figures in the formats of each file stem; returns whether there were any."""
-    todo = [one for figure in figures for one in drawings(figure, folder / "figures", formats[file_stem(figure)])]
+    """Draw the figures in those of the selected formats that are a figure's; returns whether there were any."""
+    todo: list[Drawing] = []
+    for figure in figures:
+        forms = [form for form in formats.get(file_stem(figure), ()) if form in FIGURE_FORMATS]
+        todo += drawings(figure, folder / "figures", forms) if forms else ()
     if not (todo and can_draw()):
         return False
     (folder / "figures").mkdir(exist_ok=True)
@@ -241,6 +252,7 @@ def _page_content(
     if facts and max(curve.seeds for curve in facts) < 2:
         warnings.insert(0, "With only one seed, there are no intervals.")
     return {
+        "recommendation": recommendation(facts),
         "answer": answer(facts),
         "norms": {curve.attention_norm for curve in facts},
         "several_scales": len({curve.scale for curve in facts}) > 1,
@@ -264,6 +276,8 @@ def _page_content(
         "cost_sentence": _cost_sentence(cost.values),
         "cost": cost.texts.drop(columns=list(trivial), errors="ignore").rename(columns=heading_of),
         "lines": curve_lines,
+        "valleys": [valley_texts(curve) for curve in facts],
+        "drifts": drift_texts(curve_lines),
         "best": list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
         "intervals": any(curve.interval for curve in facts),
         "format_highest_lr": format_highest_lr,

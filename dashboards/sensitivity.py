@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from dashboards.factors import Shared, axis_title, curve_factors, on_axis, varied
 from dashboards.overhead import Overhead, overhead
-from dashboards.runs import OFF_CURVE, records
+from dashboards.runs import NO_LOSS, OFF_CURVE, records, unified
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge, bracket
 from search_spaces.errors import InvalidInput
@@ -25,6 +25,7 @@ from search_spaces.factors import LR, short_name
 from search_spaces.methods import METHODS, label, with_factors
 from search_spaces.record import Outcome, Verdict, aggregate_seeds
 from search_spaces.scales import SCALES
+from search_spaces.tolerance import match_value
 
 Floats = npt.NDArray[np.float64]
 Divisor = Literal["published", "definition"]
@@ -91,6 +92,11 @@ class CurveFacts:
         losses = [[point.loss for point in self.points if point.lr == lr] for lr in self.lr]
         intervals = [t_interval(at_lr) if len(at_lr) > 1 else None for at_lr in losses]
         return tuple(interval and (interval[0], min(interval[1], self.l_init)) for interval in intervals)
+
+    @property
+    def losses(self) -> Floats:
+        """The losses of the points, shape ``(lr, seed)``; defined only if no cell is missing."""
+        return np.array([point.loss for point in self.points], dtype=np.float64).reshape(len(self.lr), -1)
 
     @property
     def diverged(self) -> int:
@@ -214,8 +220,8 @@ def curves(runs: pd.DataFrame, grid: Grid = None) -> list[CurveFacts]:
     Raises:
         InvalidInput: a curve has two rows for one cell.
     """
-    runs = on_axis(runs)
-    runs = runs.assign(label=labels(runs), study=studies(runs))
+    runs = on_axis(runs.assign(lr=unified(runs["lr"]), gamma=unified(runs["gamma"])))
+    runs = runs.assign(lr=unified(runs["lr"]), label=labels(runs), study=studies(runs))
     return [
         curve
         for study, of_study in runs.groupby("study", sort=False)
@@ -238,7 +244,7 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
     for scale in sort_by_registry(runs["scale"].unique(), SCALES):
         at_scale = runs[runs["scale"] == scale]
         lrs_of_grid = tuple(sorted(float(lr) for lr in (at_scale["lr"].unique() if grid is None else grid)))
-        on_grid = {lr: match_lr(lrs_of_grid, lr) for lr in at_scale["lr"].unique()}
+        on_grid = {lr: match_value(lrs_of_grid, lr) for lr in at_scale["lr"].unique()}
         at_scale = at_scale.assign(lr=at_scale["lr"].map(on_grid)).dropna(subset="lr")
         for attention_norm in sort_by_registry(at_scale["attention_norm"].unique(), ATTENTION_NORMS):
             of_norm = at_scale[at_scale["attention_norm"] == attention_norm]
@@ -339,7 +345,7 @@ def _curve(group: pd.DataFrame, grid: tuple[float, ...], **names: Any) -> CurveF
             run = cells[lr, seed]
             loss = Outcome.of(run["state"], run["val_loss"], l_init).loss
             if loss is None:
-                reason = run["state"]
+                reason = "no loss recorded" if run["reason"] == NO_LOSS else run["state"]
                 reason += ", and no run of the curve recorded l_init" if reason == "diverged" else ""
                 missing.append(f"{axis}={lr:g} seed={seed} ({reason})")
                 continue
@@ -383,10 +389,11 @@ def _interval(losses: Floats) -> tuple[float, float]:
 def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
     """95% interval of the mean of ``values``, one per seed and at least two, by Student's t."""
     sample = np.asarray(values, dtype=np.float64)
-    half = stdtrit(sample.size - 1, 0.975) * sample.std(ddof=1) / math.sqrt(sample.size)
+    half = t_half_width(sample)
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
-def match_lr(grid: tuple[float, ...], lr: float) -> float:
-    """The learning rate of the grid that equals ``lr`` up to digits lost in a text file; NaN if there is none."""
-    return next((on_grid for on_grid in grid if math.isclose(lr, on_grid, rel_tol=1e-6)), math.nan)
+def t_half_width(values: Floats) -> Floats:
+    """Half the width of ``t_interval`` over the last axis, shape ``(..., seed)``."""
+    seeds = values.shape[-1]
+    return np.asarray(stdtrit(seeds - 1, 0.975) * values.std(axis=-1, ddof=1) / math.sqrt(seeds))

@@ -17,6 +17,8 @@ from dashboards.factors import by_name, curve_factors, display_names, factor_col
 from dashboards.overhead import Overhead, overhead
 from dashboards.runs import OFF_CURVE
 from dashboards.sensitivity import CurveFacts, labels, sort_by_registry, studies
+from dashboards.valley_table import COLUMNS as VALLEY_COLUMNS
+from dashboards.valley_table import ENDS, OPTIMUM, WIDTHS, valley_columns
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.factors import to_json
 from search_spaces.methods import FOREIGN_KINDS, METHODS
@@ -26,20 +28,10 @@ CURVE_KEYS = ("study", "scale", "attention_norm", "method")
 OVERHEAD = ("overhead_percent", "overhead_low", "overhead_high")
 """Extra training time over the baseline, with its 95% interval."""
 TABLE_COLUMNS = (
-    *(
-        *CURVE_KEYS,
-        "gamma",
-        "factors",
-        "lr_factor",
-        "LRS",
-        "LRS_low",
-        "LRS_high",
-        "LRS_n",
-        "best_loss",
-        "best_lr",
-        "highest_lr",
-    ),
-    *("edge_low", "edge_high", "diverged", "cells", *OVERHEAD, "note"),
+    *(*CURVE_KEYS, "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high", "LRS_n"),
+    *("best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", *OVERHEAD),
+    *VALLEY_COLUMNS,
+    "note",
 )
 """Columns of ``sensitivity_table``. ``factors`` are those that the cells of a curve share, as JSON; ``lr_factor`` is
 on its axis, and takes the place of ``lr`` in the meaning of all other columns. ``LRS`` is divided by n - 1, ``LRS_n``
@@ -60,6 +52,11 @@ HEADINGS: dict[str, str] = {
     "ratio_norm": "|mu| / row norm",
     "e_mu_min": "e·mu min",
     "e_mu_max": "e·mu max",
+    "optimum_low": "optimum 2.5%",
+    "optimum_high": "optimum 97.5%",
+    "drift_low": "drift 2.5%",
+    "drift_high": "drift 97.5%",
+    **{name: name.replace("_low", "_2.5%").replace("_high", "_97.5%").replace("_", " ") for name in WIDTHS},
 }
 """Display headings that are not a column's name with spaces."""
 
@@ -71,10 +68,12 @@ _COLUMNS_BY_FORMAT: dict[str, tuple[str, ...]] = {
     ",.0f": ("tokens", "tokens_per_second"),
     ".1f": ("seconds",),
     "+.1f": OVERHEAD,
+    "+.2f": ("drift", "drift_low", "drift_high"),
     ".2f": ("hours", "core_hours", "importance", "low", "high", "b_ratio"),
     ".3f": ("LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "ratio_norm"),
     ".4f": ("loss", "val_loss"),
-    ".2g": ("isotropy",),
+    ".2g": ("isotropy", *OPTIMUM, *ENDS),
+    ".4g": ("headroom", *WIDTHS),
     ".3g": (
         "mu_norm",
         *(f"{name}_{end}" for name in ("e_mu", "row_norm", "singular") for end in _ENDS),
@@ -96,6 +95,7 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
         | {"edge_low": curve.edge and curve.edge.low, "edge_high": curve.edge and curve.edge.high}
         | overhead_columns(curve.overhead)
         | {"cells": len(curve.points), "note": "; ".join(curve.warnings)}
+        | valley_columns(curve)
         for curve in curves
     ]
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
@@ -219,6 +219,8 @@ def format_columns(table: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(table["highest_lr"], table["diverged"], strict=True)
     texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
     texts = merge_overheads(texts, table)
+    bounded = (table["diverged"] > 0) | table["edge_high"].notna() | table["headroom"].isna()
+    texts["headroom"] = [text if known else f"≥ {text}" for text, known in zip(texts["headroom"], bounded, strict=True)]
     trivial = {"attention_norm": {DEFAULT}, "study": set(texts["study"][:1])}
     trivial["method"] = set(FOREIGN_KINDS)
     return texts[[name for name in texts if not set(texts[name]) <= trivial.get(str(name), {MISSING, ""})]]
@@ -266,7 +268,7 @@ def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     """``sensitivity_table`` for an 80-column terminal, with the notes below it."""
     everyone = [f"{scale} {name}" for scale, name in zip(table["scale"], labels(table), strict=True)]
     notes = merge_notes({name: [note] for name, note in zip(everyone, table["note"], strict=True) if note}, everyone)
-    texts = format_columns(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
+    texts = format_columns(table).drop(columns=["LRS_n", "cells", *VALLEY_COLUMNS, "note"], errors="ignore")
     terminal = rich_table(title, texts)
     for column in ("overhead_percent", "diverged"):  # the page and the files have all columns
         if column in texts and Console(width=2 * COLUMNS).measure(terminal).maximum > COLUMNS:

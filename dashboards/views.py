@@ -158,14 +158,15 @@ def color_of(method: str) -> str:
 
 
 def color_of_norm(name: str) -> str:
-    """The color of an attention norm, in hexadecimal: one per kind, because thirteen colors look too much alike."""
+    """The color of an attention norm, in hexadecimal: one per kind, because sixteen colors look too much alike."""
     variant = ATTENTION_NORMS.get(name)
     if variant is None:
         return UNKNOWN_COLOR
     kinds = (
         (variant.norms_v, "#009e73"),
         (variant.norms_qk, "#0072b2"),
-        (variant.softmax != "plain", "#e69f00"),
+        (variant.softmax != "plain" or variant.qk_clip, "#e69f00"),
         (variant.sigma_reparam or variant.layer_scale, "#cc79a7"),
+        (variant.norms_outputs, "#d55e00"),
     )
     return next((color for has, color in kinds if has), GREY)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from search_spaces.cell import SIGNIFICANT_DIGITS, round_significant
 from search_spaces.record import Verdict, aggregate_seeds
+from search_spaces.tolerance import snap
 
 MAX_EXPANSIONS = 3
 """Maximum number of steps above a grid on which everything converged; after that the edge is a lower bound."""
@@ -96,6 +97,7 @@ def search(
         edge = bracket(tried)
         lr = _next_lr(edge, grid, factor, step, above=sum(lr > grid[-1] for lr in tried))
         runs = len(tried) - len(grid)
+        lr = None if lr is None else snap(tried, lr)
         if lr is None or lr in tried:
             left = _max_lrs_left(tried, grid, factor, step) * len(seeds) if lr is None else 0
             return Search(edge=edge, ask=None, runs=runs, cells_left=left)

@@ -10,12 +10,13 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
 from search_spaces.errors import bad
+from search_spaces.tolerance import REL_TOLERANCE, same_value
 
 LR = "lr"
 """The name of the learning rate, the axis of every curve unless ``lr_factor`` names another one."""
@@ -140,4 +141,7 @@ def require_axis(name: str, values: Sequence[Any]) -> tuple[float, ...]:
         raise bad(problem, f"give factors.{name} positive numbers only")
     if sorted(set(numbers)) != numbers:
         raise bad(f"needs ascending values of {name}", f"sort factors.{name}")
+    for a, b in pairwise(numbers):
+        if same_value(a, b):
+            raise bad(f"has {a!r} and {b!r}, which are the same to within {REL_TOLERANCE:g}", "remove one of them")
     return tuple(map(float, numbers))

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.cell import AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.cell import ADDED_FIELDS, AnyCell, Frozen, ModelSpec, TrainingSpec, digest
 from search_spaces.errors import bad, require_known
 from search_spaces.factors import LR, CurveKey, Value, combinations, format_factor, matches, require_axis
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
@@ -28,6 +28,7 @@ from search_spaces.refine import RefineSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
+from search_spaces.tolerance import REL_TOLERANCE, same_value
 from search_spaces.variants import apply_factors, check_pair, check_training, checked_value, with_factors
 
 T = TypeVar("T")
@@ -57,6 +58,9 @@ def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
         raise bad("contains a value that is not positive", "give values above 0")
     if any(a >= b for a, b in pairwise(values)):
         raise bad("is not strictly ascending", "sort it and remove duplicates")
+    for a, b in pairwise(values):
+        if same_value(a, b):
+            raise bad(f"has {a!r} and {b!r}, which are the same to within {REL_TOLERANCE:g}", "remove one of them")
     return values
 
 
@@ -332,12 +336,17 @@ class Study(StudyFile):
     def hash(self) -> str:
         """12 hexadecimal digits over every field except ``NOT_HASHED``.
 
-        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``.
+        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``, and the newest field of
+        ``training`` was ``deterministic``.
         """
         content = self.model_dump(mode="json", exclude=NOT_HASHED)
         for name, default in _ADDED_FIELDS.items():
             if content[name] == default:
                 del content[name]
+        training = content["training"]
+        for name, default in ADDED_FIELDS.items():
+            if training[name] == default and name != "deterministic":
+                del training[name]
         for choice in content["methods"]:
             choice["c"] = None
             if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":

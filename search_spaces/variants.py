@@ -117,10 +117,11 @@ def check_training(training: TrainingSpec, resources: ResourceSpec, lrs: Sequenc
             f"training.steps {training.steps}",
             "shorten the warm-up, or lower training.decay_share",
         )
-    if training.weight_decay_mode == "coupled" and training.weight_decay * lrs[-1] >= 1:
+    max_lr = lrs[-1] * max(1.0, training.muon_lr_ratio if training.optimizer == "muon" else 1.0)
+    if training.weight_decay_mode == "coupled" and training.weight_decay * max_lr >= 1:
         raise bad(
             f"training.weight_decay {training.weight_decay:g} times the largest learning rate "
-            f"{lrs[-1]:g} is 1 or more, which decays every matrix to zero in one step",
+            f"{max_lr:g} is 1 or more, which decays every matrix to zero in one step",
             "lower weight_decay, or set weight_decay_mode to independent",
         )
     if training.schedule != "constant" and training.min_lr > lrs[0]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import click
 from service import exit_codes
 from service.cli.doctor_command import doctor
 from service.cli.job_commands import jobs, logs, stop, submit
-from service.cli.options import PATH, BadInputExits, home_option, plain_console
+from service.cli.options import PATH, BadInputExits, exit_now, home_option, plain_console
 from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui
 from service.cli.run_commands import plan, run, status, train, watch
 from service.cli.serve_commands import serve, token
@@ -66,7 +65,7 @@ def prepare(source: str, home: str, out: Path | None, workers: int | None, **set
         prepare_source(source, open_home(home), out, workers, settings, console)
     except KeyboardInterrupt:
         console.print("interrupted; re-run the same command to resume after the last complete file")
-        sys.exit(exit_codes.INTERRUPTED)
+        exit_now(exit_codes.INTERRUPTED)
 
 
 @main.command()

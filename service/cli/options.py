@@ -7,6 +7,7 @@ imported in its handler.
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, printable
 from service import exit_codes
 
 if TYPE_CHECKING:
@@ -35,14 +36,30 @@ home_option = click.option(
 
 
 class BadInputExits(click.Group):
-    """Prints ``InvalidInput`` of any command as one message and exits with code 2."""
+    """Prints ``InvalidInput`` of any command as one message and exits with code 2; Ctrl-C exits with code 75."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for argument in args:
+            if printable(argument) != argument:  # it would reach reports, MLflow and Ray, which only take Unicode
+                raise click.UsageError(f"{printable(argument)!r} is not valid UTF-8; rename the file or folder")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        replace_unprintable()
         try:
             return super().invoke(ctx)
         except InvalidInput as error:
-            click.echo(f"oec: {error}", err=True)
+            click.echo(f"oec: {printable(error)}", err=True)
             sys.exit(exit_codes.BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            exit_now(exit_codes.INTERRUPTED)
+
+
+def replace_unprintable() -> None:
+    """Print ``?`` for a character that the encoding of standard output lacks, such as ≥ in Latin-1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def exit_now(code: int) -> NoReturn:

@@ -28,9 +28,10 @@ from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple[str, ...], **parts: Any) -> None:
     """Write one report on every SOURCE: a page and tables, and with --format or --only also figures.
 
-    SOURCE is a study of the home, HOME:STUDY for another home, mlflow:STUDY, a CSV of runs, or "published" for the runs
-    of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project. OURS=THEIRS maps one of its
-    columns, and OURS==VALUE sets a column to the same value for all runs.
+    SOURCE is a study of the home, HOME:STUDY for another home, mlflow:STUDY, a CSV of runs (.csv, .tsv, .csv.gz), or
+    "published" for the runs of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project.
+    OURS=THEIRS maps one of its columns, OURS==VALUE sets a column to the same value for all runs, and
+    factors.NAME=THEIRS makes a factor of a column.
     """
     from dashboards.processes import beside
 
@@ -48,17 +49,18 @@ def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @home_option
-def diff(before: str, after: str, home: str) -> None:
+@repeatable("--column", "columns", metavar="OURS=THEIRS", help="The name of a column in A or B; repeatable.")
+def diff(before: str, after: str, home: str, columns: tuple[str, ...]) -> None:
     """Show which curves moved from A to B, by how much, and whether by more than noise.
 
     A and B are sources as in `oec report`.
     """
+    from dashboards.runs import parse_columns
     from service.home.location import open_home
     from service.report.report import diff as compare
-    from service.report.sources import load
+    from service.report.sources import load_each
 
-    place = open_home(home)
-    print_all(compare(load(before, place), load(after, place)))
+    print_all(compare(*load_each((before, after), open_home(home), parse_columns(columns))))
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from service.cluster import node_facts
 from service.cluster.connection import configure_ray, connect
 from service.cluster.jobs import connect_client
 from service.cluster.node_facts import MARK, Facts
-from service.cluster.ray_start import MIN_FREE_BYTES, SHM_REMEDY, temporary_folder
+from service.cluster.ray_start import MAX_SOCKET_BYTES, MIN_FREE_BYTES, SHM_REMEDY, SOCKET, temporary_folder
 from service.home.layout import Home
 from service.mlflow.address import check_store, tracking_uri
 
@@ -29,9 +30,6 @@ Status = Literal["ok", "warning", "problem"]
 
 MIN_MEMORY, MIN_SHM = 2**30, 256 * 2**20
 """Below this, Ray and one small cell hardly fit: Ray's own processes take 0.8 GB, its object store is in /dev/shm."""
-MAX_SOCKET_BYTES = 107
-SOCKET = "/session_2026-01-01_00-00-00_123456_1000000/sockets/plasma_store"
-"""The longest path of a Unix socket on Linux, and the longest one that Ray creates in its temporary folder."""
 JOB_TIMEOUT_S, POLL_S = 180.0, 0.5
 
 
@@ -117,7 +115,7 @@ def _temporary(nodes: list[Facts]) -> Check:
 
 def _folder_problem(folder: Facts) -> str:
     path = folder["path"]
-    if (length := len((path + SOCKET).encode())) > MAX_SOCKET_BYTES:
+    if (length := len(os.fsencode(path + SOCKET.format(pid=1)))) > MAX_SOCKET_BYTES:
         return f"{path} is too long: a socket of Ray in it has {length} bytes, and the limit is {MAX_SOCKET_BYTES}"
     if folder["problem"]:
         return f"{path} is not writable ({folder['problem']})"

@@ -105,7 +105,8 @@ def terminate(head: Head) -> None:
 def start_head(home: Home) -> Head:
     """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token."""
     configure_ray()
-    name, parent = ray_start.temporary_folder()
+    name, parent = ray_start.temporary_folder("oec-ray-12345678")
+    ray_start.check_path(name, parent)
     ray_start.check_folder(name, parent)
     ensure_private_token()
     folder = Path(tempfile.mkdtemp(prefix="oec-ray-", dir=parent))

@@ -106,4 +106,5 @@ def diff(before: Source, after: Source) -> list[RenderableType]:
             raise InvalidInput("SOURCE", source.title, "has several studies", "give a source with one study")
     found = compare(*(curves(source.runs, source.grid) for source in (before, after)))
     names = (before.title, after.title) if before.title != after.title else ("before", "after")
-    return list(comparison_tables(found, *names))
+    notes = [f"{name}: {note}" for name, source in zip(names, (before, after), strict=True) for note in source.left_out]
+    return [*comparison_tables(found, *names), *notes]

@@ -81,3 +81,29 @@ def test_an_mlflow_experiment(tmp_path: Path) -> None:
     client.create_experiment("empty")
     with pytest.raises(InvalidInput, match="has no runs"):
         read_experiment(uri, "empty", parse_columns(PAIRS))
+
+
+def test_columns_of_a_csv_become_factors(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    rows = [f"{decay},{lr},{3 + decay + lr}" for decay in (0, 0.1) for lr in (1e-3, 1e-2)]
+    path.write_text("\n".join(["wd,lr,val_loss", *rows]) + "\n")
+    columns = ["scale==mine", "method==command", "gamma==None", "seed==1", "l_init==9", "factors.weight_decay=wd"]
+    found = curves(read_csv(path, parse_columns(columns)))
+    assert [(curve.factors, curve.label, curve.best_loss) for curve in found] == [
+        ((("weight_decay", 0),), "weight_decay=0", 3.001),
+        ((("weight_decay", 0.1),), "weight_decay=0.1", 3.101),
+    ]
+
+
+def test_a_csv_over_another_axis(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    rows = [f"{eps},{lr},{3 + eps}" for lr in (1e-3, 1e-2) for eps in (0.1, 1, 10)]
+    path.write_text("\n".join(["eps,lr,val_loss", *rows]) + "\n")
+    columns = ["scale==mine", "method==command", "gamma==None", "seed==1", "l_init==9"]
+    found = curves(read_csv(path, parse_columns([*columns, "factors.eps=eps", "lr_factor==eps"])))
+    assert [(curve.lr, curve.best_lr, curve.highest_lr, curve.label) for curve in found] == [
+        ((0.1, 1, 10), 0.1, 1, "lr=0.001"),
+        ((0.1, 1, 10), 0.1, 1, "lr=0.01"),
+    ], "the loss of 13 is above l_init"
+    with pytest.raises(InvalidInput, match="lr_factor: 'eps' is not a positive number in a run"):
+        curves(read_csv(path, parse_columns([*columns, "lr_factor==eps"])))

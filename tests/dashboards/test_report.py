@@ -144,6 +144,24 @@ def test_the_scale_can_be_selected_if_there_are_several(page: Page, tmp_path: Pa
     assert len(several.all("option")) == 2
 
 
+def test_the_page_begins_with_what_to_use_and_shows_how_wrong_it_may_be(tmp_path: Path) -> None:
+    records = [
+        curve([3.5, 3.0 + seed / 100, 3.2, last], seed=seed, scale=scale, method=method)
+        for scale in ("5M", "8M")
+        for method, last in (("baseline", math.nan), ("mu-centering", 3.4))
+        for seed in range(2)
+    ]
+    path = write_report(study(*records), tmp_path, title="begins", grid=GRID, formats=("html", "csv"))
+    page = Page(path)
+    first = page.text.index("At 8M, use a learning rate of 0.01 with mu-centering; twice as much costs 0.059 ± ")
+    assert first < page.text.index(" is least sensitive")
+    for heading in ("Within 0.01 nats", "Within 0.05 nats", "Headroom", "Factor per doubling"):
+        assert heading in page.text
+    for figure in ("Loss against sensitivity", "Best learning rate over width"):
+        assert figure in json.loads(page.scripts[0])
+    assert len(pd.read_csv(tmp_path / "tables" / "drift.csv")) == 2
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     runs = from_records([run(state="planned", val_loss=None)])
     page = Page(write_report(runs, tmp_path, title="nothing yet", grid=GRID))
