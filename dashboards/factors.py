@@ -102,6 +102,17 @@ def factor_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[s
     return {name: [format_factor(of[name]) if name in of else "" for of in values] for name in names}
 
 
+def as_hyperparameters(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """``on_axis(runs)`` with a column of texts for each factor that differs between curves; and their names."""
+    runs = on_axis(runs)
+    tables = [dict(shared) for shared in runs["curve_factors"]]
+    headings = display_names(varied(runs["curve_factors"]))
+    for name, heading in headings.items():
+        texts = [format_factor(table[name]) if name in table else "" for table in tables]
+        runs = runs.assign(**{heading: _series(texts, runs.index, object)})
+    return runs, list(headings.values())
+
+
 def axis_title(lr_factor: str) -> str:
     """The title of an axis over learning rates, or over the factor in their place."""
     return "learning rate" if lr_factor == LR else short_name(lr_factor).replace("_", " ")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dashboards.charts import Figure, categories, chart_of, spec_of, tooltip
+from dashboards.factors import as_hyperparameters
 from dashboards.processes import Submit, here
 from dashboards.sensitivity import ended_runs, studies
 from dashboards.tables import format_value
@@ -54,12 +55,13 @@ def start_importance(runs: pd.DataFrame, submit: Submit = here) -> Callable[[], 
         A function that waits for the table, which has ``COLUMNS``.
     """
     started: list[tuple[dict[str, object], Callable[[], Any]]] = []
+    runs, factors = as_hyperparameters(runs)
     ended = ended_runs(runs)
     for (study, scale), cells in ended.assign(study=studies(ended)).groupby(["study", "scale"], sort=False):
         groups = [(ALL, cells.drop(columns="gamma"))]
         groups += [(str(method), of) for method, of in cells.groupby("method", sort=False) if of["gamma"].nunique() > 1]
         for name, of in groups:
-            varied = [key for key in HYPERPARAMETERS if key in of and of[key].nunique() > 1]
+            varied = [key for key in (*HYPERPARAMETERS, *factors) if key in of and of[key].nunique() > 1]
             if len(varied) < 2 or len(of) < MIN_CELLS or np.ptp(of["loss"]) == 0:
                 continue
             options = {"max_cells": MAX_CELLS, "repetitions": REPETITIONS, "sample_share": SAMPLE_SHARE}
@@ -117,12 +119,14 @@ def importance_figures(table: pd.DataFrame, all_views: Sequence[View]) -> Iterat
 
 def parallel_figures(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
     """One figure per view with a line for each cell, from its hyperparameters to its loss; none for several studies."""
+    runs, factors = as_hyperparameters(runs)
     cells = ended_runs(runs)
     if studies(cells).nunique() > 1:
         return
     for view in all_views:
         ended = cells[cells["scale"] == view.lines[0].curve.scale]
-        axes = [key for key in ("method", "attention_norm", "gamma", "lr", "seed") if ended[key].nunique() > 1]
+        axes = [*("method", "attention_norm"), *factors, *("gamma", "lr", "seed")]
+        axes = [key for key in axes if ended[key].nunique() > 1]
         if len(ended) < MIN_CELLS or len(axes) < 2 or np.ptp(ended["loss"]) == 0:
             continue
         sample = ended if len(ended) <= MAX_LINES else ended.sample(MAX_LINES, random_state=0).sort_index()
@@ -167,7 +171,7 @@ def _parallel_figure(view: View, cells: pd.DataFrame, axes: Sequence[str], ended
 
 def _axis_positions(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
     """Positions from 0 to 1 along an axis, and the text of its ticks by position."""
-    if axis in ("method", "attention_norm", "seed"):
+    if axis not in ("gamma", "lr", "loss"):
         names = list(dict.fromkeys(values))
         names = sorted(names) if axis == "seed" else names
         places = {name: i / (len(names) - 1) for i, name in enumerate(names)}

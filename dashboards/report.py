@@ -152,9 +152,10 @@ def write_report(
         all_views = views(curve_lines)
         surfaces_of = start_surfaces(runs, all_views, submit)
         charts = [*figures(curve_lines, published=context.published), *pareto_figures(all_views)]
+        charts += drift_figures(curve_lines)
         parallel = [*parallel_figures(runs, all_views)]
         shares = shares_of()
-        charts += [*drift_figures(curve_lines), *surfaces_of(), *importance_figures(shares, all_views), *parallel]
+        charts += [*surfaces_of(), *importance_figures(shares, all_views), *parallel]
         charts += forecast_figures(context.forecast.runs) if context.forecast else ()
         charts += b_ratio_figures(analysis) if analysis else ()
         cell_charts = cell_figures(analysis) if analysis else []

@@ -218,9 +218,9 @@ def format_columns(table: pd.DataFrame) -> pd.DataFrame:
     texts = texts.drop(columns=["factors", "lr_factor"]).rename(columns=display_names(names))
     pairs = zip(table["highest_lr"], table["diverged"], strict=True)
     texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
-    texts = merge_overheads(texts, table)
     bounded = (table["diverged"] > 0) | table["edge_high"].notna() | table["headroom"].isna()
     texts["headroom"] = [text if known else f"≥ {text}" for text, known in zip(texts["headroom"], bounded, strict=True)]
+    texts = merge_overheads(texts, table)
     trivial = {"attention_norm": {DEFAULT}, "study": set(texts["study"][:1])}
     trivial["method"] = set(FOREIGN_KINDS)
     return texts[[name for name in texts if not set(texts[name]) <= trivial.get(str(name), {MISSING, ""})]]

@@ -69,6 +69,13 @@ class Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = _Resolver.yaml_implicit_resolvers
 
+    def represent_str(self, data: str) -> ScalarNode:
+        has_breaks = not set(data).isdisjoint("\x85\u2028\u2029")  # only double quotes keep these apart from spaces
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if has_breaks else None)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
+
 
 def read(text: str) -> Any:
     """The content of a YAML document.

@@ -14,6 +14,7 @@ import click
 
 from service import exit_codes
 from service.cli.doctor_command import doctor
+from service.cli.init import init
 from service.cli.job_commands import jobs, logs, stop, submit
 from service.cli.options import PATH, BadInputExits, exit_now, home_option, plain_console
 from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui
@@ -97,7 +98,7 @@ def schema() -> None:
 
 
 for command in (
-    run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui, serve,
-    token, doctor,
+    init, run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui,
+    serve, token, doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -101,10 +101,23 @@ def jobs(cluster: str) -> None:
 
 @click.command()
 @click.argument("job", metavar="JOB|STUDY")
-@required_cluster
+@cluster_option(help=CLUSTER_HELP)
 @click.option("--follow", is_flag=True, help="Print until the job ends, and exit with its exit code.")
-def logs(job: str, cluster: str, follow: bool) -> None:
-    """Print the output of a job, or of the newest job of a study."""
+@home_option
+@click.option("--cell", metavar="ID", help="Print what the command of this cell of a study has printed, from the home.")
+def logs(job: str, cluster: str | None, follow: bool, home: str, cell: str | None) -> None:
+    """Print the output of a job, or of the newest job of a study; with --cell, that of a command that trains a cell."""
+    if cell is not None:
+        if follow:
+            problem, remedy = "does not apply to --cell", "run the command again to see more"
+            raise InvalidInput("--follow", "true", problem, remedy)
+        from service.home.location import open_home
+        from service.home.output import cell_output
+
+        click.echo(cell_output(open_home(home), job, cell), nl=False)
+        return
+    if cluster is None:
+        raise InvalidInput("--cluster", None, "is missing", "give the dashboard of the cluster, or --cell")
     from service.cluster.jobs import Jobs
 
     client = Jobs(cluster)

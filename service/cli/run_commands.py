@@ -83,13 +83,13 @@ def plan(study: str, home: str, cluster: str | None) -> None:
     from search_spaces.study import Study
     from service.cli.plan_view import cluster_line, plan_tables
     from service.cluster.connection import cluster_nodes
-    from service.home.data import prepare_tokens
+    from service.home.data import prepare_source
     from service.home.location import open_home
     from service.home.studies import all_entries, measured_speeds
 
     spec, place = Study.load(study), open_home(home)
     nodes = cluster_nodes(cluster) if cluster else None
-    planned = Plan(spec, prepare_tokens(spec, place, plain_console().print).digest)
+    planned = Plan(spec, prepare_source(spec, place, plain_console().print)[0])
     entries = list(all_entries(place))
     speeds = measured_speeds(entries)
     print_all(plan_tables(planned, entries, speeds))

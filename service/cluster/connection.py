@@ -156,7 +156,7 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
         port = free_port()
         inherited = {
             "RAY_GCS_SERVER_PORT": str(port),
-            "RAY_TMPDIR": str(folder),
+            **ray_start.folder_environment(folder),
             **cluster_environment(f"{LOOPBACK}:{port}"),
         }
         before = {variable: os.environ[variable] for variable in inherited if variable in os.environ}

@@ -117,7 +117,7 @@ def start_head(home: Home) -> Head:
     command += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(local_cores())]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where jobs find `oec`
-    environment = {**os.environ, "PATH": path, "OEC_HOME": str(home.path)}
+    environment = {**os.environ, **ray_start.folder_environment(parent), "PATH": path, "OEC_HOME": str(home.path)}
     environment.pop("RAY_ADDRESS", None)
     with (folder / LOG).open("wb") as log_file:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log_file, "stderr": log_file}

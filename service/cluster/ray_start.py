@@ -52,6 +52,13 @@ def temporary_folder(own: str = "ray") -> tuple[str, Path]:
     return name, folder if name == "RAY_TMPDIR" or is_short else Path("/tmp")
 
 
+def folder_environment(folder: Path) -> dict[str, str]:
+    """Environment variables that give Ray's processes this temporary folder. Python's own sockets are in ``TMPDIR``."""
+    temporary = os.environ.get("TMPDIR")
+    too_long = temporary is not None and _socket_bytes(Path(temporary) / "ray", pid=1_000_000) > MAX_SOCKET_BYTES
+    return {"RAY_TMPDIR": str(folder)} | ({"TMPDIR": str(folder)} if too_long else {})
+
+
 def _socket_bytes(folder: Path, pid: int) -> int:
     return len(os.fsencode(folder)) + len(SOCKET.format(pid=pid))
 

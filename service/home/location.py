@@ -34,7 +34,7 @@ def open_home(given: str | Path) -> Home:
 
 def open_folder(given: str | Path) -> Home:
     """As ``open_home``, for commands that do not work on a bucket."""
-    home = Home(local_folder(str(given)).resolve())
+    home = Home(expand(str(local_folder(str(given))), "--home").resolve())
     if printable(home) != str(home):
         problem, remedy = "is not valid UTF-8, so MLflow and Ray cannot use it", "rename the folder, or choose another"
         raise InvalidInput("--home", str(home), problem, remedy)
@@ -59,7 +59,7 @@ def local_folder(given: str) -> Path:
         if IN_A_JOB in os.environ and not given.startswith(("/", "~")):
             problem = "is relative; in a Ray job that is a temporary folder of Ray's, gone with the cluster"
             raise InvalidInput("--home", given, problem, "set OEC_HOME to an absolute path that every node can access")
-        return expand(given, "--home")
+        return Path(given)
     if url.scheme == "file" and url.netloc in ("", "localhost") and url.path.startswith("/"):
         return Path(unquote(url.path))
     if url.scheme == "file":

@@ -192,7 +192,10 @@ def _from_mlflow(
 
 
 def _from_csv(
-    path: Path, home: Home, columns: Mapping[str, str] | None = None, absent: Callable[[str], None] | None = None
+    path: Path,
+    home: Home,
+    columns: Mapping[str, str] | None = None,
+    absent: Callable[[str], None] | None = None,
 ) -> Source:
     notes: list[str] = []
     runs = read_csv(path, columns, notes.append, absent)
@@ -287,7 +290,7 @@ def provenance(study: Study, runs: pd.DataFrame) -> dict[str, str]:
         "study": f"{study.name} ({study.hash})",
         **({"commit": commit} if (commit := _commit()) else {}),
         "seeds": ", ".join(str(seed) for seed in study.seeds),
-        "logits": study.training.logits_dtype,
+        **({} if study.trainer else {"logits": study.training.logits_dtype}),
         **_environment(),
         "study file": study.to_yaml(),
         **({"trained with": f"torch {join_words(versions)}"} if versions else {}),

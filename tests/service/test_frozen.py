@@ -41,6 +41,7 @@ def commands(group: click.Group, prefix: str = "") -> dict[str, list[str]]:
 
 def test_command_line() -> None:
     assert commands(cli.main) == {
+        "init": ["--force", "--name", "--out", "script"],
         "run": ["--address", "--home", "--retry-crashed", "study"],
         "plan": ["--cluster", "--home", "study"],
         "status": ["--cells", "--home", "study"],
@@ -49,7 +50,7 @@ def test_command_line() -> None:
             "--retry-crashed", "--working-dir", "study",
         ],
         "jobs": ["--cluster"],
-        "logs": ["--cluster", "--follow", "job"],
+        "logs": ["--cell", "--cluster", "--follow", "--home", "job"],
         "stop": ["--cell", "--cluster", "--home", "study"],
         "watch": ["--home", "--once", "--page", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],

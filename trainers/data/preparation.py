@@ -239,7 +239,7 @@ def _encode(
         while pending:
             yield next_chunk()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # a document may be long, and Ctrl-C does not wait for its end
 
 
 def _split_into_files(

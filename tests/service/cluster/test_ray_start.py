@@ -12,6 +12,7 @@ from service.cluster.ray_start import (
     check_folder,
     child_processes,
     failure_cause,
+    folder_environment,
     permanent_error,
     temporary_folder,
 )
@@ -68,6 +69,9 @@ def test_a_long_tmpdir_of_a_batch_system_is_not_used(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", folder)
     assert temporary_folder(own) == ("TMPDIR", Path(folder if expected else "/tmp"))
+    if own == "ray":  # Python's own sockets, such as those of multiprocessing, are in TMPDIR whatever RAY_TMPDIR is
+        changed = {} if expected else {"TMPDIR": "/short"}
+        assert folder_environment(Path("/short")) == {"RAY_TMPDIR": "/short"} | changed
 
 
 def test_a_path_that_is_too_long_ends_the_command_before_the_first_try(tmp_path: Path) -> None:
