@@ -24,7 +24,9 @@ from service.cluster.jobs import connect_client
 from service.cluster.node_facts import MARK, Facts
 from service.cluster.ray_start import MAX_SOCKET_BYTES, MIN_FREE_BYTES, SHM_REMEDY, SOCKET, temporary_folder
 from service.home.layout import Home
+from service.home.location import local_folder
 from service.mlflow.address import check_store, tracking_uri
+from trainers.storage.bucket import is_bucket
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -135,7 +137,7 @@ def _home(driver: Facts, nodes: list[Facts]) -> Check:
         text = f"{home}: {_named(bad, lambda node: node['home_problem'])}"
         return Check(name="home", status="problem", text=text, remedy=remedy)
     if "://" in home:
-        return Check(name="home", text=f"{home} can be read from this machine; `oec run` checks the nodes")
+        return Check(name="home", text=f"{home} is a bucket, which `oec run` checks on every node")
     return Check(name="home", text=f"{home} is writable from {_count(nodes)}")
 
 
@@ -191,8 +193,13 @@ def diagnose(home: Home | None, given: str | None, cluster: str | None) -> list[
         cluster: ``http://HOST:8265``, or ``HOST:PORT`` of a cluster that this machine can join.
 
     Raises:
-        InvalidInput: there is no cluster at the address.
+        InvalidInput: there is no cluster at the address, or the home of a cluster is a relative path.
     """
+    if cluster and given and not is_bucket(given):
+        given = str(local_folder(given))
+        if not Path(given).is_absolute():
+            remedy = "give an absolute path on storage that every node of the cluster sees"
+            raise InvalidInput("--home", given, "is a relative path, which leads elsewhere on the cluster", remedy)
     here = node_facts.node_facts()
     uri = tracking_uri(home) if home else tracking_uri(Home(Path(given or "oec-home")))
     server = urlsplit(uri)

@@ -80,6 +80,13 @@ def test_a_proxy_in_front_of_an_inner_cluster_is_named(tmp_path: Path) -> None:
         assert "add ray-head.inner to NO_PROXY" in done.stderr
 
 
+def test_a_relative_home_of_a_cluster_is_refused(tmp_path: Path) -> None:
+    done = oec("doctor", "--cluster", "http://127.0.0.1:1", "--home", "here", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--home: 'here' is a relative path" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tokenizer_is_found_where_tiktoken_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert node_facts.tokenizer() is None
