@@ -14,8 +14,8 @@ from search_spaces.cell import Cell, ForeignCell, parse_cell
 from search_spaces.errors import InvalidInput
 from search_spaces.factors import combinations, from_json, matches, to_json, to_text
 from search_spaces.plan import Plan
+from search_spaces.shipped import shipped
 from search_spaces.study import Study
-from search_spaces.study_file import shipped
 
 DECAYS, BETAS = [0, 1e-4], [[0.9, 0.95], [0.9, 0.99]]
 FACTORS = {"training.weight_decay": DECAYS, "training.betas": BETAS}
