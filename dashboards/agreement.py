@@ -83,10 +83,12 @@ def agreement(curves: Iterable[CurveFacts]) -> Agreement | None:
             for method, percent in zip(published.METHODS[1:], published.OVERHEAD_PERCENT[scale], strict=True):
                 needed = {gamma for name, gamma in published.CURVES if name == method}
                 present = {curve[3] for curve in by_name if curve[:3] == (study, scale, method)}
-                overhead = overheads.get((study, scale, DEFAULT, method))
-                if needed == present and overhead is not None:
+                extra = overheads.get((study, scale, DEFAULT, method))
+                if needed == present and extra is not None:
                     row = {"study": study, "scale": scale, "method": method}
-                    of_methods.append(row | {"overhead_percent": overhead, "overhead_percent" + PUBLISHED: percent})
+                    of_methods.append(
+                        row | {"overhead_percent": extra.percent, "overhead_percent" + PUBLISHED: percent}
+                    )
     if not of_curves:
         return None
     columns = ["study", "scale", "method", "overhead_percent", "overhead_percent" + PUBLISHED]

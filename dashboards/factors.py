@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import InvalidInput
 from search_spaces.factors import LR, format_factor, from_json, short_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Shared = tuple[tuple[str, Any], ...]
 """Name and value of each factor that the cells of a curve share."""
@@ -31,7 +32,7 @@ def factors_of(rows: pd.DataFrame) -> list[Mapping[str, Any]]:
     Raises:
         InvalidInput: a value is not a JSON object.
     """
-    return [_parse("" if pd.isna(text) else text) for text in rows["factors"]]
+    return [_parse(text if isinstance(text, str) else "") for text in rows["factors"]]
 
 
 def curve_factors(rows: pd.DataFrame) -> list[Shared]:
@@ -58,7 +59,7 @@ def on_axis(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InvalidInput: a run has no value of its ``lr_factor``.
     """
-    runs = runs.assign(curve_factors=pd.Series(curve_factors(runs), index=runs.index, dtype=object))
+    runs = runs.assign(curve_factors=_series(curve_factors(runs), runs.index, object))
     if (runs["lr_factor"] == LR).all():
         return runs
     xs = []
@@ -78,7 +79,7 @@ def by_name(table: pd.DataFrame) -> pd.DataFrame:
         values = [factors.get(name) for factors in tables]
         if any(isinstance(value, tuple) for value in values):
             values = [None if value is None else format_factor(value) for value in values]
-        table.insert(int(str(place)) + 1, name, pd.Series(values, index=table.index))
+        table.insert(int(str(place)) + 1, name, _series(values, table.index))
     return table
 
 
@@ -101,6 +102,23 @@ def factor_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[s
     return {name: [format_factor(of[name]) if name in of else "" for of in values] for name in names}
 
 
+def as_hyperparameters(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """``on_axis(runs)`` with a column of texts for each factor that differs between curves; and their names."""
+    runs = on_axis(runs)
+    tables = [dict(shared) for shared in runs["curve_factors"]]
+    headings = display_names(varied(runs["curve_factors"]))
+    for name, heading in headings.items():
+        texts = [format_factor(table[name]) if name in table else "" for table in tables]
+        runs = runs.assign(**{heading: _series(texts, runs.index, object)})
+    return runs, list(headings.values())
+
+
 def axis_title(lr_factor: str) -> str:
     """The title of an axis over learning rates, or over the factor in their place."""
     return "learning rate" if lr_factor == LR else short_name(lr_factor).replace("_", " ")
+
+
+def _series(values: Sequence[Any], index: pd.Index, dtype: type | None = None) -> pd.Series[Any]:
+    import pandas as pd  # here, because `oec plan` needs the names of factors and no table
+
+    return pd.Series(values, index=index, dtype=dtype)

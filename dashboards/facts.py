@@ -43,14 +43,13 @@ def _cell(line: Line, point: Point) -> dict[str, Any]:
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
     """One row per curve with an LRS: study, scale, method, label, gamma, LRS, low, high.
 
-    ``low`` to ``high`` is the interval of LRS; both equal LRS if there is no interval.
+    ``low`` to ``high`` is the interval of LRS, NaN for one seed.
     """
     rows = [
         {
             **{name: getattr(line.curve, name) for name in ("study", "scale", "method", "gamma", "LRS")},
             "label": line.name,
-            "low": line.curve.interval[0] if line.curve.interval else line.curve.LRS,
-            "high": line.curve.interval[1] if line.curve.interval else line.curve.LRS,
+            **dict(zip(("low", "high"), line.curve.interval or (math.nan, math.nan), strict=True)),
         }
         for line in lines
         if line.curve.LRS is not None

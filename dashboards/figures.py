@@ -17,6 +17,7 @@ import pandas as pd
 from dashboards.all_scales import multi_scale_figures
 from dashboards.charts import (
     CELL,
+    HAS_INTERVAL,
     LOSS_TITLE,
     LRS_TOOLTIP,
     TICK_LABEL,
@@ -96,7 +97,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
         .encode(shape=shapes(view.lines), tooltip=details, **link),
     ]
     if several:
-        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1, clip=True)
+        band = base.transform_filter(HAS_INTERVAL).mark_area(opacity=0.1, clip=True)
         layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2=alt.Y2("high:Q")))
     diverging = [line.name for line in view.lines if line.curve.diverged]
     spacing = min(9, 60 / max(1, len(diverging)))
@@ -152,7 +153,9 @@ def _lrs_bars(view: View) -> Figure:
     value, low = (alt.X(f"{column}:Q", title="LRS (nats)") for column in ("LRS", "low"))
     layers = [
         base.mark_bar(opacity=0.85).encode(x=value),
-        base.mark_rule(strokeWidth=1.5).encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)),
+        base.transform_filter(HAS_INTERVAL)
+        .mark_rule(strokeWidth=1.5)
+        .encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)),
     ]
     return Figure(
         name=f"lrs-{view.name}",

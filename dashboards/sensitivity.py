@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from dashboards.factors import Shared, axis_title, curve_factors, on_axis, varied
+from dashboards.overhead import Overhead, overhead
 from dashboards.runs import NO_LOSS, OFF_CURVE, records, unified
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge, bracket
@@ -78,8 +79,8 @@ class CurveFacts:
     """95% interval of ``LRS`` over seeds (see ``_interval``); None with one seed."""
     edge: Edge | None = None
     """Where training stops converging, between two learning rates of the grid; None if no search looked for it."""
-    overhead_percent: float | None = None
-    """Extra training time over the baseline of the same scale, attention norm and factors."""
+    overhead: Overhead | None = None
+    """Extra training time over the baseline of the same scale, attention norm and factors; None for the baseline."""
 
     @property
     def seeds(self) -> int:
@@ -128,6 +129,10 @@ class CurveFacts:
     def at_edge(self) -> bool:
         """Whether the best learning rate is the first or last of the grid, so that a better one may lie outside."""
         return self.best_lr in (self.lr[0], self.lr[-1])
+
+    @property
+    def overhead_percent(self) -> float | None:
+        return None if self.overhead is None else self.overhead.percent
 
     @property
     def finished_seconds(self) -> dict[tuple[float, int], float]:
@@ -250,21 +255,10 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
             baselines = {curve.factors: curve for curve in reversed(same_norm) if curve.method == "baseline"}
             for curve in same_norm:
                 baseline = baselines.get(curve.factors)
-                overhead = _overhead_percent(curve, baseline) if baseline and curve is not baseline else None
-                curves.append(replace(curve, edge=edges.get((scale, curve.label)), overhead_percent=overhead))
+                other = baseline if curve is not baseline else None
+                extra = overhead([curve.finished_seconds], other.finished_seconds) if other else None
+                curves.append(replace(curve, edge=edges.get((scale, curve.label)), overhead=extra))
     return curves
-
-
-def _overhead_percent(curve: CurveFacts, baseline: CurveFacts) -> float | None:
-    """Extra training time of ``curve`` over ``baseline`` in percent; None if no (lr, seed) finished in both.
-
-    This is the ratio of the total seconds over the (lr, seed) pairs that finished in both, because a diverged run ends
-    early. If all finished, it equals the ratio of the mean seconds, as published.
-    """
-    theirs = baseline.finished_seconds
-    ours = {pair: seconds for pair, seconds in curve.finished_seconds.items() if pair in theirs}
-    total = sum(theirs[pair] for pair in ours)
-    return 100 * (sum(ours.values()) / total - 1) if total else None
 
 
 def labels(rows: pd.DataFrame) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from search_spaces.attention_norms import DEFAULT
-from search_spaces.errors import bad
+from search_spaces.errors import bad, require_known
 from search_spaces.factors import LR, CurveKey, Value
 from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
@@ -174,9 +174,7 @@ class TrainingSpec(Frozen):
     def _base_is_a_scale(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and info.data.get("parametrization") == "mup":
             raise bad("is missing, but parametrization mup requires it", "set it to a scale, for example the smallest")
-        if value is not None and value not in SCALES:
-            raise bad("is not a known scale", f"choose from {', '.join(SCALES)}")
-        return value
+        return None if value is None else require_known("scale", value, SCALES)
 
     @field_validator("weight_decay_mode")
     @classmethod

@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic_core import PydanticCustomError
+if TYPE_CHECKING:
+    from pydantic_core import PydanticCustomError
 
 
 class InvalidInput(ValueError):
@@ -50,6 +52,8 @@ def expand(path: str, field: str) -> Path:
 
 def bad(problem: str, remedy: str) -> PydanticCustomError:
     """An error for a validator to raise; ``StudyFile.validate_fields`` adds the field and the value."""
+    from pydantic_core import PydanticCustomError  # here, so that `oec --help` need not wait for it
+
     return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})
 
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from search_spaces.cell import AnyCell, Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import AnyCell, Cell, ForeignCell, ModelSpec, TrainingSpec
 from search_spaces.edge import max_cells
 from search_spaces.factors import LR, CurveKey
 from search_spaces.methods import METHODS, label
@@ -50,7 +50,7 @@ class Plan:
 
     study: Study
     data: str
-    """Digest of the tokens."""
+    """Digest of the tokens, or of the study's trainer."""
 
     def cell(self, key: CurveKey, x: float, seed: int) -> AnyCell:
         """The cell of a curve at ``x``: a learning rate, or a value of the study's ``lr_factor``."""
@@ -58,6 +58,16 @@ class Plan:
         lr = x if study.lr_factor == LR else shared[LR]
         values = shared if study.lr_factor == LR else shared | {study.lr_factor: study.on_axis(x)}
         factors = {name: values[name] for name in study.factors}
+        if trainer := study.trainer:
+            return ForeignCell(
+                trainer=self.data,
+                name=trainer.name,
+                kind=trainer.kind,
+                lr=lr,
+                seed=seed,
+                factors=factors,
+                lr_factor=study.lr_factor,
+            )
         model, training = self._specs(tuple(factors.items()))
         return Cell(
             scale=key.scale,

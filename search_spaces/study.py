@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.cell import ADDED_FIELDS, AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.command_line import require_placeholder
+from search_spaces.data_spec import DataSpec
 from search_spaces.errors import bad, require_known
 from search_spaces.factors import LR, CurveKey, Value, combinations, format_factor, matches, require_axis
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
@@ -29,6 +31,7 @@ from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
 from search_spaces.tolerance import REL_TOLERANCE, same_value
+from search_spaces.trainer import TrainerSpec
 from search_spaces.variants import apply_factors, check_pair, check_training, checked_value, with_factors
 
 T = TypeVar("T")
@@ -38,10 +41,13 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NOT_HASHED: Any = {
     **dict.fromkeys(("description", "intervals", "resources", "keep_weights"), True),
     "refine": {"budget", "pruner"},
+    "trainer": {"directory", "resume", "resume_from", "silence_s", "grace_s"},
 }
 """Fields that may change between two runs of the same study."""
-_ADDED_FIELDS: dict[str, Any] = {"factors": {}, "lr_factor": LR, "pair": [], "exclude": []}
+_ADDED_FIELDS: dict[str, Any] = {"factors": {}, "lr_factor": LR, "pair": [], "exclude": [], "trainer": None}
 """Fields that are newer than the first hashes. With this value a field is left out of the hash."""
+OEC_FIELDS = ("scales", "attention_norms", "methods", "data", "model", "training", "keep_weights")
+"""Fields of the OEC model and its training, which another trainer does not have."""
 MAX_SEEDS = 10_000
 """Largest N in ``seeds: N``."""
 
@@ -66,52 +72,6 @@ def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
 
 Grid = Annotated[tuple[float, ...], AfterValidator(_require_grid)]
 """Positive, strictly ascending values, at least one."""
-
-
-class DataSpec(Frozen):
-    """Where the tokens come from."""
-
-    source: Literal["builtin", "text", "shards"] = Field(
-        default="builtin",
-        description="builtin: the source code of Python's standard library; text: local files; shards: token files.",
-    )
-    path: str | None = Field(
-        default=None, description="text: a folder, a file or a glob; shards: a glob for the training shards."
-    )
-    validation: str | None = Field(
-        default=None, description="shards: a glob for the validation shards, separate from the training shards."
-    )
-    tokenizer: Literal["bpe", "bytes", "gpt2"] = Field(
-        default="bpe",
-        description="builtin and text: byte-pair encoding trained on the text itself, plain bytes, or GPT-2's.",
-    )
-    vocab_size: int = Field(
-        default=1024,
-        ge=256,
-        le=65_536,
-        description="Number of token ids in use: the size of the vocabulary to train, or of the vocabulary that the "
-        "shards were made with (50257 for GPT-2). The model pads it to a multiple of 64.",
-    )
-
-    @model_validator(mode="after")
-    def _paths_belong_to_the_source(self) -> Self:
-        wanted = {"builtin": (), "text": ("path",), "shards": ("path", "validation")}[self.source]
-        for name in ("path", "validation"):
-            if (getattr(self, name) is None) == (name in wanted):
-                problem = "requires" if name in wanted else "does not take"
-                raise bad(
-                    f"{problem} data.{name}",
-                    f"data.source {self.source} takes {' and '.join(wanted) or 'neither path nor validation'}",
-                )
-        return self
-
-    @property
-    def V(self) -> int:
-        """Vocabulary size of the model: the number of token ids in use, padded to a multiple of 64."""
-        used = {"bytes": 256, "gpt2": 50_257}.get(self.tokenizer, self.vocab_size)
-        if self.source == "shards":
-            used = self.vocab_size
-        return -(-used // 64) * 64
 
 
 class MethodChoice(Frozen):
@@ -162,11 +122,16 @@ class Intervals(Frozen):
 
 
 class Study(StudyFile):
-    """A study: one picture of final loss against learning rate, per scale, method and gamma."""
+    """A study: one picture of final loss against learning rate, per scale, method and gamma, or per trainer."""
 
     name: str = Field(description="Lowercase letters, digits, '.', '_' and '-'; it names a folder.")
     description: str = Field(default="", description="The purpose of the study, in a sentence.")
-    scales: tuple[str, ...] = Field(description="Model scales.")
+    trainer: TrainerSpec | None = Field(
+        default=None,
+        description="Train a command or a Python object of yours in place of the OEC model. Such a study has no "
+        "scales, methods, data, model or training of ours.",
+    )
+    scales: tuple[str, ...] = Field(default=(), validate_default=True, description="Model scales.")
     data: DataSpec = Field(default=DataSpec(), description="The tokens to train on.")
     attention_norms: tuple[str, ...] = Field(
         default=(DEFAULT,), description="Attention norms; every method is tried with each."
@@ -174,12 +139,12 @@ class Study(StudyFile):
     methods: tuple[
         Annotated[MethodChoice, BeforeValidator(MethodChoice.from_file, json_schema_input_type=str | MethodChoice)],
         ...,
-    ] = Field(description="Methods, each by name, or with values of gamma.")
+    ] = Field(default=(), validate_default=True, description="Methods, each by name, or with values of gamma.")
     lrs: Grid = Field(description="Peak learning rates: the grid of every curve.")
     factors: dict[str, tuple[Value, ...]] = Field(
         default={},
-        description="Further fields of training or model to vary, such as training.weight_decay, each with its values; "
-        "every combination is tried.",
+        description="Further fields of training or model to vary, such as training.weight_decay, or placeholders of a "
+        "command, each with its values; every combination is tried.",
     )
     lr_factor: str = Field(
         default=LR,
@@ -220,6 +185,8 @@ class Study(StudyFile):
     @classmethod
     def _known(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         kind, known = ("scale", SCALES) if info.field_name == "scales" else ("attention norm", ATTENTION_NORMS)
+        if info.field_name == "scales" and not _required(value, info):
+            return ()
         return tuple(require_known(kind, name, known) for name in _distinct(value))
 
     @field_validator("seeds", mode="wrap")
@@ -235,13 +202,16 @@ class Study(StudyFile):
 
     @field_validator("methods")
     @classmethod
-    def _methods_once(cls, value: tuple[MethodChoice, ...]) -> tuple[MethodChoice, ...]:
-        _distinct(tuple(choice.method for choice in value))
+    def _methods_once(cls, value: tuple[MethodChoice, ...], info: ValidationInfo) -> tuple[MethodChoice, ...]:
+        if _required(value, info):
+            _distinct(tuple(choice.method for choice in value))
         return value
 
     @field_validator("factors")
     @classmethod
-    def _known_factors(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    def _known_factors(cls, value: dict[str, tuple[Any, ...]], info: ValidationInfo) -> dict[str, tuple[Any, ...]]:
+        if info.data.get("trainer") is not None:
+            return {require_placeholder(name): _distinct(values) for name, values in value.items()}
         return {name: tuple(checked_value(name, one) for one in _distinct(values)) for name, values in value.items()}
 
     @model_validator(mode="after")
@@ -259,11 +229,23 @@ class Study(StudyFile):
         if refines and self.lr_factor != LR and any(type(x) is int for x in self.factors[self.lr_factor]):
             raise bad(f"refines {self.lr_factor}, which takes whole numbers only", "remove refine, or lr_factor")
         self._check_exclude()
+        if self.trainer is not None:
+            self._check_trainer(self.trainer)
+            return self
         for combination in self.combinations:
             self._check_combination(combination)
         if not self.curve_keys:
             raise bad("excludes every combination", "remove a rule from exclude")
         return self
+
+    def _check_trainer(self, trainer: TrainerSpec) -> None:
+        for name in OEC_FIELDS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise bad(f"has {name}, which belongs to the OEC model, and a trainer of its own", f"remove {name}")
+        trainer.check_placeholders(list(self.factors), several_seeds=len(self.seeds) > 1, lr=LR in self.swept)
+        if self.resources.workers % trainer.nodes:
+            problem = f"spreads {self.resources.workers} workers over {trainer.nodes} nodes"
+            raise bad(problem, "set resources.workers to a multiple of trainer.nodes")
 
     def _check_combination(self, combination: dict[str, Any]) -> None:
         values = {name: value for name, value in combination.items() if name != LR}
@@ -289,6 +271,16 @@ class Study(StudyFile):
                 for value in wanted if isinstance(wanted, tuple) and not whole else (wanted,):
                     if not any(values[name] == value for values in known):
                         raise bad(f"excludes {name} {format_factor(value)}, which does not occur", "correct the value")
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """What the cells of the study differ in, apart from their seeds."""
+        return (*self.factors, *([LR] if self.lr_factor == LR or len(self.lrs) > 1 else []))
+
+    @property
+    def group_resources(self) -> ResourceSpec:
+        """What the worker group of a cell takes: the resources, or one worker per node if a command starts its own."""
+        return self.trainer.group_resources(self.resources) if self.trainer else self.resources
 
     @property
     def grid(self) -> tuple[float, ...]:
@@ -323,6 +315,10 @@ class Study(StudyFile):
     def _all_curve_keys(self) -> list[CurveKey]:
         """Scale by scale, the largest first, so that a sweep does not end with its longest cells."""
         factors = [tuple(combination.items()) for combination in self.combinations]
+        if self.trainer:
+            return [
+                CurveKey(self.trainer.name, DEFAULT, self.trainer.kind, None, combination) for combination in factors
+            ]
         return [
             CurveKey(scale, attention_norm, choice.method, gamma, combination)
             for scale in sorted(self.scales, key=lambda s: -SCALES[s].parameters(self.data.V))
@@ -353,6 +349,10 @@ class Study(StudyFile):
                 choice["c"], choice["gamma"] = choice["gamma"], None
         return digest(content)[:12]
 
+    def to_yaml(self) -> str:
+        """As ``StudyFile.to_yaml``, without the defaults of what another trainer does not have."""
+        return self.written(exclude=OEC_FIELDS if self.trainer else ())
+
     def evaluate_every(self, cell: AnyCell) -> int:
         """Steps between evaluations of a cell."""
         return self.intervals.evaluate or max(MIN_EVALUATION_INTERVAL, (cell.steps or 0) // 20)
@@ -368,6 +368,14 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) != len(values):
         raise bad("contains a duplicate", "remove it")
     return values
+
+
+def _required(value: tuple[T, ...], info: ValidationInfo) -> tuple[T, ...]:
+    """Scales and methods: at least one for the OEC model, none for another trainer."""
+    if not value and info.data.get("trainer") is None:
+        name = info.field_name
+        raise bad("is missing or empty", f"add {name}, or a trainer of your own, which has no {name}")
+    return value
 
 
 def _values_of(key: CurveKey) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -15,13 +15,10 @@ from pydantic_core import ErrorDetails
 from search_spaces import study_yaml
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.shipped import SHIPPED, shipped
 
-SHIPPED = Path(__file__).parent / "studies"
-
-
-def shipped() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+FOLDER = "folder"
+"""Key of the validation context: the folder that relative directories refer to."""
 
 
 class StudyFile(Frozen):
@@ -38,17 +35,18 @@ class StudyFile(Frozen):
             return cls.parse(sys.stdin.buffer.read().decode(errors="replace"), "standard input")
         path = SHIPPED / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
         try:
-            return cls.parse(path.read_text(encoding="utf-8"), name_or_path)
+            return cls.parse(path.read_text(encoding="utf-8"), name_or_path, folder=path.parent)
         except (OSError, UnicodeDecodeError) as error:
             problem = f"cannot be read ({type(error).__name__})"
             remedy = f"give the path of a study file, or a shipped study: {', '.join(shipped())}"
             raise InvalidInput("study", name_or_path, problem, remedy) from error
 
     @classmethod
-    def parse(cls, text: str, origin: str = "study") -> Self:
+    def parse(cls, text: str, origin: str = "study", folder: Path | None = None) -> Self:
         """
         Args:
             origin: where the text comes from, for errors.
+            folder: the folder that relative directories refer to; default: the working directory.
 
         Raises:
             InvalidInput: the text is not YAML or not a mapping, or see ``validate_fields``.
@@ -63,23 +61,29 @@ class StudyFile(Frozen):
             raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the format") from error
         if not isinstance(fields, dict):
             raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
-        return cls.validate_fields(fields)
+        return cls.validate_fields(fields, folder)
 
     @classmethod
-    def validate_fields(cls, fields: dict[str, Any]) -> Self:
+    def validate_fields(cls, fields: dict[str, Any], folder: Path | None = None) -> Self:
         """
+        Args:
+            folder: as for ``parse``.
+
         Raises:
             InvalidInput: a field is unknown, missing or out of range.
         """
         try:
-            return cls.model_validate(fields)
+            return cls.model_validate(fields, context={FOLDER: folder or Path.cwd()})
         except ValidationError as error:
             raise _invalid_input(cls, error.errors()[0]) from error
 
     def to_yaml(self) -> str:
         """The study as YAML, which ``parse`` reads back as an equal study."""
-        content = self.model_dump(mode="json", exclude_none=True)
-        return study_yaml.write(content)
+        return self.written()
+
+    def written(self, exclude: Iterable[str] = ()) -> str:
+        """The study as YAML, without the fields ``exclude``."""
+        return study_yaml.write(self.model_dump(mode="json", exclude_none=True, exclude=set(exclude)))
 
 
 def _invalid_input(model: type[BaseModel], error: ErrorDetails) -> InvalidInput:

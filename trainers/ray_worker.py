@@ -1,18 +1,21 @@
-"""The training loop as a Ray Train worker that outlives its cells; the only file of ``trainers`` that imports Ray.
+"""The worker of a warm group, which outlives its cells; the only file of ``trainers`` that imports Ray.
 
-Rank 0 takes the next job from the group's mailbox and broadcasts it to every rank, so that the process group, the token
-files and the compiled step stay warm from one cell to the next.
+Rank 0 takes the next job from the group's mailbox and broadcasts it to every rank, so that the process group and what
+the trial has set up (token files, a compiled step) stay warm from one cell to the next.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import ray
 import ray.train
@@ -20,12 +23,10 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from search_spaces.cell import Cell
 from search_spaces.record import CellResult, Row
-from trainers.data import TokenFiles
+from trainers.command.environment import hide_secrets
 from trainers.job import Job
-from trainers.loop import Trainer, ignore_row, never_stop
-from trainers.world import World
+from trainers.protocol import Checkpoint, Context, Report, ServedTrial, never_stop
 
 TAKE_TIMEOUT_S = 20.0
 """Rank 0 returns from an empty mailbox this often, so that the broadcast of the other ranks does not time out."""
@@ -34,14 +35,28 @@ STOP_POLL_S = 0.2
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class HostTorchConfig(ray.train.torch.TorchConfig):
+    """A process group on CPUs that leaves the devices alone: they belong to what the worker starts."""
+
+    backend: str | None = "gloo"
+
+    @property
+    def train_func_context(self) -> type[AbstractContextManager[None]]:
+        """Ray's own makes the device current, which allocates memory on it."""
+        return nullcontext
+
+
 class WorkerConfig(TypedDict):
     """The argument of ``serve_cells``: the TorchTrainer's ``train_loop_config``."""
 
     mailbox: Any
-    tokens: TokenFiles
-    compile: bool | Literal["auto"]
-    micro_batch_memo: Path
+    trial: ServedTrial
+    folder: Path
+    """The study's folder."""
     threads: int
+    workers: int
+    """``resources.workers`` of the study."""
     memory_share: float
     """Share of its device's memory that a worker may use."""
     agreement_timeout_s: float
@@ -55,13 +70,30 @@ def serve_cells(config: WorkerConfig) -> None:
         RuntimeError: only some of the ranks raised an exception during a cell, so the group has to be restarted.
     """
     torch.set_num_threads(config["threads"])
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), device, config["memory_share"])
-    mailbox = MailboxClient(config["mailbox"]) if world.is_rank0 else None
+    train_context = ray.train.get_context()
+    rank, size = train_context.get_world_rank(), train_context.get_world_size()
+    mailbox = MailboxClient(config["mailbox"]) if rank == 0 else None
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=config["agreement_timeout_s"]))
-    tokens = config["tokens"].open()
-    trainer = Trainer(world, tokens, compile=config["compile"], micro_batch_memo=config["micro_batch_memo"])
+
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * size
+        dist.all_gather_object(values, value, group=control)
+        return values
+
+    runtime = ray.get_runtime_context()
+    context = Context(
+        rank=rank,
+        size=size,
+        device=ray.train.torch.get_device(),
+        device_ids=tuple(runtime.get_accelerator_ids().get("GPU", [])),
+        memory_share=config["memory_share"],
+        cores=config["threads"],
+        workers=config["workers"],
+        folder=config["folder"],
+        address=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+        gather=gather,
+    )
+    worker = Worker(config["trial"], context, mailbox)
     while True:
         message: list[Any] = list(mailbox.take()) if mailbox else [None, None]
         dist.broadcast_object_list(message, src=0, group=control)
@@ -69,36 +101,49 @@ def serve_cells(config: WorkerConfig) -> None:
         if closed:
             return
         if job is not None:
-            run_job(trainer, job, mailbox, control)
+            worker.run(job)
 
 
-def run_job(trainer: Trainer, job: Job, mailbox: MailboxClient | None, control: Any) -> None:
-    """Trains one cell and reports its rows as they are written, then its result, or ``crashed`` with the traceback.
+class Worker:
+    """One rank of a group: its trial, which is set up before its first cell."""
 
-    An exception on every rank leaves the ranks in step and is the cell's result. An exception on only some ranks leaves
-    the others in a collective that cannot finish: the gather below times out, and the group fails.
-    """
-    assert isinstance(job.cell, Cell)
-    try:
-        result = trainer.run(
-            job.cell,
-            job.folder,
+    def __init__(self, trial: ServedTrial, context: Context, mailbox: MailboxClient | None) -> None:
+        self._trial, self._context, self._mailbox = trial, context, mailbox
+        self._ready = False
+
+    def run(self, job: Job) -> None:
+        """Trains one cell and reports its rows as they are written, then its result, or ``crashed`` with the traceback.
+
+        An exception on every rank leaves the ranks in step and is the cell's result. An exception on only some ranks
+        leaves the others in a collective that cannot finish: the gather below times out, and the group fails.
+        """
+        mailbox, gather = self._mailbox, self._context.gather
+        report: Report = mailbox.row_poster(job) if mailbox else ignore_row
+        checkpoint = Checkpoint(
+            folder=job.folder,
             evaluate_every=job.evaluate_every,
             checkpoint_every=job.checkpoint_every,
             keep_weights=job.keep_weights,
             mirror=job.mirror,
-            on_row=mailbox.row_poster(job) if mailbox else ignore_row,
             should_stop=mailbox.stop_poller(job) if mailbox else never_stop,
+            gather=gather,
         )
-        failure = None
-    except Exception:
-        failure = traceback.format_exc()
-        logger.exception("cell %s raised on rank %d", job.cell.id, trainer.world.rank)
-    failures: list[str | None] = [None] * trainer.world.size
-    dist.all_gather_object(failures, failure, group=control)
-    first = next((failure for failure in failures if failure), None)
-    if mailbox:
-        mailbox.post_and_wait(job, result if first is None else CellResult(state="crashed", reason=first))
+        result, failure = CellResult(state="crashed"), None
+        try:
+            if not self._ready:
+                self._trial.setup(self._context)
+                self._ready = True
+            result = self._trial.train(job.cell, report, checkpoint)
+        except (Exception, SystemExit):  # SystemExit: code of a user must not end a warm worker
+            failure = hide_secrets(traceback.format_exc(), os.environ)
+            logger.exception("cell %s raised on rank %d", job.cell.id, self._context.rank)
+        first = next((failure for failure in gather(failure) if failure), None)
+        if mailbox:
+            mailbox.post_and_wait(job, result if first is None else CellResult(state="crashed", reason=first))
+
+
+def ignore_row(step: int, /, **metrics: float) -> None:
+    """Rank 0 alone reports."""
 
 
 class MailboxClient:
@@ -113,13 +158,13 @@ class MailboxClient:
         job: Job | None = ray.get(self._mailbox.take.remote(TAKE_TIMEOUT_S))
         return job, job is None and bool(ray.get(self._mailbox.closed.remote()))
 
-    def row_poster(self, job: Job) -> Callable[[Row], None]:
-        """Returns an ``on_row`` that does not wait; an actor receives calls in the order in which they were made."""
+    def row_poster(self, job: Job) -> Report:
+        """Returns a ``report`` that does not wait; an actor receives calls in the order in which they were made."""
 
-        def on_row(row: Row) -> None:
-            self._mailbox.post.remote(job.cell.id, [row])
+        def report(step: int, /, **metrics: float) -> None:
+            self._mailbox.post.remote(job.cell.id, [Row(step, time.time(), metrics)])
 
-        return on_row
+        return report
 
     def post_and_wait(self, job: Job, result: CellResult) -> None:
         """Posts a job's result and waits until it, and every row before it, has been delivered."""

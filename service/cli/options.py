@@ -1,4 +1,8 @@
-"""Shared by all commands: the option ``--home``, errors on bad input, the console, and exiting."""
+"""Shared by all commands: the option ``--home``, errors on bad input, the console, and exiting.
+
+The modules of the commands import at their top only what ``oec --help`` needs. What a command needs to do its work is
+imported in its handler.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console, RenderableType
 
 from search_spaces.errors import InvalidInput, printable
 from service import exit_codes
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 PATH = click.Path(path_type=Path)
 repeatable = partial(click.option, multiple=True)
@@ -67,6 +73,8 @@ def exit_now(code: int) -> NoReturn:
 
 def plain_console() -> Console:
     """A console without markup: paths and tracebacks contain square brackets."""
+    from rich.console import Console
+
     return Console(markup=False, highlight=False)
 
 

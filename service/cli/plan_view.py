@@ -30,19 +30,7 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     """
     study = plan.study
     axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
-    names = varied(key.factors for key in study.curve_keys)
-    table = Table("scale", "parameters", "method", *display_names(names).values(), "cells", axis, "tokens per cell")
-    table.title = study.name
-    if names:  # more columns have to fit a narrow terminal
-        table.box, table.pad_edge = SIMPLE_HEAD, False
-    for curve in plan.curves:
-        key, parameters = curve.key, curve.cells[0].parameters
-        values = f"{study.grid[0]:g} .. {study.grid[-1]:g}"
-        factors = [format_factor(dict(key.factors)[name]) for name in names]
-        name = label(key.method, key.gamma, key.attention_norm)
-        cells = str(len(curve.cells))
-        table.add_row(curve.scale, f"{parameters:,}", name, *factors, cells, values, f"{curve.tokens:,}")
-    yield table
+    yield curve_table(plan, axis)
     basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
     known = sum(cell.id in done for cell in plan.cells)
@@ -52,11 +40,43 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     )
     if size := kept_bytes(plan):
         yield f"keep_weights: at most {decimal(size)} of weights, if every cell is trained here"
-    max_concurrent = concurrent_here(study.resources)
+    max_concurrent = concurrent_here(study.group_resources)
+    if study.trainer:
+        identity = ", ".join(study.trainer.identity_files()) or "no file"
+        seconds = plan.seconds(speeds, max_concurrent)
+        about = f"about {clock_time(seconds)}" if study.trainer.name in speeds else "for a time that none has shown yet"
+        yield f"a cell's id includes the contents of: {identity}"
+        yield f"{cells} ({known} already in the home), {about} with {max_concurrent} cells in parallel"
+        return
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
         f"{clock_time(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, from {basis}"
     )
+
+
+def curve_table(plan: Plan, axis: str) -> Table:
+    """A line for each curve of the plan.
+
+    Args:
+        axis: heading of the values on the curves' axis.
+    """
+    study = plan.study
+    names = varied(key.factors for key in study.curve_keys)
+    about = ("trainer",) if study.trainer else ("scale", "parameters", "method")
+    sizes = () if study.trainer else ("tokens per cell",)
+    table = Table(*about, *display_names(names).values(), "cells", axis, *sizes, title=study.name)
+    if names:  # more columns have to fit a narrow terminal
+        table.box, table.pad_edge = SIMPLE_HEAD, False
+    for curve in plan.curves:
+        key = curve.key
+        factors = [format_factor(dict(key.factors)[name]) for name in names]
+        row = [*factors, str(len(curve.cells)), f"{study.grid[0]:g} .. {study.grid[-1]:g}"]
+        if study.trainer:
+            table.add_row(curve.scale, *row)
+        else:
+            name = label(key.method, key.gamma, key.attention_norm)
+            table.add_row(curve.scale, f"{curve.cells[0].parameters:,}", name, *row, f"{curve.tokens:,}")
+    return table
 
 
 def kept_bytes(plan: Plan) -> int:
@@ -84,7 +104,7 @@ def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node],
         InvalidInput: not even one cell fits.
     """
     resources = plan.study.resources
-    found = fit(resources, nodes, cells=plan.cell_count, can_grow=can_grow)
+    found = fit(plan.study.group_resources, nodes, cells=plan.cell_count, can_grow=can_grow)
     workers = found.cells * resources.workers
     hours = plan.seconds(speeds, found.cells) / 3600
     taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}

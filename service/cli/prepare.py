@@ -13,8 +13,8 @@ import yaml
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput, expand
+from search_spaces.shipped import shipped
 from search_spaces.study import Study
-from search_spaces.study_file import shipped
 from service.home.data import prepare_tokens
 from service.home.layout import Home
 from service.pace import Pace, clock_time

@@ -26,6 +26,9 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
     Raises:
         InvalidInput: a field of the cell would not be valid in a study; see ``device_of``.
     """
+    if study.trainer is not None:
+        problem = f"is trained by {study.trainer.name}, not by the training loop of the OEC model"
+        raise InvalidInput("STUDY", study.name, problem, "use `oec run`, or run the command itself")
     gammas = None if choice["gamma"] is None else (choice["gamma"],)
     one = study.model_dump() | {"methods": [{"method": choice["method"], "gamma": gammas}]}
     one |= {name + "s": [choice[name] or one[name + "s"][0]] for name in ("scale", "attention_norm")}

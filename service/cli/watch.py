@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from search_spaces.cell import Cell
 from search_spaces.factors import LR, short_name
 from search_spaces.methods import label
 from search_spaces.record import STATES, TERMINAL
@@ -178,7 +179,8 @@ class StudyView:
         if concurrent and running:
             timed = [entry for entry in entries if entry.result.train_seconds and entry.reused_from is None]
             seconds = sum(entry.result.train_seconds or 0.0 for entry in timed) / concurrent
-            if speed := Pace(sum(entry.cell.tokens * entry.share_done for entry in timed), seconds).per_second:
+            tokens = sum(entry.cell.tokens * entry.share_done for entry in timed if isinstance(entry.cell, Cell))
+            if speed := Pace(tokens, seconds).per_second:
                 parts.append(f"{speed:,.0f} tokens/s")
             done = sum(entry.cell.flops * entry.share_done for entry in timed)
             if (left := Pace(done, seconds).seconds_for(self._flops_left(entries))) is not None:

@@ -99,8 +99,10 @@ def _worker_slots(resources: ResourceSpec, nodes: Sequence[Node]) -> Iterator[tu
     """Each kind of resource that a worker takes, with the number of workers that it allows on each node."""
     yield "CPU", [int(node.get("CPU", 0) // resources.cpus_per_worker) for node in nodes]
     if units := round(resources.gpus_per_worker / GPU_UNIT):
-        workers_per_device = round(1 / GPU_UNIT) // units
-        yield "GPU", [int(node.get("GPU", 0)) * workers_per_device for node in nodes]
+        per_device = round(1 / GPU_UNIT)
+        devices = [int(node.get("GPU", 0)) for node in nodes]
+        whole, workers_per_device = -(-units // per_device), per_device // units
+        yield "GPU", [n * workers_per_device if units <= per_device else n // whole for n in devices]
 
 
 def _does_not_fit(resources: ResourceSpec, nodes: Sequence[Node]) -> InvalidInput:

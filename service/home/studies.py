@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from search_spaces.cell import ForeignCell
 from search_spaces.errors import InvalidInput
 from search_spaces.record import Row
 from search_spaces.study import NOT_HASHED, Study
@@ -54,8 +55,15 @@ def all_entries(home: Home) -> Iterator[Entry]:
 
 
 def measured_speeds(entries: Iterable[Entry]) -> dict[str, float]:
-    """The last measured tokens per second of a cell, by scale."""
-    return {entry.cell.scale: speed for entry in entries if (speed := entry.result.tokens_per_second)}
+    """The last measured tokens per second of a cell, by scale, or by name of a trainer, whose cells are one token."""
+    return {entry.cell.scale: speed for entry in entries if (speed := _speed(entry))}
+
+
+def _speed(entry: Entry) -> float | None:
+    seconds = entry.result.train_seconds
+    if isinstance(entry.cell, ForeignCell):
+        return entry.cell.tokens / seconds if seconds and entry.state == "finished" else None
+    return entry.result.tokens_per_second
 
 
 class LiveRows:

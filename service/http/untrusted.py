@@ -32,7 +32,8 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
     because other machines read them from other working directories.
 
     Raises:
-        InvalidInput: the body is not a valid study, or a data path leads outside ``data_root``.
+        InvalidInput: the body is not a valid study, it has a trainer of its own, or a data path leads outside
+            ``data_root``.
     """
     is_json = "json" in media_type
     try:
@@ -50,6 +51,9 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
         raise InvalidInput("study", "(request body)", "is not a mapping of fields", SCHEMA_REMEDY)
     check_values(content, "study")
     study = Study.validate_fields(content)
+    if study.trainer is not None:  # the service must not run what a request says
+        remedy = "start it with `oec run` or `oec submit`; this service shows it"
+        raise InvalidInput("trainer", study.trainer.kind, "is not taken by this service", remedy)
     paths = {name: path for name in ("path", "validation") if (path := getattr(study.data, name)) is not None}
     resolved = {name: str(resolve(data_root, f"data.{name}", path)) for name, path in paths.items()}
     return study.model_copy(update={"data": study.data.model_copy(update=resolved)})

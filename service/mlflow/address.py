@@ -7,10 +7,13 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from search_spaces.errors import InvalidInput
-from service.home.layout import Home
+
+if TYPE_CHECKING:
+    from service.home.layout import Home
 
 logger = logging.getLogger(__name__)
 

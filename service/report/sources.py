@@ -6,7 +6,6 @@ import gc
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,8 @@ from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import join_words
 from search_spaces.errors import InvalidInput, expand
+from search_spaces.shipped import shipped
 from search_spaces.study import Study, is_name
-from search_spaces.study_file import shipped
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
@@ -81,10 +80,10 @@ def load(
     folder, colon, name = source.rpartition(":")
     path = Path(source)
     if source.startswith(MLFLOW_PREFIX):
-        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), tracking_uri(home), columns, absent)
+        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), home, columns, absent)
     in_home = is_name(source) and home.ledger(source).is_file()
     if is_csv(path) and not in_home:
-        return _from_csv(path, columns, absent)
+        return _from_csv(path, home, columns, absent)
     if columns:
         remedy = "give a .csv or mlflow:EXPERIMENT, or remove it"
         raise InvalidInput("--column", source, "does not apply to a study of a home", remedy)
@@ -97,7 +96,7 @@ def load(
             raise InvalidInput("SOURCE", source, "is not a study of that home", f"studies in {folder}: {known}")
         return _from_home(name, other)
     if source == NAME:
-        return _from_csv(RUNS_CSV)
+        return _from_csv(RUNS_CSV, home)
     known = ", ".join(with_ledger(home)) or "none yet"
     remedy = f"studies here: {known}; the published runs: {NAME}"
     raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv or .tsv file", remedy)
@@ -173,8 +172,9 @@ def _links(home: Home, study: str) -> dict[str, str]:
 
 
 def _from_mlflow(
-    name: str, uri: str, columns: Mapping[str, str] | None, absent: Callable[[str], None] | None = None
+    name: str, home: Home, columns: Mapping[str, str] | None, absent: Callable[[str], None] | None = None
 ) -> Source:
+    uri = tracking_uri(home)
     check_store(uri)
     notes: list[str] = []
     if columns:
@@ -187,12 +187,15 @@ def _from_mlflow(
         provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_environment()},
         notes=tuple(notes),
         left_out=tuple(notes),
-        folder=Path(_folder_name(name)),
+        folder=home.report(name),
     )
 
 
 def _from_csv(
-    path: Path, columns: Mapping[str, str] | None = None, absent: Callable[[str], None] | None = None
+    path: Path,
+    home: Home,
+    columns: Mapping[str, str] | None = None,
+    absent: Callable[[str], None] | None = None,
 ) -> Source:
     notes: list[str] = []
     runs = read_csv(path, columns, notes.append, absent)
@@ -203,7 +206,7 @@ def _from_csv(
         provenance={"command": command, "table": path.name, **_environment()},
         notes=tuple(notes),
         left_out=tuple(notes),
-        folder=Path(csv_title(path)),
+        folder=home.report(NAME if path == RUNS_CSV else csv_title(path)),
         context=ReportContext(published=not published_studies(runs)),
     )
 
@@ -256,14 +259,9 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
         grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
         notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),
-        folder=Path(_folder_name("-and-".join(titles))),
+        folder=home.report("-and-".join(titles)),
         context=_merge_contexts([source.context for source in sources]),
     )
-
-
-def _folder_name(title: str) -> str:
-    """The name of a folder in the working directory, for a title with any characters."""
-    return re.sub(r"[^\w.-]+", "-", title).lstrip(".") or "report"
 
 
 def _merge_contexts(contexts: Sequence[ReportContext]) -> ReportContext:
@@ -292,7 +290,7 @@ def provenance(study: Study, runs: pd.DataFrame) -> dict[str, str]:
         "study": f"{study.name} ({study.hash})",
         **({"commit": commit} if (commit := _commit()) else {}),
         "seeds": ", ".join(str(seed) for seed in study.seeds),
-        "logits": study.training.logits_dtype,
+        **({} if study.trainer else {"logits": study.training.logits_dtype}),
         **_environment(),
         "study file": study.to_yaml(),
         **({"trained with": f"torch {join_words(versions)}"} if versions else {}),

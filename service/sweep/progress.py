@@ -31,6 +31,8 @@ class Progress:
     def __init__(self, plan: Plan, ledger: Ledger, console: Console, clock: Callable[[], float] = time.monotonic):
         self._refinement = Refinement(plan, ledger)
         self._ledger, self._console, self._clock = ledger, console, clock
+        self._has_tokens = plan.study.trainer is None
+        """Whether cells train on tokens that are known."""
         self._started = clock()
         self._warm_at: float | None = None
         """When the first worker group was warm."""
@@ -93,7 +95,7 @@ class Progress:
         counts = self._ledger.counts()
         parts = [f"{self._ended(counts)}/{self._cells()} cells", f"{len(self._running)} running"]
         parts += [f"{counts[state]} {state}" for state in ("diverged", "crashed", "pruned") if counts[state]]
-        if speed := self.tokens_per_second():
+        if self._has_tokens and (speed := self.tokens_per_second()):
             parts.append(f"{speed:,.0f} tokens/s")
         parts.append(f"{clock_time(self._clock() - self._started)} elapsed")
         if self._warm_at is None:

@@ -15,7 +15,7 @@ from search_spaces.study import Study
 from service.cluster import connection
 from service.cluster.placement import fit, joined_nodes
 from service.home import copies
-from service.home.data import prepare_tokens
+from service.home.data import prepare_source
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.shared import check_shared
@@ -45,9 +45,9 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
         try:
             check_store(tracking_uri(home))
             if connection.resolve_address(address) is None:
-                fit(study.resources, connection.local_nodes())
-            tokens = prepare_tokens(study, home, console.print)
-            plan = Plan(study, tokens.digest)
+                fit(study.group_resources, connection.local_nodes())
+            source, tokens = prepare_source(study, home, console.print)
+            plan = Plan(study, source)
             register_study(home, study)
             with write_ledger(home, study.name) as ledger:
                 if plan_cells(plan, ledger, home, retry_crashed=retry_crashed, console=console):
@@ -85,11 +85,16 @@ def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, c
 def check_same_data(ledger: Ledger, plan: Plan) -> None:
     """
     Raises:
-        InvalidInput: the text, the token files or (for ``builtin``) the Python that they come from has changed.
+        InvalidInput: the text, the token files, (for ``builtin``) the Python that they come from, or the trainer of the
+            study has changed.
     """
     before = {entry.cell.source for entry in ledger.entries.values()} - {plan.data}
     if before:
         problem = f"is not what study {plan.study.name} started with in this home, {before.pop()}"
+        if trainer := plan.study.trainer:
+            files = ", ".join(trainer.identity_files()) or "no files"
+            remedy = f"restore command and contents ({files}), or give the study another name"
+            raise InvalidInput("trainer", plan.data, problem, remedy)
         raise InvalidInput("data", plan.data, problem, "restore the data, or give the study another name")
 
 
@@ -107,7 +112,7 @@ def reuse_results(ledger: Ledger, home: Home, *, retry_crashed: bool) -> None:
 
 def _sweep_on_ray(
     plan: Plan,
-    tokens: Tokens,
+    tokens: Tokens | None,
     home: Home,
     ledger: Ledger,
     address: str | None,
@@ -120,6 +125,7 @@ def _sweep_on_ray(
     import ray  # takes seconds, and the checks above do not need it
 
     from service.sweep.sweep import by_worker_group, sweep
+    from service.sweep.trials import describe_group, group_config
 
     flush_s = INTERRUPTED_FLUSH_S
     with ExitStack() as stack:
@@ -128,9 +134,8 @@ def _sweep_on_ray(
             connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
         if connection.resolve_address(address):
             check_shared(home)
-        max_concurrent = fit(plan.study.resources, joined_nodes(), can_grow=True).cells
-        each = f"{plan.study.resources.workers} DDP workers each, which stay warm between cells"
-        console.print(f"up to {max_concurrent} cells in parallel, {each}", soft_wrap=True)
+        max_concurrent = fit(plan.study.group_resources, joined_nodes(), can_grow=True).cells
+        console.print(f"up to {max_concurrent} cells in parallel, {describe_group(plan.study)}", soft_wrap=True)
         # Only now, so that nothing is delivered for a study that does not fit.
         sink = MlflowSink(tracking_uri(home), home, plan.study)
         stack.callback(lambda: sink.close(flush_s))
@@ -139,7 +144,7 @@ def _sweep_on_ray(
         with Progress(plan, ledger, console) as progress, stop_watch, head_watch:
             error = sweep(
                 plan,
-                by_worker_group(plan.study, tokens, home),
+                by_worker_group(group_config(plan.study, tokens, home)),
                 home,
                 ledger,
                 [progress, sink],

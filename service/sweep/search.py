@@ -48,12 +48,13 @@ class CurveSearch:
     def __init__(self, plan: Plan, ledger: Ledger, storage: BaseStorage, group: CurveKey) -> None:
         self.plan, self.ledger, self.group = plan, ledger, group
         spec = plan.study.refine
+        warmup = 0 if plan.study.trainer else plan.study.training.warmup_steps
         seed = int(plan.study.hash, 16) % 2**32
         self.study = optuna.create_study(
             storage=storage,
             study_name="/".join((plan.study.name, *_names(group), plan.study.hash)),
             sampler=SAMPLERS[spec.sampler](seed=seed),
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=plan.study.training.warmup_steps),
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=warmup),
             direction="minimize",
             load_if_exists=True,
         )

@@ -24,7 +24,6 @@ from service.sweep.stop import stop_requests
 from service.sweep.tune_controller import FifoScheduler, SilentReporter
 from service.sweep.worker_group import GroupConfig, close_group, group_of_this_process
 from trainers import weights
-from trainers.data import TokenFiles, Tokens
 from trainers.job import Event, Job, result_in
 
 logger = logging.getLogger(__name__)
@@ -95,14 +94,8 @@ def sweep(
     return same_crashes.error
 
 
-def by_worker_group(study: Study, tokens: Tokens, home: Home) -> TrainCell:
+def by_worker_group(config: GroupConfig) -> TrainCell:
     """Trains cells with the warm worker group of the calling process."""
-    config = GroupConfig(
-        tokens=TokenFiles.of(tokens, copies.mirror(home, tokens.folder) if tokens.folder else None),
-        resources=study.resources,
-        ray_folder=home.ray,
-        micro_batch_memo=home.micro_batches,
-    )
     return lambda job: group_of_this_process(config).run(job)
 
 

@@ -17,8 +17,8 @@ import ray.train
 
 from search_spaces.resources import ResourceSpec
 from service.sweep.mailbox import Mailbox
-from trainers.data import TokenFiles
 from trainers.job import Event, Job, result_in
+from trainers.protocol import ServedTrial
 
 POLL_S = 1.0
 """How often a trial checks whether its group is alive."""
@@ -30,10 +30,16 @@ CLOSE_S = 60.0
 class GroupConfig:
     """The configuration of a group; trials with equal configurations share a group."""
 
-    tokens: TokenFiles
+    trial: ServedTrial
+    """What every worker sets up and trains cells with."""
     resources: ResourceSpec
+    """Those of the group: one Ray worker for each of ``workers``."""
+    processes: int
+    """Training processes of a cell: more than the group's workers where a command starts them itself."""
+    study_folder: Path
     ray_folder: Path
-    micro_batch_memo: Path
+    on_device: bool = True
+    """Whether the workers themselves use the devices, rather than a command that they start."""
 
 
 class GroupDied(RuntimeError):
@@ -89,27 +95,22 @@ class WarmGroup:
     def _fit(self) -> None:
         from ray.train.torch import TorchTrainer  # imports torch, which takes seconds
 
-        from trainers.ray_worker import WorkerConfig, serve_cells
+        from trainers.ray_worker import HostTorchConfig, WorkerConfig, serve_cells
 
         config, resources = self.config, self.config.resources
-        gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
         trainer = TorchTrainer(
             serve_cells,  # type: ignore[arg-type]  # Ray asks for a dict; ours is a TypedDict
             train_loop_config=WorkerConfig(  # type: ignore[arg-type]
                 mailbox=self._mailbox,
-                tokens=config.tokens,
-                compile=resources.compile,
-                micro_batch_memo=config.micro_batch_memo,
+                trial=config.trial,
+                folder=config.study_folder,
                 threads=resources.cpus_per_worker,
+                workers=config.processes,
                 memory_share=resources.gpus_per_worker or 1.0,
                 agreement_timeout_s=120.0,
             ),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
-                placement_strategy="PACK",  # on one node if possible, otherwise on as few as possible
-            ),
+            torch_config=None if config.on_device else HostTorchConfig(),
+            scaling_config=scaling(resources, on_device=config.on_device),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=str(config.ray_folder),
@@ -121,6 +122,18 @@ class WarmGroup:
             trainer.fit()
         except BaseException as failure:  # raised by the trial that waits for this group
             self._failure = failure
+
+
+def scaling(resources: ResourceSpec, *, on_device: bool = True) -> ray.train.ScalingConfig:
+    """What a group asks Ray for."""
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
+        # DDP: on one node if possible, otherwise on as few as possible. A command has one worker per node.
+        placement_strategy="PACK" if on_device else "SPREAD",
+    )
 
 
 _group: WarmGroup | None = None

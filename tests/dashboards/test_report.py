@@ -20,6 +20,7 @@ from dashboards import published
 from dashboards.analysis import Analysis, table_rows
 from dashboards.answer import answer
 from dashboards.embeddings import measure_embedding
+from dashboards.files import FORMATS
 from dashboards.forecast import forecast
 from dashboards.report import ReportContext, write_report
 from dashboards.runs import from_records, read_csv
@@ -75,7 +76,8 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = curve([3.5, 3.0, 3.2, math.nan], method=EVIL, scale=EVIL, study=EVIL)
     records[0] |= {"state": "crashed", "val_loss": None, "reason": EVIL, "cell": EVIL}
     folder = tmp_path_factory.mktemp("report")
-    return write_report(study(records), folder, title=EVIL, grid=GRID, provenance={EVIL: EVIL}, notes=[EVIL])
+    texts = {"title": EVIL, "provenance": {EVIL: EVIL}, "notes": [EVIL]}
+    return write_report(study(records), folder, grid=GRID, formats=FORMATS, **texts)
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,12 @@ def test_published_overheads(published_curves: dict[tuple[str, str, float | None
     found = method_overheads(published_curves.values())
     methods = published.METHODS[1:]
     assert len(found) == len(published.SCALES) * len(methods)
-    for (_, scale, _, method), percent in found.items():
-        assert f"{percent:.1f}" == f"{published.OVERHEAD_PERCENT[scale][methods.index(method)]:.1f}", (scale, method)
+    for (_, scale, _, method), extra in found.items():
+        assert f"{extra.percent:.1f}" == f"{published.OVERHEAD_PERCENT[scale][methods.index(method)]:.1f}", (
+            scale,
+            method,
+        )
+        assert 0 < extra.half_width < 0.5, "over seven learning rates"
 
 
 def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
@@ -77,7 +81,7 @@ def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
             timed([130, 130, 130, 130], method="z-loss", gamma=1.0),
         )
     )
-    assert list(method_overheads(found).values()) == pytest.approx([20.0])
+    assert [extra.percent for extra in method_overheads(found).values()] == pytest.approx([20.0])
     assert method_overheads(found[:1]) == {}, "the baseline has none"
 
 

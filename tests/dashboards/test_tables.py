@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -44,10 +45,11 @@ def written(form: str, table: pd.DataFrame) -> str:
 
 def test_columns_are_frozen(table: pd.DataFrame) -> None:
     columns = "study scale attention_norm method gamma factors lr_factor LRS LRS_low LRS_high LRS_n best_loss best_lr"
-    rest = "highest_lr edge_low edge_high diverged cells overhead_percent optimum_lr optimum_low optimum_high"
+    rest = "highest_lr edge_low edge_high diverged cells overhead_percent overhead_low overhead_high"
+    optimum = "optimum_lr optimum_low optimum_high"
     parts = ("low", "high", "open", "width", "width_low", "width_high")
     valleys = " ".join(f"within_{tolerance}_{part}" for tolerance in ("0.01", "0.05") for part in parts)
-    want = f"{columns} {rest} {valleys} headroom note"
+    want = f"{columns} {rest} {optimum} {valleys} headroom note"
     assert " ".join(TABLE_COLUMNS) == want, "tables/sensitivity.csv is a public format"
     assert tuple(table) == TABLE_COLUMNS
     assert tuple(sensitivity_table([])) == TABLE_COLUMNS
@@ -72,7 +74,10 @@ def test_terminal_table_fits_80_columns_with_everything_in_it(table: pd.DataFram
     assert "…" not in text
     assert "within" not in text
     assert "mu-centering" in text
-    assert "+6.3" in text
+    assert re.search("every lr .* converges", " ".join(text.split()))
+    of_one_gamma = drawn(table[table["gamma"].isna()].assign(LRS_low=0.1, LRS_high=0.2))
+    assert "+0.6 ± 0.1" in of_one_gamma, "there is room for the extra time"
+    assert "…" not in of_one_gamma
 
 
 def several_norms() -> pd.DataFrame:

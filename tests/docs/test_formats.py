@@ -16,13 +16,15 @@ from pydantic import BaseModel
 from dashboards import drift
 from dashboards.analysis import TABLES
 from dashboards.tables import TABLE_COLUMNS
+from search_spaces.command_line import PLACEHOLDERS
+from search_spaces.metrics_spec import SOURCES
 from search_spaces.plan import Plan
 from search_spaces.record import COLUMNS, STATES
 from search_spaces.study import MethodChoice, Study
 from service.home.ledger import FORMAT
 from service.home.writer import Writer
 from service.mlflow.store import EXPERIMENT
-from tests.docs.blocks import names, rows, section
+from tests.docs.blocks import blocks, names, rows, section
 from trainers import checkpoint, weights
 from trainers.data import shards, sources
 from trainers.data.preparation import FinishedFile, Manifest, Recipe
@@ -58,6 +60,13 @@ def study_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def test_the_fields_of_a_study_are_those_of_its_schema() -> None:
     want = "\n".join(["| field | default | meaning |", "|---|---|---|", *study_rows(Study)])
     assert want in section(PAGE, "Study files"), f"docs/formats.md, section Study files, wants this table:\n{want}"
+
+
+def test_placeholders_and_sources_of_a_command() -> None:
+    documented = {row[0][0] for row in rows(PAGE, "Trainers")}
+    assert documented == {*PLACEHOLDERS, *SOURCES, "finished", "diverged", "crashed"}
+    (example,) = blocks(PAGE, "yaml")
+    assert Study.parse(example).trainer is not None
 
 
 def test_the_lines_of_a_ledger(trained: Path) -> None:

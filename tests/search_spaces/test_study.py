@@ -16,8 +16,8 @@ from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
+from search_spaces.shipped import shipped
 from search_spaces.study import NAME, Study
-from search_spaces.study_file import shipped
 from search_spaces.tolerance import same_value
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
@@ -212,7 +212,7 @@ def test_schema_of_a_study_file() -> None:
     schema = Study.model_json_schema()
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
-        "name", "description", "scales", "data", "attention_norms", "methods", "lrs", "factors", "lr_factor",
+        "name", "description", "trainer", "scales", "data", "attention_norms", "methods", "lrs", "factors", "lr_factor",
         "pair", "exclude", "seeds", "model", "training", "refine", "intervals", "resources", "keep_weights",
     ]  # fmt: skip
     assert fields == {
@@ -221,10 +221,17 @@ def test_schema_of_a_study_file() -> None:
         "Intervals": ["checkpoint", "evaluate"],
         "KeepWeights": ["every", "last"],
         "MethodChoice": ["gamma", "method"],
+        "MetricsSpec": [
+            "csv", "file", "mlflow", "others", "stdout", "step", "tensorboard", "train_loss", "val_loss",
+        ],
         "ModelSpec": ["dropout", "init", "initial_mean_logit", "tied"],
         "RefineSpec": ["budget", "edge", "pruner", "sampler", "trials"],
         "ResourceSpec": [
             "autoscale", "compile", "concurrency", "cpus_per_worker", "gpus_per_worker", "max_failures", "workers",
+        ],
+        "TrainerSpec": [
+            "command", "directory", "grace_s", "identity", "l_init", "metrics", "nodes", "options", "python", "resume",
+            "resume_from", "silence_s",
         ],
         "TrainingSpec": [
             "batch_size", "betas", "cautious_weight_decay", "decay_share", "deterministic", "eps", "eval_sequences",
@@ -273,7 +280,10 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
             "times the largest learning rate 200 is 1 or more",
         ),
         ({"parametrization": "mup"}, "training.mup_base: None is missing, but parametrization mup requires it; set"),
-        ({"mup_base": "W96"}, "training.mup_base: 'W96' is not a known scale; choose from nano, tiny"),
+        (
+            {"mup_base": "W96"},
+            "training.mup_base: 'W96' is not a known scale; did you mean 'w96'? choose from nano, tiny",
+        ),
         ({"optimizer": "sgd"}, "training.optimizer: 'sgd' is not allowed"),
         ({"optimizer": "muon", "muon_lr_ratio": 0}, "training.muon_lr_ratio: 0 is not allowed"),
         ({"schedule": "cosine", "min_lr": 1.0}, "training.min_lr 1 exceeds the smallest learning rate"),

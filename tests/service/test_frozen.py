@@ -41,6 +41,7 @@ def commands(group: click.Group, prefix: str = "") -> dict[str, list[str]]:
 
 def test_command_line() -> None:
     assert commands(cli.main) == {
+        "init": ["--force", "--name", "--out", "script"],
         "run": ["--address", "--home", "--retry-crashed", "study"],
         "plan": ["--cluster", "--home", "study"],
         "status": ["--cells", "--home", "study"],
@@ -49,13 +50,14 @@ def test_command_line() -> None:
             "--retry-crashed", "--working-dir", "study",
         ],
         "jobs": ["--cluster"],
-        "logs": ["--cluster", "--follow", "job"],
+        "logs": ["--cell", "--cluster", "--follow", "--home", "job"],
         "stop": ["--cell", "--cluster", "--home", "study"],
         "watch": ["--home", "--once", "--page", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
         "diff": ["--column", "--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
+        "doctor": ["--cluster", "--home", "--json"],
         "data prepare": [
             "--column", "--config", "--home", "--out", "--shard-tokens", "--split", "--tokenizer", "--tokens",
             "--val-tokens", "--workers", "source",
@@ -125,7 +127,7 @@ def test_columns() -> None:
     assert TABLE_COLUMNS == (
         "study", "scale", "attention_norm", "method", "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high",
         "LRS_n", "best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent",
-        "optimum_lr", "optimum_low", "optimum_high",
+        "overhead_low", "overhead_high", "optimum_lr", "optimum_low", "optimum_high",
         "within_0.01_low", "within_0.01_high", "within_0.01_open",
         "within_0.01_width", "within_0.01_width_low", "within_0.01_width_high",
         "within_0.05_low", "within_0.05_high", "within_0.05_open",

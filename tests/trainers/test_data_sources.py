@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from search_spaces.cell import TrainingSpec
+from search_spaces.data_spec import DataSpec
 from search_spaces.errors import InvalidInput
-from search_spaces.study import DataSpec
 from trainers.data import Tokens, prepare, sources, write_shard
 from trainers.data.corpus import local, standard_library
 from trainers.data.tokenizer import load_encoding
@@ -174,7 +174,7 @@ def test_identity_is_the_content(texts: Path, tmp_path: Path) -> None:
 def test_bpe_is_the_same_in_another_process(texts: Path, tmp_path: Path) -> None:
     here = prepare(spec_of(texts, tokenizer="bpe", vocab_size=320), tmp_path / "here")
     code = (
-        "import sys, pathlib; from search_spaces.study import DataSpec; from trainers.data import prepare;"
+        "import sys, pathlib; from search_spaces.data_spec import DataSpec; from trainers.data import prepare;"
         "print(prepare(DataSpec(source='text', path=sys.argv[1], vocab_size=320), pathlib.Path(sys.argv[2])).digest)"
     )
     command = [sys.executable, "-c", code, str(texts), str(tmp_path / "there")]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from search_spaces.study import DataSpec
+from search_spaces.data_spec import DataSpec
 from service.cli.prepare import Progress
 from tests import fineweb, hub
 from tests.service.cli.test_bad_input import refused

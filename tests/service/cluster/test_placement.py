@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from search_spaces.errors import InvalidInput
 from search_spaces.resources import GPU_UNIT, ResourceSpec
 from search_spaces.study import Study
+from search_spaces.trainer import TrainerSpec
 from service.cluster import placement
 from tests.service.oec import oec
 
@@ -135,6 +136,13 @@ def test_resources_that_can_not_be_had(resources: dict[str, object], message: st
         Study.validate_fields(smoke | {"resources": resources})
     assert refused.value.field.startswith("resources")
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("devices", "expected"), [((4, 4), 4), ((3, 1), 1), ((8,), 4)])
+def test_a_command_takes_several_devices_of_one_node(devices: tuple[int, ...], expected: int) -> None:
+    spec = TrainerSpec(command="x", metrics={"stdout": "(?P<val_loss>.)"})
+    resources = spec.group_resources(ResourceSpec(workers=2, gpus_per_worker=1))
+    assert placement.fit(resources, [{"CPU": 64, "GPU": number} for number in devices]).cells == expected
 
 
 def test_a_plan_for_a_cluster(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ def test_data_below_the_root_alone(tmp_path: Path) -> None:
             path_of(path)
 
 
+def test_a_request_cannot_start_a_command(tmp_path: Path) -> None:
+    command = {"command": "touch {lr}", "metrics": {"stdout": "(?P<val_loss>.)"}}
+    for trainer in (command, {"python": "os:system"}):
+        body = json.dumps({"name": "mine", "lrs": [1.0], "trainer": trainer})
+        with pytest.raises(InvalidInput, match="is not taken by this service"):
+            parse_study(body.encode(), "application/json", tmp_path)
+
+
 def test_cells_pages_and_states(service: Served) -> None:
     everything = service.reader.get("/api/v1/studies/smoke/cells").json()
     assert everything["total"] == len(CELLS)

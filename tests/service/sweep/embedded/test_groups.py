@@ -23,6 +23,7 @@ from service.home.location import open_home
 from service.sweep.worker_group import GroupConfig, WarmGroup
 from trainers.data import TokenFiles, Tokens
 from trainers.job import Job, result_in
+from trainers.oec_trial import OecTrial
 
 STUDY = Study.load("smoke")
 
@@ -41,10 +42,11 @@ def tokens(home: Home) -> Tokens:
 def group(home: Home, tokens: Tokens, embedded: None) -> Iterator[WarmGroup]:
     """Two warm DDP workers."""
     config = GroupConfig(
-        tokens=TokenFiles.of(tokens),
+        trial=OecTrial(TokenFiles.of(tokens), micro_batch_memo=home.micro_batches),
         resources=STUDY.resources,
+        processes=STUDY.resources.workers,
+        study_folder=home.study(STUDY.name),
         ray_folder=home.ray,
-        micro_batch_memo=home.micro_batches,
     )
     group = WarmGroup(config)
     assert done(group, job(home, cell(tokens, lr=9e-3))).state == "finished"
@@ -121,7 +123,7 @@ def test_an_exception_on_all_ranks_is_the_cells_result(group: WarmGroup, home: H
 def test_a_cell_that_nobody_waits_for_is_dropped(group: WarmGroup, home: Home, tokens: Tokens) -> None:
     endless = STUDY.training.model_copy(update={"steps": 1_000_000})
     events = group.run(job(home, cell(tokens, training=endless)))
-    assert isinstance(next(events)[0], Row)
+    assert isinstance(next(batch[0] for batch in events if batch), Row)
     before = workers()
     events.close()  # type: ignore[attr-defined]
     assert done(group, job(home, cell(tokens, lr=5e-3))).state == "finished"

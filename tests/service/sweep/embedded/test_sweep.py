@@ -16,6 +16,7 @@ from service.home.data import prepare_tokens
 from service.home.ledger import Entry, Ledger
 from service.home.location import open_home
 from service.sweep.sweep import SAME_CRASHES, SameCrashes, by_worker_group, sweep
+from service.sweep.trials import group_config
 from tests.service.sweep.embedded.conftest import ELSEWHERE
 
 CELLS = Plan(Study.load("short"), "data").cells
@@ -88,7 +89,7 @@ def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> Non
     plan = Plan(study, tokens.digest)
     with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
         ledger.plan(plan.cells)
-        sweep(plan, by_worker_group(study, tokens, home), home, ledger, [], max_concurrent=1)
+        sweep(plan, by_worker_group(group_config(study, tokens, home)), home, ledger, [], max_concurrent=1)
         assert ledger.counts()["finished"] == 1
     groups = ray.util.placement_group_table()
     assert groups, "no group was placed, so that none could be left"

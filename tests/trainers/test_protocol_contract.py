@@ -1,0 +1,166 @@
+"""What every trial does, whoever trains: ours, a command, and a Python object. One suite for all of them."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces.cell import ForeignCell
+from search_spaces.record import CellResult
+from search_spaces.trainer import TrainerSpec
+from tests.trainers import tiny
+from tests.trainers.scripts import CELL, QUADRATIC, Reported, command, context
+from trainers.command.trial import CommandTrial
+from trainers.data import TokenFiles
+from trainers.oec_trial import OecTrial
+from trainers.protocol import Checkpoint, ServedTrial, never_stop
+from trainers.python_trial import PythonTrial
+from trainers.rows import read
+
+PYTHON = """
+import json
+
+class Quadratic:
+    setups = 0
+
+    def setup(self, context):
+        Quadratic.setups += 1
+        self.steps = context.options["steps"]
+
+    def train(self, cell, report, checkpoint):
+        state = checkpoint.folder / "state.json"
+        x, start = json.loads(state.read_text()) if state.exists() else (1.0 + cell.seed, 0)
+        if cell.seed == 13:
+            raise ValueError("an unlucky seed")
+        for step in range(start, self.steps + 1):
+            state.write_text(json.dumps([x, step]))
+            report(step, val_loss=x * x)
+            if checkpoint.stop_requested():
+                return
+            x -= 2 * cell.lr * x
+"""
+SLOW = (
+    QUADRATIC.replace("import argparse", "import time, argparse")
+    .replace("x -= 2", "time.sleep(0.02)\n        x -= 2")
+    .replace("x, start, state =", 'assert options.seed != 13, "an unlucky seed"\nx, start, state =')
+)
+
+
+@dataclass
+class Case:
+    """A trial that has been set up, and cells of it."""
+
+    trial: ServedTrial
+    folder: Path
+    cell: Any
+    _number: Iterator[int]
+
+    def train(
+        self,
+        cell: Any = None,
+        report: Reported | None = None,
+        folder: Path | None = None,
+        should_stop: Callable[[], bool] = never_stop,
+    ) -> tuple[CellResult, Path]:
+        """Returns the result, and the folder of the cell."""
+        folder = folder or self.folder / f"cell-{next(self._number)}"
+        checkpoint = Checkpoint(folder=folder, evaluate_every=2, checkpoint_every=1, should_stop=should_stop)
+        return self.trial.train(cell or self.cell, report or Reported(), checkpoint), folder
+
+    def with_fields(self, **fields: Any) -> Any:
+        return self.cell.model_copy(update=fields)
+
+
+def oec(folder: Path) -> tuple[ServedTrial, Any]:
+    return OecTrial(TokenFiles.of(tiny.tokens(folder))), tiny.cell()
+
+
+def by_command(folder: Path) -> tuple[ServedTrial, Any]:
+    return CommandTrial(command(folder, SLOW, resume="--resume")), CELL
+
+
+def by_python(folder: Path) -> tuple[ServedTrial, Any]:
+    (folder / "quadratic_trial.py").write_text(PYTHON)
+    spec = TrainerSpec(python="quadratic_trial:Quadratic", directory=str(folder), options={"steps": 10})
+    return PythonTrial(spec), ForeignCell(trainer="digest", name="quadratic", kind="python", lr=0.1, seed=1)
+
+
+@pytest.fixture(scope="module", params=[oec, by_command, by_python], ids=["ours", "command", "python"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("trial")
+    trial, cell = request.param(folder)
+    trial = pickle.loads(pickle.dumps(trial))  # as it comes to a worker
+    trial.setup(context(folder))
+    return Case(trial, folder, cell, itertools.count())
+
+
+def test_equal_trials_share_a_worker_group(case: Case) -> None:
+    """Whether or not they have been set up."""
+    assert type(case.trial)(**{name: getattr(case.trial, name) for name in fields(case.trial)}) == case.trial
+
+
+def fields(trial: Any) -> list[str]:
+    return [name for name in vars(trial) if not name.startswith("_")]
+
+
+def test_rows_are_streamed_and_kept_and_give_the_result(case: Case) -> None:
+    report = Reported()
+    result, folder = case.train(report=report)
+    assert result.state == "finished"
+    assert result.reason == ""
+    steps = [step for step, _ in report.rows]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 0
+    assert [(row.step, dict(row.metrics)) for row in read(folder / "metrics.jsonl")] == report.rows
+    assert result.l_init == report.rows[0][1]["val_loss"]
+    assert result.val_loss == report.rows[-1][1]["val_loss"]
+    assert result.val_loss < result.l_init
+    assert result.steps == steps[-1]
+    assert result.train_seconds is not None
+    assert result.train_seconds > 0
+
+
+def test_the_same_cell_gives_the_same_result_in_a_warm_process(case: Case) -> None:
+    (first, _), (other, _), (again, _) = case.train(), case.train(case.with_fields(lr=0.01)), case.train()
+    assert again.val_loss == first.val_loss
+    assert other.val_loss != first.val_loss
+
+
+def test_divergence_is_a_result(case: Case) -> None:
+    result, _ = case.train(case.with_fields(lr=1e30))
+    assert result.state == "diverged"
+    assert result.reason
+    assert case.train()[0].state == "finished"
+
+
+def test_a_stopped_cell_resumes_to_the_result_of_an_undisturbed_one(case: Case) -> None:
+    undisturbed, _ = case.train()
+    report = Reported()
+    stopped, folder = case.train(report=report, should_stop=lambda: len(report.rows) > 2)
+    assert stopped.state == "stopped"
+    assert stopped.steps < undisturbed.steps
+    resumed, _ = case.train(folder=folder)
+    assert (resumed.state, resumed.val_loss, resumed.l_init, resumed.steps) == (
+        "finished", undisturbed.val_loss, undisturbed.l_init, undisturbed.steps,
+    )  # fmt: skip
+    steps = [row.step for row in read(folder / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == undisturbed.steps
+
+
+def test_a_failure_has_a_reason_and_leaves_the_process_warm(case: Case) -> None:
+    broken = case.with_fields(data="other tokens") if isinstance(case.trial, OecTrial) else case.with_fields(seed=13)
+    try:
+        result, _ = case.train(broken)
+        assert result.state == "crashed"
+        reason = result.reason
+    except Exception as error:
+        reason = str(error)
+    assert "other tokens" in reason or "an unlucky seed" in reason
+    assert case.train()[0].state == "finished"

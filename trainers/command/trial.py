@@ -1,0 +1,204 @@
+"""A command as a trial: started once on each node of a cell, its metrics followed, its end judged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, cast
+
+from search_spaces.command_line import placeholders, substitute
+from search_spaces.errors import InvalidInput
+from search_spaces.record import CellResult
+from search_spaces.trainer import TrainerSpec
+from trainers.command.cell_folder import clear, holds_start
+from trainers.command.environment import environment, free_port, hide_secrets
+from trainers.command.output import Output
+from trainers.command.process import CommandProcess, kill_marked, marker
+from trainers.command.supervisor import CANNOT_START
+from trainers.metric_streams import STREAMS, Evaluations
+from trainers.metric_streams.base import OutputStream, Stream
+from trainers.protocol import Checkpoint, Context, Report, TrialCell
+from trainers.reported_run import ReportedRun, open_folder
+
+POLL_S = 0.2
+"""How often metrics and requests to stop are looked for, and how often nodes tell each other how they are."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the command is doing on one node."""
+
+    code: int | None
+    """Exit code, once everything that it started has ended."""
+    quiet_s: float
+    """Seconds since its last output or metric."""
+    end: Literal["stop", "diverged"] | None = None
+    """Why it has to end although it runs."""
+
+
+@dataclass
+class CommandTrial:
+    """Runs the command of a study, cell after cell."""
+
+    spec: TrainerSpec
+    _context: Context | None = field(default=None, init=False, repr=False, compare=False)
+
+    def setup(self, context: Context) -> None:
+        if not Path(self.spec.directory).is_dir():
+            problem = f"is not a folder on {os.uname().nodename}"
+            remedy = "put the code on a file system that every node sees, or copy it to the same path"
+            raise InvalidInput("trainer.directory", self.spec.directory, problem, remedy)
+        self._context = context
+
+    def train(self, cell: TrialCell, report: Report, checkpoint: Checkpoint) -> CellResult:
+        assert self._context is not None, "setup comes first"
+        attempt = Attempt(self.spec, self._context, cell, report, checkpoint)
+        result = attempt.run()
+        if self._context.gather(attempt.cannot_resume)[0]:
+            result = Attempt(self.spec, self._context, cell, report, checkpoint, fresh=True).run()
+        return result
+
+
+class Attempt:
+    """One start of the command on this node. All ranks create and run it together."""
+
+    def __init__(
+        self,
+        spec: TrainerSpec,
+        context: Context,
+        cell: TrialCell,
+        report: Report,
+        checkpoint: Checkpoint,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """
+        Args:
+            fresh: start in an empty folder, even if it holds a start of the cell.
+
+        Raises:
+            OSError: the cell's folder cannot be written.
+        """
+        assert spec.metrics is not None
+        self._spec, self._metrics, self._context, self._checkpoint = spec, spec.metrics, context, checkpoint
+        folder = checkpoint.folder
+        kill_marked(marker(folder))  # left by a start whose worker and supervisor were both killed
+        values: dict[str, object] = {"lr": cell.lr, "seed": cell.seed, **getattr(cell, "factors", {})}
+        values |= {"folder": folder, "workers": context.workers, "nodes": context.size, "node_rank": context.rank}
+        source = "" if spec.metrics.stdout else substitute([spec.metrics.path], values)[0]
+        self._run = None
+        found = False
+        if context.rank == 0:
+            open_folder(folder, checkpoint.mirror)
+            found = not fresh and spec.resume is not None and holds_start(folder, spec.resume_from, source)
+            if not found:
+                clear(folder)
+            self._run = ReportedRun(folder, report, l_init=spec.l_init, mirror=checkpoint.mirror)
+        self.resumes: bool
+        self.resumes, address, port = context.gather((found, context.address, free_port()))[0]
+        values |= {"master_addr": address, "master_port": port}
+        self._words = substitute(spec.words + (spec.resume_words if self.resumes else ()), values)
+        self._base = dict(os.environ)
+        own = "workers" in placeholders(spec.words)
+        processes = max(1, context.workers // context.size) if own else 1
+        self._environment = environment(
+            self._base, context, processes=processes, cell_id=cell.id, master=(address, port)
+        )
+        self._stream: Stream = STREAMS[spec.metrics.source](spec.metrics, source)
+        self._evaluations = Evaluations(spec.metrics)
+        self._last_record = time.monotonic()
+        self.cannot_resume = False
+        """Whether what it resumed from seems to be damaged, for example by the kill that made it resume: it then ended
+        by itself, with an error and before its first row. Known on rank 0."""
+
+    def run(self) -> CellResult:
+        """Runs the command to its end and judges it. Rank 0's result counts."""
+        folder, rank = self._checkpoint.folder, self._context.rank
+        output = Output(folder / f"node-{rank}" if rank else folder)
+        output.begin(self._words)
+        on_output = ignore_output
+        if self._metrics.stdout and rank == 0:
+            on_output = cast(OutputStream, self._stream).feed
+        try:
+            with CommandProcess(
+                self._words,
+                directory=Path(self._spec.directory),
+                environment=self._environment,
+                folder=folder,
+                output=output,
+                on_output=on_output,
+                grace_s=self._spec.grace_s,
+            ) as process:
+                statuses = self._follow(process)
+        finally:
+            output.close()
+        self._read_metrics(ended=statuses[rank].code == 0)
+        lines: list[str] = self._context.gather(process.error or output.last_lines())
+        if self._run is None:
+            return CellResult(state="finished")
+        result = self._judge(self._run, statuses, lines)
+        self._run.close()
+        return replace(result, reason=hide_secrets(result.reason, self._base))
+
+    def _follow(self, process: CommandProcess) -> list[Status]:
+        """Waits until the command has ended on every rank, or has to end; returns how it was on each then."""
+        while True:
+            process.wait(POLL_S)
+            self._read_metrics()
+            quiet_s = time.monotonic() - max(process.last_output, self._last_record)
+            statuses: list[Status] = self._context.gather(Status(process.code, quiet_s, self._must_end()))
+            codes = [status.code for status in statuses]
+            if None not in codes or any(codes) or any(status.end for status in statuses) or self._silent(statuses):
+                return statuses
+
+    def _must_end(self) -> Literal["stop", "diverged"] | None:
+        if self._run and self._run.not_finite:
+            return "diverged"
+        return "stop" if self._checkpoint.should_stop() else None
+
+    def _silent(self, statuses: list[Status]) -> bool:
+        return min(status.quiet_s for status in statuses) > self._spec.silence_s
+
+    def _read_metrics(self, *, ended: bool = False) -> None:
+        if self._run is None:
+            return
+        if records := self._stream.read(ended=ended):
+            self._last_record = time.monotonic()
+        for step, metrics in self._evaluations.read(records):
+            self._run.report(step, **metrics)
+
+    def _judge(self, run: ReportedRun, statuses: list[Status], lines: list[str]) -> CellResult:
+        """The result, from what was reported and how the command ended on each rank."""
+        if run.not_finite:
+            return run.end("diverged", run.not_finite)
+        failed = next((rank for rank, status in enumerate(statuses) if status.code), None)
+        if failed is not None:
+            code = statuses[failed].code or 0
+            self.cannot_resume = self.resumes and not run.reported and 0 < code != CANNOT_START
+            where = f" on node {failed}" if len(statuses) > 1 else ""
+            return run.end("crashed", with_lines(exit_reason(code) + where, lines[failed]))
+        if None not in [status.code for status in statuses]:
+            return run.result() if run.evaluated else run.end("crashed", self._no_metric())
+        if any(status.end for status in statuses):
+            return run.end("stopped", "asked to stop")
+        silent = f"no output and no metric for {self._spec.silence_s:g} s (trainer.silence_s), so it was ended"
+        return run.end("crashed", with_lines(silent, "\n".join(lines)))
+
+    def _no_metric(self) -> str:
+        looked = f"looked for {self._metrics.wanted} in {self._metrics.source}, but {self._stream.seen()}"
+        return f"the command exited with code 0 and reported no val_loss: {looked}"
+
+
+def ignore_output(data: bytes) -> None:
+    """For output that holds no metrics."""
+
+
+def exit_reason(code: int) -> str:
+    return f"the command was killed by {signal.Signals(-code).name}" if code < 0 else f"the command exited with {code}"
+
+
+def with_lines(reason: str, lines: str) -> str:
+    return f"{reason}; its last lines:\n{lines}" if lines else reason

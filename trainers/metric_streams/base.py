@@ -1,0 +1,124 @@
+"""What every stream of metrics has in common: records as they appear, read incrementally."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Record:
+    """Values that a command has written together."""
+
+    values: Mapping[str, Any]
+    """By the command's own keys; anything that is not a number is ignored."""
+    step: int | None = None
+    """The step that the source itself gives."""
+
+
+class Stream(Protocol):
+    """A source of records. Torn lines, and files that are truncated, replaced or not there yet, are normal."""
+
+    def read(self, *, ended: bool = False) -> list[Record]:
+        """The records since the last call, which may repeat some after a file was replaced.
+
+        Args:
+            ended: nothing more will be written, so a last line without its end is complete.
+        """
+
+    def seen(self) -> str:
+        """What is there, as a clause for the message that no metric was found."""
+
+
+class OutputStream(Stream, Protocol):
+    """A stream that is fed with the command's output."""
+
+    def feed(self, data: bytes) -> None: ...
+
+
+class Tail:
+    """New complete lines of a text file, or bytes of a binary one, whose path may be a glob: the newest file counts."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self.path: Path | None = None
+        self.restarted = False
+        """Whether the last read began at the start of a file."""
+        self._identity: tuple[int, int] | None = None
+        self._offset = 0
+        self._rest = b""
+
+    def read(self) -> bytes:
+        """The bytes since the last call; from the start if the file is another one, or shorter than before."""
+        self.restarted = False
+        path = newest(self.pattern)
+        if path is None:
+            return b""
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                identity = status.st_dev, status.st_ino
+                if identity != self._identity or status.st_size < self._offset:
+                    self.path, self._identity, self._offset, self._rest = path, identity, 0, b""
+                self.restarted = self._offset == 0
+                file.seek(self._offset)
+                data = file.read()
+                self._offset += len(data)
+                return data
+        except OSError:  # it is being replaced
+            return b""
+
+    def lines(self, *, ended: bool = False) -> list[str]:
+        """The complete lines since the last call; with ``ended``, also one that lacks its end."""
+        data = self.read()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if ended and self._rest:
+            lines, self._rest = [*lines, self._rest], b""
+        return [line.decode(errors="replace") for line in lines]
+
+    def restart(self) -> None:
+        """Read the file from its start the next time."""
+        self._offset, self._rest = 0, b""
+
+    def seen(self) -> str:
+        return f"{self.path} exists" if self.path else f"{self.pattern} does not exist"
+
+
+def newest(pattern: str) -> Path | None:
+    """The file of this path, or the newest one that a glob matches."""
+    if not glob.has_magic(pattern):
+        path = Path(pattern)
+        return path if path.is_file() else None
+    return max(files(pattern), key=_modified, default=None)
+
+
+def files(pattern: str) -> Iterable[Path]:
+    """The files that a glob with an absolute path matches."""
+    root = Path(pattern).anchor or "."
+    return (path for path in Path(root).glob(str(Path(pattern).relative_to(root))) if path.is_file())
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it has just been removed
+        return 0.0
+
+
+def group_by_step(points: Iterable[tuple[str, int, float]]) -> list[Record]:
+    """One record per step of ``(key, step, value)``, in the order of the steps."""
+    by_step: dict[int, dict[str, float]] = defaultdict(dict)
+    for key, step, value in points:
+        by_step[step][key] = value
+    return [Record(values, step) for step, values in sorted(by_step.items())]
+
+
+def keys_seen(keys: Iterable[str]) -> str:
+    """Names the keys that were found, as a clause."""
+    found = sorted(keys)
+    return f"it has {', '.join(map(repr, found[:20]))}" if found else "it has no value yet"

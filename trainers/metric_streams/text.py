@@ -1,0 +1,117 @@
+"""Metrics in text: JSON lines, CSV, and the command's own output."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from search_spaces.metrics_spec import MetricsSpec
+from trainers.metric_streams.base import Record, Tail, keys_seen
+
+MAX_LINE = 1 << 16
+"""Bytes after which a line of output without an end is taken as a line."""
+
+
+class JsonLines:
+    """One JSON object per line. Other lines, as of a log that has both, are ignored."""
+
+    def __init__(self, spec: MetricsSpec, path: str) -> None:
+        self._tail, self._keys = Tail(path), set[str]()
+
+    def read(self, *, ended: bool = False) -> list[Record]:
+        records = []
+        for line in self._tail.lines(ended=ended):
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(content, dict):
+                values = dict(flatten(content))
+                self._keys |= set(values)
+                records.append(Record(values))
+        return records
+
+    def seen(self) -> str:
+        return f"{self._tail.seen()}; {keys_seen(self._keys)}" if self._tail.path else self._tail.seen()
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested objects, under keys that are joined by dots and, as loggers do, by slashes."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class Csv:
+    """A CSV file with a header. Lightning rewrites it when a new column appears, so a new header starts it anew."""
+
+    def __init__(self, spec: MetricsSpec, path: str) -> None:
+        self._tail, self._header, self._first = Tail(path), list[str](), ""
+
+    def read(self, *, ended: bool = False) -> list[Record]:
+        if self._first and self._tail.path and _first_line(self._tail) != self._first:
+            self._tail.restart()
+        lines = self._tail.lines(ended=ended)
+        if self._tail.restarted:
+            self._first = ""
+        if not self._first and lines:
+            self._first, *lines = lines
+            self._header = next(csv.reader([self._first]))
+        return [Record(dict(zip(self._header, row, strict=False))) for row in csv.reader(lines) if row]
+
+    def seen(self) -> str:
+        return f"{self._tail.seen()}; {keys_seen(self._header)}" if self._tail.path else self._tail.seen()
+
+
+def _first_line(tail: Tail) -> str:
+    assert tail.path is not None
+    try:
+        with tail.path.open("rb") as file:
+            return file.readline().removesuffix(b"\n").decode(errors="replace")
+    except OSError:  # it is being replaced
+        return ""
+
+
+class Stdout:
+    """Regular expressions over each line of the output. A carriage return ends a line, as in a progress bar."""
+
+    def __init__(self, spec: MetricsSpec, path: str) -> None:
+        self._expressions = [re.compile(text) for text in spec.stdout]
+        self._lines: deque[str] = deque()
+        self._rest = b""
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def feed(self, data: bytes) -> None:
+        """Called by the thread that reads the output. Only lines that match are kept."""
+        *lines, rest = re.split(rb"[\r\n]", self._rest + data)
+        if len(rest) > MAX_LINE:
+            lines, rest = [*lines, rest], b""
+        self._rest = rest
+        self._count += len(lines)
+        texts = [line[:MAX_LINE].decode(errors="replace") for line in lines]
+        found = [text for text in texts if any(expression.search(text) for expression in self._expressions)]
+        with self._lock:
+            self._lines.extend(found)
+
+    def read(self, *, ended: bool = False) -> list[Record]:
+        if ended and self._rest:
+            self.feed(b"\n")
+        with self._lock:
+            lines = list(self._lines)
+            self._lines.clear()
+        found = (match for line in lines for expression in self._expressions if (match := expression.search(line)))
+        return [
+            Record({key: value for key, value in match.groupdict().items() if value is not None}) for match in found
+        ]
+
+    def seen(self) -> str:
+        return f"none of {self._count} lines of output matched" if self._count else "there was no output"
