@@ -160,7 +160,7 @@ def _lrs_bars(view: View) -> Figure:
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",
-        caption="Lower is less sensitive to the learning rate. With several seeds, lines are 95% intervals.",
+        caption=f"Lower is less sensitive to the {view.axis_title}. With several seeds, lines are 95% intervals.",
         view=view.name,
         section="lrs",
         spec=spec_of(layers, {"facts": facts}, height=max(160, 22 * len(facts))),
