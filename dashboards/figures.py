@@ -124,9 +124,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
         view=view.name,
         section="loss",
         spec=spec_of(layers, {"facts": facts, **ceiling}),
-        overlay=_published_layers(curve.scale)
-        if published and curve.lr_factor == LR and near_published(l_init)
-        else (),
+        overlay=_published_layers(curve.scale) if published and comparable else (),
     )
 
 
