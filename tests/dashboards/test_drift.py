@@ -152,6 +152,11 @@ def test_scales_of_different_depths_are_not_compared() -> None:
     (found,) = drifts(curves(study(*with_slope(-1.0), *with_slope(0.5, scales=("5M", "8M")))))
     assert [curve.scale for curve in found.curves] == ["w96", "w192", "w384"]
     assert found.slope == pytest.approx(-1.0, abs=1e-6)
+    drawn = lines(curves(study(*with_slope(-1.0), *with_slope(0.5, scales=("455M", "612M")))))
+    names = {"baseline, w96 to w384": "-1.00", "baseline, 455M to 612M": "+0.50"}
+    assert {row["Method"]: row["Slope"] for row in drift_texts(drawn)} == names
+    (figure,) = drift_figures(drawn)
+    assert {fact["label"] for fact in figure.spec["datasets"]["facts"]} == set(names)
 
 
 def test_the_figure_and_the_rows_of_the_page() -> None:

@@ -329,6 +329,14 @@ def test_the_steps_of_cells_are_on_the_page(tmp_path: Path) -> None:
     assert "Total training time: 0.01 hours (0.02 core-hours)." in page.text
 
 
+def test_the_cells_of_another_axis_are_named_by_it(tmp_path: Path) -> None:
+    over_eps = {"lr_factor": "training.eps", "factors": '{"training.eps": 1e-8}'}
+    runs = study([run(cell="one", **over_eps)])
+    context = ReportContext(steps={"one": {"step": [0, 1], "train_loss": [4.0, 3.0]}})
+    page = Page(write_report(runs, tmp_path, title="steps", formats=("html",), context=context))
+    assert json.loads(page.scripts[1])["cells"][0]["label"] == "baseline, eps 1e-08, seed 1"
+
+
 def analysis(cells: list[str], method: str = "baseline") -> Analysis:
     """An analysis of synthetic weights; the last cell diverged."""
     told: dict[str, list[dict[str, object]]] = {}
