@@ -10,7 +10,7 @@ import pandas as pd
 
 from dashboards.factors import Shared
 from dashboards.sensitivity import CurveFacts, Floats, t_half_width
-from search_spaces.factors import to_json
+from search_spaces.factors import short_name, to_json
 from search_spaces.scales import SCALES
 
 WIDTH_FACTORS = ("width", "d_model", "n_embd", "hidden_size")
@@ -121,7 +121,7 @@ def width_of(curve: CurveFacts) -> float | None:
 
 
 def drifts(curves: Iterable[CurveFacts]) -> list[Drift]:
-    """The drift of each (study, attention norm, method, gamma, other factors) that has curves of several widths.
+    """The drift of each (study, depth, attention norm, method, gamma, other factors) with curves of several widths.
 
     The interval of a slope is Student's t on the slopes of single seeds, centered at that of the mean curves. In
     simulations like those of ``optimum``, with two and four widths, it contained the true slope 94 to 98% of the time.
@@ -135,8 +135,8 @@ def drifts(curves: Iterable[CurveFacts]) -> list[Drift]:
 
 
 def _group(curve: CurveFacts) -> Hashable:
-    """What curves share that differ only in width."""
-    scale = None if curve.scale in SCALES else curve.scale
+    """What curves share that differ only in width; of a scale of ``SCALES`` its depth, which would be confounded."""
+    scale = SCALES[curve.scale].L if curve.scale in SCALES else curve.scale
     return curve.study, scale, curve.attention_norm, curve.method, curve.gamma, _shared_factors(curve), curve.lr_factor
 
 
@@ -186,4 +186,5 @@ def _note(drift: Drift) -> str:
     scales = [curve.scale for curve in drift.curves if curve not in with_optimum]
     if not scales:
         return ""
-    return f"no optimum at {', '.join(scales)}: the best lr is at an end of the grid, or cells are missing"
+    axis = short_name(drift.curves[0].lr_factor)
+    return f"no optimum at {', '.join(scales)}: the best {axis} is at an end of the grid, or cells are missing"

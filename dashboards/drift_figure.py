@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -25,7 +26,10 @@ def drift_figures(lines: Sequence[Line]) -> Iterator[Figure]:
 
 
 def drift_lines(lines: Sequence[Line], group: str | None = None) -> list[tuple[Line, Drift]]:
-    """Each drift, with the line of its narrowest curve, whose name is without a factor that gives the width."""
+    """Each drift, with the line of its narrowest curve, whose name is without a factor that gives the width.
+
+    The name has the scales, too, if drifts at several depths would have the same name.
+    """
     in_group = [line for line in lines if group in (None, line.group)]
     found = []
     for drift in drifts(line.curve for line in in_group):
@@ -34,7 +38,16 @@ def drift_lines(lines: Sequence[Line], group: str | None = None) -> list[tuple[L
         if len({other.name for other in own}) > 1:
             line = replace(line, name=label(first.method, first.gamma, first.attention_norm, dict(drift.factors)))
         found.append((line, drift))
-    return found
+    names = Counter((line.group, line.name) for line, _ in found)
+    return [
+        (replace(line, name=_with_scales(line.name, drift)) if names[line.group, line.name] > 1 else line, drift)
+        for line, drift in found
+    ]
+
+
+def _with_scales(name: str, drift: Drift) -> str:
+    """E.g. ``baseline, w96 to w768``."""
+    return f"{name}, {drift.curves[0].scale} to {drift.curves[-1].scale}"
 
 
 def drift_facts(named: Iterable[tuple[Line, Drift]]) -> pd.DataFrame:

@@ -41,10 +41,13 @@ from dashboards.published import GAMMA, RUNS_CSV, near_published
 from dashboards.runs import read_csv
 from dashboards.sensitivity import ended_runs
 from dashboards.steps import LAYER_NORMS, METRICS
+from dashboards.tables import join_words
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
 from search_spaces.factors import LR
 
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
+SERIES = {"study": "the studies", "factors": "the factors"}
+"""Columns of the facts that give a method several lines over gamma, with their nouns in a caption."""
 INTERVAL_COLOR = "#5b6570"
 """The color of an interval drawn on top of a bar."""
 
@@ -170,32 +173,36 @@ def _lrs_bars(view: View) -> Figure:
 
 
 def _lrs_over_gamma(view: View) -> Iterator[Figure]:
-    """One figure; none if no method has an LRS at two gammas."""
+    """One figure; none if no method has an LRS at two gammas.
+
+    Each study and combination of factors has its own lines, which dashes distinguish.
+    """
     facts = lrs_facts(view.lines)
+    distinct = {name: noun for name, noun in SERIES.items() if facts[name].nunique() > 1}
+    facts = facts.assign(series=[", ".join(row) for row in facts[list(distinct)].to_numpy()])
     swept = facts[facts["gamma"] > 0]  # the axis is logarithmic
-    swept = swept[swept.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
+    swept = swept[swept.groupby(["series", "method"])["gamma"].transform("nunique") > 1]
     if swept.empty:
         return
     methods = [name for name in dict.fromkeys(facts["method"]) if name in {*swept["method"], "baseline"}]
     color = categories(alt.Color, "method", {name: color_of(name) for name in methods})
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
-    several = facts["study"].nunique() > 1
-    dash = categories(alt.StrokeDash, "study", cycle(facts["study"], DASHES), legend=legend)
-    by_study = {"strokeDash": dash} if several else {}
+    dash = categories(alt.StrokeDash, "series", cycle(facts["series"], DASHES), legend=legend)
+    by_series = {"strokeDash": dash} if distinct else {}
     base = chart_of("swept").encode(x=log_axis(swept, "gamma", "gamma"), y=lrs_axis(facts), color=color)
     baselines = chart_of("baselines")
-    rule = baselines.mark_rule() if several else baselines.mark_rule(strokeDash=[4, 4])
-    reference = rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_study)
+    rule = baselines.mark_rule() if distinct else baselines.mark_rule(strokeDash=[4, 4])
+    reference = rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_series)
     yield Figure(
         name=f"lrs-gamma-{view.name}",
         title="LRS over gamma",
-        caption="Horizontal lines are the baselines; dashes distinguish the studies."
-        if several
+        caption=f"Horizontal lines are the baselines; dashes distinguish {join_words(list(distinct.values()))}."
+        if distinct
         else "The dashed line is the baseline.",
         view=view.name,
         section="lrs",
         spec=spec_of(
-            [*lrs_layers(base, by_study, {}), reference],
+            [*lrs_layers(base, by_series, {}), reference],
             {"swept": swept, "baselines": facts[facts["method"] == "baseline"]},
         ),
     )

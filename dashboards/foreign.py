@@ -1,4 +1,4 @@
-"""Rows of another program's table that are no training runs: parents of nested runs, summaries, blank lines."""
+"""Rows of another program's table that are not training runs: parents of nested runs, summaries, blank lines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def training_runs(
 ) -> tuple[pd.DataFrame, str]:
     """The rows of ``table`` that are training runs, and a sentence about the others, empty if there are none.
 
-    A row is no run if it has no learning rate, if it has no loss and lacks another part of its identity, or if it only
-    groups runs of the table. One with a learning rate and a loss is a run, so what it lacks must be given. If no row is
-    a run, all are returned: an error about what they lack says more than an empty table.
+    A row is not a run if it has no learning rate, if it has no loss and lacks another part of its identity, or if it
+    only groups runs of the table. One with a learning rate and a loss is a run, so what it lacks must be given. If no
+    row is a run, all are returned: an error about what they lack says more than an empty table.
 
     Args:
         table: our columns, with None for a missing value.

@@ -88,9 +88,11 @@ def _figure(view: View, facts: pd.DataFrame) -> Figure:
 def _frame(facts: pd.DataFrame, value: str, low: str, high: str) -> list[float]:
     """The values with their intervals, as far as those exceed the range of the values by at most its width.
 
-    The intervals of two seeds may be so wide that they would squeeze all points into one.
+    The intervals of two seeds may be so wide that they would squeeze all points into one. A value without an interval
+    counts alone.
     """
     smallest, largest = float(facts[value].min()), float(facts[value].max())
     span = (largest - smallest) or abs(largest) or 1.0
-    ends = [max(float(facts[low].min()), smallest - span), min(float(facts[high].max()), largest + span)]
+    lows, highs = facts[low].fillna(facts[value]), facts[high].fillna(facts[value])
+    ends = [max(float(lows.min()), smallest - span), min(float(highs.max()), largest + span)]
     return ends if ends[0] < ends[1] else [smallest - span, largest + span]

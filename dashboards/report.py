@@ -314,7 +314,8 @@ def _step_data(all_views: Sequence[View], context: ReportContext, store: ColumnS
         {
             "cell": point.cell,
             "view": view.name,
-            "label": f"{line.name}, lr {point.lr:g}, seed {point.seed}" + (", diverged" if point.diverged else ""),
+            "label": f"{line.name}, {short_name(line.curve.lr_factor)} {point.lr:g}, seed {point.seed}"
+            + (", diverged" if point.diverged else ""),
             "url": context.links.get(point.cell),
         }
         for view in all_views

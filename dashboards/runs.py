@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
+from dashboards.factors import factors_of
 from dashboards.foreign import training_runs
 from dashboards.loss_overview import as_runs, is_loss_overview
 from dashboards.published import L_INIT
 from dashboards.statuses import state_of
 from search_spaces.attention_norms import DEFAULT
 from search_spaces.errors import InvalidInput
-from search_spaces.factors import LR, to_json
+from search_spaces.factors import LR, Value, to_json
 from search_spaces.methods import METHODS
 from search_spaces.record import COLUMNS, RUN_COLUMNS
 from search_spaces.tolerance import representatives
@@ -44,6 +46,9 @@ NO_LOSS = "finished, but no final loss was recorded"
 """The reason of a run that is crashed because it has no loss."""
 STATE_COLUMNS = ("state", "status")
 """Columns, in any case, with the state of a run in tables of other programs."""
+_PYTHON_VALUES = {"": None, "None": None, "nan": None, "NaN": None, "True": True, "False": False}
+"""Texts in the column of a factor that are not JSON, and what they mean."""
+_FACTOR: TypeAdapter[Any] = TypeAdapter(Value)
 _BLANK = ("", "none", "null", "na", "n/a", "<na>", "-")
 """How other programs, and MLflow's params, write that there is no number. NaN is one: that of a diverged run."""
 _Note = Callable[[str], None]
@@ -216,8 +221,8 @@ def renamed(table: pd.DataFrame, columns: Mapping[str, str], absent: _Note | Non
 
     Args:
         columns: for each of our names, the name in ``table``, or ``=`` and a value that all runs have. A name with the
-            prefix ``FACTOR`` makes a factor of that column; its texts are read as JSON, or
-            else are texts.
+            prefix ``FACTOR`` makes a factor of that column, next to those that the table already has; see
+            ``_factor_value``.
         absent: if given, ``columns`` are those of several tables. One that has our column keeps it, and this is called
             with our name if it does not have theirs; None: they are those of this table alone.
 
@@ -236,18 +241,26 @@ def renamed(table: pd.DataFrame, columns: Mapping[str, str], absent: _Note | Non
             there = ", ".join(map(str, table))
             raise InvalidInput("--column", f"{ours}={theirs}", "is not a column of the table", f"choose from {there}")
     factors = {ours.removeprefix(FACTOR): found.pop(ours) for ours in list(found) if ours.startswith(FACTOR)}
+    table = table.assign(**found)
     if factors:
-        values = pd.DataFrame(factors, index=table.index).map(_factor_value)
-        found["factors"] = [to_json({str(name): value for name, value in row.items()}) for row in records(values)]
-    return table.assign(**found)
+        rows = records(pd.DataFrame(factors, index=table.index, dtype=object))
+        added = [{str(name): _factor_value(value) for name, value in row.items()} for row in rows]
+        before = factors_of(table) if "factors" in table else [{}] * len(table)
+        merged: list[Any] = [to_json({**own, **new}) for own, new in zip(before, added, strict=True)]
+        table = table.assign(factors=merged)
+    return table
 
 
 def _factor_value(value: object) -> object:
+    """A value of a factor from a field of a table: JSON, a missing or truth value as Python writes it, or else text."""
     if not isinstance(value, str):
         return None if value is None or value != value else value  # NaN differs from itself
+    text = value.strip()
+    if text in _PYTHON_VALUES:
+        return _PYTHON_VALUES[text]
     try:
-        return json.loads(value)
-    except ValueError:
+        return _FACTOR.validate_python(json.loads(text))
+    except ValueError:  # pydantic's is one: an infinity, or an object
         return value
 
 
@@ -314,13 +327,13 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     without_gamma = [name for name, method in METHODS.items() if method.gamma is None]
     table.loc[table["method"].isin(without_gamma), "gamma"] = np.nan
     for column in ("lr", "gamma"):
-        table[column] = unified(table[column])
+        table[column] = merge_close_values(table[column])
     broken = ~np.isfinite(table["val_loss"]) | (table["val_loss"] > table["l_init"])
     table.loc[(table["state"] == "finished") & broken, "state"] = "diverged"
     return table.reset_index(drop=True)
 
 
-def unified(values: pd.Series[float]) -> pd.Series[float]:
+def merge_close_values(values: pd.Series[float]) -> pd.Series[float]:
     """Learning rates or gammas, with one number for all that are the same."""
     return values.map(representatives(values.dropna().unique()))
 

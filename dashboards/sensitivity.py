@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from dashboards.factors import Shared, axis_title, curve_factors, on_axis, varied
 from dashboards.overhead import Overhead, overhead
-from dashboards.runs import NO_LOSS, OFF_CURVE, records, unified
+from dashboards.runs import NO_LOSS, OFF_CURVE, merge_close_values, records
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge, bracket
 from search_spaces.errors import InvalidInput
@@ -145,7 +145,7 @@ class CurveFacts:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before relying on the numbers, as sentences without their period."""
-        warnings, axis = [], short_name(self.lr_factor)
+        warnings, axis, several = [], short_name(self.lr_factor), len(self.lr) > 1
         if len(self.torch_versions) > 1:
             versions = " and ".join(self.torch_versions)
             warnings.append(f"cells were trained with PyTorch {versions}, which may explain some of the differences")
@@ -153,10 +153,10 @@ class CurveFacts:
             warnings.append(f"no LRS because these cells have no result: {', '.join(self.missing)}")
         elif len(self.lr) == 1:
             warnings.append(f"no LRS because the grid has only one {axis_title(self.lr_factor)}")
-        if self.at_edge:
+        if several and self.at_edge:
             side = "smallest" if self.best_lr == self.lr[0] else "largest"
             warnings.append(f"best {axis} {self.best_lr:g} is the {side} of the grid; consider shifting the grid")
-        if self.highest_lr == self.lr[-1]:
+        if several and self.highest_lr == self.lr[-1]:
             warnings.append(f"every {axis} of the grid converges, so the highest {axis} is at least {self.lr[-1]:g}")
         elif self.highest_lr is None and not self.missing:
             smallest = f"the smallest {axis} of the grid, {self.lr[0]:g}"
@@ -220,8 +220,8 @@ def curves(runs: pd.DataFrame, grid: Grid = None) -> list[CurveFacts]:
     Raises:
         InvalidInput: a curve has two rows for one cell.
     """
-    runs = on_axis(runs.assign(lr=unified(runs["lr"]), gamma=unified(runs["gamma"])))
-    runs = runs.assign(lr=unified(runs["lr"]), label=labels(runs), study=studies(runs))
+    runs = on_axis(runs.assign(lr=merge_close_values(runs["lr"]), gamma=merge_close_values(runs["gamma"])))
+    runs = runs.assign(lr=merge_close_values(runs["lr"]), label=labels(runs), study=studies(runs))
     return [
         curve
         for study, of_study in runs.groupby("study", sort=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -85,12 +86,13 @@ def start_surfaces(
 
 def _numeric_factors(curves: Sequence[CurveFacts]) -> list[str]:
     """Factors that all curves have, with two positive numbers or more: those that can be a logarithmic axis."""
-    tables = [dict(curve.factors) for curve in curves]
-    values = {name: {table.get(name) for table in tables} for name in varied(curve.factors for curve in curves)}
+    tables: list[dict[str, Any]] = [dict(curve.factors) for curve in curves]
+    names = varied(curve.factors for curve in curves)
+    values: dict[str, set[Any]] = {name: {table.get(name) for table in tables} for name in names}
     return [
         name
         for name, of in values.items()
-        if all(type(value) in (int, float) for value in of) and sum(value is not None and value > 0 for value in of) > 1
+        if all(type(value) in (int, float) for value in of) and sum(value > 0 for value in of) > 1
     ]
 
 

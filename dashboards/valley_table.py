@@ -56,13 +56,13 @@ def valley_texts(curve: CurveFacts) -> dict[str, str]:
     for tolerance in TOLERANCES:
         found = valley(curve, tolerance)
         texts[f"Within {tolerance:g} nats"] = NOTHING if found is None else _format_valley(found)
-    texts["Headroom"] = NOTHING if room is None else f"{AT_LEAST * room.is_lower_bound}× {format_factor(room.factor)}"
+    texts["Headroom"] = NOTHING if room is None else f"{AT_LEAST * room.is_lower_bound}× {format_ratio(room.factor)}"
     return texts
 
 
 def _format_valley(found: Valley) -> str:
-    interval = f" ({format_interval(found.interval, format_factor)})" if found.interval else ""
-    width = f"{AT_LEAST * found.band.is_open}× {format_factor(found.band.width)}"
+    interval = f" ({format_interval(found.interval, format_ratio)})" if found.interval else ""
+    width = f"{AT_LEAST * found.band.is_open}× {format_ratio(found.band.width)}"
     return f"{format_band(found.band)}\n{width}{interval}"
 
 
@@ -76,11 +76,11 @@ def format_lr(lr: float) -> str:
     return f"{lr:.2g}"
 
 
-def format_factor(factor: float) -> str:
+def format_ratio(ratio: float) -> str:
     """A ratio of learning rates, with two significant digits below 100."""
-    if factor == math.inf:
+    if ratio == math.inf:
         return "∞"
-    return f"{factor:.2g}" if factor < 99.5 else f"{factor:,.0f}"
+    return f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:,.0f}"
 
 
 def format_interval(interval: tuple[float, float], form: Callable[[float], str]) -> str:

@@ -32,7 +32,7 @@ class DuplicateKey(yaml.MarkedYAMLError):
 
 
 class _Resolver(yaml.resolver.BaseResolver):
-    """Which plain scalars are no strings."""
+    """Which plain scalars are not strings."""
 
 
 for _tag, _pattern, _first in RESOLVERS:

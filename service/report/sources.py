@@ -21,7 +21,7 @@ from dashboards.analysis import Analysis
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
 from dashboards.report import ReportContext
-from dashboards.runs import csv_title, from_records, is_csv, read_csv, read_experiment, read_mlflow, unified
+from dashboards.runs import csv_title, from_records, is_csv, merge_close_values, read_csv, read_experiment, read_mlflow
 from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import join_words
@@ -259,7 +259,7 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
     runs = pd.concat([_with_title(title, source.runs) for title, source in named], ignore_index=True)
     return Source(
         title=join_words(titles),
-        runs=runs.assign(lr=unified(runs["lr"]), gamma=unified(runs["gamma"])),
+        runs=runs.assign(lr=merge_close_values(runs["lr"]), gamma=merge_close_values(runs["gamma"])),
         grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
         notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),

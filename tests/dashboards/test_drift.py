@@ -35,7 +35,9 @@ def parabola(best: float, noise: float = 0.0, rng: np.random.Generator | None = 
     ]
 
 
-def with_slope(slope: float, seeds: int = 1, noise: float = 0.0, scales: tuple[str, ...] = ("5M", "8M", "23M")) -> list:
+def with_slope(
+    slope: float, seeds: int = 1, noise: float = 0.0, scales: tuple[str, ...] = ("w96", "w192", "w384")
+) -> list:
     rng = np.random.default_rng(7)
     return [
         parabola(3e-3 * (SCALES[scale].D / 96) ** slope, noise, rng, scale=scale, seed=seed)
@@ -87,7 +89,7 @@ def test_the_slope_is_that_of_the_optima(slope: float) -> None:
     (found,) = drifts(curves(study(*with_slope(slope))))
     assert found.slope == pytest.approx(slope, abs=1e-6)
     assert found.factor == pytest.approx(2**slope)
-    assert found.widths.tolist() == [96, 128, 288]
+    assert found.widths.tolist() == [96, 192, 384]
     assert found.fitted == pytest.approx([best.lr for _, _, best in found.points])
     assert found.interval is None
 
@@ -109,18 +111,28 @@ def test_seeds_that_differ_from_scale_to_scale_give_no_interval() -> None:
 
 
 def test_a_scale_whose_best_lr_is_at_the_end_of_the_grid_is_left_out() -> None:
-    shifted = parabola(1.0, scale="16M")
+    shifted = parabola(1.0, scale="w768")
     (found,) = drifts(curves(study(*with_slope(-1.0), shifted)))
     assert found.slope == pytest.approx(-1.0)
     table = drift_table([found])
     assert tuple(table) == COLUMNS
-    assert table["widths"].item() == "96, 128, 288"
-    assert table["note"].item().startswith("no optimum at 16M: ")
+    assert table["widths"].item() == "96, 192, 384"
+    assert table["note"].item() == "no optimum at w768: the best lr is at an end of the grid, or cells are missing"
+
+
+def test_the_note_names_the_axis() -> None:
+    over_eps = [
+        record | {"lr": 1e-3, "factors": to_json({"training.eps": record["lr"]}), "lr_factor": "training.eps"}
+        for scale, best in (("w96", 3e-3), ("w192", 1.0))
+        for record in parabola(best, scale=scale)
+    ]
+    note = drift_table(drifts(curves(study(over_eps))))["note"].item()
+    assert note.startswith("no optimum at w192: the best eps is at an end")
 
 
 def test_one_width_has_no_drift_and_one_optimum_no_slope() -> None:
-    assert drifts(curves(study(parabola(1e-3, scale="5M")))) == []
-    (found,) = drifts(curves(study(parabola(1e-3, scale="5M"), parabola(1.0, scale="8M"))))
+    assert drifts(curves(study(parabola(1e-3, scale="w96")))) == []
+    (found,) = drifts(curves(study(parabola(1e-3, scale="w96"), parabola(1.0, scale="w192"))))
     assert (found.slope, found.factor, found.interval) == (None, None, None)
     assert drift_texts(lines(found.curves))[0]["Slope"] == "–"
     assert not list(drift_figures(lines(found.curves)))
@@ -134,23 +146,29 @@ def test_methods_and_norms_drift_apart() -> None:
     assert slopes == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_published_baseline_halves_its_best_lr_per_doubling_of_width() -> None:
-    found = curves(read_csv(published.RUNS_CSV))
-    slopes = {(d.curves[0].method, d.curves[0].gamma): d.slope for d in drifts(found)}
-    assert len(slopes) == len(published.CURVES)
-    assert slopes["baseline", None] == pytest.approx(-1.0, abs=0.01)
+def test_scales_of_different_depths_are_not_compared() -> None:
+    assert drifts(curves(read_csv(published.RUNS_CSV))) == [], "the published scales grow in depth as well"
+    assert SCALES["5M"].D == SCALES["w96"].D
+    (found,) = drifts(curves(study(*with_slope(-1.0), *with_slope(0.5, scales=("5M", "8M")))))
+    assert [curve.scale for curve in found.curves] == ["w96", "w192", "w384"]
+    assert found.slope == pytest.approx(-1.0, abs=1e-6)
+    drawn = lines(curves(study(*with_slope(-1.0), *with_slope(0.5, scales=("455M", "612M")))))
+    names = {"baseline, w96 to w384": "-1.00", "baseline, 455M to 612M": "+0.50"}
+    assert {row["Method"]: row["Slope"] for row in drift_texts(drawn)} == names
+    (figure,) = drift_figures(drawn)
+    assert {fact["label"] for fact in figure.spec["datasets"]["facts"]} == set(names)
 
 
 def test_the_figure_and_the_rows_of_the_page() -> None:
     drawn = lines(curves(study(*with_slope(-1.0, seeds=3, noise=0.001))))
     (figure,) = drift_figures(drawn)
     facts = figure.spec["datasets"]["facts"]
-    assert [fact["width"] for fact in facts] == [96, 128, 288]
+    assert [fact["width"] for fact in facts] == [96, 192, 384]
     assert all(fact["low"] < fact["lr"] < fact["high"] for fact in facts)
     assert all(fact["factor"] == pytest.approx(0.5, abs=0.1) for fact in facts)
     (row,) = drift_texts(drawn)
     assert list(row) == ["Method", "Widths", "Slope", "Factor per doubling"]
-    assert row["Widths"] == "96, 128, 288"
+    assert row["Widths"] == "96, 192, 384"
     assert row["Slope"].startswith(("-1.0", "-0.9"))
     assert " to " in row["Slope"]
 
@@ -184,6 +202,6 @@ def test_a_field_of_our_own_model_separates_drifts() -> None:
     records = [
         parabola(3e-3 * (SCALES[scale].D / 96) ** slope, scale=scale, factors=to_json({"training.eps": eps}))
         for eps, slope in ((1e-8, -1.0), (1e-6, -0.5))
-        for scale in ("5M", "8M")
+        for scale in ("w96", "w192")
     ]
     assert [drift.slope for drift in drifts(curves(study(*records)))] == pytest.approx([-1.0, -0.5], abs=1e-6)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from made_up import curve, study
 
 from dashboards.runs import parse_columns, read_csv, read_experiment
 from dashboards.sensitivity import curves
@@ -93,6 +94,38 @@ def test_columns_of_a_csv_become_factors(tmp_path: Path) -> None:
         ((("weight_decay", 0),), "weight_decay=0", 3.001),
         ((("weight_decay", 0.1),), "weight_decay=0.1", 3.101),
     ]
+
+
+def test_a_further_factor_is_added_to_those_of_our_own_table(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    study(curve([3.5, 3.0, 3.2, 3.4], factors='{"training.weight_decay": 0.1}')).assign(host="a").to_csv(path)
+    (found,) = curves(read_csv(path, parse_columns(["factors.host=host"])))
+    assert found.factors == (("training.weight_decay", 0.1), ("host", "a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("NaN", None), ("nan", None), ("None", None), ("null", None), ("", None), ("  ", None)),
+        *(("True", True), ("False", False), ("true", True), ("7", 7), ("1e-4", 1e-4), ("[1, 2]", (1, 2))),
+        *(("Infinity", "Infinity"), ("-Infinity", "-Infinity"), ("inf", "inf"), ("none", "none")),
+        *(("[NaN]", "[NaN]"), ('{"a": 1}', '{"a": 1}'), ("adamw", "adamw")),
+    ],
+)
+def test_the_value_of_a_factor(tmp_path: Path, text: str, value: object) -> None:
+    path = tmp_path / "runs.csv"
+    rows = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], seed=2))
+    rows.assign(theirs=text).to_csv(path, index=False)
+    (found,) = curves(read_csv(path, parse_columns(["factors.x=theirs"])))
+    assert found.factors == (("x", value),)
+    assert type(dict(found.factors)["x"]) is type(value)
+
+
+def test_a_factor_may_be_missing_from_some_runs(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4])).assign(width=["64"] * 4 + [""] * 4).to_csv(path)
+    found = curves(read_csv(path, parse_columns(["factors.width=width"])))
+    assert [curve.factors for curve in found] == [(("width", 64),), (("width", None),)]
 
 
 def test_a_csv_over_another_axis(tmp_path: Path) -> None:

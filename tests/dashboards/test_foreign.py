@@ -1,4 +1,4 @@
-"""Tables of other programs: rows that are no runs, endings of files, columns of one of two sources."""
+"""Tables of other programs: rows that are not runs, endings of files, columns of one of two sources."""
 
 from __future__ import annotations
 

@@ -66,6 +66,17 @@ def test_one_curve_has_no_front_and_an_incomplete_one_no_point() -> None:
     assert low < high, "equal curves still have an axis"
 
 
+def test_curves_of_one_seed_are_in_the_frame() -> None:
+    one_seed = [curve([loss, 3.0, 3.2, 3.4], method=method) for loss, method in ((3.5, "max-z"), (4.4, "baseline"))]
+    found = [figure_of(*one_seed)[0], *figure_of(*one_seed, curve([3.6, 3.0, 3.2, 3.4], method="max-z", seed=2))]
+    for figure in found:
+        facts, x = figure.spec["datasets"]["facts"], figure.spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
+        values = [fact["LRS"] for fact in facts]
+        assert x[0] <= min(values) <= max(values) <= x[1]
+    domain = found[0].spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    assert domain == pytest.approx([1.1 / 3, 2.0 / 3]), "without intervals, the values alone"
+
+
 def test_wide_intervals_do_not_squeeze_the_points() -> None:
     records = [
         curve([3.9, best + 0.3 * seed, 3.6, 3.9], seed=seed, method=method)

@@ -102,14 +102,14 @@ def test_the_recommended_curve_has_a_low_lrs_and_not_a_high_loss() -> None:
 
 
 def test_with_several_scales_it_is_about_the_widest() -> None:
-    scales = [dense([3.4, 3.0, 3.2, 3.4], scale=scale) for scale in ("8M", "5M", "tiny")]
+    scales = [dense([3.4, 3.0, 3.2, 3.4], scale=scale) for scale in ("w192", "w96", "tiny")]
     text = said(*scales)
-    assert text.startswith("At 8M, use a learning rate of 0.002 with the baseline; ")
+    assert text.startswith("At w192, use a learning rate of 0.002 with the baseline; ")
     assert text.endswith("Each doubling of width multiplies its best learning rate by 1.00.")
 
 
 def test_the_drift_has_its_interval() -> None:
-    scales = [dense([3.4, 3.0 + s / 100, 3.2, 3.4], scale=scale, seed=s) for scale in ("8M", "5M") for s in range(2)]
+    scales = [dense([3.4, 3.0 + s / 100, 3.2, 3.4], scale=scale, seed=s) for scale in ("w192", "w96") for s in range(2)]
     assert "by 1.00 (95% interval: " in said(*scales)
 
 
@@ -127,11 +127,11 @@ def test_the_published_runs() -> None:
 def test_a_factor_in_the_place_of_the_learning_rate_is_named() -> None:
     records = [
         run(lr=1e-2, val_loss=loss, factors=to_json({"training.eps": eps}), lr_factor="training.eps", scale=scale)
-        for scale in ("5M", "8M")
+        for scale in ("w96", "w192")
         for eps, loss in zip(DENSE, [3.4, 3.0, 3.1, 3.2], strict=True)
     ]
     text = " ".join(recommendation(curves(study(records))))
-    assert text.startswith("At 8M, use eps=0.002 with the baseline; twice as much costs 0.100 nats")
+    assert text.startswith("At w192, use eps=0.002 with the baseline; twice as much costs 0.100 nats")
     assert text.endswith("Each doubling of width multiplies its best eps by 1.00.")
 
 

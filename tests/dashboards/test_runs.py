@@ -189,7 +189,7 @@ def test_our_own_file_reads_back(tmp_path: Path) -> None:
     ],
 )
 def test_the_state_of_a_run_in_a_csv(tmp_path: Path, state: str | None, loss: str, expected: str) -> None:
-    """A loss that was never recorded is no result; only NaN, infinity or a status that says so is a divergence."""
+    """A loss that was never recorded is not a result; only NaN, infinity or a status that says so is a divergence."""
     for column in ("state", "Status", "STATE"):
         path = tmp_path / f"{column}.csv"
         name, value = ("", "") if state is None else (f",{column}", f",{state}")

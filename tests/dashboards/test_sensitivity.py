@@ -315,6 +315,11 @@ def test_the_highest_lr_is_one_at_which_no_seed_diverged() -> None:
     assert "0.001, diverges" in " ".join(none.warnings)
 
 
+def test_a_grid_of_one_learning_rate_is_not_said_to_have_an_end() -> None:
+    (alone,) = curves(study([run()]))
+    assert alone.warnings == ("no LRS because the grid has only one learning rate",)
+
+
 def test_the_highest_lr_is_unknown_where_a_cell_below_it_is_missing() -> None:
     records = curve([3.5, 3.0, 3.2, math.nan])
     records[1] |= {"state": "crashed", "val_loss": None}

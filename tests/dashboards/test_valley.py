@@ -13,7 +13,7 @@ from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards.sensitivity import CurveFacts, Point, curves
 from dashboards.valley import Band, Valley, headroom, valley
-from dashboards.valley_table import format_band, format_factor, valley_columns, valley_texts
+from dashboards.valley_table import format_band, format_ratio, valley_columns, valley_texts
 
 LOSSES = st.lists(st.floats(2.0, 6.0), min_size=4, max_size=4)
 SEEDS = st.lists(LOSSES, min_size=2, max_size=4)
@@ -21,8 +21,9 @@ TOLERANCE = st.floats(0.001, 2.0)
 
 
 def facts(*by_seed: Sequence[float], scale_lr: float = 1.0, shift: float = 0.0) -> CurveFacts:
-    """A curve over ``GRID``, without the table of runs, which would take most of the time of a property test."""
-    grid, l_init = tuple(lr * scale_lr for lr in GRID), L_INIT + shift
+    """A curve over ``GRID`` or, for five losses, one learning rate more, without the table of runs, which would take
+    most of the time of a property test."""
+    grid, l_init = tuple(lr * scale_lr for lr in (*GRID, 10.0)[: len(by_seed[0])]), L_INIT + shift
     losses = np.nan_to_num(np.array(by_seed, dtype=float) + shift, nan=l_init).T
     points = [
         Point(cell=f"{lr:g}-{seed}", lr=lr, seed=seed, loss=float(loss), diverged=bool(loss == l_init), run={})
@@ -205,6 +206,12 @@ def test_if_everything_diverges_there_is_no_headroom() -> None:
     assert headroom(facts([math.nan] * 4)) is None
 
 
+def test_the_interval_is_around_the_best_learning_rate_although_a_lower_one_may_be_as_good() -> None:
+    found = valley_of(facts([6, 5, 4.5, 4, 4.3], [6.02, 3.9, 4.52, 4.02, 4.33]), 0.05)
+    assert found.band.width == pytest.approx(1.84, abs=0.005)
+    assert found.interval == pytest.approx((1.72, 2.03), abs=0.005)
+
+
 def test_columns_have_the_numbers_of_the_valley() -> None:
     found = facts([3.4, 3.0, 3.01, 3.02], [3.4, 3.0, 3.02, 3.03])
     columns, narrow = valley_columns(found), valley_of(found, 0.01)
@@ -220,4 +227,4 @@ def test_what_the_page_shows() -> None:
     assert texts["Within 0.01 nats"] == "0.0094 to 0.013\n× 1.3 (1.3 to 1.3)"
     assert texts["Headroom"] == "≥ × 100"
     assert format_band(Band(low=0.001, high=0.3, open_low=True, open_high=True)) == "≤ 0.001 to ≥ 0.3"
-    assert [format_factor(value) for value in (1.23, 45.6, 1234.5, math.inf)] == ["1.2", "46", "1,234", "∞"]
+    assert [format_ratio(value) for value in (1.23, 45.6, 1234.5, math.inf)] == ["1.2", "46", "1,234", "∞"]
