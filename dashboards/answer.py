@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from dashboards.factors import axis_title
 from dashboards.sensitivity import CurveFacts
 from dashboards.tables import format_highest_lr, format_value, join_words
 from dashboards.verdict import less_dependent, less_sensitive, lrs_ranges_over_gamma
@@ -49,7 +50,8 @@ def _least_sensitive(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts
         scales_by_label.setdefault(best[scale].label, []).append(scale)
     subject = join_words([f"{name} at {join_words(scales)}" for name, scales in scales_by_label.items()])
     verb = "is" if len(scales_by_label) == 1 else "are"
-    sentence = f"{subject} {verb} least sensitive to the learning rate, with an LRS of {_lrs_range(best.values())}"
+    axis = f"the {axis_title(ranked[0].lr_factor)}"
+    sentence = f"{subject} {verb} least sensitive to {axis}, with an LRS of {_lrs_range(best.values())}"
     baselines = [curve for curve in ranked if curve.method == "baseline"]
     if any(curve.method != "baseline" for curve in best.values()):
         sentence += (
@@ -69,7 +71,8 @@ def _highest_lr(curves: Sequence[CurveFacts]) -> Iterator[str]:
             few = len(top) <= MAX_NAMED
             names = join_words([curve.label for curve in top]) if few else f"{len(top)} of {len(at_scale)} curves"
             lr = format_highest_lr(highest, top[0].diverged)
-            yield f"The highest learning rate that converges at {scale} is {lr}, reached by {names}."
+            axis = axis_title(top[0].lr_factor)
+            yield f"The highest {axis} that converges at {scale} is {lr}, reached by {names}."
 
 
 def _loss_penalty(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,8 @@ def by_name(table: pd.DataFrame) -> pd.DataFrame:
         values = [factors.get(name) for factors in tables]
         if any(isinstance(value, tuple) for value in values):
             values = [None if value is None else format_factor(value) for value in values]
-        table.insert(int(str(place)) + 1, name, _series(values, table.index))
+        column = name if name not in table else f"factors.{name}"
+        table.insert(int(str(place)) + 1, column, _series(values, table.index))
     return table
 
 
@@ -90,10 +91,14 @@ def varied(curves: Iterable[Shared]) -> tuple[str, ...]:
     return tuple(name for name in names if len({table.get(name) for table in tables}) > 1)
 
 
-def display_names(names: Sequence[str]) -> dict[str, str]:
-    """A short heading for each factor; the full name where two would be the same."""
+def display_names(names: Sequence[str], taken: Container[str] = ()) -> dict[str, str]:
+    """A short heading for each factor, which is not in ``taken``; the full name where two would be the same."""
     short = [short_name(name) for name in names]
-    return {name: text if short.count(text) == 1 else name for name, text in zip(names, short, strict=True)}
+    headings = {}
+    for name, text in zip(names, short, strict=True):
+        choices = (*([text] if short.count(text) == 1 else []), name, f"factors.{name}")
+        headings[name] = next(choice for choice in choices if choice not in taken)
+    return headings
 
 
 def factor_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[str]]:
@@ -103,14 +108,22 @@ def factor_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[s
 
 
 def as_hyperparameters(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """``on_axis(runs)`` with a column of texts for each factor that differs between curves; and their names."""
-    runs = on_axis(runs)
+    """``runs`` with a column for each factor: numbers for the one on the axis, else texts; and the columns' names.
+
+    A factor that does not differ between curves has none.
+    """
+    lr, runs = runs["lr"], on_axis(runs)
+    axis = runs["lr_factor"].iloc[0] if len(runs) else LR
     tables = [dict(shared) for shared in runs["curve_factors"]]
-    headings = display_names(varied(runs["curve_factors"]))
+    names = [name for name in (*varied(runs["curve_factors"]), *([axis] if axis != LR else [])) if name != LR]
+    headings = display_names(names, taken=(*runs.columns, "loss"))
+    on_the_axis = [headings.pop(axis)] if axis != LR else []
+    for heading in on_the_axis:
+        runs = runs.assign(**{heading: runs["lr"], "lr": lr})
     for name, heading in headings.items():
         texts = [format_factor(table[name]) if name in table else "" for table in tables]
         runs = runs.assign(**{heading: _series(texts, runs.index, object)})
-    return runs, list(headings.values())
+    return runs, [*headings.values(), *on_the_axis]
 
 
 def axis_title(lr_factor: str) -> str:

@@ -42,6 +42,7 @@ from dashboards.runs import read_csv
 from dashboards.sensitivity import ended_runs
 from dashboards.steps import LAYER_NORMS, METRICS
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
+from search_spaces.factors import LR
 
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
 INTERVAL_COLOR = "#5b6570"
@@ -74,7 +75,7 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
 
 
 def _loss_figure(view: View, published: bool) -> Figure:
-    facts = loss_facts(view.lines)
+    facts, curve = loss_facts(view.lines), view.lines[0].curve
     link = {"href": alt.Href("url:N")} if facts["url"].notna().any() else {}
     facts = facts if link else facts.drop(columns="url")
     starts = [line.curve.l_init for line in view.lines if math.isfinite(line.curve.l_init)]
@@ -114,6 +115,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
             top.mark_text(x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=GREY),
         ]
     outside = "" if near or math.isnan(l_init) else f" The loss at initialization, {l_init:.2f}, is above the frame."
+    comparable = curve.lr_factor == LR and near_published(l_init)
     return Figure(
         name=f"loss-{view.name}",
         title=f"Final loss over {view.axis_title}",
@@ -122,7 +124,9 @@ def _loss_figure(view: View, published: bool) -> Figure:
         view=view.name,
         section="loss",
         spec=spec_of(layers, {"facts": facts, **ceiling}),
-        overlay=_published_layers(view.lines[0].curve.scale) if published and near_published(l_init) else (),
+        overlay=_published_layers(curve.scale)
+        if published and curve.lr_factor == LR and near_published(l_init)
+        else (),
     )
 
 
@@ -160,7 +164,7 @@ def _lrs_bars(view: View) -> Figure:
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",
-        caption="Lower is less sensitive to the learning rate. With several seeds, lines are 95% intervals.",
+        caption=f"Lower is less sensitive to the {view.axis_title}. With several seeds, lines are 95% intervals.",
         view=view.name,
         section="lrs",
         spec=spec_of(layers, {"facts": facts}, height=max(160, 22 * len(facts))),

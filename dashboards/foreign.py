@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,9 @@ IDENTITY = ("scale", "method", "lr", "seed")
 """What tells a run apart from others; every run has all of them."""
 
 
-def training_runs(table: pd.DataFrame, names: Sequence[str], parents: Collection[int] = ()) -> tuple[pd.DataFrame, str]:
+def training_runs(
+    table: pd.DataFrame, names: Sequence[str], parents: Sequence[int | None] = ()
+) -> tuple[pd.DataFrame, str]:
     """The rows of ``table`` that are training runs, and a sentence about the others, empty if there are none.
 
     A row is no run if it has no learning rate, if it has no loss and lacks another part of its identity, or if it only
@@ -21,11 +23,12 @@ def training_runs(table: pd.DataFrame, names: Sequence[str], parents: Collection
     Args:
         table: our columns, with None for a missing value.
         names: how to name each row for a person.
-        parents: the positions of rows that group others.
+        parents: for each row the position of the row that it is nested in; empty if no row is nested.
     """
     lacking: pd.DataFrame = table[[column for column in IDENTITY if column in table]].isna()
     no_run = lacking["lr"] | (lacking.any(axis=1) & table["val_loss"].isna())
-    groups = pd.Series([i in parents for i in range(len(table))], index=table.index) & ~no_run
+    of_runs = {parent for parent, other in zip(parents, no_run, strict=False) if not other}
+    groups = pd.Series([i in of_runs for i in range(len(table))], index=table.index) & ~no_run
     if (no_run | groups).all():
         return table, ""
     sentences = []
@@ -33,11 +36,8 @@ def training_runs(table: pd.DataFrame, names: Sequence[str], parents: Collection
         columns = [column for column in IDENTITY if column in lacking and lacking[column][no_run].any()]
         sentences.append(_left_out(count, f"without {', '.join(columns)}", _first(names, no_run)))
     if count := int(groups.sum()):
-        sentences.append(
-            _left_out(
-                count, "that only groups others" if count == 1 else "that only group others", _first(names, groups)
-            )
-        )
+        which = "that only groups others" if count == 1 else "that only group others"
+        sentences.append(_left_out(count, which, _first(names, groups)))
     return table[~(no_run | groups)], "; ".join(sentences)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from dashboards.charts import Figure, categories, chart_of, spec_of, tooltip
 from dashboards.factors import as_hyperparameters
@@ -171,7 +172,7 @@ def _parallel_figure(view: View, cells: pd.DataFrame, axes: Sequence[str], ended
 
 def _axis_positions(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
     """Positions from 0 to 1 along an axis, and the text of its ticks by position."""
-    if axis not in ("gamma", "lr", "loss"):
+    if axis == "seed" or not is_numeric_dtype(values):
         names = list(dict.fromkeys(values))
         names = sorted(names) if axis == "seed" else names
         places = {name: i / (len(names) - 1) for i, name in enumerate(names)}

@@ -19,7 +19,7 @@ from dashboards import agreement
 from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_labels, representative_cells
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
-from dashboards.drawing import can_draw, draw_all
+from dashboards.drawing import Drawing, can_draw, draw_all
 from dashboards.drift import drift_table, drifts
 from dashboards.drift_figure import drift_figures, drift_texts
 from dashboards.factors import axis_title, by_name
@@ -172,13 +172,14 @@ def write_report(
         tables += agreement.sheets(context.agreement) if context.agreement else ()
         tables += analysis.sheets() if analysis else ()
         supported: dict[str, Collection[str]] = {file_stem(figure): FIGURE_FORMATS for figure in files}
-        supported |= {table.name: tuple(RENDERERS) for table in tables}
+        for table in tables:  # a figure and a table may share a name
+            supported[table.name] = (*supported.get(table.name, ()), *RENDERERS)
         selected = select_formats({"report": ("html",), "runs": DATA_FORMATS, **supported}, formats, only)
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = _draw([figure for figure in files if file_stem(figure) in selected], folder, selected, processes, track)
+        drawn = _draw(files, folder, selected, processes, track)
         for table in tables:
-            if table.name in selected:
-                save_sheet(table, folder / "tables", selected[table.name])
+            if forms := [form for form in selected.get(table.name, ()) if form in RENDERERS]:
+                save_sheet(table, folder / "tables", forms)
         if "runs" in selected:
             save_sheet(Sheet(name="runs", values=by_name(runs), texts=runs), folder, selected["runs"])
         if "report" not in selected or vega is None:
@@ -199,8 +200,11 @@ def write_report(
 def _draw(
     figures: Sequence[Figure], folder: Path, formats: Mapping[str, Sequence[str]], processes: int, track: Track
 ) -> bool:
-    """Draw the figures in the formats of each file stem; returns whether there were any."""
-    todo = [one for figure in figures for one in drawings(figure, folder / "figures", formats[file_stem(figure)])]
+    """Draw the figures in those of the selected formats that are a figure's; returns whether there were any."""
+    todo: list[Drawing] = []
+    for figure in figures:
+        forms = [form for form in formats.get(file_stem(figure), ()) if form in FIGURE_FORMATS]
+        todo += drawings(figure, folder / "figures", forms) if forms else ()
     if not (todo and can_draw()):
         return False
     (folder / "figures").mkdir(exist_ok=True)

@@ -197,9 +197,9 @@ def read_experiment(
         raise InvalidInput("--column", experiment, f"has no {' and no '.join(needed)}", remedy)
     table = _with_none(table)
     place = {run.info.run_id: i for i, run in enumerate(runs)}
-    nested = {run.data.tags.get("mlflow.parentRunId") for run in runs}
+    parents = [place.get(run.data.tags.get("mlflow.parentRunId", "")) for run in runs]
     names = [str(run.info.run_name or run.info.run_id) for run in runs]
-    table, left_out = training_runs(table, names, {place[parent] for parent in nested if parent in place})
+    table, left_out = training_runs(table, names, parents)
     if left_out:
         note(left_out)
     return from_records({str(name): value for name, value in row.items()} for row in table.to_dict("records"))

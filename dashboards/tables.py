@@ -213,9 +213,10 @@ def format_columns(table: pd.DataFrame) -> pd.DataFrame:
     """``sensitivity_table`` as displayed, without the columns that carry no information in any row."""
     texts = format_values(table)
     names = varied(curve_factors(table))
-    for place, (name, column) in enumerate(factor_columns(table, names).items(), list(texts).index("factors")):
-        texts.insert(place, name, column)
-    texts = texts.drop(columns=["factors", "lr_factor"]).rename(columns=display_names(names))
+    headings, place = display_names(names, taken=set(map(str, texts))), list(texts).index("factors")
+    for i, (name, column) in enumerate(factor_columns(table, names).items(), place):
+        texts.insert(i, headings[name], column)
+    texts = texts.drop(columns=["factors", "lr_factor"])
     pairs = zip(table["highest_lr"], table["diverged"], strict=True)
     texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
     bounded = (table["diverged"] > 0) | table["edge_high"].notna() | table["headroom"].isna()

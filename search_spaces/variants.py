@@ -54,20 +54,30 @@ def apply_factors(model: ModelSpec, training: TrainingSpec, factors: Factors) ->
     except ValidationError as error:
         detail = error.errors()[0]
         problem, remedy = _explain(detail)
-        raise bad(f"training.{detail['loc'][0]} {problem}", remedy) from error
+        section = "model" if error.title == ModelSpec.__name__ else "training"
+        raise bad(f"{section}.{detail['loc'][0]} {problem}", remedy) from error
 
 
-def with_factors(error: PydanticCustomError, factors: Factors) -> PydanticCustomError:
+def add_factors(error: PydanticCustomError, factors: Factors) -> PydanticCustomError:
     """``error`` with the combination of factors that it occurred with."""
     context = error.context or {}
     return bad(f"{context['problem']}, with {to_text(factors)}", context["remedy"]) if factors else error
 
 
-def check_pair(group: Sequence[str], factors: Mapping[str, Sequence[Any]]) -> None:
+def check_pairs(groups: Sequence[Sequence[str]], factors: Mapping[str, Sequence[Any]]) -> None:
     """
     Raises:
-        PydanticCustomError: the factors cannot change together.
+        PydanticCustomError: the factors cannot change together, or one of them is in two groups.
     """
+    names = [name for group in groups for name in group]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad(f"pairs {twice} twice", "put all factors that change together into one group")
+    for group in groups:
+        _check_pair(group, factors)
+
+
+def _check_pair(group: Sequence[str], factors: Mapping[str, Sequence[Any]]) -> None:
     for name in group:
         if name not in factors:
             raise bad(f"pairs {name}, which is not a factor of this study", f"list its values under factors.{name}")

@@ -14,7 +14,7 @@ import click
 
 from service import exit_codes
 from service.cli.doctor_command import doctor
-from service.cli.init import init
+from service.cli.init_command import init
 from service.cli.job_commands import jobs, logs, stop, submit
 from service.cli.options import PATH, BadInputExits, exit_now, home_option, plain_console
 from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui

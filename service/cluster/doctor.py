@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import tempfile
@@ -21,17 +22,16 @@ from service.cluster import node_facts
 from service.cluster.connection import configure_ray, connect
 from service.cluster.jobs import connect_client
 from service.cluster.node_facts import MARK, Facts
-from service.cluster.ray_start import MIN_FREE_BYTES, SHM_REMEDY, temporary_folder
+from service.cluster.ray_start import MAX_SOCKET_BYTES, MIN_FREE_BYTES, SHM_REMEDY, SOCKET, temporary_folder
 from service.home.layout import Home
+from service.home.location import local_folder
 from service.mlflow.address import check_store, tracking_uri
+from trainers.storage.bucket import is_bucket
 
 Status = Literal["ok", "warning", "problem"]
 
 MIN_MEMORY, MIN_SHM = 2**30, 256 * 2**20
 """Below this, Ray and one small cell hardly fit: Ray's own processes take 0.8 GB, its object store is in /dev/shm."""
-MAX_SOCKET_BYTES = 107
-SOCKET = "/session_2026-01-01_00-00-00_123456_1000000/sockets/plasma_store"
-"""The longest path of a Unix socket on Linux, and the longest one that Ray creates in its temporary folder."""
 JOB_TIMEOUT_S, POLL_S = 180.0, 0.5
 
 
@@ -117,7 +117,7 @@ def _temporary(nodes: list[Facts]) -> Check:
 
 def _folder_problem(folder: Facts) -> str:
     path = folder["path"]
-    if (length := len((path + SOCKET).encode())) > MAX_SOCKET_BYTES:
+    if (length := len(os.fsencode(path + SOCKET.format(pid=1)))) > MAX_SOCKET_BYTES:
         return f"{path} is too long: a socket of Ray in it has {length} bytes, and the limit is {MAX_SOCKET_BYTES}"
     if folder["problem"]:
         return f"{path} is not writable ({folder['problem']})"
@@ -137,7 +137,7 @@ def _home(driver: Facts, nodes: list[Facts]) -> Check:
         text = f"{home}: {_named(bad, lambda node: node['home_problem'])}"
         return Check(name="home", status="problem", text=text, remedy=remedy)
     if "://" in home:
-        return Check(name="home", text=f"{home} can be read from this machine; `oec run` checks the nodes")
+        return Check(name="home", text=f"{home} is a bucket, which `oec run` checks on every node")
     return Check(name="home", text=f"{home} is writable from {_count(nodes)}")
 
 
@@ -193,8 +193,13 @@ def diagnose(home: Home | None, given: str | None, cluster: str | None) -> list[
         cluster: ``http://HOST:8265``, or ``HOST:PORT`` of a cluster that this machine can join.
 
     Raises:
-        InvalidInput: there is no cluster at the address.
+        InvalidInput: there is no cluster at the address, or the home of a cluster is a relative path.
     """
+    if cluster and given and not is_bucket(given):
+        given = str(local_folder(given))
+        if not Path(given).is_absolute():
+            remedy = "give an absolute path on storage that every node of the cluster sees"
+            raise InvalidInput("--home", given, "is a relative path, which leads elsewhere on the cluster", remedy)
     here = node_facts.node_facts()
     uri = tracking_uri(home) if home else tracking_uri(Home(Path(given or "oec-home")))
     server = urlsplit(uri)

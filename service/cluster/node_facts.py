@@ -93,14 +93,14 @@ def cluster_facts(home: str | None, mlflow: str | None) -> Facts:
     """The facts of the driver's node and of every node of the cluster that this process has joined.
 
     Args:
-        home: a folder that every node should see; default: the driver's own ``OEC_HOME``.
+        home: a folder that every node should see, or a bucket, which is not probed; default: the driver's ``OEC_HOME``.
         mlflow: ``host:port`` of the MLflow server that the driver will use.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     home, word = home or os.environ.get("OEC_HOME"), secrets.token_hex(8)
-    probe = Path(home) / f".doctor-{word}" if home else None
+    probe = Path(home) / f".doctor-{word}" if home and "://" not in home else None
     driver: Facts = {"home": home, "home_problem": _start(probe, word), "mlflow_problem": unreachable(mlflow)}
     driver |= {"data": data_folders(home)}
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

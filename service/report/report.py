@@ -15,12 +15,14 @@ from rich.progress import track
 from dashboards.agreement import agreement, published_studies, terminal_tables
 from dashboards.comparison import compare, comparison_tables
 from dashboards.drawing import can_draw
+from dashboards.factors import axis_title
 from dashboards.files import FIGURE_FORMATS, NOT_DRAWN
 from dashboards.processes import Submit, here, usable_cores
 from dashboards.report import add_measurements, write_report
 from dashboards.sensitivity import curves, studies
 from dashboards.tables import sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR
 from service.home.layout import Home
 from service.report.sources import Source, gc_disabled, load
 
@@ -50,7 +52,9 @@ def report(
     published = published_studies(source.runs)
     replicated = agreement(curve for curve in found if curve.study in published)
     if replicated is None or len(replicated.curves) < len(found):
-        title = f"Learning-rate sensitivity: {source.title}"
+        axis = next((fact.lr_factor for fact in found), LR)
+        what = "Learning-rate sensitivity" if axis == LR else f"Sensitivity to {axis_title(axis)}"
+        title = f"{what}: {source.title}"
         console.print(terminal_table(sensitivity_table(found), title=title))
     if replicated is not None:
         context, notes = replace(context, agreement=replicated), (*notes, replicated.sentence)

@@ -241,13 +241,17 @@ def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> So
         columns: see ``load_each``.
 
     Raises:
-        InvalidInput: see ``load_each``; a source is given twice.
+        InvalidInput: see ``load_each``; a source is given twice, or two have different ``lr_factor``.
     """
     if len(names) == 1:
         return load(names[0], home, columns)
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise InvalidInput("SOURCE", duplicates.pop(), "is given twice", "give each source once")
     sources = load_each(names, home, columns)
+    axes = {axis: source for source in sources for axis in source.runs["lr_factor"].unique()}
+    if len(axes) > 1:
+        problem = f"are over different axes, {join_words(list(axes))}, so they have no curves to compare"
+        raise InvalidInput("SOURCE", join_words(list(names)), problem, "report on them one by one")
     titles = [source.title for source in sources]
     # Studies of two homes may have the same name. Their sources as given are distinct.
     titles = [name if titles.count(title) > 1 else title for name, title in zip(names, titles, strict=True)]

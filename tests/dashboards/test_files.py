@@ -19,7 +19,9 @@ from dashboards.charts import Figure
 from dashboards.drawing import draw_all
 from dashboards.figures import figures
 from dashboards.files import FIGURE_FORMATS, FORMATS, NOT_DRAWN, drawings, save_figure, select_formats
+from dashboards.published import RUNS_CSV
 from dashboards.report import write_report
+from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
 from dashboards.vega import Script
 from dashboards.views import lines
@@ -138,6 +140,14 @@ def test_a_report_has_figures_only_if_they_are_requested(tmp_path: Path) -> None
     assert "<code>figures/</code>" not in page.read_text()
     folder = write_report(runs, tmp_path / "only", title="some", grid=GRID, only=("loss-tiny",))
     assert len(list((folder / "figures").iterdir())) == 6, "without --format, every format of what --only names"
+
+
+def test_a_figure_and_a_table_of_one_name_are_both_written(tmp_path: Path) -> None:
+    """The best learning rate over width is both."""
+    runs = read_csv(RUNS_CSV)
+    folder = write_report(runs, tmp_path, title="widths", formats=("svg", "csv"), only=("drift",))
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"figures/drift.svg", "figures/drift-column.svg", "tables/drift.csv"}
 
 
 def test_several_processes_draw_the_same_files(saved: list[Path], tmp_path: Path) -> None:

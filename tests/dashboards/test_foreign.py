@@ -81,6 +81,22 @@ def test_the_parent_of_nested_runs(
     assert sentence in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_run_with_a_nested_evaluation_is_a_run(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    uri = log_children(tmp_path, {}, {})
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name("hpo")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id], "params.method = 'baseline' and params.learning_rate = '0.01'")
+    tags = {MLFLOW_PARENT_RUN_ID: run.info.run_id}
+    client.set_terminated(client.create_run(found.experiment_id, run_name="evaluation", tags=tags).info.run_id)
+    notes: list[str] = []
+    assert len(read_experiment(uri, "hpo", COLUMNS, notes.append)) == 10
+    assert "2 runs without scale, method, lr, seed left out" in notes[0]
+
+
 HEADER = "scale,method,gamma,lr,seed,val_loss\n"
 RUNS = HEADER + "9M,lion,,0.1,1,3\n9M,lion,,0.2,1,4\n"
 

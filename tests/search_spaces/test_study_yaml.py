@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from search_spaces import study_yaml
 from search_spaces.errors import InvalidInput
+from search_spaces.shipped import SHIPPED, shipped
 from search_spaces.study import Study
-from search_spaces.study_file import SHIPPED, shipped
 from service.http.untrusted import parse_study
 
 BASE = """\

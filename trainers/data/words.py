@@ -28,7 +28,7 @@ def split_long_words(text: str, block: int) -> Iterator[str]:
     It cuts only within words of at least ``2 * block`` characters, so the tokens of any other text stay the same.
     """
     start = 0
-    for place in range(block, len(text), block):
+    for place in range(block, len(text) - block + 1, block):
         if _is_one_word(text[place - block : place + block]):
             yield text[start:place]
             start = place

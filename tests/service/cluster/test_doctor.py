@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ NAMES = [
 ]  # fmt: skip
 DEFECTS = {"oec-sensitivity": "0.0.1", "torch": "2.99.0"}
 """Versions that the defective node claims to have."""
+PLANTED = {"oec-sensitivity": "warning", "torch": "warning", "/dev/shm": "problem", "home": "problem"}
 
 
 def asked(*arguments: object, home: Path, **more: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -78,6 +80,13 @@ def test_a_proxy_in_front_of_an_inner_cluster_is_named(tmp_path: Path) -> None:
         assert "add ray-head.inner to NO_PROXY" in done.stderr
 
 
+def test_a_relative_home_of_a_cluster_is_refused(tmp_path: Path) -> None:
+    done = oec("doctor", "--cluster", "http://127.0.0.1:1", "--home", "here", home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--home: 'here' is a relative path" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tokenizer_is_found_where_tiktoken_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert node_facts.tokenizer() is None
@@ -109,6 +118,45 @@ def test_what_differs_is_named_with_its_node(
     checks = {check.name: check for check in examine(found)}
     assert (checks[name].status, text in checks[name].text) == (status, True), checks[name]
     assert checks[name].remedy
+
+
+def reported(home: Path, word: str, *python: str, within: Sequence[str] = ()) -> node_facts.Facts:
+    """What a Python process reports that has only the file ``node_facts.py``, as on a node."""
+    run = "import json, runpy, sys; found = runpy.run_path(sys.argv[1])["
+    run += "'node_facts'](*sys.argv[2:]); print(json.dumps(found))"
+    command = [*within, *(python or (sys.executable,)), "-c", run, node_facts.__file__, str(home), word, "other"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: node_facts.Facts = json.loads(done.stdout)
+    return found
+
+
+def shared_home(tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "driver").write_text("word")
+    return tmp_path / "home"
+
+
+def test_a_python_without_packages_reports_for_its_node(tmp_path: Path) -> None:
+    home, found = shared_home(tmp_path), facts(tmp_path)
+    node = reported(home, "word", sys.executable, "-I", "-S")
+    assert [node[package] for package in node_facts.PACKAGES] == [None, None, None]
+    assert node["home_problem"] == ""
+    assert (home / "other").read_text() == "word"
+    found["nodes"].append(found["nodes"][0] | {"address": "other"} | node)
+    problems = {check.name for check in examine(found) if check.status == "problem"}
+    assert problems == set(node_facts.PACKAGES)
+
+
+def test_a_node_with_planted_defects_reports_them(tmp_path: Path) -> None:
+    home, found = shared_home(tmp_path), facts(tmp_path)
+    (claims := tmp_path / "claims").mkdir()
+    node = reported(home, "word", within=plant(home, claims))
+    found["nodes"].append(found["nodes"][0] | {"address": "other"} | node)
+    checks = {check.name: check for check in examine(found) if check.status != "ok" and check.name != "tokenizer"}
+    assert {name: check.status for name, check in checks.items()} == PLANTED
+    assert "No such file or directory (other)" in checks["home"].text
+    assert "2.99.0 (other)" in checks["torch"].text
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +206,7 @@ def test_a_cluster_with_a_defective_node(cluster: Nodes, tmp_path: Path) -> None
         assert code == 1
         found = {name: check["status"] for name, check in checks.items() if check["status"] != "ok"}
         assert found.pop("tokenizer", "warning") == "warning"
-        assert found == {
-            "oec-sensitivity": "warning",
-            "torch": "warning",
-            "/dev/shm": "problem",
-            "home": "problem",
-            "MLflow": "problem",
-        }
+        assert found == PLANTED | {"MLflow": "problem"}
         assert "2.99.0 (127.0.0.1)" in checks["torch"]["text"]
         assert "No such file or directory (127.0.0.1)" in checks["home"]["text"]
         assert "refused" in checks["MLflow"]["text"]
