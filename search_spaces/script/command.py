@@ -238,6 +238,9 @@ def _missing(parts: Parts, sources: Sources, own_lr: float | None) -> Iterator[M
         yield Missing("metrics", how, blocks=True)
     elif not parts.stream.has_validation:
         yield Missing("validation loss", "the study reads the training loss; check trainer.metrics")
+    if parts.stream and parts.stream.starts_late:
+        how = "the first evaluation follows the first steps: give the loss of an untrained model, e.g. ln(vocabulary)"
+        yield Missing("l_init", how)
     if parts.seed is None:
         yield Missing("seed", "no argument looks like one: all seeds would be the same run, so seeds is 1")
     writes = next(_writing(sources), None)

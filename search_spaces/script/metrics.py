@@ -59,6 +59,8 @@ class Stream:
     """Whether its file is in the output folder; a fixed path is shared by all runs."""
     more: tuple[str, ...] = ()
     """For stdout, further regular expressions."""
+    starts_late: bool = False
+    """Whether the first evaluation comes after training has begun, as in Lightning and transformers."""
     words: tuple[str, ...] = ()
     """Options of the script without which this stream does not exist."""
 
@@ -184,7 +186,7 @@ def _csv(sources: Sources) -> Iterator[Stream]:
         save_dir = node.args[0] if node.args else keyword(node, "save_dir")
         in_folder = save_dir is not None and literal(save_dir) is None
         logged = Keys.of(["step", *_logged(sources)])
-        yield Stream("csv", where, logged, f"{source.path.name}:{node.lineno}", in_folder)
+        yield Stream("csv", where, logged, f"{source.path.name}:{node.lineno}", in_folder, starts_late=True)
 
 
 def _logged(sources: Sources) -> list[str]:
@@ -214,7 +216,7 @@ def _lightning_cli(sources: Sources) -> Iterator[Stream]:
             if called(node) == "LightningCLI":
                 words = ("--trainer.logger CSVLogger", "--trainer.logger.save_dir {folder}")
                 where, keys = "lightning_logs/version_*/metrics.csv", Keys.of(["step", *_logged(sources)])
-                yield Stream("csv", where, keys, f"{source.path.name}:{node.lineno}", words=words)
+                yield Stream("csv", where, keys, f"{source.path.name}:{node.lineno}", starts_late=True, words=words)
 
 
 def _transformers(sources: Sources) -> Iterator[Stream]:
@@ -233,7 +235,10 @@ def _transformers(sources: Sources) -> Iterator[Stream]:
             if called(node).endswith("Trainer") and (keyword(node, "args") or len(node.args) > 1):
                 keys = Keys(val_loss="eval_loss", train_loss="loss")
                 line = f"{source.path.name}:{node.lineno}"
-                yield Stream("stdout", HF_EVALUATION, keys, line, more=(HF_TRAINING,), words=tuple(words))
+                late = "eval_on_start" not in given
+                yield Stream(
+                    "stdout", HF_EVALUATION, keys, line, more=(HF_TRAINING,), starts_late=late, words=tuple(words)
+                )
                 return
 
 

@@ -49,6 +49,8 @@ def _lines(draft: Draft, name: str, folder: Path) -> Iterator[str]:
         else:
             yield "  # metrics: {file: '{folder}/log.jsonl', step: step, val_loss: val_loss}"
             yield r"  # metrics: {stdout: 'step (?P<step>\d+).* val loss (?P<val_loss>\S+)'}"
+        for note in _notes(notes, "  ", "l_init"):
+            yield from (note, "  # l_init: 10.8")
         yield from _notes(notes, "  ", "resume")
         if trainer["resume"]:
             yield f"  resume: {_flow(trainer['resume'])}"

@@ -296,6 +296,7 @@ def test_streams(name: str, tmp_path: Path) -> None:
     found = draft(write(tmp_path, parser + dedent(text)))
     assert found.trainer["metrics"] == metrics
     assert found.is_complete == (metrics is not None)
+    assert ("l_init" in {missing.what for missing in found.missing}) == (name == "Lightning")
 
 
 PRINTED = {

@@ -19,10 +19,10 @@ def holds_start(folder: Path, resume_from: str, source: str) -> bool:
 
     Args:
         resume_from: a glob in the folder.
-        source: the path of the metrics, which show no more than that the command began.
+        source: the path of the metrics, which show no more than that the command began; empty for the output.
     """
     metrics = Path(source.removeprefix(SQLITE))
-    of_metrics = set(files(source))
+    of_metrics = set(files(source)) if source else set()
     found = (path for path in folder.glob(resume_from) if path.is_file() and path.name not in OWN_FILES)
     return any(path not in of_metrics and metrics not in (path, *path.parents) for path in found)
 
