@@ -9,9 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 from search_spaces.metrics_spec import MetricsSpec
-from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen
+from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen, unescape
 
 SQLITE = "sqlite:///"
+METRICS = "*/*/metrics/**/*"
+FILES = (METRICS, "*/*/params/**/*", "*/*/tags/**/*", "*/*/meta.yaml", "*/meta.yaml")
+"""What MLflow writes into a folder about a run, apart from its artifacts."""
 
 
 class MlflowRuns:
@@ -19,6 +22,12 @@ class MlflowRuns:
 
     def __init__(self, spec: MetricsSpec, path: str) -> None:
         self._reader = _Database(path) if path.startswith(SQLITE) else _Folder(path)
+
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        if path.startswith(SQLITE):
+            return {Path(path.removeprefix(SQLITE) + suffix) for suffix in ("", "-journal", "-wal", "-shm")}
+        return {file for name in FILES for file in files(f"{path}/{name}")}
 
     def read(self, *, ended: bool = False) -> list[Record]:
         return group_by_step(self._reader.read())
@@ -36,7 +45,7 @@ class _Folder:
         self._keys: set[str] = set()
 
     def read(self) -> Iterator[tuple[str, int, float]]:
-        for path in files(f"{self._folder}/*/*/metrics/**/*"):
+        for path in files(f"{self._folder}/{METRICS}"):
             run = next(folder for folder in path.parents if folder.name == "metrics")
             key = path.relative_to(run).as_posix()
             self._keys.add(key)
@@ -45,8 +54,9 @@ class _Folder:
                 yield key, int(step), float(value)
 
     def seen(self) -> str:
-        exists = "exists" if Path(self._folder).is_dir() else "does not exist"
-        return f"{self._folder} {exists}; {keys_seen(self._keys)}"
+        folder = unescape(self._folder)
+        exists = "exists" if Path(folder).is_dir() else "does not exist"
+        return f"{folder} {exists}; {keys_seen(self._keys)}"
 
 
 class _Database:
