@@ -83,10 +83,12 @@ def agreement(curves: Iterable[CurveFacts]) -> Agreement | None:
             for method, percent in zip(published.METHODS[1:], published.OVERHEAD_PERCENT[scale], strict=True):
                 needed = {gamma for name, gamma in published.CURVES if name == method}
                 present = {curve[3] for curve in by_name if curve[:3] == (study, scale, method)}
-                overhead = overheads.get((study, scale, DEFAULT, method))
-                if needed == present and overhead is not None:
+                extra = overheads.get((study, scale, DEFAULT, method))
+                if needed == present and extra is not None:
                     row = {"study": study, "scale": scale, "method": method}
-                    of_methods.append(row | {"overhead_percent": overhead, "overhead_percent" + PUBLISHED: percent})
+                    of_methods.append(
+                        row | {"overhead_percent": extra.percent, "overhead_percent" + PUBLISHED: percent}
+                    )
     if not of_curves:
         return None
     columns = ["study", "scale", "method", "overhead_percent", "overhead_percent" + PUBLISHED]
@@ -113,6 +115,8 @@ def _published_identities() -> frozenset[tuple[object, ...]]:
 
 def _identities(runs: pd.DataFrame) -> frozenset[tuple[object, ...]]:
     columns = runs[["scale", "attention_norm", "method", "gamma", "lr", "seed", "train_seconds"]].fillna({"gamma": 0.0})
+    for name in ("gamma", "lr", "train_seconds"):  # the published ones have fewer digits than single precision
+        columns[name] = columns[name].map("{:.6g}".format)
     return frozenset(columns.itertuples(index=False, name=None))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +29,7 @@ from dashboards.charts import (
     spec_of,
     tooltip,
 )
+from dashboards.factors import axis_title
 from dashboards.facts import DECIMALS, lrs_facts
 from dashboards.tables import join_words
 from dashboards.views import DASHES, SHAPES, Line, assign_styles
@@ -55,6 +56,10 @@ class ScaleComparison:
     color_meaning: Literal["attention norm", "method", "gamma"]
     note: str = ""
     """A sentence about the gammas."""
+
+    @property
+    def axis_title(self) -> str:
+        return axis_title(self.lines[0].curve.lr_factor)
 
 
 def multi_scale_figures(lines: Sequence[Line]) -> tuple[list[Figure], list[Figure]]:
@@ -142,7 +147,7 @@ def _gamma_note(lines: dict[str, list[Line]], gammas: dict[str, float]) -> str:
 
 
 def _gamma_sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line, ...]:
-    """The baseline of the same study and attention norm, then each gamma in its own style."""
+    """The baseline of the same study, attention norm and factors, then each gamma in its own style."""
     gammas = _gammas(lines)
     last = len(GAMMA_COLORS) - 1
     color_by_gamma = {gamma: GAMMA_COLORS[round(rank * last / (len(gammas) - 1))] for rank, gamma in enumerate(gammas)}
@@ -157,13 +162,18 @@ def _gamma_sweep(lines: Sequence[Line], of_group: Sequence[Line]) -> tuple[Line,
         for line in lines
         if line.curve.gamma is not None
     ]
-    same = {(line.curve.study, line.curve.attention_norm) for line in lines}
+    same = {_key_of_baseline(line) for line in lines}
     baselines = [
         replace(line, name="baseline", dash=DASHES[1], shape=SHAPES[0])
         for line in of_group
-        if line.curve.method == "baseline" and (line.curve.study, line.curve.attention_norm) in same
+        if line.curve.method == "baseline" and _key_of_baseline(line) in same
     ]
     return (*baselines, *sweep)
+
+
+def _key_of_baseline(line: Line) -> Hashable:
+    """What a line shares with its baseline at the same scale."""
+    return line.curve.study, line.curve.attention_norm, line.curve.factors
 
 
 def mean_facts(lines: Iterable[Line]) -> pd.DataFrame:
@@ -197,7 +207,7 @@ def _losses(comparison: ScaleComparison, section: Section) -> Iterator[Figure]:
     margin = 0.03 * (top - low) or 0.1
     scale_y = alt.Scale(domain=[low - margin, top + margin], nice=False)
     base = chart_of("facts").encode(
-        x=log_axis(facts, "lr", "learning rate"),
+        x=log_axis(facts, "lr", comparison.axis_title),
         y=alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y),
         color=colors(comparison.lines),
         detail="scale:N",
@@ -220,9 +230,8 @@ def _losses(comparison: ScaleComparison, section: Section) -> Iterator[Figure]:
         f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "",
         f"{above} of {len(facts)} points lie above the frame, up to {facts['loss'].max():.2f}." if above else "",
     )
-    yield _figure(
-        comparison, "loss-scales", "Final loss over learning rate, all scales", sentences, section, layers, facts
-    )
+    title = f"Final loss over {comparison.axis_title}, all scales"
+    yield _figure(comparison, "loss-scales", title, sentences, section, layers, facts)
 
 
 def _lrs_over_scale(comparison: ScaleComparison) -> Iterator[Figure]:
@@ -241,7 +250,7 @@ def _lrs_over_scale(comparison: ScaleComparison) -> Iterator[Figure]:
     base = chart_of("facts").encode(x=x, y=lrs_axis(facts), color=colors(lines))
     layers = lrs_layers(base, {"strokeDash": dashes(lines)}, {"shape": shapes(lines)})
     sentences = (
-        "Lower is less sensitive to the learning rate. With several seeds, bars are 95% intervals.",
+        f"Lower is less sensitive to the {comparison.axis_title}. With several seeds, bars are 95% intervals.",
         comparison.note,
     )
     yield _figure(comparison, "lrs-scale", "LRS over scale", sentences, "lrs", layers, facts)

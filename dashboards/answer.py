@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from dashboards.factors import axis_title, varied
 from dashboards.sensitivity import CurveFacts
 from dashboards.tables import format_highest_lr, format_value, join_words
 from dashboards.verdict import less_dependent, less_sensitive, lrs_ranges_over_gamma
+from search_spaces.factors import to_text
 
 LOSS_MARGIN_NATS = 0.02
 """The answer warns if the best loss of the least sensitive curve exceeds the lowest at its scale by more than this."""
@@ -25,6 +27,8 @@ def answer(curves: Sequence[CurveFacts]) -> str:
     ranked = [curve for curve in curves if curve.LRS is not None]
     if not ranked:
         missing = sum(len(curve.missing) for curve in curves)
+        if curves and not missing:
+            return f"No curve has an LRS, because the grid has only one {axis_title(curves[0].lr_factor)}."
         return f"No curve has an LRS yet: {missing} cells of {len(curves)} curves have no result."
     best = best_by_scale(ranked)
     sentences = [_least_sensitive(ranked, best), *_gamma_dependence(ranked), *_highest_lr(curves)]
@@ -49,7 +53,8 @@ def _least_sensitive(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts
         scales_by_label.setdefault(best[scale].label, []).append(scale)
     subject = join_words([f"{name} at {join_words(scales)}" for name, scales in scales_by_label.items()])
     verb = "is" if len(scales_by_label) == 1 else "are"
-    sentence = f"{subject} {verb} least sensitive to the learning rate, with an LRS of {_lrs_range(best.values())}"
+    axis = f"the {axis_title(ranked[0].lr_factor)}"
+    sentence = f"{subject} {verb} least sensitive to {axis}, with an LRS of {_lrs_range(best.values())}"
     baselines = [curve for curve in ranked if curve.method == "baseline"]
     if any(curve.method != "baseline" for curve in best.values()):
         sentence += (
@@ -69,7 +74,8 @@ def _highest_lr(curves: Sequence[CurveFacts]) -> Iterator[str]:
             few = len(top) <= MAX_NAMED
             names = join_words([curve.label for curve in top]) if few else f"{len(top)} of {len(at_scale)} curves"
             lr = format_highest_lr(highest, top[0].diverged)
-            yield f"The highest learning rate that converges at {scale} is {lr}, reached by {names}."
+            axis = axis_title(top[0].lr_factor)
+            yield f"The highest {axis} that converges at {scale} is {lr}, reached by {names}."
 
 
 def _loss_penalty(ranked: Sequence[CurveFacts], best: Iterable[CurveFacts]) -> str:
@@ -121,10 +127,15 @@ def _caveats(curves: Sequence[CurveFacts], ranked: Sequence[CurveFacts]) -> Iter
 
 
 def _gamma_dependence(ranked: Sequence[CurveFacts]) -> Iterator[str]:
-    """A sentence on how much LRS depends on gamma, for methods that were tried at the same gammas."""
+    """A sentence on how much LRS depends on gamma, for methods that were tried at the same gammas.
+
+    If curves differ in their factors, it is about those with the factors of the first one.
+    """
+    factors = dict(ranked[0].factors)
+    of_factors = [curve for curve in ranked if curve.factors == ranked[0].factors]
     ranges: dict[str, list[float]] = {}
     less_dependent_at: list[dict[str, set[str]]] = []
-    for at_scale in _by_scale(ranked).values():
+    for at_scale in _by_scale(of_factors).values():
         range_by_method = lrs_ranges_over_gamma(at_scale)
         if len(range_by_method) > 1:
             less_dependent_at.append(less_dependent(at_scale))
@@ -134,8 +145,10 @@ def _gamma_dependence(ranked: Sequence[CurveFacts]) -> Iterator[str]:
         return
     least, *others = sorted(ranges, key=lambda method: max(ranges[method]))
     changes = join_words([f"{_format_range(ranges[method])} for {method}" for method in (least, *others)])
-    sentence = f"Over the gammas that all of these methods were tried at, LRS varies by {changes}"
-    if min(curve.seeds for curve in ranked) > 1:
+    shown = {name: factors[name] for name in varied(curve.factors for curve in ranked) if name in factors}
+    among = f" (with {to_text(shown)})" if shown else ""
+    sentence = f"Over the gammas that all of these methods were tried at{among}, LRS varies by {changes}"
+    if min(curve.seeds for curve in of_factors) > 1:
         beaten = [method for method in others if all(method in wider.get(least, set()) for wider in less_dependent_at)]
         if beaten:
             than = "any other method" if beaten == others else join_words(beaten)

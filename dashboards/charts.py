@@ -30,6 +30,7 @@ LEGEND |= {"layout": {"top": {"direction": "vertical"}}}  # two legends side by 
 LOSS_TITLE = "final validation loss (nats)"
 CELL = ("label:N", "cell:N", "lr:Q", "seed:Q")
 """The fields of a cell's tooltip; see ``tooltip``."""
+HAS_INTERVAL = "isValid(datum.low)"
 LOG_FACTOR = 3.0
 """LRS values that span less than this factor get a linear axis."""
 Section = Literal["loss", "lrs", "why", "forecast", "importance"]
@@ -88,20 +89,36 @@ def spec_of(
     layers: Sequence[alt.Chart], tables: Mapping[str, pd.DataFrame] | None = None, height: int = 320
 ) -> dict[str, Any]:
     """A layered Vega-Lite specification with the tables that its layers refer to, if they are given."""
-    # Layers with equal scales share one legend.
-    chart = alt.layer(*layers).properties(width="container", height=height)
-    spec: dict[str, Any] = chart.to_dict(validate=False)  # validation takes seconds
-    config = spec.get("config", {}) | {"legend": LEGEND}  # Altair's schema lacks the layout option of Vega
+    # One by one: validation takes seconds, and ``alt.layer`` copies every layer several times. Layers with equal scales
+    # share one legend.
+    parts: list[dict[str, Any]] = [layer.to_dict(validate=False) for layer in layers]
+    shared = {key: parts[0][key] for key in ("$schema", "config")}
+    for part in parts:
+        del part["$schema"], part["config"]
+    if all(part["data"] == parts[0]["data"] for part in parts):
+        shared["data"] = parts[0]["data"]
+        for part in parts:
+            del part["data"]
+    shared["config"] |= {"legend": LEGEND}  # Altair's schema lacks the layout option of Vega
     datasets = {} if tables is None else {"datasets": {name: json_rows(table) for name, table in tables.items()}}
-    return spec | {"config": config} | datasets
+    return {**shared, "width": "container", "height": height, "layer": parts, **datasets}
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One mapping per row that JSON can represent: None for a missing or non-finite value."""
-    finite = table.replace([math.inf, -math.inf], math.nan)
-    columns = [column.astype(object).where(column.notna(), None).tolist() for _, column in finite.items()]
+    columns = [_json_values(column) for _, column in table.items()]
     names = [str(name) for name in table]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _json_values(column: pd.Series[Any]) -> list[Any]:
+    present = column.notna().to_numpy()
+    if column.dtype.kind in "fO":
+        present = present & ~column.isin([math.inf, -math.inf]).to_numpy()
+    values: list[Any] = column.tolist()
+    if present.all():
+        return values
+    return [value if known else None for value, known in zip(values, present.tolist(), strict=True)]
 
 
 def tooltip(*fields: str, **formats: str) -> list[alt.Tooltip]:
@@ -117,11 +134,16 @@ def log_axis(facts: pd.DataFrame, column: str, title: str, channel: type[Any] = 
 
 def lrs_axis(facts: pd.DataFrame) -> alt.Y:
     """A logarithmic axis, because methods differ by factors, but linear for close values or an exactly flat curve."""
-    low, high = facts["low"].min(), facts["high"].max()
-    if high < LOG_FACTOR * low or low <= 0:
+    values = facts[["LRS", "low", "high"]].to_numpy(dtype=float)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if not needs_log_axis(low, high):
         return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(zero=bool(low <= 0), padding=10, nice=False))
-    axis = alt.Axis(values=log_ticks(facts[["low", "high"]].to_numpy()))
+    axis = alt.Axis(values=log_ticks([low, high]))
     return alt.Y("LRS:Q", title="LRS (nats)", scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
+
+
+def needs_log_axis(low: float, high: float) -> bool:
+    return 0 < LOG_FACTOR * low <= high
 
 
 def five_digits(value: float) -> float:
@@ -146,7 +168,7 @@ def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> Any:
 def lrs_layers(base: alt.Chart, line: dict[str, Any], point: dict[str, Any]) -> list[alt.Chart]:
     """Intervals, lines and points of LRS, with extra channels for the lines and points."""
     return [
-        base.mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+        base.transform_filter(HAS_INTERVAL).mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
         base.mark_line().encode(**line),
         base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP, **point),
     ]

@@ -16,9 +16,10 @@ from rich.text import Text
 from scipy.special import stdtr
 
 from dashboards.published import MAX_L_INIT_DIFFERENCE
-from dashboards.sensitivity import CurveFacts, Floats, match_lr
+from dashboards.sensitivity import CurveFacts, Floats
 from dashboards.tables import format_value, join_words
 from search_spaces.methods import label
+from search_spaces.tolerance import match_value, same_value
 
 COLUMNS = ("curve", "measure", "before", "after", "change", "p", "verdict")
 MEASURES = {"LRS": "LRS", "best_loss": "best loss", "best_lr": "best lr", "highest_lr": "highest lr"}
@@ -111,7 +112,7 @@ def _name(curve: CurveFacts) -> str:
 
 def _restrict(curve: CurveFacts, lrs: Sequence[float]) -> CurveFacts:
     """``curve`` restricted to the learning rates that are also in ``lrs``; its LRS remains that of its full grid."""
-    kept = [i for i, lr in enumerate(curve.lr) if not math.isnan(match_lr(tuple(lrs), lr))]
+    kept = [i for i, lr in enumerate(curve.lr) if not math.isnan(match_value(lrs, lr))]
     grid = tuple(curve.lr[i] for i in kept)
     mean = tuple(curve.mean[i] for i in kept)
     return replace(
@@ -127,9 +128,8 @@ def seed_samples(curve: CurveFacts) -> dict[str, Floats]:
     """LRS and best loss of each seed, which average to those of the mean curve; empty if the curve has no LRS."""
     if curve.missing or len(curve.lr) < 2:
         return {}
-    losses = np.asarray([[point.loss for point in curve.points if point.lr == lr] for lr in curve.lr])
-    best = losses[int(np.argmin(curve.mean))]
-    return {"LRS": (losses - best).sum(axis=0) / (len(losses) - 1), "best_loss": best}
+    best = curve.losses[int(np.argmin(curve.mean))]
+    return {"LRS": (curve.losses - best).sum(axis=0) / (len(curve.lr) - 1), "best_loss": best}
 
 
 def _rows(name: str, before: CurveFacts, after: CurveFacts) -> Iterator[dict[str, object]]:
@@ -149,7 +149,7 @@ def _rows(name: str, before: CurveFacts, after: CurveFacts) -> Iterator[dict[str
         if math.isnan(a) or math.isnan(b):
             neither = measure == "highest_lr" and math.isnan(a) and math.isnan(b)
             row["verdict"] = "equal" if neither and not (before.missing or after.missing) else "unknown"
-        elif _equal(a, b):
+        elif same_value(a, b) if measure.endswith("lr") else _equal(a, b):
             row["verdict"] = "equal"
         yield row | {"before": a, "after": b}
 

@@ -20,6 +20,7 @@ from optuna.importance import (
     get_param_importances,
 )
 from optuna.trial import TrialState, create_trial
+from pandas.api.types import is_numeric_dtype
 
 EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
     "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=8, seed=seed),
@@ -68,10 +69,10 @@ def importance_shares(
 
 def _distribution(values: pd.Series) -> BaseDistribution:
     """The distribution of a column. Seeds are floats, because Optuna compares categories one by one at every trial."""
-    if values.name in ("lr", "gamma"):
-        return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
     if values.name == "seed":
         return FloatDistribution(float(values.min()), float(values.max()))
+    if is_numeric_dtype(values):
+        return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
     return CategoricalDistribution(sorted(str(value) for value in values.unique()))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import InvalidInput
 from search_spaces.factors import LR, format_factor, from_json, short_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Shared = tuple[tuple[str, Any], ...]
 """Name and value of each factor that the cells of a curve share."""
@@ -31,7 +32,7 @@ def factors_of(rows: pd.DataFrame) -> list[Mapping[str, Any]]:
     Raises:
         InvalidInput: a value is not a JSON object.
     """
-    return [_parse("" if pd.isna(text) else text) for text in rows["factors"]]
+    return [_parse(text if isinstance(text, str) else "") for text in rows["factors"]]
 
 
 def curve_factors(rows: pd.DataFrame) -> list[Shared]:
@@ -58,7 +59,7 @@ def on_axis(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InvalidInput: a run has no value of its ``lr_factor``.
     """
-    runs = runs.assign(curve_factors=pd.Series(curve_factors(runs), index=runs.index, dtype=object))
+    runs = runs.assign(curve_factors=_series(curve_factors(runs), runs.index, object))
     if (runs["lr_factor"] == LR).all():
         return runs
     xs = []
@@ -78,7 +79,8 @@ def by_name(table: pd.DataFrame) -> pd.DataFrame:
         values = [factors.get(name) for factors in tables]
         if any(isinstance(value, tuple) for value in values):
             values = [None if value is None else format_factor(value) for value in values]
-        table.insert(int(str(place)) + 1, name, pd.Series(values, index=table.index))
+        column = name if name not in table else f"factors.{name}"
+        table.insert(int(str(place)) + 1, column, _series(values, table.index))
     return table
 
 
@@ -89,10 +91,14 @@ def varied(curves: Iterable[Shared]) -> tuple[str, ...]:
     return tuple(name for name in names if len({table.get(name) for table in tables}) > 1)
 
 
-def display_names(names: Sequence[str]) -> dict[str, str]:
-    """A short heading for each factor; the full name where two would be the same."""
+def display_names(names: Sequence[str], taken: Container[str] = ()) -> dict[str, str]:
+    """A short heading for each factor, which is not in ``taken``; the full name where two would be the same."""
     short = [short_name(name) for name in names]
-    return {name: text if short.count(text) == 1 else name for name, text in zip(names, short, strict=True)}
+    headings = {}
+    for name, text in zip(names, short, strict=True):
+        choices = (*([text] if short.count(text) == 1 else []), name, f"factors.{name}")
+        headings[name] = next(choice for choice in choices if choice not in taken)
+    return headings
 
 
 def factor_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[str]]:
@@ -101,6 +107,31 @@ def factor_columns(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[s
     return {name: [format_factor(of[name]) if name in of else "" for of in values] for name in names}
 
 
+def as_hyperparameters(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """``runs`` with a column for each factor: numbers for the one on the axis, else texts; and the columns' names.
+
+    A factor that does not differ between curves has none.
+    """
+    lr, runs = runs["lr"], on_axis(runs)
+    axis = runs["lr_factor"].iloc[0] if len(runs) else LR
+    tables = [dict(shared) for shared in runs["curve_factors"]]
+    names = [name for name in (*varied(runs["curve_factors"]), *([axis] if axis != LR else [])) if name != LR]
+    headings = display_names(names, taken=(*runs.columns, "loss"))
+    on_the_axis = [headings.pop(axis)] if axis != LR else []
+    for heading in on_the_axis:
+        runs = runs.assign(**{heading: runs["lr"], "lr": lr})
+    for name, heading in headings.items():
+        texts = [format_factor(table[name]) if name in table else "" for table in tables]
+        runs = runs.assign(**{heading: _series(texts, runs.index, object)})
+    return runs, [*headings.values(), *on_the_axis]
+
+
 def axis_title(lr_factor: str) -> str:
     """The title of an axis over learning rates, or over the factor in their place."""
     return "learning rate" if lr_factor == LR else short_name(lr_factor).replace("_", " ")
+
+
+def _series(values: Sequence[Any], index: pd.Index, dtype: type | None = None) -> pd.Series[Any]:
+    import pandas as pd  # here, because `oec plan` needs the names of factors and no table
+
+    return pd.Series(values, index=index, dtype=dtype)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from dashboards.factors import varied
 from dashboards.sensitivity import Point
 from dashboards.views import Line
+from search_spaces.factors import to_text
 
 DECIMALS = 7
 """Decimals of a loss in a figure, and significant digits of other values."""
@@ -41,21 +43,24 @@ def _cell(line: Line, point: Point) -> dict[str, Any]:
 
 
 def lrs_facts(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row per curve with an LRS: study, scale, method, label, gamma, LRS, low, high.
+    """One row per curve with an LRS: study, scale, method, label, gamma, factors, LRS, low, high.
 
-    ``low`` to ``high`` is the interval of LRS; both equal LRS if there is no interval.
+    ``factors`` is the text of those that differ between the lines. ``low`` to ``high`` is the interval of LRS, NaN for
+    one seed.
     """
+    lines = list(lines)
+    shown = varied(line.curve.factors for line in lines)
     rows = [
         {
             **{name: getattr(line.curve, name) for name in ("study", "scale", "method", "gamma", "LRS")},
             "label": line.name,
-            "low": line.curve.interval[0] if line.curve.interval else line.curve.LRS,
-            "high": line.curve.interval[1] if line.curve.interval else line.curve.LRS,
+            "factors": to_text({name: value for name, value in line.curve.factors if name in shown}),
+            **dict(zip(("low", "high"), line.curve.interval or (math.nan, math.nan), strict=True)),
         }
         for line in lines
         if line.curve.LRS is not None
     ]
-    return pd.DataFrame(rows, columns=["study", "scale", "method", "label", "gamma", "LRS", "low", "high"])
+    return pd.DataFrame(rows, columns=["study", "scale", "method", "label", "gamma", "factors", "LRS", "low", "high"])
 
 
 def diagnostic_facts(lines: Iterable[Line], column: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ import pandas as pd
 from dashboards.all_scales import multi_scale_figures
 from dashboards.charts import (
     CELL,
+    HAS_INTERVAL,
     LOSS_TITLE,
     LRS_TOOLTIP,
     TICK_LABEL,
@@ -40,9 +41,13 @@ from dashboards.published import GAMMA, RUNS_CSV, near_published
 from dashboards.runs import read_csv
 from dashboards.sensitivity import ended_runs
 from dashboards.steps import LAYER_NORMS, METRICS
+from dashboards.tables import join_words
 from dashboards.views import DASHES, GREY, Line, View, color_of, views
+from search_spaces.factors import LR
 
 SIGNED_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
+SERIES = {"study": "the studies", "factors": "the factors"}
+"""Columns of the facts that give a method several lines over gamma, with their nouns in a caption."""
 INTERVAL_COLOR = "#5b6570"
 """The color of an interval drawn on top of a bar."""
 
@@ -73,7 +78,7 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
 
 
 def _loss_figure(view: View, published: bool) -> Figure:
-    facts = loss_facts(view.lines)
+    facts, curve = loss_facts(view.lines), view.lines[0].curve
     link = {"href": alt.Href("url:N")} if facts["url"].notna().any() else {}
     facts = facts if link else facts.drop(columns="url")
     starts = [line.curve.l_init for line in view.lines if math.isfinite(line.curve.l_init)]
@@ -96,7 +101,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
         .encode(shape=shapes(view.lines), tooltip=details, **link),
     ]
     if several:
-        band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1, clip=True)
+        band = base.transform_filter(HAS_INTERVAL).mark_area(opacity=0.1, clip=True)
         layers.insert(0, band.encode(y=alt.Y("low:Q", scale=scale_y), y2=alt.Y2("high:Q")))
     diverging = [line.name for line in view.lines if line.curve.diverged]
     spacing = min(9, 60 / max(1, len(diverging)))
@@ -113,6 +118,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
             top.mark_text(x=4, align="left", baseline="top", dy=6, text=f"l_init {l_init:.2f}", color=GREY),
         ]
     outside = "" if near or math.isnan(l_init) else f" The loss at initialization, {l_init:.2f}, is above the frame."
+    comparable = curve.lr_factor == LR and near_published(l_init)
     return Figure(
         name=f"loss-{view.name}",
         title=f"Final loss over {view.axis_title}",
@@ -121,7 +127,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
         view=view.name,
         section="loss",
         spec=spec_of(layers, {"facts": facts, **ceiling}),
-        overlay=_published_layers(view.lines[0].curve.scale) if published and near_published(l_init) else (),
+        overlay=_published_layers(curve.scale) if published and comparable else (),
     )
 
 
@@ -152,12 +158,14 @@ def _lrs_bars(view: View) -> Figure:
     value, low = (alt.X(f"{column}:Q", title="LRS (nats)") for column in ("LRS", "low"))
     layers = [
         base.mark_bar(opacity=0.85).encode(x=value),
-        base.mark_rule(strokeWidth=1.5).encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)),
+        base.transform_filter(HAS_INTERVAL)
+        .mark_rule(strokeWidth=1.5)
+        .encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)),
     ]
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",
-        caption="Lower is less sensitive to the learning rate. With several seeds, lines are 95% intervals.",
+        caption=f"Lower is less sensitive to the {view.axis_title}. With several seeds, lines are 95% intervals.",
         view=view.name,
         section="lrs",
         spec=spec_of(layers, {"facts": facts}, height=max(160, 22 * len(facts))),
@@ -165,32 +173,36 @@ def _lrs_bars(view: View) -> Figure:
 
 
 def _lrs_over_gamma(view: View) -> Iterator[Figure]:
-    """One figure; none if no method has an LRS at two gammas."""
+    """One figure; none if no method has an LRS at two gammas.
+
+    Each study and combination of factors has its own lines, which dashes distinguish.
+    """
     facts = lrs_facts(view.lines)
+    distinct = {name: noun for name, noun in SERIES.items() if facts[name].nunique() > 1}
+    facts = facts.assign(series=[", ".join(row) for row in facts[list(distinct)].to_numpy()])
     swept = facts[facts["gamma"] > 0]  # the axis is logarithmic
-    swept = swept[swept.groupby(["study", "method"])["gamma"].transform("nunique") > 1]
+    swept = swept[swept.groupby(["series", "method"])["gamma"].transform("nunique") > 1]
     if swept.empty:
         return
     methods = [name for name in dict.fromkeys(facts["method"]) if name in {*swept["method"], "baseline"}]
     color = categories(alt.Color, "method", {name: color_of(name) for name in methods})
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolStrokeColor=GREY, symbolSize=300)
-    several = facts["study"].nunique() > 1
-    dash = categories(alt.StrokeDash, "study", cycle(facts["study"], DASHES), legend=legend)
-    by_study = {"strokeDash": dash} if several else {}
+    dash = categories(alt.StrokeDash, "series", cycle(facts["series"], DASHES), legend=legend)
+    by_series = {"strokeDash": dash} if distinct else {}
     base = chart_of("swept").encode(x=log_axis(swept, "gamma", "gamma"), y=lrs_axis(facts), color=color)
     baselines = chart_of("baselines")
-    rule = baselines.mark_rule() if several else baselines.mark_rule(strokeDash=[4, 4])
-    reference = rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_study)
+    rule = baselines.mark_rule() if distinct else baselines.mark_rule(strokeDash=[4, 4])
+    reference = rule.encode(y=alt.Y("LRS:Q"), color=color, tooltip=LRS_TOOLTIP, **by_series)
     yield Figure(
         name=f"lrs-gamma-{view.name}",
         title="LRS over gamma",
-        caption="Horizontal lines are the baselines; dashes distinguish the studies."
-        if several
+        caption=f"Horizontal lines are the baselines; dashes distinguish {join_words(list(distinct.values()))}."
+        if distinct
         else "The dashed line is the baseline.",
         view=view.name,
         section="lrs",
         spec=spec_of(
-            [*lrs_layers(base, by_study, {}), reference],
+            [*lrs_layers(base, by_series, {}), reference],
             {"swept": swept, "baselines": facts[facts["method"] == "baseline"]},
         ),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from dashboards.charts import LEGEND, VEGA_LITE, Figure
+from dashboards.drawing import POINTS_PER_PIXEL, Drawing, can_draw, draw
 from dashboards.tables import RENDERERS, Sheet
 from search_spaces.errors import InvalidInput
 
@@ -18,26 +18,16 @@ FIGURE_FORMATS = ("png", "svg", "pdf")
 DATA_FORMATS = ("csv", "parquet")
 """Formats for the table of runs, which is too long to be read as Markdown or LaTeX."""
 NOT_DRAWN = "No figures were drawn because vl-convert-python is not installed (pip install vl-convert-python)."
+PAGE_AND_TABLES = ("html", *RENDERERS)
 FORMATS = ("html", *FIGURE_FORMATS, *RENDERERS)
 
-POINTS_PER_PIXEL = 0.65
-"""Points on paper per pixel of a figure; text of 11 and 12 pixels becomes 7 and 8 points high."""
-PPI = 300
-"""Resolution of a PNG."""
 WIDTHS_IN = {"": 6.9, "-column": 3.3}
 """Width of a figure over two columns and over one, by the suffix of its file name."""
 HEIGHTS_PX = {"": 300, "-column": 230}
 """Height of the plot area, by the same suffix."""
 CHARACTER_PX, SYMBOL_PX = 6, 32
 """Width of a legend entry in pixels: an average character, and the symbol with its padding."""
-SIZE = re.compile(r'\b(width|height)="([\d.]+)"')
-"""The first two matches in an SVG are the size of the whole image."""
 AXIS = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 400}
-
-
-def can_draw() -> bool:
-    """Whether the package that draws figures is installed; it is large, and a training machine may lack it."""
-    return find_spec("vl_convert") is not None
 
 
 def select_formats(
@@ -67,22 +57,33 @@ def file_stem(figure: Figure) -> str:
     return re.sub(r"[^\w.-]+", "-", figure.name)
 
 
+def drawings(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) -> Iterator[Drawing]:
+    """A figure in each width, without its title, which belongs in the caption of a paper."""
+    for ending, width_in in WIDTHS_IN.items():
+        size: dict[str, Any] = {
+            "width": width_in * 72 / POINTS_PER_PIXEL,
+            "height": HEIGHTS_PX[ending],
+            "autosize": {"type": "fit-x", "contains": "padding"},
+            "background": "white",
+            "padding": 2,
+        }
+        columns = max(1, int(size["width"] / (SYMBOL_PX + CHARACTER_PX * _longest_label(figure))))
+        legend = LEGEND | {"columns": columns, "labelFontSize": AXIS["labelFontSize"]}
+        config = figure.spec["config"] | {"legend": legend, "axis": AXIS}
+        stem = folder / f"{file_stem(figure)}{ending}"
+        spec = figure.spec | size | {"config": config}
+        yield Drawing(spec=spec, vl_version=VEGA_LITE, stem=stem, formats=tuple(formats))
+
+
 def save_figure(figure: Figure, folder: Path, formats: Iterable[str] = FIGURE_FORMATS) -> list[Path]:
-    """Write a figure in each width and format, without its title, which belongs in the caption of a paper.
+    """Write a figure in each width and format.
 
     Returns the paths, none unless the figure package is installed.
     """
     if not can_draw():
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for ending in WIDTHS_IN:
-        svg = _svg(figure, ending)
-        for form in formats:
-            path = folder / f"{file_stem(figure)}{ending}.{form}"
-            path.write_bytes(_convert(svg, form))
-            paths.append(path)
-    return paths
+    return [path for drawing in drawings(figure, folder, formats) for path in draw(drawing)]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -101,35 +102,6 @@ def save_sheet(sheet: Sheet, folder: Path, formats: Iterable[str]) -> None:
         (folder / f"{sheet.name}.{form}").write_bytes(RENDERERS[form](sheet))
 
 
-def _svg(figure: Figure, ending: str) -> str:
-    """The SVG of a figure, sized in points for its column width."""
-    import vl_convert
-
-    size: dict[str, Any] = {
-        "width": WIDTHS_IN[ending] * 72 / POINTS_PER_PIXEL,
-        "height": HEIGHTS_PX[ending],
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "background": "white",
-        "padding": 2,
-    }
-    columns = max(1, int(size["width"] / (SYMBOL_PX + CHARACTER_PX * _longest_label(figure))))
-    legend = LEGEND | {"columns": columns, "labelFontSize": AXIS["labelFontSize"]}
-    config = figure.spec["config"] | {"legend": legend, "axis": AXIS}
-    svg = vl_convert.vegalite_to_svg(figure.spec | size | {"config": config}, vl_version=VEGA_LITE)
-    # The viewBox stays in pixels, which scales the drawing.
-    return SIZE.sub(lambda match: f'{match[1]}="{float(match[2]) * POINTS_PER_PIXEL:g}"', svg, count=2)
-
-
 def _longest_label(figure: Figure) -> int:
     colors = [layer["encoding"].get("color", {}) for layer in figure.spec["layer"]]
     return max((len(str(name)) for color in colors for name in color.get("scale", {}).get("domain", ())), default=0)
-
-
-def _convert(svg: str, form: str) -> bytes:
-    import vl_convert
-
-    if form == "png":
-        return vl_convert.svg_to_png(svg, scale=1, ppi=PPI)
-    if form == "pdf":  # treats a plain number as points; SVG treats it as pixels of 1/96 inch
-        return vl_convert.svg_to_pdf(svg)
-    return SIZE.sub(r'\1="\2pt"', svg, count=2).encode()

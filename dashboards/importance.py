@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from dashboards.charts import Figure, categories, chart_of, spec_of, tooltip
+from dashboards.factors import as_hyperparameters
+from dashboards.processes import Submit, here
 from dashboards.sensitivity import ended_runs, studies
 from dashboards.tables import format_value
 from dashboards.views import GREY, View
@@ -33,32 +36,50 @@ MAX_LINES = 300
 """The parallel axes show at most this many cells; more would blur."""
 
 
+EVALUATORS_MODULE = "dashboards.evaluators"
+"""Computes the shares. It imports Optuna and scikit-learn, which takes a second."""
+
+
 def importance(runs: pd.DataFrame) -> pd.DataFrame:
-    """A table with ``COLUMNS``: for each study and scale, over all methods and for each method with several gammas.
+    """The table of ``start_importance``."""
+    return start_importance(runs)()
+
+
+def start_importance(runs: pd.DataFrame, submit: Submit = here) -> Callable[[], pd.DataFrame]:
+    """Start to compute the importance of each hyperparameter, for each study and scale: over all methods, and for each
+    method with several gammas.
 
     Includes refinements. Hyperparameters with a single value are left out, and so are groups with fewer than two
     hyperparameters or ``MIN_CELLS`` cells.
+
+    Returns:
+        A function that waits for the table, which has ``COLUMNS``.
     """
-    rows: list[dict[str, object]] = []
+    started: list[tuple[dict[str, object], Callable[[], Any]]] = []
+    runs, factors = as_hyperparameters(runs)
     ended = ended_runs(runs)
     for (study, scale), cells in ended.assign(study=studies(ended)).groupby(["study", "scale"], sort=False):
         groups = [(ALL, cells.drop(columns="gamma"))]
         groups += [(str(method), of) for method, of in cells.groupby("method", sort=False) if of["gamma"].nunique() > 1]
         for name, of in groups:
-            varied = [key for key in HYPERPARAMETERS if key in of and of[key].nunique() > 1]
+            varied = [key for key in (*HYPERPARAMETERS, *factors) if key in of and of[key].nunique() > 1]
             if len(varied) < 2 or len(of) < MIN_CELLS or np.ptp(of["loss"]) == 0:
                 continue
-            from dashboards.evaluators import importance_shares  # imports Optuna and scikit-learn: a second
+            options = {"max_cells": MAX_CELLS, "repetitions": REPETITIONS, "sample_share": SAMPLE_SHARE}
+            shares = submit(EVALUATORS_MODULE, "importance_shares", of[[*varied, "loss"]], varied, **options)
+            started.append(({"study": study, "scale": scale, "of": name, "cells": len(of)}, shares))
+    return lambda: _table(started)
 
-            shares_by_evaluator = importance_shares(
-                of, varied, max_cells=MAX_CELLS, repetitions=REPETITIONS, sample_share=SAMPLE_SHARE
-            )
-            for evaluator, shares in shares_by_evaluator.items():
-                rows += [
-                    {"study": study, "scale": scale, "of": name, "hyperparameter": key, "evaluator": evaluator}
-                    | {"importance": np.mean(values), "low": min(values), "high": max(values), "cells": len(of)}
-                    for key, values in shares.items()
-                ]
+
+def _table(started: Sequence[tuple[dict[str, object], Callable[[], Any]]]) -> pd.DataFrame:
+    rows = [
+        group
+        | {"hyperparameter": key, "evaluator": evaluator}
+        | {"importance": np.mean(values), "low": min(values), "high": max(values)}
+        for group, shares in started
+        for evaluator, of_evaluator in shares().items()
+        for key, values in of_evaluator.items()
+    ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -99,12 +120,14 @@ def importance_figures(table: pd.DataFrame, all_views: Sequence[View]) -> Iterat
 
 def parallel_figures(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
     """One figure per view with a line for each cell, from its hyperparameters to its loss; none for several studies."""
+    runs, factors = as_hyperparameters(runs)
     cells = ended_runs(runs)
     if studies(cells).nunique() > 1:
         return
     for view in all_views:
         ended = cells[cells["scale"] == view.lines[0].curve.scale]
-        axes = [key for key in ("method", "attention_norm", "gamma", "lr", "seed") if ended[key].nunique() > 1]
+        axes = [*("method", "attention_norm"), *factors, *("gamma", "lr", "seed")]
+        axes = [key for key in axes if ended[key].nunique() > 1]
         if len(ended) < MIN_CELLS or len(axes) < 2 or np.ptp(ended["loss"]) == 0:
             continue
         sample = ended if len(ended) <= MAX_LINES else ended.sample(MAX_LINES, random_state=0).sort_index()
@@ -149,7 +172,7 @@ def _parallel_figure(view: View, cells: pd.DataFrame, axes: Sequence[str], ended
 
 def _axis_positions(values: pd.Series, axis: str) -> tuple[pd.Series, dict[float, str]]:
     """Positions from 0 to 1 along an axis, and the text of its ticks by position."""
-    if axis in ("method", "attention_norm", "seed"):
+    if axis == "seed" or not is_numeric_dtype(values):
         names = list(dict.fromkeys(values))
         names = sorted(names) if axis == "seed" else names
         places = {name: i / (len(names) - 1) for i, name in enumerate(names)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import altair as alt
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
@@ -18,6 +19,9 @@ from dashboards import agreement
 from dashboards.analysis import Analysis, b_ratio_figures, cell_figures, cell_labels, representative_cells
 from dashboards.answer import answer, best_by_scale
 from dashboards.charts import CellFigure, Figure, Section, json_rows
+from dashboards.drawing import Drawing, can_draw, draw_all
+from dashboards.drift import drift_table, drifts
+from dashboards.drift_figure import drift_figures, drift_texts
 from dashboards.factors import axis_title, by_name
 from dashboards.figures import figures, forecast_figures
 from dashboards.files import (
@@ -25,19 +29,22 @@ from dashboards.files import (
     FIGURE_FORMATS,
     FORMATS,
     NOT_DRAWN,
-    can_draw,
+    PAGE_AND_TABLES,
+    drawings,
     file_stem,
-    save_figure,
     save_sheet,
     select_formats,
     write_atomically,
 )
 from dashboards.forecast import Forecast
-from dashboards.importance import importance, importance_figures, parallel_figures
+from dashboards.importance import importance_figures, parallel_figures, start_importance
 from dashboards.packing import ColumnStore
+from dashboards.pareto import pareto_figures
+from dashboards.processes import Submit, here
+from dashboards.recommendation import recommendation
 from dashboards.sensitivity import CurveFacts, Grid, curves, labels
 from dashboards.steps import LAYER_NORMS, METRICS, Columns, at_end
-from dashboards.surface import surfaces
+from dashboards.surface import start_surfaces
 from dashboards.tables import (
     COUNTED,
     RENDERERS,
@@ -45,19 +52,24 @@ from dashboards.tables import (
     b_ratio_table,
     cost_table,
     format_highest_lr,
+    format_overhead,
     format_value,
     format_values,
     heading_of,
     join_words,
     make_sheet,
     merge_notes,
+    merge_overheads,
     sensitivity_table,
     sheets,
 )
+from dashboards.valley_table import valley_texts
 from dashboards.vega import Script
 from dashboards.views import Line, View, filters_by_line, lines, views
 from search_spaces.errors import InvalidInput
 from search_spaces.factors import LR, short_name
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +101,15 @@ def write_report(
     grid: Grid = None,
     provenance: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
-    formats: Collection[str] = FORMATS,
+    formats: Collection[str] = (),
     only: Sequence[str] = (),
     context: ReportContext | None = None,
     facts: Sequence[CurveFacts] | None = None,
+    submit: Submit = here,
+    processes: int = 1,
+    track: Track = lambda items, total: items,
 ) -> Path:
-    """Write ``report.html``, ``figures/``, ``tables/`` and ``runs.*`` into ``folder``.
+    """Write ``report.html``, ``tables/`` and ``runs.*`` into ``folder``, and ``figures/`` if they are requested.
 
     The page is a single file that works from disk without a network. Files of an earlier report are overwritten. If the
     package that draws figures is not installed, the report consists of tables and a page that says so.
@@ -105,10 +120,14 @@ def write_report(
         grid: see ``dashboards.sensitivity.curves``.
         provenance: the entries of the section "How this report was made", by name.
         notes: sentences for the reader, shown with the warnings.
-        formats: a selection of ``FORMATS``.
+        formats: a selection of ``FORMATS``; default: ``PAGE_AND_TABLES``, because figures take much longer, or with
+            ``only`` all of them.
         only: globs for the names of figures and tables, ``runs``, and ``report`` for the page; all if empty.
         context: what the report can show besides the runs.
         facts: the curves of the runs after ``add_measurements``, if they are already available.
+        submit: how to compute importances.
+        processes: how many processes draw the figures; see ``draw_all``.
+        track: called with the drawn figures and their number, to show progress.
 
     Returns:
         The path of the page, or of the folder if no page was requested.
@@ -119,40 +138,48 @@ def write_report(
         OSError: the folder cannot be written.
     """
     folder, context = Path(folder), context or ReportContext()
+    formats = formats or (FORMATS if only else PAGE_AND_TABLES)
     if not can_draw():
         if formats and set(formats) <= set(FIGURE_FORMATS):
             reason, remedy = "needs vl-convert-python, which is not installed", "pip install vl-convert-python"
             raise InvalidInput("--format", ", ".join(formats), reason, remedy)
         notes = [*notes, NOT_DRAWN]
-    with Script() if "html" in formats else nullcontext() as vega:
+    # In debug mode, Altair validates each part of a chart. The tests do; here it would take a second.
+    with Script() if "html" in formats else nullcontext() as vega, debug_mode(False):
+        shares_of = start_importance(runs, submit)
         facts = curves(add_measurements(runs, context), grid) if facts is None else facts
         curve_lines, analysis = lines(facts), context.analysis
-        all_views, shares = views(curve_lines), importance(runs)
-        charts = [*figures(curve_lines, published=context.published), *surfaces(runs, all_views)]
-        charts += [*importance_figures(shares, all_views), *parallel_figures(runs, all_views)]
+        all_views = views(curve_lines)
+        surfaces_of = start_surfaces(runs, all_views, submit)
+        charts = [*figures(curve_lines, published=context.published), *pareto_figures(all_views)]
+        charts += drift_figures(curve_lines)
+        parallel = [*parallel_figures(runs, all_views)]
+        shares = shares_of()
+        charts += [*surfaces_of(), *importance_figures(shares, all_views), *parallel]
         charts += forecast_figures(context.forecast.runs) if context.forecast else ()
         charts += b_ratio_figures(analysis) if analysis else ()
         cell_charts = cell_figures(analysis) if analysis else []
         cells = representative_cells(analysis).items() if analysis else ()
         files = [*charts]
         files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
-        cost = make_sheet("cost", cost_table(runs, facts, context.cores))
+        costs = cost_table(runs, facts, context.cores)
+        cost = Sheet(name="cost", values=costs, texts=merge_overheads(format_values(costs), costs))
         tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
+        tables += [make_sheet("drift", drift_table(found))] if (found := drifts(facts)) else ()
         if not (ratios := b_ratio_table(runs)).empty:
             texts = ratios.map(lambda value: value if isinstance(value, str) else format_value(value, "b_ratio"))
             tables.append(Sheet(name="b_ratio", values=ratios, texts=texts))
         tables += agreement.sheets(context.agreement) if context.agreement else ()
         tables += analysis.sheets() if analysis else ()
         supported: dict[str, Collection[str]] = {file_stem(figure): FIGURE_FORMATS for figure in files}
-        supported |= {table.name: tuple(RENDERERS) for table in tables}
+        for table in tables:  # a figure and a table may share a name
+            supported[table.name] = (*supported.get(table.name, ()), *RENDERERS)
         selected = select_formats({"report": ("html",), "runs": DATA_FORMATS, **supported}, formats, only)
         folder.mkdir(parents=True, exist_ok=True)
-        for figure in files:
-            if file_stem(figure) in selected:
-                save_figure(figure, folder / "figures", selected[file_stem(figure)])
+        drawn = _draw(files, folder, selected, processes, track)
         for table in tables:
-            if table.name in selected:
-                save_sheet(table, folder / "tables", selected[table.name])
+            if forms := [form for form in selected.get(table.name, ()) if form in RENDERERS]:
+                save_sheet(table, folder / "tables", forms)
         if "runs" in selected:
             save_sheet(Sheet(name="runs", values=by_name(runs), texts=runs), folder, selected["runs"])
         if "report" not in selected or vega is None:
@@ -163,9 +190,27 @@ def write_report(
             loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
         ).get_template("report.html.j2")
         content["warnings"] += notes
-        html = template.render(content, title=title, provenance=provenance or {}, vega=vega.text(), context=context)
+        html = template.render(
+            content, title=title, provenance=provenance or {}, vega=vega.text(), context=context, drawn=drawn
+        )
         write_atomically(page, html)
         return page
+
+
+def _draw(
+    figures: Sequence[Figure], folder: Path, formats: Mapping[str, Sequence[str]], processes: int, track: Track
+) -> bool:
+    """Draw the figures in those of the selected formats that are a figure's; returns whether there were any."""
+    todo: list[Drawing] = []
+    for figure in figures:
+        forms = [form for form in formats.get(file_stem(figure), ()) if form in FIGURE_FORMATS]
+        todo += drawings(figure, folder / "figures", forms) if forms else ()
+    if not (todo and can_draw()):
+        return False
+    (folder / "figures").mkdir(exist_ok=True)
+    for _ in track(draw_all(todo, processes), len(todo)):
+        pass
+    return True
 
 
 def add_measurements(runs: pd.DataFrame, context: ReportContext) -> pd.DataFrame:
@@ -208,6 +253,7 @@ def _page_content(
     if facts and max(curve.seeds for curve in facts) < 2:
         warnings.insert(0, "With only one seed, there are no intervals.")
     return {
+        "recommendation": recommendation(facts),
         "answer": answer(facts),
         "norms": {curve.attention_norm for curve in facts},
         "several_scales": len({curve.scale for curve in facts}) > 1,
@@ -229,11 +275,14 @@ def _page_content(
         "cell_charts": cell_charts,
         "analysis_tables": _analysis_tables(context.analysis) if context.analysis else {},
         "cost_sentence": _cost_sentence(cost.values),
-        "cost": cost.texts.drop(columns=list(trivial)).rename(columns=heading_of),
+        "cost": cost.texts.drop(columns=list(trivial), errors="ignore").rename(columns=heading_of),
         "lines": curve_lines,
+        "valleys": [valley_texts(curve) for curve in facts],
+        "drifts": drift_texts(curve_lines),
         "best": list(best_by_scale([curve for curve in facts if curve.LRS is not None]).values()),
         "intervals": any(curve.interval for curve in facts),
         "format_highest_lr": format_highest_lr,
+        "format_overhead": format_overhead,
         "format_value": format_value,
         "warnings": warnings,
         "crashed": listing[listing["state"] == "crashed"].to_dict("records"),
@@ -265,7 +314,8 @@ def _step_data(all_views: Sequence[View], context: ReportContext, store: ColumnS
         {
             "cell": point.cell,
             "view": view.name,
-            "label": f"{line.name}, lr {point.lr:g}, seed {point.seed}" + (", diverged" if point.diverged else ""),
+            "label": f"{line.name}, {short_name(line.curve.lr_factor)} {point.lr:g}, seed {point.seed}"
+            + (", diverged" if point.diverged else ""),
             "url": context.links.get(point.cell),
         }
         for view in all_views

@@ -16,7 +16,8 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from dashboards.factors import Shared, axis_title, curve_factors, on_axis, varied
-from dashboards.runs import OFF_CURVE, records
+from dashboards.overhead import Overhead, overhead
+from dashboards.runs import NO_LOSS, OFF_CURVE, merge_close_values, records
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.edge import Edge, bracket
 from search_spaces.errors import InvalidInput
@@ -24,6 +25,7 @@ from search_spaces.factors import LR, short_name
 from search_spaces.methods import METHODS, label, with_factors
 from search_spaces.record import Outcome, Verdict, aggregate_seeds
 from search_spaces.scales import SCALES
+from search_spaces.tolerance import match_value
 
 Floats = npt.NDArray[np.float64]
 Divisor = Literal["published", "definition"]
@@ -77,8 +79,8 @@ class CurveFacts:
     """95% interval of ``LRS`` over seeds (see ``_interval``); None with one seed."""
     edge: Edge | None = None
     """Where training stops converging, between two learning rates of the grid; None if no search looked for it."""
-    overhead_percent: float | None = None
-    """Extra training time over the baseline of the same scale, attention norm and factors."""
+    overhead: Overhead | None = None
+    """Extra training time over the baseline of the same scale, attention norm and factors; None for the baseline."""
 
     @property
     def seeds(self) -> int:
@@ -90,6 +92,11 @@ class CurveFacts:
         losses = [[point.loss for point in self.points if point.lr == lr] for lr in self.lr]
         intervals = [t_interval(at_lr) if len(at_lr) > 1 else None for at_lr in losses]
         return tuple(interval and (interval[0], min(interval[1], self.l_init)) for interval in intervals)
+
+    @property
+    def losses(self) -> Floats:
+        """The losses of the points, shape ``(lr, seed)``; defined only if no cell is missing."""
+        return np.array([point.loss for point in self.points], dtype=np.float64).reshape(len(self.lr), -1)
 
     @property
     def diverged(self) -> int:
@@ -124,6 +131,10 @@ class CurveFacts:
         return self.best_lr in (self.lr[0], self.lr[-1])
 
     @property
+    def overhead_percent(self) -> float | None:
+        return None if self.overhead is None else self.overhead.percent
+
+    @property
     def finished_seconds(self) -> dict[tuple[float, int], float]:
         return {
             (point.lr, point.seed): point.run["train_seconds"]
@@ -134,7 +145,7 @@ class CurveFacts:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before relying on the numbers, as sentences without their period."""
-        warnings, axis = [], short_name(self.lr_factor)
+        warnings, axis, several = [], short_name(self.lr_factor), len(self.lr) > 1
         if len(self.torch_versions) > 1:
             versions = " and ".join(self.torch_versions)
             warnings.append(f"cells were trained with PyTorch {versions}, which may explain some of the differences")
@@ -142,10 +153,10 @@ class CurveFacts:
             warnings.append(f"no LRS because these cells have no result: {', '.join(self.missing)}")
         elif len(self.lr) == 1:
             warnings.append(f"no LRS because the grid has only one {axis_title(self.lr_factor)}")
-        if self.at_edge:
+        if several and self.at_edge:
             side = "smallest" if self.best_lr == self.lr[0] else "largest"
             warnings.append(f"best {axis} {self.best_lr:g} is the {side} of the grid; consider shifting the grid")
-        if self.highest_lr == self.lr[-1]:
+        if several and self.highest_lr == self.lr[-1]:
             warnings.append(f"every {axis} of the grid converges, so the highest {axis} is at least {self.lr[-1]:g}")
         elif self.highest_lr is None and not self.missing:
             smallest = f"the smallest {axis} of the grid, {self.lr[0]:g}"
@@ -209,8 +220,8 @@ def curves(runs: pd.DataFrame, grid: Grid = None) -> list[CurveFacts]:
     Raises:
         InvalidInput: a curve has two rows for one cell.
     """
-    runs = on_axis(runs)
-    runs = runs.assign(label=labels(runs), study=studies(runs))
+    runs = on_axis(runs.assign(lr=merge_close_values(runs["lr"]), gamma=merge_close_values(runs["gamma"])))
+    runs = runs.assign(lr=merge_close_values(runs["lr"]), label=labels(runs), study=studies(runs))
     return [
         curve
         for study, of_study in runs.groupby("study", sort=False)
@@ -233,7 +244,7 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
     for scale in sort_by_registry(runs["scale"].unique(), SCALES):
         at_scale = runs[runs["scale"] == scale]
         lrs_of_grid = tuple(sorted(float(lr) for lr in (at_scale["lr"].unique() if grid is None else grid)))
-        on_grid = {lr: match_lr(lrs_of_grid, lr) for lr in at_scale["lr"].unique()}
+        on_grid = {lr: match_value(lrs_of_grid, lr) for lr in at_scale["lr"].unique()}
         at_scale = at_scale.assign(lr=at_scale["lr"].map(on_grid)).dropna(subset="lr")
         for attention_norm in sort_by_registry(at_scale["attention_norm"].unique(), ATTENTION_NORMS):
             of_norm = at_scale[at_scale["attention_norm"] == attention_norm]
@@ -244,21 +255,10 @@ def _curves(runs: pd.DataFrame, study: str, grid: Sequence[float] | None) -> lis
             baselines = {curve.factors: curve for curve in reversed(same_norm) if curve.method == "baseline"}
             for curve in same_norm:
                 baseline = baselines.get(curve.factors)
-                overhead = _overhead_percent(curve, baseline) if baseline and curve is not baseline else None
-                curves.append(replace(curve, edge=edges.get((scale, curve.label)), overhead_percent=overhead))
+                other = baseline if curve is not baseline else None
+                extra = overhead([curve.finished_seconds], other.finished_seconds) if other else None
+                curves.append(replace(curve, edge=edges.get((scale, curve.label)), overhead=extra))
     return curves
-
-
-def _overhead_percent(curve: CurveFacts, baseline: CurveFacts) -> float | None:
-    """Extra training time of ``curve`` over ``baseline`` in percent; None if no (lr, seed) finished in both.
-
-    This is the ratio of the total seconds over the (lr, seed) pairs that finished in both, because a diverged run ends
-    early. If all finished, it equals the ratio of the mean seconds, as published.
-    """
-    theirs = baseline.finished_seconds
-    ours = {pair: seconds for pair, seconds in curve.finished_seconds.items() if pair in theirs}
-    total = sum(theirs[pair] for pair in ours)
-    return 100 * (sum(ours.values()) / total - 1) if total else None
 
 
 def labels(rows: pd.DataFrame) -> list[str]:
@@ -345,7 +345,7 @@ def _curve(group: pd.DataFrame, grid: tuple[float, ...], **names: Any) -> CurveF
             run = cells[lr, seed]
             loss = Outcome.of(run["state"], run["val_loss"], l_init).loss
             if loss is None:
-                reason = run["state"]
+                reason = "no loss recorded" if run["reason"] == NO_LOSS else run["state"]
                 reason += ", and no run of the curve recorded l_init" if reason == "diverged" else ""
                 missing.append(f"{axis}={lr:g} seed={seed} ({reason})")
                 continue
@@ -389,10 +389,11 @@ def _interval(losses: Floats) -> tuple[float, float]:
 def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
     """95% interval of the mean of ``values``, one per seed and at least two, by Student's t."""
     sample = np.asarray(values, dtype=np.float64)
-    half = stdtrit(sample.size - 1, 0.975) * sample.std(ddof=1) / math.sqrt(sample.size)
+    half = t_half_width(sample)
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
-def match_lr(grid: tuple[float, ...], lr: float) -> float:
-    """The learning rate of the grid that equals ``lr`` up to digits lost in a text file; NaN if there is none."""
-    return next((on_grid for on_grid in grid if math.isclose(lr, on_grid, rel_tol=1e-6)), math.nan)
+def t_half_width(values: Floats) -> Floats:
+    """Half the width of ``t_interval`` over the last axis, shape ``(..., seed)``."""
+    seeds = values.shape[-1]
+    return np.asarray(stdtrit(seeds - 1, 0.975) * values.std(axis=-1, ddof=1) / math.sqrt(seeds))

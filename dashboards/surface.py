@@ -1,29 +1,25 @@
-"""The loss surface over learning rate and gamma, or a factor, interpolated between the cells that were trained.
-
-The interpolation is linear on a Delaunay triangulation in (log lr, log gamma): it passes through every point, does not
-extrapolate beyond their hull, and works for a grid and for scattered refinements.
-"""
+"""Figures of the loss over learning rate and gamma, or a factor, interpolated between the cells that were trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
-from scipy.interpolate import LinearNDInterpolator
-from scipy.spatial import QhullError
 
 from dashboards.charts import Figure, chart_of, crosses, five_digits, log_axis, spec_of, tooltip
 from dashboards.factors import Shared, on_axis, varied
+from dashboards.processes import Submit, here
 from dashboards.sensitivity import CurveFacts, ended_runs
 from dashboards.tables import join_words
 from dashboards.views import View
 from search_spaces.factors import short_name
 from search_spaces.methods import with_factors
 
-CELLS_PER_AXIS = 48
-"""Cells of the interpolated surface along each axis."""
+INTERPOLATION_MODULE = "dashboards.interpolation"
+"""Interpolates the surfaces. It imports ``scipy.interpolate``, which takes a third of a second."""
 CONTOURS_NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Contour lines, in nats above the lowest loss. They are dense near the best cells, which equal steps up to ``l_init``
 would merge."""
@@ -51,38 +47,27 @@ def surface_points(
     return points[columns].assign(diverged=points["state"] == "diverged")
 
 
-def surface(points: pd.DataFrame, side: int = CELLS_PER_AXIS) -> pd.DataFrame:
-    """The mean loss over seeds, interpolated on ``side`` x ``side`` cells spaced evenly in log lr and log gamma.
+def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
+    """The figures of ``start_surfaces``."""
+    return start_surfaces(runs, all_views)()
 
-    Args:
-        points: columns lr, gamma (both positive) and loss.
+
+def start_surfaces(
+    runs: pd.DataFrame, all_views: Sequence[View], submit: Submit = here
+) -> Callable[[], Iterator[Figure]]:
+    """Start to interpolate the loss over learning rate and gamma, and over learning rate and each factor with positive
+    numbers.
+
+    Each view has one surface per method and combination of the other factors; none for several studies or attention
+    norms.
 
     Returns:
-        Columns lr, lr_to, gamma, gamma_to (the borders of a cell) and loss (at its center). A cell outside the hull of
-        the points has no row; the table is empty if the points span no area.
-    """
-    means = points.groupby(["lr", "gamma"], as_index=False)["loss"].mean()
-    places = np.log10(means[["lr", "gamma"]].to_numpy(dtype=float))
-    borders = [np.linspace(low, high, side + 1) for low, high in zip(places.min(0), places.max(0), strict=True)]
-    middle = np.stack(np.meshgrid(*((b[1:] + b[:-1]) / 2 for b in borders), indexing="ij"), axis=-1)
-    try:
-        loss = LinearNDInterpolator(places, means["loss"].to_numpy(dtype=float), rescale=True)(middle)
-    except QhullError:  # fewer than three points, or all on one line
-        return pd.DataFrame(columns=["lr", "lr_to", "gamma", "gamma_to", "loss"])
-    low = np.stack(np.meshgrid(*(10 ** b[:-1] for b in borders), indexing="ij"), axis=-1)
-    high = np.stack(np.meshgrid(*(10 ** b[1:] for b in borders), indexing="ij"), axis=-1)
-    columns = {"lr": low[..., 0], "lr_to": high[..., 0], "gamma": low[..., 1], "gamma_to": high[..., 1], "loss": loss}
-    return pd.DataFrame({name: values.ravel() for name, values in columns.items()}).dropna()
-
-
-def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
-    """Figures of loss over learning rate and gamma, and over learning rate and each factor with positive numbers.
-
-    Each view has one per method and combination of the other factors; none for several studies or attention norms.
+        A function that waits for the figures.
     """
     if runs["study"].nunique() > 1:
-        return
+        return lambda: iter(())
     runs = on_axis(runs)
+    started: list[tuple[tuple[View, str, str, pd.DataFrame], Callable[[], pd.DataFrame]]] = []
     for view in all_views:
         curves = [line.curve for line in view.lines]
         if len({curve.attention_norm for curve in curves}) > 1:
@@ -93,19 +78,21 @@ def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
                 points = surface_points(table, curves[0].scale, curves[0].attention_norm, method, others)
                 if points["gamma"].nunique() < 2 or points["lr"].nunique() < 2:
                     continue
-                if not (cells := surface(points)).empty:
-                    shown = tuple(pair for pair in others if pair[0] in varied(curve.factors for curve in curves))
-                    yield _figure(view, y, with_factors(method, method, dict(shown)), points, cells)
+                shown = tuple(pair for pair in others if pair[0] in varied(curve.factors for curve in curves))
+                cells = submit(INTERPOLATION_MODULE, "surface", points[["lr", "gamma", "loss"]])
+                started.append(((view, y, with_factors(method, method, dict(shown)), points), cells))
+    return lambda: (_figure(*of, surface) for of, cells in started if not (surface := cells()).empty)
 
 
 def _numeric_factors(curves: Sequence[CurveFacts]) -> list[str]:
     """Factors that all curves have, with two positive numbers or more: those that can be a logarithmic axis."""
-    tables = [dict(curve.factors) for curve in curves]
-    values = {name: {table.get(name) for table in tables} for name in varied(curve.factors for curve in curves)}
+    tables: list[dict[str, Any]] = [dict(curve.factors) for curve in curves]
+    names = varied(curve.factors for curve in curves)
+    values: dict[str, set[Any]] = {name: {table.get(name) for table in tables} for name in names}
     return [
         name
         for name, of in values.items()
-        if all(type(value) in (int, float) for value in of) and sum(value is not None and value > 0 for value in of) > 1
+        if all(type(value) in (int, float) for value in of) and sum(value > 0 for value in of) > 1
     ]
 
 

@@ -9,39 +9,36 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dashboards.factors import by_name, curve_factors, display_names, factor_columns, on_axis, varied
+from dashboards.overhead import Overhead, overhead
 from dashboards.runs import OFF_CURVE
 from dashboards.sensitivity import CurveFacts, labels, sort_by_registry, studies
+from dashboards.valley_table import COLUMNS as VALLEY_COLUMNS
+from dashboards.valley_table import ENDS, OPTIMUM, WIDTHS, valley_columns
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
 from search_spaces.factors import to_json
 from search_spaces.methods import FOREIGN_KINDS, METHODS
 from search_spaces.scales import SCALES
 
 CURVE_KEYS = ("study", "scale", "attention_norm", "method")
+OVERHEAD = ("overhead_percent", "overhead_low", "overhead_high")
+"""Extra training time over the baseline, with its 95% interval."""
 TABLE_COLUMNS = (
-    *(
-        *CURVE_KEYS,
-        "gamma",
-        "factors",
-        "lr_factor",
-        "LRS",
-        "LRS_low",
-        "LRS_high",
-        "LRS_n",
-        "best_loss",
-        "best_lr",
-        "highest_lr",
-    ),
-    *("edge_low", "edge_high", "diverged", "cells", "overhead_percent", "note"),
+    *(*CURVE_KEYS, "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high", "LRS_n"),
+    *("best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", *OVERHEAD),
+    *VALLEY_COLUMNS,
+    "note",
 )
 """Columns of ``sensitivity_table``. ``factors`` are those that the cells of a curve share, as JSON; ``lr_factor`` is
 on its axis, and takes the place of ``lr`` in the meaning of all other columns. ``LRS`` is divided by n - 1, ``LRS_n``
 by n; losses and LRS are in nats.
 ``highest_lr`` and every smaller learning rate converged; it is a lower bound if none diverged. ``cells`` counts the
-cells with a result, ``diverged`` those among them that diverged."""
+cells with a result, ``diverged`` those among them that diverged.
+``overhead_percent`` is missing if it has no interval; see ``dashboards.overhead``."""
 
 HEADINGS: dict[str, str] = {
     "LRS_low": "LRS 2.5%",
@@ -55,6 +52,11 @@ HEADINGS: dict[str, str] = {
     "ratio_norm": "|mu| / row norm",
     "e_mu_min": "e·mu min",
     "e_mu_max": "e·mu max",
+    "optimum_low": "optimum 2.5%",
+    "optimum_high": "optimum 97.5%",
+    "drift_low": "drift 2.5%",
+    "drift_high": "drift 97.5%",
+    **{name: name.replace("_low", "_2.5%").replace("_high", "_97.5%").replace("_", " ") for name in WIDTHS},
 }
 """Display headings that are not a column's name with spaces."""
 
@@ -65,11 +67,13 @@ _COLUMNS_BY_FORMAT: dict[str, tuple[str, ...]] = {
     ".0f": ("step", "seed"),
     ",.0f": ("tokens", "tokens_per_second"),
     ".1f": ("seconds",),
-    "+.1f": ("overhead_percent",),
+    "+.1f": OVERHEAD,
+    "+.2f": ("drift", "drift_low", "drift_high"),
     ".2f": ("hours", "core_hours", "importance", "low", "high", "b_ratio"),
     ".3f": ("LRS", "LRS_low", "LRS_high", "LRS_n", "best_loss", "ratio_norm"),
     ".4f": ("loss", "val_loss"),
-    ".2g": ("isotropy",),
+    ".2g": ("isotropy", *OPTIMUM, *ENDS),
+    ".4g": ("headroom", *WIDTHS),
     ".3g": (
         "mu_norm",
         *(f"{name}_{end}" for name in ("e_mu", "row_norm", "singular") for end in _ENDS),
@@ -89,7 +93,9 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
         | {"factors": to_json(dict(curve.factors))}
         | dict(zip(("LRS_low", "LRS_high"), curve.interval or (None, None), strict=True))
         | {"edge_low": curve.edge and curve.edge.low, "edge_high": curve.edge and curve.edge.high}
+        | overhead_columns(curve.overhead)
         | {"cells": len(curve.points), "note": "; ".join(curve.warnings)}
+        | valley_columns(curve)
         for curve in curves
     ]
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
@@ -100,10 +106,10 @@ def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
 COUNTED = ("finished", "diverged", "crashed", "pruned")
 COST_COLUMNS = (
     *(*CURVE_KEYS, *COUNTED, "waiting"),
-    *("hours", "core_hours", "tokens_per_second", "overhead_percent"),
+    *("hours", "core_hours", "tokens_per_second", *OVERHEAD),
 )
 """Columns of ``cost_table``. ``waiting`` counts planned and running cells; ``hours`` is the total training time of all
-cells; ``tokens_per_second`` is the median over cells; ``overhead_percent`` comes from ``method_overheads``."""
+cells; ``tokens_per_second`` is the median over cells; the ``OVERHEAD`` comes from ``method_overheads``."""
 
 
 def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | None) -> pd.DataFrame:
@@ -111,7 +117,7 @@ def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | No
 
     ``cores`` is the number of cores per cell, if known.
     """
-    overheads: dict[Any, float] = {**method_overheads(curves)}
+    overheads: dict[Any, Overhead] = {**method_overheads(curves)}
     rows = []
     for key, cells in runs.assign(study=studies(runs)).groupby([*CURVE_KEYS], sort=False):
         states, hours = cells["state"].value_counts(), cells["train_seconds"].sum() / 3600
@@ -121,24 +127,34 @@ def cost_table(runs: pd.DataFrame, curves: Sequence[CurveFacts], cores: int | No
             | {"waiting": int(states.get("planned", 0) + states.get("running", 0)), "hours": hours}
             | {"core_hours": None if cores is None else cores * hours}
             | {"tokens_per_second": cells["tokens_per_second"].median()}
-            | {"overhead_percent": overheads.get(key)}
+            | overhead_columns(overheads.get(key))
         )
     table = pd.DataFrame(rows, columns=list(COST_COLUMNS))
-    return table.astype(dict.fromkeys(("core_hours", "tokens_per_second", "overhead_percent"), "float64"))
+    return table.astype(dict.fromkeys(("core_hours", "tokens_per_second", *OVERHEAD), "float64"))
 
 
-def method_overheads(curves: Iterable[CurveFacts]) -> dict[tuple[str, str, str, str], float]:
-    """Extra training time of each method over the baseline, in percent, by study, scale, attention norm and method.
+def method_overheads(curves: Iterable[CurveFacts]) -> dict[tuple[str, str, str, str], Overhead]:
+    """Extra training time of each method over the baseline, by study, scale, attention norm and method.
 
-    This is the mean of ``overhead_percent`` over the method's gammas, the rule of the tables of arXiv 2601.02031: they
-    average over the learning rates of each gamma, then over the gammas. A method without a number is left out.
+    This is the mean over the method's gammas, the rule of the tables of arXiv 2601.02031: they average over the
+    learning rates of each gamma, then over the gammas. A method without an interval is left out.
     """
-    percents: dict[tuple[str, str, str, str], list[float]] = {}
+    by_method: dict[tuple[str, str, str, str], dict[float | None, dict[Hashable, float]]] = {}
     for curve in curves:
-        if curve.overhead_percent is not None:
-            key = (curve.study, curve.scale, curve.attention_norm, curve.method)
-            percents.setdefault(key, []).append(curve.overhead_percent)
-    return {key: sum(values) / len(values) for key, values in percents.items()}
+        by_gamma = by_method.setdefault((curve.study, curve.scale, curve.attention_norm, curve.method), {})
+        seconds = by_gamma.setdefault(curve.gamma, {})
+        seconds |= {(curve.factors, *pair): value for pair, value in curve.finished_seconds.items()}
+    found = {}
+    for (study, scale, norm, method), by_gamma in by_method.items():
+        baseline = by_method.get((study, scale, norm, "baseline"), {}).get(None)
+        if method != "baseline" and baseline and (extra := overhead(list(by_gamma.values()), baseline)):
+            found[study, scale, norm, method] = extra
+    return found
+
+
+def overhead_columns(extra: Overhead | None) -> dict[str, float | None]:
+    values = (extra.percent, *extra.interval) if extra else (None, None, None)
+    return dict(zip(OVERHEAD, values, strict=True))
 
 
 def published_layout(table: pd.DataFrame, value: str = "LRS") -> pd.DataFrame:
@@ -179,15 +195,33 @@ def format_highest_lr(lr: float | None, diverged: int) -> str:
     return format_value(lr, "highest_lr") if diverged or pd.isna(lr) else f"≥ {format_value(lr, 'highest_lr')}"
 
 
+def format_overhead(percent: float | None, low: float | None) -> str:
+    """``overhead_percent`` as displayed, with half the width of its interval, which begins at ``low``."""
+    if percent is None or low is None or pd.isna(percent):
+        return MISSING
+    return f"{format_value(percent, 'overhead_percent')} ± {percent - low:.1f}"
+
+
+def merge_overheads(texts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """``texts`` of a table with ``OVERHEAD``, with one column in place of these three."""
+    pairs = zip(table["overhead_percent"], table["overhead_low"], strict=True)
+    merged = texts.assign(overhead_percent=[format_overhead(*pair) for pair in pairs])
+    return merged.drop(columns=["overhead_low", "overhead_high"])
+
+
 def format_columns(table: pd.DataFrame) -> pd.DataFrame:
     """``sensitivity_table`` as displayed, without the columns that carry no information in any row."""
     texts = format_values(table)
     names = varied(curve_factors(table))
-    for place, (name, column) in enumerate(factor_columns(table, names).items(), list(texts).index("factors")):
-        texts.insert(place, name, column)
-    texts = texts.drop(columns=["factors", "lr_factor"]).rename(columns=display_names(names))
+    headings, place = display_names(names, taken=set(map(str, texts))), list(texts).index("factors")
+    for i, (name, column) in enumerate(factor_columns(table, names).items(), place):
+        texts.insert(i, headings[name], column)
+    texts = texts.drop(columns=["factors", "lr_factor"])
     pairs = zip(table["highest_lr"], table["diverged"], strict=True)
     texts["highest_lr"] = [format_highest_lr(*pair) for pair in pairs]
+    bounded = (table["diverged"] > 0) | table["edge_high"].notna() | table["headroom"].isna()
+    texts["headroom"] = [text if known else f"≥ {text}" for text, known in zip(texts["headroom"], bounded, strict=True)]
+    texts = merge_overheads(texts, table)
     trivial = {"attention_norm": {DEFAULT}, "study": set(texts["study"][:1])}
     trivial["method"] = set(FOREIGN_KINDS)
     return texts[[name for name in texts if not set(texts[name]) <= trivial.get(str(name), {MISSING, ""})]]
@@ -227,14 +261,20 @@ def join_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+COLUMNS = 80
+"""The width of a terminal."""
+
+
 def terminal_table(table: pd.DataFrame, title: str | None = None) -> Table:
     """``sensitivity_table`` for an 80-column terminal, with the notes below it."""
     everyone = [f"{scale} {name}" for scale, name in zip(table["scale"], labels(table), strict=True)]
     notes = merge_notes({name: [note] for name, note in zip(everyone, table["note"], strict=True) if note}, everyone)
-    texts = format_columns(table).drop(columns=["LRS_n", "cells", "note"], errors="ignore")
-    if {"study", "attention_norm"} & set(texts):  # each is as wide as these two together
-        texts = texts.drop(columns=["diverged", "overhead_percent"], errors="ignore")
+    texts = format_columns(table).drop(columns=["LRS_n", "cells", *VALLEY_COLUMNS, "note"], errors="ignore")
     terminal = rich_table(title, texts)
+    for column in ("overhead_percent", "diverged"):  # the page and the files have all columns
+        if column in texts and Console(width=2 * COLUMNS).measure(terminal).maximum > COLUMNS:
+            texts = texts.drop(columns=column)
+            terminal = rich_table(title, texts)
     terminal.caption, terminal.caption_justify = Text("\n".join(notes)), "left"
     return terminal
 
@@ -285,7 +325,7 @@ def to_latex(sheet: Sheet) -> bytes:
     numeric = (column in sheet.values and is_numeric_dtype(sheet.values[column]) for column in sheet.texts)
     columns = "".join("r" if is_number else "l" for is_number in numeric)
     latex = sheet.texts.to_latex(index=False, escape=True, column_format=columns)
-    return latex.replace("≥", r"$\geq$").encode()
+    return latex.replace("≥", r"$\geq$").replace("±", r"$\pm$").encode()
 
 
 RENDERERS: dict[str, Callable[[Sheet], bytes]] = {

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from platformdirs import user_cache_path
 
 from dashboards.charts import VEGA_LITE
-from dashboards.files import can_draw, write_atomically
+from dashboards.drawing import can_draw
+from dashboards.files import write_atomically
 
 CODE = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle(sys.argv[1], sys.argv[2]))"
 

@@ -81,12 +81,14 @@ def less_dependent(curves: Sequence[CurveFacts]) -> dict[str, set[str]]:
 def _curves_at_shared_gammas(curves: Sequence[CurveFacts]) -> dict[str, list[CurveFacts]]:
     """By method: its curves at the gammas that all methods were tried at, by ascending gamma.
 
-    Uses the curves of one scale that have an LRS and the attention norm of the first curve. Methods without gamma or
-    with only one are left out; the result is empty if the others share fewer than two gammas.
+    Uses the curves of one scale that have an LRS, and the attention norm and factors of the first curve. Methods
+    without gamma or with only one are left out; the result is empty if the others share fewer than two gammas.
     """
+    first = curves[0]
     curves_by_method: dict[str, dict[float, CurveFacts]] = {}
     for curve in curves:
-        if curve.gamma is not None and curve.LRS is not None and curve.attention_norm == curves[0].attention_norm:
+        same = curve.attention_norm == first.attention_norm and curve.factors == first.factors
+        if curve.gamma is not None and curve.LRS is not None and same:
             curves_by_method.setdefault(curve.method, {}).setdefault(curve.gamma, curve)
     several = {method: by_gamma for method, by_gamma in curves_by_method.items() if len(by_gamma) > 1}
     shared = set.intersection(*map(set, several.values())) if several else set()

@@ -17,7 +17,7 @@ from dashboards.factors import axis_title, display_names, varied
 from dashboards.sensitivity import CurveFacts
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.factors import format_factor, to_text
-from search_spaces.methods import label
+from search_spaces.methods import label, with_factors
 
 GREY = "#8a8a8a"
 """The color of the reference; visible on both a white and a black background."""
@@ -74,15 +74,17 @@ def lines(curves: Sequence[CurveFacts]) -> list[Line]:
     lines = []
     for curve in curves:
         method = label(curve.method, curve.gamma)
+        factors = {name: value for name, value in curve.factors if name in shown}
         if len(norms) == 1:
-            value = dict(curve.factors).get(shown[0]) if colors else None
-            factors = {name: value for name, value in curve.factors if name in shown}
+            value = factors.get(shown[0]) if colors else None
             name = to_text(factors) if colors and not several else curve.label
             group, color = "", colors[value] if colors else color_of(curve.method)
         elif compares_norms:
-            name, group, color = curve.attention_norm, method, color_of_norm(curve.attention_norm)
+            name = ", ".join(filter(None, (curve.attention_norm, to_text(factors))))
+            group, color = method, color_of_norm(curve.attention_norm)
         else:
-            name, group, color = method, curve.attention_norm, color_of(curve.method)
+            name = with_factors(method, curve.method, factors)
+            group, color = curve.attention_norm, color_of(curve.method)
         if several and len(norms) > 1:
             name = f"{curve.study}: {name}"
         lines.append(Line(curve=curve, name=name, group=group, color=color))
@@ -124,7 +126,7 @@ def filters_by_line(lines: Sequence[Line]) -> dict[str, dict[str, str]]:
     """
     names = varied(line.curve.factors for line in lines)
     found = {"gamma": {name: f"{gamma:g}" for name, gamma in _gammas_by_line(lines).items()}}
-    for name, heading in display_names(names).items():
+    for name, heading in display_names(names, taken=("gamma", "method")).items():
         of_lines = [(line.name, dict(line.curve.factors)) for line in lines]
         found[heading] = {line: format_factor(values[name]) for line, values in of_lines if name in values}
         if any(name in values and found[heading][line] != format_factor(values[name]) for line, values in of_lines):
@@ -158,14 +160,15 @@ def color_of(method: str) -> str:
 
 
 def color_of_norm(name: str) -> str:
-    """The color of an attention norm, in hexadecimal: one per kind, because thirteen colors look too much alike."""
+    """The color of an attention norm, in hexadecimal: one per kind, because sixteen colors look too much alike."""
     variant = ATTENTION_NORMS.get(name)
     if variant is None:
         return UNKNOWN_COLOR
     kinds = (
         (variant.norms_v, "#009e73"),
         (variant.norms_qk, "#0072b2"),
-        (variant.softmax != "plain", "#e69f00"),
+        (variant.softmax != "plain" or variant.qk_clip, "#e69f00"),
         (variant.sigma_reparam or variant.layer_scale, "#cc79a7"),
+        (variant.norms_outputs, "#d55e00"),
     )
     return next((color for has, color in kinds if has), GREY)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 DEFAULT = "qk-norm"
 Softmax = Literal["plain", "cap", "temperature", "clip"]
-MLPNorm = Literal["branch", "stream", "sum"]
+MLPNorm = Literal["branch", "stream", "sum", "none"]
 
 ATTENTION_CAP = 50.0
 """The cap ``c`` of the attention logits."""
@@ -19,6 +19,8 @@ TEMPERATURE = 0.5
 """A factor on the attention logits, unlike the usual temperature, which divides. As a divisor it would double the
 logits that soft-temp is meant to keep small, and the published runs tolerate a higher learning rate with it. Losses of
 ``tiny`` after 250 steps at a learning rate of 0.03, mean of four seeds: factor 2.40, ``none`` 2.47, divisor 2.54."""
+QK_CLIP_TAU = 100.0
+"""The largest attention logit that qk-clip leaves as it is."""
 CLIP_ZETA, CLIP_GAMMA = 1.03, -0.03
 """With more than 35 keys, uniform attention is clipped to zero: a head must prefer some keys to attend to any."""
 
@@ -46,7 +48,8 @@ class AttentionNorm:
     """LayerNorm after Proj and after FC2."""
     mlp_norm: MLPNorm = "branch"
     """Where the LayerNorm of the MLP acts. ``branch``: on the input of the MLP, ``x + MLP(LN(x))``; ``stream``: on the
-    residual stream as well, ``h + MLP(h)`` with ``h = LN(x)``; ``sum``: on the sum, ``LN(x + MLP(x))``."""
+    residual stream as well, ``h + MLP(h)`` with ``h = LN(x)``; ``sum``: on the sum, ``LN(x + MLP(x))``;
+    ``none``: there is none, ``x + MLP(x)``."""
     first_pre_norm: bool = False
     """Block 0 is a pre-LN block, with a LayerNorm before attention and one on the input of the MLP."""
     softmax: Softmax = "plain"
@@ -55,6 +58,9 @@ class AttentionNorm:
     sigma_reparam: bool = False
     """Every matrix of a block (Q, K, V, Proj, gate, up, FC2) is ``gamma * W / sigma(W)``, where sigma is its largest
     singular value and gamma a learned scalar that starts at 1."""
+    qk_clip: bool = False
+    """After each step, the weights of Q and K of a head whose largest attention logit in the step's batch exceeded
+    ``QK_CLIP_TAU`` are both multiplied by ``sqrt(QK_CLIP_TAU / largest)``."""
     layer_scale: bool = False
     """A learned factor per channel of a residual branch, initially ``layer_scale(L)``."""
 
@@ -64,6 +70,7 @@ class AttentionNorm:
 
 
 _QKV_NORM: dict[str, Any] = {"norms_qk": True, "norms_v": True, "pre_norm": False}
+_REORDERED: dict[str, Any] = {"pre_norm": False, "mlp_norm": "none", "norms_outputs": True}
 
 _VARIANTS = (
     AttentionNorm("none", "pre-LN block, no norm on Q and K", "Radford et al., 2019 (GPT-2)"),
@@ -126,6 +133,25 @@ _VARIANTS = (
         "clip((zeta - gamma) * softmax + gamma, 0, 1), zeta 1.03, gamma -0.03",
         "arXiv 2306.12929",
         softmax="clip",
+    ),
+    AttentionNorm(
+        "qk-clip",
+        "after a step, W_Q and W_K of a head times sqrt(tau / max logit) if it is above tau = 100",
+        "arXiv 2507.20534 (Kimi K2), section 2.1",
+        qk_clip=True,
+    ),
+    AttentionNorm(
+        "reordered-norm",
+        "LN after Proj and FC2, none before attention and MLP",
+        "arXiv 2501.00656 (OLMo 2), without qk-norm",
+        **_REORDERED,
+    ),
+    AttentionNorm(
+        "reordered-qk-norm",
+        "reordered-norm with qk-norm, as in OLMo 2",
+        "arXiv 2501.00656 (OLMo 2)",
+        **_REORDERED,
+        norms_qk=True,
     ),
 )
 ATTENTION_NORMS = {variant.name: variant for variant in _VARIANTS}

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from search_spaces.attention_norms import DEFAULT
-from search_spaces.errors import bad
+from search_spaces.errors import bad, require_known
 from search_spaces.factors import LR, CurveKey, Value
 from search_spaces.methods import label
 from search_spaces.scales import SCALES, Scale
@@ -35,8 +35,22 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-ADDED_FIELDS = {"deterministic": False}
+ADDED_FIELDS: dict[str, Any] = {
+    "deterministic": False,
+    "optimizer": "adamw",
+    "muon_lr_ratio": 1.0,
+    "parametrization": "standard",
+    "mup_base": None,
+    "cautious_weight_decay": False,
+}
 """Fields of ``training`` that are newer than the first cell ids. With this value a field is left out of the id."""
+WITHOUT_EFFECT: dict[str, tuple[str, Any]] = {
+    "muon_lr_ratio": ("optimizer", "adamw"),
+    "mup_base": ("parametrization", "standard"),
+    "cautious_weight_decay": ("weight_decay", 0.0),
+}
+"""Fields of ``training`` that change nothing while another field has this value. They are then left out of the id, so
+that a cell of AdamW is the same cell in a study that compares it with Muon."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -84,6 +98,22 @@ class TrainingSpec(Frozen):
         ge=0,
         description="Learning rate that the schedule reaches one step after the last; constant does not use it.",
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: Muon for the matrices of the blocks (Q, K, V, gate and up are separate matrices), with "
+        "torch.optim.Muon's defaults, and AdamW for embeddings, head and norms.",
+    )
+    muon_lr_ratio: float = Field(
+        default=1.0, gt=0, description="muon: learning rate of Muon's matrices relative to that of all others."
+    )
+    parametrization: Literal["standard", "mup"] = Field(
+        default="standard",
+        description="mup: initial values, learning rates, attention logits and output logits change with the width of "
+        "the model so that the best learning rate does not (arXiv 2203.03466, table 8).",
+    )
+    mup_base: str | None = Field(
+        default=None, validate_default=True, description="mup: the scale at which mup and standard are the same."
+    )
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's beta1 and beta2.")
     eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(
@@ -93,6 +123,11 @@ class TrainingSpec(Frozen):
         default="independent",
         description="independent: each step removes the fraction weight_decay, whatever the learning rate; coupled: "
         "lr * weight_decay, as in AdamW.",
+    )
+    cautious_weight_decay: bool = Field(
+        default=False,
+        description="Decay a weight only if the optimizer's step moves it towards zero as well, or is zero "
+        "(arXiv 2510.12402).",
     )
     grad_clip: float = Field(
         default=1.0, gt=0, description="Maximum global L2 norm of the gradient; larger gradients are clipped."
@@ -134,12 +169,26 @@ class TrainingSpec(Frozen):
             raise bad(f"does not apply to schedule {schedule}", "remove it, or set training.schedule to wsd")
         return value
 
+    @field_validator("mup_base")
+    @classmethod
+    def _base_is_a_scale(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("parametrization") == "mup":
+            raise bad("is missing, but parametrization mup requires it", "set it to a scale, for example the smallest")
+        return None if value is None else require_known("scale", value, SCALES)
+
     @field_validator("weight_decay_mode")
     @classmethod
     def _mode_requires_decay(cls, value: str, info: ValidationInfo) -> str:
         if value == "coupled" and info.data.get("weight_decay") == 0:
             raise bad("requires training.weight_decay", "set it, or remove weight_decay_mode")
         return value
+
+    def content(self) -> dict[str, Any]:
+        """The fields that determine the result of a cell, as JSON values."""
+        content = self.model_dump(mode="json")
+        ignored = {name for name, (other, value) in WITHOUT_EFFECT.items() if content[other] == value}
+        ignored |= {name for name, default in ADDED_FIELDS.items() if content[name] == default}
+        return {name: value for name, value in content.items() if name not in ignored}
 
     @property
     def decay_steps(self) -> int:
@@ -221,14 +270,20 @@ class Cell(CellBase):
     def shape(self) -> Scale:
         return SCALES[self.scale]
 
+    @property
+    def base_shape(self) -> Scale:
+        """The scale at which the standard parametrization has this cell's initial values and learning rates."""
+        mup_base = self.training.mup_base if self.training.parametrization == "mup" else None
+        return SCALES[mup_base or self.scale]
+
     @property  # not cached: model_copy would copy the cached value
     def id(self) -> str:
         """12 hexadecimal digits of SHA-256 over the canonical JSON of the cell and the shape of its scale."""
-        content = self.model_dump(mode="json", exclude={"factors", "lr_factor"}) | {"scale": _shape(self.scale)}
-        for name, default in ADDED_FIELDS.items():
-            if content["training"][name] == default:
-                del content["training"][name]
-        return digest(content)[:12]
+        training = self.training.content()
+        if "mup_base" in training:
+            training["mup_base"] = _shape(training["mup_base"])
+        content = self.model_dump(mode="json", exclude={"factors", "lr_factor"})
+        return digest(content | {"scale": _shape(self.scale), "training": training})[:12]
 
     @property
     def curve(self) -> CurveKey:

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from search_spaces.errors import bad
+from search_spaces.factors import CurveKey
 
 PLACEHOLDER = re.compile(r"\{\{(\w+(?:\.\w+)*)\}\}|\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 """A literal ``{{name}}``, or a placeholder."""
@@ -41,6 +42,8 @@ def require_placeholder(name: str) -> str:
         raise bad(f"has the factor {name!r}, which cannot be a placeholder", "use letters, digits, _ and dots")
     if name in PLACEHOLDERS:
         raise bad(f"has the factor {name}, which already means {PLACEHOLDERS[name]}", "give it another name")
+    if name in CurveKey._fields:
+        raise bad(f"has the factor {name}, which means something else in exclude", "give it another name")
     return name
 
 

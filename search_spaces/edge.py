@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from search_spaces.cell import SIGNIFICANT_DIGITS, round_significant
 from search_spaces.record import Verdict, aggregate_seeds
+from search_spaces.tolerance import snap
 
 MAX_EXPANSIONS = 3
 """Maximum number of steps above a grid on which everything converged; after that the edge is a lower bound."""
@@ -76,7 +77,11 @@ def bracket(verdicts: Mapping[float, Verdict]) -> Edge:
 
 
 def search(
-    grid: Sequence[float], seeds: Sequence[int], factor: float, verdict: Callable[[float, int], Verdict | None]
+    grid: Sequence[float],
+    seeds: Sequence[int],
+    factor: float,
+    verdict: Callable[[float, int], Verdict | None],
+    accepts: Callable[[float], bool] = lambda lr: True,
 ) -> Search:
     """Replay the search for the edge of one curve.
 
@@ -89,6 +94,7 @@ def search(
         seeds: the seeds of the study.
         factor: the target ratio of ``high`` and ``low``, at least ``MIN_FACTOR``.
         verdict: returns the verdict on a run by its learning rate and seed; None if it was never planned.
+        accepts: whether a value above the grid can be tried; where it cannot, the edge is a lower bound.
     """
     tried: dict[float, Verdict] = {lr: aggregate_seeds(verdict(lr, seed) for seed in seeds) or "running" for lr in grid}
     step = max(factor, grid[-1] / grid[-2] if len(grid) > 1 else SINGLE_LR_STEP)
@@ -96,6 +102,9 @@ def search(
         edge = bracket(tried)
         lr = _next_lr(edge, grid, factor, step, above=sum(lr > grid[-1] for lr in tried))
         runs = len(tried) - len(grid)
+        lr = None if lr is None else snap(tried, lr)
+        if lr is not None and lr > grid[-1] and not accepts(lr):
+            return Search(edge=edge, ask=None, runs=runs, cells_left=0)
         if lr is None or lr in tried:
             left = _max_lrs_left(tried, grid, factor, step) * len(seeds) if lr is None else 0
             return Search(edge=edge, ask=None, runs=runs, cells_left=left)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic_core import PydanticCustomError
+if TYPE_CHECKING:
+    from pydantic_core import PydanticCustomError
 
 
 class InvalidInput(ValueError):
@@ -26,8 +30,30 @@ class InvalidInput(ValueError):
         return type(self), (self.field, self.value, self.problem, self.remedy)
 
 
+def printable(name: object) -> str:
+    """``name`` as valid Unicode: the name of a file need not be, and then Python holds its bytes as surrogates."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
+def expand(path: str, field: str) -> Path:
+    """``path`` as an absolute path, with the home of a user in place of ``~``.
+
+    Raises:
+        InvalidInput: there is no such user, or no file can have this name.
+    """
+    try:
+        expanded = Path(path).expanduser().absolute()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            expanded.lstat()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InvalidInput(field, path, f"is not a valid path ({error})", "correct it") from error
+    return expanded
+
+
 def bad(problem: str, remedy: str) -> PydanticCustomError:
     """An error for a validator to raise; ``StudyFile.validate_fields`` adds the field and the value."""
+    from pydantic_core import PydanticCustomError  # here, so that `oec --help` need not wait for it
+
     return PydanticCustomError("oec", "{problem}\n{remedy}", {"problem": problem, "remedy": remedy})
 
 

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
 from search_spaces.errors import bad
+from search_spaces.tolerance import REL_TOLERANCE, same_value
 
 LR = "lr"
 """The name of the learning rate, the axis of every curve unless ``lr_factor`` names another one."""
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def _checked(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4``, without a dot, as text; here it is a number. Lists become tuples, which are hashable."""
+    """Lists become tuples, which are hashable."""
     match value:
         case list() | tuple():
             return tuple(map(_checked, value))
-        case str() if _NUMBER.fullmatch(value):
-            return float(value)
         case float() if not math.isfinite(value):
             raise bad(f"contains {value}", "give finite numbers")
         case None | bool() | int() | float() | str():
@@ -37,7 +34,7 @@ def _checked(value: Any) -> Any:
 
 
 Value = Annotated[Any, AfterValidator(_checked)]
-"""One value of a factor: a number, text, a truth value, None, or a tuple of values."""
+"""One value of a factor: a number, text, a boolean, None, or a tuple of values."""
 Factors = Mapping[str, Any]
 """Values by the names of their factors."""
 
@@ -62,7 +59,7 @@ class CurveKey(NamedTuple):
 
 
 def to_text(factors: Factors) -> str:
-    """Factors for people: ``weight_decay=0.1, betas=0.9/0.95``."""
+    """Factors for display: ``weight_decay=0.1, betas=0.9/0.95``."""
     return ", ".join(f"{short_name(name)}={format_factor(value)}" for name, value in factors.items())
 
 
@@ -119,6 +116,12 @@ def combinations(factors: Mapping[str, Sequence[Any]], pairs: Sequence[Sequence[
         yield {name: values[name] for name in factors}
 
 
+def combination_count(factors: Mapping[str, Sequence[Any]], pairs: Sequence[Sequence[str]]) -> int:
+    """The number of ``combinations``, without making them."""
+    followers = {name for group in pairs for name in group[1:]}
+    return math.prod(len(values) for name, values in factors.items() if name not in followers)
+
+
 def matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     """Whether ``values`` have, for every name of ``rule``, its value or one of its list of values."""
     return all(
@@ -131,7 +134,7 @@ def require_axis(name: str, values: Sequence[Any]) -> tuple[float, ...]:
     """The values of a factor as the axis of a curve.
 
     Raises:
-        ValueError: they are not positive, ascending numbers, so that they have no place on a log axis.
+        PydanticCustomError: they are not positive, ascending numbers, so that they have no place on a log axis.
     """
     numbers = [value for value in values if type(value) in (int, float) and value > 0 and math.isfinite(value)]
     if len(numbers) < len(values):
@@ -140,4 +143,7 @@ def require_axis(name: str, values: Sequence[Any]) -> tuple[float, ...]:
         raise bad(problem, f"give factors.{name} positive numbers only")
     if sorted(set(numbers)) != numbers:
         raise bad(f"needs ascending values of {name}", f"sort factors.{name}")
+    for a, b in pairwise(numbers):
+        if same_value(a, b):
+            raise bad(f"has {a!r} and {b!r}, which are the same to within {REL_TOLERANCE:g}", "remove one of them")
     return tuple(map(float, numbers))

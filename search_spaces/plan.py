@@ -56,7 +56,7 @@ class Plan:
         """The cell of a curve at ``x``: a learning rate, or a value of the study's ``lr_factor``."""
         study, shared = self.study, dict(key.factors)
         lr = x if study.lr_factor == LR else shared[LR]
-        values = shared if study.lr_factor == LR else shared | {study.lr_factor: study.on_axis(x)}
+        values = shared if study.lr_factor == LR else shared | {study.lr_factor: study.axis_value(x)}
         factors = {name: values[name] for name in study.factors}
         if trainer := study.trainer:
             return ForeignCell(

@@ -35,7 +35,7 @@ class Scale:
 
     def _block_parameters(self, norm: AttentionNorm) -> int:
         K = self.D // self.H
-        D_wide = 1 + norm.pre_norm + 2 * norm.norms_outputs + 2 * norm.layer_scale
+        D_wide = norm.pre_norm + (norm.mlp_norm != "none") + 2 * norm.norms_outputs + 2 * norm.layer_scale
         K_wide = 2 * norm.norms_qk + norm.norms_v
         return 4 * self.D**2 + 3 * self.D * self.hidden + D_wide * self.D + K_wide * K + 7 * norm.sigma_reparam
 
@@ -50,6 +50,11 @@ SCALES: dict[str, Scale] = {
     for scale in (
         Scale(name="nano", L=1, D=16, H=2),  # for CPUs: 100,000 steps in a minute or two
         Scale(name="tiny", L=2, D=64, H=4),  # for CPUs: seconds per run
+        # For CPUs: growing width at equal depth and head width, each with a SwiGLU of exactly 8/3 D.
+        Scale(name="w96", L=2, D=96, H=3),
+        Scale(name="w192", L=2, D=192, H=6),
+        Scale(name="w384", L=2, D=384, H=12),
+        Scale(name="w768", L=2, D=768, H=24),
         Scale(name="5M", L=3, D=96, H=4),
         Scale(name="8M", L=4, D=128, H=4),
         Scale(name="10M", L=5, D=160, H=4),

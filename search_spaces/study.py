@@ -19,19 +19,30 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.cell import AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.cell import ADDED_FIELDS, AnyCell, Frozen, ModelSpec, TrainingSpec, digest
 from search_spaces.command_line import require_placeholder
 from search_spaces.data_spec import DataSpec
 from search_spaces.errors import bad, require_known
-from search_spaces.factors import LR, CurveKey, Value, combinations, format_factor, matches, require_axis
+from search_spaces.factors import (
+    LR,
+    CurveKey,
+    Value,
+    combination_count,
+    combinations,
+    format_factor,
+    matches,
+    require_axis,
+    to_text,
+)
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
 from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
+from search_spaces.tolerance import REL_TOLERANCE, same_value
 from search_spaces.trainer import TrainerSpec
-from search_spaces.variants import apply_factors, check_pair, check_training, checked_value, with_factors
+from search_spaces.variants import add_factors, apply_factors, check_pairs, check_training, checked_value
 
 T = TypeVar("T")
 MIN_EVALUATION_INTERVAL = 20
@@ -47,6 +58,8 @@ _ADDED_FIELDS: dict[str, Any] = {"factors": {}, "lr_factor": LR, "pair": [], "ex
 """Fields that are newer than the first hashes. With this value a field is left out of the hash."""
 OEC_FIELDS = ("scales", "attention_norms", "methods", "data", "model", "training", "keep_weights")
 """Fields of the OEC model and its training, which another trainer does not have."""
+MAX_COMBINATIONS = 10_000
+"""Most combinations of factors that a study may have."""
 MAX_SEEDS = 10_000
 """Largest N in ``seeds: N``."""
 
@@ -63,6 +76,9 @@ def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
         raise bad("contains a value that is not positive", "give values above 0")
     if any(a >= b for a, b in pairwise(values)):
         raise bad("is not strictly ascending", "sort it and remove duplicates")
+    for a, b in pairwise(values):
+        if same_value(a, b):
+            raise bad(f"has {a!r} and {b!r}, which are the same to within {REL_TOLERANCE:g}", "remove one of them")
     return values
 
 
@@ -208,12 +224,14 @@ class Study(StudyFile):
     def _known_factors(cls, value: dict[str, tuple[Any, ...]], info: ValidationInfo) -> dict[str, tuple[Any, ...]]:
         if info.data.get("trainer") is not None:
             return {require_placeholder(name): _distinct(values) for name, values in value.items()}
-        return {name: tuple(checked_value(name, one) for one in _distinct(values)) for name, values in value.items()}
+        return {name: _distinct(tuple(checked_value(name, one) for one in values)) for name, values in value.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for group in self.pair:
-            check_pair(group, self.factors)
+        check_pairs(self.pair, self.factors)
+        if (count := combination_count(self.factors, self.pair)) > MAX_COMBINATIONS:
+            problem = f"has {count:,} combinations of factors"
+            raise bad(problem, f"use at most {MAX_COMBINATIONS:,}: fewer values, or pair")
         if self.lr_factor != LR and self.lr_factor not in self.factors:
             problem = f"takes {self.lr_factor} as lr_factor, which is not a factor of this study"
             raise bad(problem, f"list its values under factors.{self.lr_factor}")
@@ -223,15 +241,15 @@ class Study(StudyFile):
             require_axis(self.lr_factor, self.factors[self.lr_factor])
         refines = self.refine.trials or self.refine.edge
         if refines and self.lr_factor != LR and any(type(x) is int for x in self.factors[self.lr_factor]):
-            raise bad(f"refines {self.lr_factor}, which takes whole numbers only", "remove refine, or lr_factor")
+            remedy = "remove refine or, if it takes fractions as well, write the values as 1.0"
+            raise bad(f"refines {self.lr_factor}, which takes whole numbers only", remedy)
         self._check_exclude()
-        if self.trainer is not None:
-            self._check_trainer(self.trainer)
-            return self
-        for combination in self.combinations:
-            self._check_combination(combination)
         if not self.curve_keys:
             raise bad("excludes every combination", "remove a rule from exclude")
+        if self.trainer is not None:
+            self._check_trainer(self.trainer)
+        else:
+            self._check_combinations()
         return self
 
     def _check_trainer(self, trainer: TrainerSpec) -> None:
@@ -243,20 +261,36 @@ class Study(StudyFile):
             problem = f"spreads {self.resources.workers} workers over {trainer.nodes} nodes"
             raise bad(problem, "set resources.workers to a multiple of trainer.nodes")
 
-    def _check_combination(self, combination: dict[str, Any]) -> None:
-        values = {name: value for name, value in combination.items() if name != LR}
-        try:
-            if self.lr_factor == LR:
-                check_training(apply_factors(self.model, self.training, values)[1], self.resources, self.lrs)
-                return
-            for x in self.factors[self.lr_factor]:
-                _, training = apply_factors(self.model, self.training, values | {self.lr_factor: x})
-                check_training(training, self.resources, [combination[LR]])
-        except PydanticCustomError as error:
-            raise with_factors(error, values) from error
+    def _check_combinations(self) -> None:
+        """Every combination can be trained, and no two train the same cells, which would belong to two curves."""
+        known: dict[str, dict[str, Any]] = {}
+        for values, lrs in self._trained_combinations:
+            try:
+                model, training = apply_factors(self.model, self.training, values)
+                check_training(training, self.resources, lrs)
+            except PydanticCustomError as error:
+                raise add_factors(error, values) from error
+            same = known.setdefault(digest([lrs, model.model_dump(mode="json"), training.content()]), values)
+            if same is not values:
+                problem = f"trains the same cells with {to_text(same)} and with {to_text(values)}"
+                raise bad(problem, "leave one of them out with exclude")
+
+    @property
+    def _trained_combinations(self) -> list[tuple[dict[str, Any], tuple[float, ...]]]:
+        """The values of all factors in each combination that is trained, with its learning rates."""
+        combinations = [dict(shared) for shared in dict.fromkeys(key.factors for key in self.curve_keys)]
+        if self.lr_factor == LR:
+            return [(shared, self.lrs) for shared in combinations]
+        return [
+            ({name: shared.get(name, x) for name in self.factors}, (shared[LR],))
+            for shared in combinations
+            for x in self.factors[self.lr_factor]
+        ]
 
     def _check_exclude(self) -> None:
         """Every name and value of ``exclude`` occurs: a misspelled rule would leave nothing out."""
+        if not self.exclude:
+            return
         keys = self._all_curve_keys
         known = [_values_of(key) for key in keys]
         for rule in self.exclude:
@@ -283,7 +317,17 @@ class Study(StudyFile):
         """The axis of every curve: the learning rates, or the values of ``lr_factor``."""
         return self.lrs if self.lr_factor == LR else require_axis(self.lr_factor, self.factors[self.lr_factor])
 
-    def on_axis(self, x: float) -> Any:
+    def accepts(self, x: float) -> bool:
+        """Whether ``x`` may be on the axis: a search for an edge may ask for a value beyond the grid."""
+        if self.lr_factor == LR or self.trainer is not None:
+            return True
+        try:
+            checked_value(self.lr_factor, x)
+        except PydanticCustomError:
+            return False
+        return True
+
+    def axis_value(self, x: float) -> Any:
         """A value of ``lr_factor``, as the study writes it if it is on the grid (64, not 64.0)."""
         return next((value for value in self.factors[self.lr_factor] if value == x), x)
 
@@ -296,10 +340,8 @@ class Study(StudyFile):
     @property
     def trainings(self) -> list[TrainingSpec]:
         """The training of every combination of factors."""
-        axis = {} if self.lr_factor == LR else {self.lr_factor: self.factors[self.lr_factor]}
-        varied = {name: values for name, values in self.factors.items() if name not in axis}
-        every = combinations(varied | axis, self.pair)
-        return list(dict.fromkeys(apply_factors(self.model, self.training, factors)[1] for factors in every))
+        every = (apply_factors(self.model, self.training, values)[1] for values, _ in self._trained_combinations)
+        return list(dict.fromkeys(every))
 
     @property
     def curve_keys(self) -> list[CurveKey]:
@@ -328,12 +370,17 @@ class Study(StudyFile):
     def hash(self) -> str:
         """12 hexadecimal digits over every field except ``NOT_HASHED``.
 
-        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``.
+        Hashes in existing homes date from when soft-cap's gamma was a field of its own, ``c``, and the newest field of
+        ``training`` was ``deterministic``.
         """
         content = self.model_dump(mode="json", exclude=NOT_HASHED)
         for name, default in _ADDED_FIELDS.items():
             if content[name] == default:
                 del content[name]
+        training = content["training"]
+        for name, default in ADDED_FIELDS.items():
+            if training[name] == default and name != "deterministic":
+                del training[name]
         for choice in content["methods"]:
             choice["c"] = None
             if (gamma := METHODS[choice["method"]].gamma) and gamma.symbol == "c":

@@ -12,17 +12,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from search_spaces import study_yaml
 from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.shipped import SHIPPED, shipped
 
 FOLDER = "folder"
 """Key of the validation context: the folder that relative directories refer to."""
-SHIPPED = Path(__file__).parent / "studies"
-
-
-def shipped() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 class StudyFile(Frozen):
@@ -56,8 +52,10 @@ class StudyFile(Frozen):
             InvalidInput: the text is not YAML or not a mapping, or see ``validate_fields``.
         """
         try:
-            fields = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            fields = study_yaml.read(text)
+        except study_yaml.DuplicateKey as error:
+            raise InvalidInput("study", origin, str(error.problem), "remove one of them") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number with too many digits
             where = getattr(error, "problem_mark", None)
             at = f" at line {where.line + 1}" if where else ""
             raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the format") from error
@@ -85,8 +83,7 @@ class StudyFile(Frozen):
 
     def written(self, exclude: Iterable[str] = ()) -> str:
         """The study as YAML, without the fields ``exclude``."""
-        content = self.model_dump(mode="json", exclude_none=True, exclude=set(exclude))
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+        return study_yaml.write(self.model_dump(mode="json", exclude_none=True, exclude=set(exclude)))
 
 
 def _invalid_input(model: type[BaseModel], error: ErrorDetails) -> InvalidInput:

@@ -51,7 +51,7 @@ class TrainerSpec(Frozen):
     resume: Text | None = Field(
         default=None,
         description="Arguments to add if the cell's folder holds an earlier start; [] for a command that finds it by "
-        "itself. Without it, an interrupted cell starts anew, in an empty folder.",
+        "itself. Without it, an interrupted cell starts over, in an empty folder.",
     )
     resume_from: str = Field(
         default="**/*",

@@ -54,20 +54,30 @@ def apply_factors(model: ModelSpec, training: TrainingSpec, factors: Factors) ->
     except ValidationError as error:
         detail = error.errors()[0]
         problem, remedy = _explain(detail)
-        raise bad(f"training.{detail['loc'][0]} {problem}", remedy) from error
+        section = "model" if error.title == ModelSpec.__name__ else "training"
+        raise bad(f"{section}.{detail['loc'][0]} {problem}", remedy) from error
 
 
-def with_factors(error: PydanticCustomError, factors: Factors) -> PydanticCustomError:
+def add_factors(error: PydanticCustomError, factors: Factors) -> PydanticCustomError:
     """``error`` with the combination of factors that it occurred with."""
     context = error.context or {}
     return bad(f"{context['problem']}, with {to_text(factors)}", context["remedy"]) if factors else error
 
 
-def check_pair(group: Sequence[str], factors: Mapping[str, Sequence[Any]]) -> None:
+def check_pairs(groups: Sequence[Sequence[str]], factors: Mapping[str, Sequence[Any]]) -> None:
     """
     Raises:
-        PydanticCustomError: the factors cannot change together.
+        PydanticCustomError: the factors cannot change together, or one of them is in two groups.
     """
+    names = [name for group in groups for name in group]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad(f"pairs {twice} twice", "put all factors that change together into one group")
+    for group in groups:
+        _check_pair(group, factors)
+
+
+def _check_pair(group: Sequence[str], factors: Mapping[str, Sequence[Any]]) -> None:
     for name in group:
         if name not in factors:
             raise bad(f"pairs {name}, which is not a factor of this study", f"list its values under factors.{name}")
@@ -117,10 +127,11 @@ def check_training(training: TrainingSpec, resources: ResourceSpec, lrs: Sequenc
             f"training.steps {training.steps}",
             "shorten the warm-up, or lower training.decay_share",
         )
-    if training.weight_decay_mode == "coupled" and training.weight_decay * lrs[-1] >= 1:
+    max_lr = lrs[-1] * max(1.0, training.muon_lr_ratio if training.optimizer == "muon" else 1.0)
+    if training.weight_decay_mode == "coupled" and training.weight_decay * max_lr >= 1:
         raise bad(
             f"training.weight_decay {training.weight_decay:g} times the largest learning rate "
-            f"{lrs[-1]:g} is 1 or more, which decays every matrix to zero in one step",
+            f"{max_lr:g} is 1 or more, which decays every matrix to zero in one step",
             "lower weight_decay, or set weight_decay_mode to independent",
         )
     if training.schedule != "constant" and training.min_lr > lrs[0]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.study_file import SHIPPED
+from search_spaces.shipped import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"search_spaces", "trainers", "service", "dashboards"}

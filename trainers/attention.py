@@ -6,7 +6,7 @@ last of these queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -97,16 +97,21 @@ def _chunked(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BHTK
     """
     T, K = q_BHTK.shape[-2:]
     wide = torch.promote_types(q_BHTK.dtype, torch.float32)
-    C = max(MIN_CHUNK_QUERIES, -(-T // MAX_CHUNKS))
     y = []
-    for start in range(0, T, C):
-        stop = min(start + C, T)
+    for start, stop in query_chunks(T):
         with torch.autocast(q_BHTK.device.type, enabled=False):
             q_BHCK, k_BHSK = q_BHTK[:, :, start:stop].to(wide), k_BHTK[:, :, :stop].to(wide)
             future_CS = torch.ones(stop - start, stop, dtype=torch.bool, device=q_BHTK.device).triu(start + 1)
             weights_BHCS = weights(q_BHCK @ k_BHSK.transpose(-1, -2) * K**-0.5, future_CS)
         y.append(weights_BHCS.type_as(v_BHTK) @ v_BHTK[:, :, :stop])
     return torch.cat(y, dim=2)
+
+
+def query_chunks(T: int) -> Iterator[tuple[int, int]]:
+    """Yields the start and the end of each chunk of queries."""
+    C = max(MIN_CHUNK_QUERIES, -(-T // MAX_CHUNKS))
+    for start in range(0, T, C):
+        yield start, min(start + C, T)
 
 
 ATTENTIONS: dict[Softmax, Attend] = {"plain": plain, "cap": cap, "temperature": temperature, "clip": clip}

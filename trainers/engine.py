@@ -18,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from search_spaces.cell import Cell
 from trainers import fused, head, methods
+from trainers.captured_graph import CapturedGraph
 from trainers.head import Losses, Objective
 from trainers.model import GPT, Block
 from trainers.optimizer import Optimizer, must_skip
+from trainers.qk_clip import share_largest_logits
 from trainers.world import World
 
 Program = Callable[[Tensor], Tensor]
@@ -76,6 +78,7 @@ def shape_key(cell: Cell) -> tuple[object, ...]:
     spec = cell.training
     return (
         cell.shape,
+        cell.base_shape,
         cell.attention_norm,
         cell.V,
         cell.model,
@@ -93,9 +96,10 @@ class Engine:
         self.key = shape_key(cell)
         self.world, self.compile = world, compile
         spec = cell.training
-        model = GPT(cell.shape, cell.model, cell.V, spec.sequence_length, cell.attention_norm).to(world.device)
+        shape = (cell.V, spec.sequence_length, cell.attention_norm, cell.base_shape)
+        model = GPT(cell.shape, cell.model, *shape).to(world.device)
         self.objective = Objective(model, spec.precision, spec.logits_dtype)
-        self.optimizer = Optimizer(model.parameters())
+        self.optimizer = Optimizer(model.parameters(), model.hidden_matrices())
         self.gamma = torch.zeros((), device=world.device)
         self.controls = torch.zeros(2, device=world.device)
         """Learning rate of a step, and whether this rank asks to stop: the host's only inputs besides the tokens."""
@@ -159,8 +163,9 @@ class Engine:
     def _program_key(self, micro_batch: int) -> tuple[object, ...]:
         """Returns what steps must share to use the same program. It excludes learning rate, gamma and seed."""
         spec = self.cell.training
-        hyperparameters = (spec.betas, spec.eps, spec.weight_decay, spec.weight_decay_mode, spec.grad_clip)
-        return (micro_batch, spec.batch_size, self.cell.method, *hyperparameters)
+        optimizer = (spec.optimizer, spec.muon_lr_ratio, spec.betas, spec.eps)
+        decay = (spec.weight_decay, spec.weight_decay_mode, spec.cautious_weight_decay)
+        return (micro_batch, spec.batch_size, self.cell.method, *optimizer, *decay, spec.grad_clip)
 
     def _compile(self) -> None:
         """Compiles one block for all blocks and, on an accelerator, the head. Small CPU steps are ``fused``'s."""
@@ -195,12 +200,14 @@ class Engine:
         return program
 
     def _can_fuse(self, micro_batch: int) -> bool:
-        """Returns whether a step can be one compiled function: in a single CPU process, all logits in one chunk."""
+        """Returns whether a step can be one compiled function: in a single CPU process, all logits in one chunk, with
+        Adam and without QK-clip."""
         spec, world = self.cell.training, self.world
         logits_bytes = 4 * micro_batch * spec.sequence_length * self.cell.V
         single_cpu = world.size == 1 and world.device.type == "cpu" and spec.precision == "float32"
         small = logits_bytes <= head.CHUNK_BYTES and spec.batch_size <= micro_batch * fused.MAX_MICRO_BATCHES
-        return single_cpu and not self.cell.model.dropout and small and fused.is_supported()
+        plain = spec.optimizer == "adamw" and not self.cell.model.dropout and not self.objective.model.qk_clips
+        return single_cpu and plain and small and fused.is_supported()
 
     def dry_run_step(self, micro_batch: int) -> None:
         """Runs one forward and backward pass on zeros that does not change the weights.
@@ -237,8 +244,12 @@ class Engine:
 
     def _step(self, tokens_BU: Tensor, micro_batch: int) -> Tensor:
         """The eager program."""
-        self.optimizer.zero_grad()
+        self._before_step()
         return self._update(self._backward(torch.split(tokens_BU, micro_batch)))
+
+    def _before_step(self) -> None:
+        self.optimizer.zero_grad()
+        self.objective.model.before_step()
 
     def _fused_step(self, step: fused.Step, tokens_BU: Tensor) -> Tensor:
         metrics_3 = step(tokens_BU, self.controls, self.gamma)
@@ -260,6 +271,7 @@ class Engine:
         model = self.objective.model
         if constrain := methods.WEIGHTS_MAPS.get(self.cell.method):
             self.optimizer.unless_halted(partial(constrain, model.E_VD), [model.E_VD])
+        model.clip_qk(self.optimizer.halted)
         if model.step_buffers:
             self.optimizer.unless_halted(model.after_step, model.step_buffers)
 
@@ -287,11 +299,12 @@ class Engine:
                 torch.autograd.backward(losses.objective * (share / ranks))
         if wait:
             wait()
+            share_largest_logits(self.objective.model.qk_clips, self.world)
         return loss_and_stops_2
 
     def _local_backward(self, tokens_BU: Tensor, micro_batch: int) -> Tensor:
         """The part of a step before the sum over ranks."""
-        self.optimizer.zero_grad()
+        self._before_step()
         return self._backward(torch.split(tokens_BU, micro_batch), local=True)
 
     def _capture_step(self, micro_batch: int) -> Program:
@@ -316,6 +329,7 @@ class Engine:
             loss_and_stops_2 = backward()
             world.sum(self.optimizer.gradient)
             world.sum(loss_and_stops_2)
+            share_largest_logits(self.objective.model.qk_clips, self.world)
             return update()
 
         return replay_with_sum
@@ -345,34 +359,6 @@ class Engine:
         if self.world.device.type == "cuda":
             narrow = narrow.pin_memory().to(self.world.device, non_blocking=True)
         return narrow.to(torch.int64)
-
-
-class CapturedGraph:
-    """GPU work as a CUDA graph; calling it replays the work on the same memory.
-
-    The tensors that the work reads and writes must stay at their addresses, and it must not copy anything to the host.
-    """
-
-    def __init__(self, work: Callable[[], Tensor], pool: Any) -> None:
-        """Calls ``work`` twice before the capture, so that compilation and other one-time work is not captured.
-
-        Args:
-            pool: handle of the memory that this graph shares with others.
-        """
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                work()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Capture only this thread's work: NCCL's threads keep querying their events in the meantime.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self.result = work()
-
-    def __call__(self) -> Tensor:
-        self._graph.replay()
-        return self.result
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:

@@ -103,13 +103,12 @@ def adam(optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
         -torch.expm1(optimizer.steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2)
     )
     lr, root2 = optimizer.lr / correction1, correction2.sqrt()
-    if optimizer.weight_decay:
-        factor = optimizer.decay_factor()
-        for matrix in optimizer.matrices:
-            matrix.mul_(factor)
-    moments = optimizer.moments
-    for p, g, m, v in zip(optimizer.parameters, gradients, moments["exp_avg"], moments["exp_avg_sq"], strict=True):
+    moments = zip(optimizer.moments["exp_avg"], optimizer.moments["exp_avg_sq"], strict=True)
+    for i, (p, g, (m, v)) in enumerate(zip(optimizer.parameters, gradients, moments, strict=True)):
         exp_avg, exp_avg_sq = m + (g - m) * (1 - beta1), v * beta2 + g * g * (1 - beta2)
-        p.copy_(torch.where(taken, p - lr * exp_avg / (exp_avg_sq.sqrt() / root2 + optimizer.eps), p))
+        if optimizer.weight_decay and p.dim() >= 2:
+            p.mul_(optimizer.decay_factor(p, exp_avg, optimizer.lr))
+        step = lr * optimizer.lr_factor(i) * exp_avg / (exp_avg_sq.sqrt() / root2 + optimizer.eps)
+        p.copy_(torch.where(taken, p - step, p))
         m.copy_(torch.where(taken, exp_avg, m))
         v.copy_(torch.where(taken, exp_avg_sq, v))

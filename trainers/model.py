@@ -1,5 +1,5 @@
 """The GPT of the published runs (arXiv 2601.02031): pre-LN, qk-norm, rotary positions on half of each head, SwiGLU;
-or the same model with another attention norm of the registry.
+or the same model with another attention norm of the registry, or in another parametrization.
 
 Legend:
   B  sequences       T  tokens a sequence    V  vocabulary with padding
@@ -22,6 +22,8 @@ from search_spaces.cell import ModelSpec
 from search_spaces.scales import Scale
 from trainers.attention import ATTENTIONS
 from trainers.matmul import Linear
+from trainers.parametrization import HiddenMatrix, Widths
+from trainers.qk_clip import QKClip
 from trainers.sigma_reparam import SigmaLinear
 
 ROPE_BASE = 10_000.0
@@ -55,14 +57,18 @@ class QueryKey(nn.Module):
 
     cos_sin_T1P2: Tensor
 
-    def __init__(self, K: int, T: int, norms: bool = True) -> None:
+    def __init__(self, K: int, T: int, norms: bool = True, q_factor: float = 1.0) -> None:
         super().__init__()
+        self.q_factor = q_factor
         self.q_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
         self.k_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
         self.register_buffer("cos_sin_T1P2", rotary_cos_sin(T, K), persistent=False)
 
     def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
-        return self._rotate(self.q_norm(q_BTHK)).type_as(q_BTHK), self._rotate(self.k_norm(k_BTHK)).type_as(k_BTHK)
+        q_rotated, k_rotated = self._rotate(self.q_norm(q_BTHK)), self._rotate(self.k_norm(k_BTHK))
+        if self.q_factor != 1.0:
+            q_rotated = q_rotated * self.q_factor
+        return q_rotated.type_as(q_BTHK), k_rotated.type_as(k_BTHK)
 
     def _rotate(self, x_BTHK: Tensor) -> Tensor:
         wide = torch.promote_types(x_BTHK.dtype, torch.float32)
@@ -75,11 +81,12 @@ def make_linear(norm: AttentionNorm, inputs: int, outputs: int, parts: int = 1) 
 
 
 class Attention(nn.Module):
-    def __init__(self, D: int, H: int, T: int, norm: AttentionNorm) -> None:
+    def __init__(self, D: int, H: int, T: int, norm: AttentionNorm, q_factor: float = 1.0) -> None:
         super().__init__()
         self.H = H
         self.qkv = make_linear(norm, D, 3 * D, 3)
-        self.qk = QueryKey(D // H, T, norm.norms_qk)
+        self.qk = QueryKey(D // H, T, norm.norms_qk, q_factor)
+        self.qk_clip = QKClip(H) if norm.qk_clip else None
         self.v_norm = nn.LayerNorm(D // H, bias=False) if norm.norms_v else nn.Identity()
         self.attend = ATTENTIONS[norm.softmax]
         self.proj = make_linear(norm, D, D)
@@ -89,7 +96,10 @@ class Attention(nn.Module):
         q_BTHK, k_BTHK, v_BTHK = heads_BTGK.chunk(3, dim=2)
         q_BTHK, k_BTHK = self.qk(q_BTHK, k_BTHK)
         v_BTHK = self.v_norm(v_BTHK).type_as(v_BTHK)
-        y_BHTK = self.attend(q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2))
+        q_BHTK, k_BHTK = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2)
+        if self.qk_clip is not None and self.training:
+            self.qk_clip.observe(q_BHTK, k_BHTK)
+        y_BHTK = self.attend(q_BHTK, k_BHTK, v_BTHK.transpose(1, 2))
         return cast(Tensor, self.proj(y_BHTK.transpose(1, 2).flatten(2)))
 
 
@@ -120,13 +130,13 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Attention and SwiGLU, each on a residual branch, with the norms of the variant."""
 
-    def __init__(self, scale: Scale, T: int, dropout: float, norm: AttentionNorm) -> None:
+    def __init__(self, scale: Scale, T: int, dropout: float, norm: AttentionNorm, q_factor: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(scale.D, bias=False) if norm.pre_norm else nn.Identity()
-        self.attention = Attention(scale.D, scale.H, T, norm)
+        self.attention = Attention(scale.D, scale.H, T, norm, q_factor)
         self.out1 = self._branch_norm(scale.D, norm)
         self.mlp_norm = norm.mlp_norm
-        self.norm2 = nn.LayerNorm(scale.D, bias=False)
+        self.norm2 = nn.LayerNorm(scale.D, bias=False) if norm.mlp_norm != "none" else nn.Identity()
         self.mlp = SwiGLU(scale.D, scale.hidden, norm)
         self.out2 = self._branch_norm(scale.D, norm)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -155,15 +165,30 @@ class GPT(nn.Module):
     The constructor allocates the parameters; ``reset_parameters`` initializes them.
     """
 
-    def __init__(self, scale: Scale, spec: ModelSpec, V: int, T: int, attention_norm: str = DEFAULT) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        spec: ModelSpec,
+        V: int,
+        T: int,
+        attention_norm: str = DEFAULT,
+        base: Scale | None = None,
+    ) -> None:
+        """
+        Args:
+            base: the base of mup (``trainers.parametrization``). Default: the standard parametrization.
+        """
         super().__init__()
-        self.scale, self.spec = scale, spec
+        self.scale, self.spec, self.base = scale, spec, base or scale
+        self.widths = Widths.of(scale, self.base)
         self.embedding = nn.Embedding(V, scale.D, _weight=torch.empty(V, scale.D))
         norm = ATTENTION_NORMS[attention_norm]
-        self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm.of_block(i)) for i in range(scale.L))
+        q_factor = self.widths.K**-0.5
+        self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm.of_block(i), q_factor) for i in range(scale.L))
         self.norm = nn.LayerNorm(scale.D, bias=False)
         self.lm_head = None if spec.tied else Linear(scale.D, V)
         self._reparametrized = [module for module in self.modules() if isinstance(module, SigmaLinear)]
+        self.qk_clips = [module for module in self.modules() if isinstance(module, QKClip)]
 
     @property
     def E_VD(self) -> Tensor:
@@ -182,7 +207,18 @@ class GPT(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
             x_BTD = call(block, x_BTD)
-        return cast(Tensor, self.norm(x_BTD))
+        h_BTD = cast(Tensor, self.norm(x_BTD))
+        return h_BTD if self.widths.D == 1.0 else h_BTD / self.widths.D
+
+    def hidden_matrices(self) -> list[HiddenMatrix]:
+        """Returns the weights of the linear layers of all blocks."""
+        return [matrix for block in self.blocks for matrix in self._matrices_of(cast(Block, block))]
+
+    def _matrices_of(self, block: Block) -> Iterator[HiddenMatrix]:
+        yield HiddenMatrix(block.attention.qkv.weight, 3, self.widths.D)
+        yield HiddenMatrix(block.attention.proj.weight, 1, self.widths.D)
+        yield HiddenMatrix(block.mlp.fc1.weight, 2, self.widths.D)
+        yield HiddenMatrix(block.mlp.fc2.weight, 1, self.widths.F)
 
     @property
     def step_buffers(self) -> list[Tensor]:
@@ -204,30 +240,44 @@ class GPT(nn.Module):
         for linear in self._reparametrized:
             linear.init_singular_vectors()
 
+    def before_step(self) -> None:
+        """Forgets the attention logits of the last step."""
+        for clip in self.qk_clips:
+            clip.largest_H.zero_()
+
+    def clip_qk(self, halted: Tensor) -> None:
+        """Rescales queries and keys after an optimizer step, if the variant clips them."""
+        for module in self.blocks if self.qk_clips else ():
+            attention = cast(Block, module).attention
+            if attention.qk_clip is not None:
+                attention.qk_clip.clip(attention.qkv.weight, halted)
+
     def after_step(self) -> None:
         """Updates the estimated spectral norms of the matrices, if the variant divides by them."""
         for linear in self._reparametrized:
             linear.power_iteration()
 
     def _initial_stds(self) -> Iterator[tuple[Tensor, float]]:
-        """Yields every matrix with its initial standard deviation, as in the published code.
+        """Yields every matrix with its initial standard deviation, as in the published code at the base scale.
 
         Q, K and V have the fans of the one matrix that holds all three; gate and up each have their own. Of the two
         matrices that write to the residual stream, only attention's is scaled down with depth.
         """
-        std: Callable[[Tensor], float] = xavier_std if self.spec.init == "xavier" else lambda _: NORMAL_STD
-        E_std = std(self.E_VD)
-        yield self.embedding.weight, E_std if self.spec.tied else self.scale.D**-0.5
+        D, F, V = self.base.D, self.base.hidden, len(self.embedding.weight)
+        std: Callable[[int, int], float] = xavier_std if self.spec.init == "xavier" else lambda *_: NORMAL_STD
+        E_std = std(V, D)
+        from_D, from_F = self.widths.D**-0.5, self.widths.F**-0.5
+        yield self.embedding.weight, E_std if self.spec.tied else D**-0.5
         for module in self.blocks:
             block = cast(Block, module)
-            yield block.attention.qkv.weight, std(block.attention.qkv.weight)
-            yield block.attention.proj.weight, NORMAL_STD / (2 * self.scale.L) ** 0.5
-            yield from ((part, std(part)) for part in block.mlp.fc1.weight.chunk(2))
-            yield block.mlp.fc2.weight, std(block.mlp.fc2.weight)
+            yield block.attention.qkv.weight, std(3 * D, D) * from_D
+            yield block.attention.proj.weight, NORMAL_STD / (2 * self.scale.L) ** 0.5 * from_D
+            yield from ((part, std(F, D) * from_D) for part in block.mlp.fc1.weight.chunk(2))
+            yield block.mlp.fc2.weight, std(D, F) * from_F
         if self.lm_head is not None:
             yield self.lm_head.weight, E_std
 
 
-def xavier_std(matrix: Tensor) -> float:
+def xavier_std(outputs: int, inputs: int) -> float:
     """Glorot & Bengio, 2010, equation 12, for a normal distribution."""
-    return float((2.0 / sum(matrix.shape)) ** 0.5)
+    return float((2.0 / (outputs + inputs)) ** 0.5)

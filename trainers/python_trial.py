@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -52,16 +53,19 @@ class PythonTrial:
                 raise EndOfTrial
 
         returned: Any = None
-        with suppress(EndOfTrial):  # what it has reported is the result
-            returned = self._trial.train(cell, report_and_check, replace(checkpoint, should_stop=should_stop))
+        try:
+            with suppress(EndOfTrial):  # what it has reported is the result
+                returned = self._trial.train(cell, report_and_check, replace(checkpoint, should_stop=should_stop))
+        finally:  # what it has saved is in the bucket before it starts again, perhaps on another machine
+            run.close()
         if isinstance(returned, CellResult):
-            result = replace(returned, state=returned.state or "finished")
-        elif checkpoint.should_stop() and not run.not_finite:
-            result = run.end("stopped", "asked to stop")
-        else:
-            result = run.result(final_loss(returned))
-        run.close()
-        return result
+            state = returned.state or "finished"
+            if state == "finished" and not (returned.val_loss is None or math.isfinite(returned.val_loss)):
+                return run.result(returned.val_loss)
+            return replace(returned, state=state)
+        if checkpoint.should_stop() and not run.not_finite:
+            return run.end("stopped", "asked to stop")
+        return run.result(final_loss(returned))
 
 
 def load(spec: TrainerSpec) -> Any:

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
@@ -104,20 +104,39 @@ def serve_cells(config: WorkerConfig) -> None:
             worker.run(job)
 
 
+class PeerFailed(BaseException):
+    """Another rank raised during an exchange; its text is the traceback there. Not an Exception, which a trial might
+    catch, and then wait for a rank that has given up."""
+
+
 class Worker:
     """One rank of a group: its trial, which is set up before its first cell."""
 
     def __init__(self, trial: ServedTrial, context: Context, mailbox: MailboxClient | None) -> None:
-        self._trial, self._context, self._mailbox = trial, context, mailbox
+        self._trial, self._mailbox, self._gather = trial, mailbox, context.gather
+        self._context = replace(context, gather=self._exchange)
         self._ready = False
+
+    def _exchange(self, value: Any) -> list[Any]:
+        """``gather`` for the trial. Whether a rank has failed is part of every exchange, so that the last one of a rank
+        that raised meets whichever exchange the others are in.
+
+        Raises:
+            PeerFailed: another rank has raised.
+        """
+        found: list[tuple[bool, Any]] = self._gather((False, value))
+        failure = next((value for failed, value in found if failed), None)
+        if failure is not None:
+            raise PeerFailed(failure)
+        return [value for _, value in found]
 
     def run(self, job: Job) -> None:
         """Trains one cell and reports its rows as they are written, then its result, or ``crashed`` with the traceback.
 
-        An exception on every rank leaves the ranks in step and is the cell's result. An exception on only some ranks
-        leaves the others in a collective that cannot finish: the gather below times out, and the group fails.
+        An exception leaves the ranks in step and is the cell's result, unless another rank waits in a collective of the
+        trial's own, such as a gradient's sum: that and the exchange below time out, and the group fails.
         """
-        mailbox, gather = self._mailbox, self._context.gather
+        mailbox = self._mailbox
         report: Report = mailbox.row_poster(job) if mailbox else ignore_row
         checkpoint = Checkpoint(
             folder=job.folder,
@@ -126,20 +145,34 @@ class Worker:
             keep_weights=job.keep_weights,
             mirror=job.mirror,
             should_stop=mailbox.stop_poller(job) if mailbox else never_stop,
-            gather=gather,
+            gather=self._exchange,
         )
-        result, failure = CellResult(state="crashed"), None
         try:
-            if not self._ready:
+            result = self._agree(self._train(job, report, checkpoint))
+        except PeerFailed as error:
+            result = CellResult(state="crashed", reason=str(error))
+        if mailbox:
+            mailbox.post_and_wait(job, result)
+
+    def _agree(self, outcome: CellResult | str) -> CellResult:
+        """The outcome of this rank, or ``crashed`` if any rank raised: the last exchange of a cell."""
+        failed = isinstance(outcome, str)
+        for peer_failed, reason in self._gather((failed, outcome if failed else None)):
+            if peer_failed:
+                return CellResult(state="crashed", reason=reason)
+        assert isinstance(outcome, CellResult)
+        return outcome
+
+    def _train(self, job: Job, report: Report, checkpoint: Checkpoint) -> CellResult | str:
+        """The result, or the traceback if this rank raised. Raises PeerFailed."""
+        try:
+            if not all(self._exchange(self._ready)):  # if setup failed on one rank, all repeat it
                 self._trial.setup(self._context)
                 self._ready = True
-            result = self._trial.train(job.cell, report, checkpoint)
+            return self._trial.train(job.cell, report, checkpoint)
         except (Exception, SystemExit):  # SystemExit: code of a user must not end a warm worker
-            failure = hide_secrets(traceback.format_exc(), os.environ)
             logger.exception("cell %s raised on rank %d", job.cell.id, self._context.rank)
-        first = next((failure for failure in gather(failure) if failure), None)
-        if mailbox:
-            mailbox.post_and_wait(job, result if first is None else CellResult(state="crashed", reason=first))
+            return hide_secrets(traceback.format_exc(), os.environ)
 
 
 def ignore_row(step: int, /, **metrics: float) -> None:

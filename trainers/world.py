@@ -48,6 +48,12 @@ class World:
         assert work is not None
         return lambda: work.wait()
 
+    def max(self, tensor: Tensor) -> Tensor:
+        """Replaces ``tensor`` in place by its elementwise maximum over all ranks, and returns it."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def min(self, value: int) -> int:
         """Returns the minimum of ``value`` over all ranks."""
         if self.size == 1:

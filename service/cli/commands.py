@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.methods import METHODS
-from search_spaces.study import Study
 from service import exit_codes
-from service.cli.init import init
+from service.cli.doctor_command import doctor
+from service.cli.init_command import init
 from service.cli.job_commands import jobs, logs, stop, submit
-from service.cli.options import PATH, BadInputExits, home_option, plain_console
+from service.cli.options import PATH, BadInputExits, exit_now, home_option, plain_console
 from service.cli.result_commands import analyze, clean, diff, forecast, report, sync, ui
 from service.cli.run_commands import plan, run, status, train, watch
 from service.cli.serve_commands import serve, token
-from service.home.location import open_home
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
@@ -64,18 +59,24 @@ def prepare(source: str, home: str, out: Path | None, workers: int | None, **set
     into the home.
     """
     from service.cli.prepare import prepare as prepare_source
+    from service.home.location import open_home
 
     console = plain_console()
     try:
         prepare_source(source, open_home(home), out, workers, settings, console)
     except KeyboardInterrupt:
         console.print("interrupted; re-run the same command to resume after the last complete file")
-        sys.exit(exit_codes.INTERRUPTED)
+        exit_now(exit_codes.INTERRUPTED)
 
 
 @main.command()
 def methods() -> None:
     """List the output-head methods and the attention norms, which combine freely, with their sources."""
+    from rich.table import Table
+
+    from search_spaces.attention_norms import ATTENTION_NORMS
+    from search_spaces.methods import METHODS
+
     table = Table("method", "acts on", "definition", "gamma", "default", "source")
     for method in METHODS.values():
         gamma = method.gamma
@@ -91,11 +92,13 @@ def methods() -> None:
 @main.command()
 def schema() -> None:
     """Print the JSON schema of a study file."""
+    from search_spaces.study import Study
+
     click.echo(json.dumps(Study.model_json_schema(), indent=2))
 
 
 for command in (
     init, run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui,
-    serve, token,
+    serve, token, doctor,
 ):  # fmt: skip
     main.add_command(command)

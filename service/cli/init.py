@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import click
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
@@ -23,7 +22,6 @@ from search_spaces.script.study_text import default_name, study_text
 from search_spaces.script.styles import Style, style_of
 from search_spaces.script.trial_class import draft_trial
 from search_spaces.study import is_name
-from service.cli.options import PATH, plain_console
 
 HELP_SECONDS = 90
 """Time for ``--help``: a script that imports transformers takes 20 s to print it on a slow machine."""
@@ -41,18 +39,12 @@ QUIET = {
 }
 
 
-@click.command()
-@click.argument("script", type=PATH)
-@click.option("--name", help="Name of the study; default: that of the script or of its folder.")
-@click.option("--out", type=PATH, default="study.yaml", help="File to write.")
-@click.option("--force", is_flag=True, help="Overwrite the file.")
-def init(script: Path, name: str | None, out: Path, force: bool) -> None:
-    """Write a study that sweeps the learning rate of your training script, SCRIPT, without changing it.
+def init_study(script: Path, name: str | None, out: Path, force: bool, console: Console) -> None:
+    """Write a study for a training script into ``out``, and print what was found.
 
-    Call it in the folder that you start the script in. It reads the script and its --help, prints what it found and
-    what is left to you, and does not train.
+    Raises:
+        InvalidInput: the script cannot be read or has no arguments, or a name or file is not usable.
     """
-    console = plain_console()
     name = name or default_name(script)
     if not is_name(name):
         remedy = "use at most 63 lowercase letters, digits, '.', '_' and '-', starting with a letter or digit"

@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from tabulate import tabulate
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
 from service import exit_codes
-from service.background import wait_until
 from service.cli.options import PATH, cluster_option, home_option, repeatable
-from service.home.layout import Home
-from service.home.location import local_folder, open_home
-from service.home.output import cell_output
-from service.home.studies import is_running
-from service.sweep.stop import stop as stop_study
-from trainers.storage.bucket import is_bucket
 
 if TYPE_CHECKING:
     from service.cluster.jobs import JobInfo, Jobs
@@ -63,6 +54,7 @@ def submit(
     **options: Any,
 ) -> None:
     """Run STUDY as a job on a Ray cluster. Re-run the same command to resume."""
+    from search_spaces.study import Study
     from service.cluster.jobs import Jobs, portable_home
     from service.cluster.working_dir import WorkingDir
 
@@ -86,6 +78,8 @@ def submit(
 @required_cluster
 def jobs(cluster: str) -> None:
     """List the jobs that `oec submit` started on a Ray cluster, newest first."""
+    from tabulate import tabulate
+
     from service.cluster.jobs import Jobs
 
     rows = [
@@ -117,6 +111,9 @@ def logs(job: str, cluster: str | None, follow: bool, home: str, cell: str | Non
         if follow:
             problem, remedy = "does not apply to --cell", "run the command again to see more"
             raise InvalidInput("--follow", "true", problem, remedy)
+        from service.home.location import open_home
+        from service.home.output import cell_output
+
         click.echo(cell_output(open_home(home), job, cell), nl=False)
         return
     if cluster is None:
@@ -140,6 +137,9 @@ def stop(study: str, home: str, cell: str | None, cluster: str | None) -> None:
 
     This works on any machine that can write to the home, or with --cluster on any that can reach the cluster.
     """
+    from service.home.location import open_home
+    from service.sweep.stop import stop as stop_study
+
     from_environment = click.get_current_context().get_parameter_source("cluster") is ParameterSource.ENVIRONMENT
     here = not cluster or (from_environment and runs_in(home, study))
     done = stop_study(open_home(home), study, cell) if here else stop_job(str(cluster), study, cell)
@@ -175,7 +175,10 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
     Raises:
         InvalidInput: no job runs the study, or a cell is to be stopped in a home that this machine cannot access.
     """
+    from service.background import wait_until
     from service.cluster.jobs import Jobs
+    from service.home.location import open_home
+    from service.sweep.stop import stop as stop_study
 
     client = Jobs(cluster)
     job = next((job for job in client.all() if job.study == study and job.is_active), None)
@@ -192,6 +195,11 @@ def stop_job(cluster: str, study: str, cell: str | None) -> bool:
 
 def runs_in(home: str, study: str) -> bool:
     """Whether the study is running in a home that this machine can access."""
+    from service.home.layout import Home
+    from service.home.location import local_folder, open_home
+    from service.home.studies import is_running
+    from trainers.storage.bucket import is_bucket
+
     if is_bucket(home):
         try:
             return is_running(open_home(home), study)

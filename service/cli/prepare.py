@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,9 +12,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand
+from search_spaces.shipped import shipped
 from search_spaces.study import Study
-from search_spaces.study_file import shipped
 from service.home.data import prepare_tokens
 from service.home.layout import Home
 from service.pace import Pace, clock_time
@@ -56,7 +57,7 @@ def prepare(
         raise InvalidInput("--out", "(not given)", f"is required, because the home is the bucket {home}", remedy)
     recipe = Recipe(source=source, **given)
     recipe.check()
-    folder = (out.expanduser() if out else home.path / "data" / recipe.documents.name).absolute()
+    folder = (expand(str(out), "--out") if out else home.path / "data" / recipe.documents.name).absolute()
     with Interrupts(), console.status(f"opening {source}") as status:
         progress = Progress(console, status.update)
         observer = Observer(lambda line: console.print(line, soft_wrap=True), progress)
@@ -68,8 +69,8 @@ def prepare(
     )
     data = {
         "source": "shards",
-        "path": str(folder / "train-*.bin"),
-        "validation": str(folder / "val-*.bin"),
+        "path": f"{glob.escape(str(folder))}/train-*.bin",
+        "validation": f"{glob.escape(str(folder))}/val-*.bin",
         "vocab_size": manifest.vocab_size,
     }
     flow = yaml.safe_dump(data, default_flow_style=True, sort_keys=False, width=float("inf"))

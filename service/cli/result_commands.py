@@ -10,50 +10,57 @@ from typing import Any
 import click
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
-from service.cli.clean import KINDS
-from service.cli.clean import clean as clean_home
 from service.cli.options import PATH, home_option, plain_console, print_all, repeatable
-from service.home.location import open_home
-from service.home.studies import read_ledger, require_study
 from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @home_option
-@click.option("--out", type=PATH, help="Folder for the page, figures and tables.")
-@repeatable("--format", "formats", help="html, png, svg, pdf, csv, parquet, md or tex; repeatable; default: all.")
-@repeatable("--only", metavar="GLOB", help="Names of figures and tables; repeatable; default: all.")
+@click.option("--out", type=PATH, help="Folder for the page, tables and figures.")
+@repeatable(
+    "--format",
+    "formats",
+    help="html, csv, parquet, md or tex; png, svg or pdf for figures; repeatable; default: no figures.",
+)
+@repeatable("--only", metavar="GLOB", help="Names of figures and tables; repeatable; default: the page and all tables.")
 @repeatable("--column", "columns", metavar="OURS=THEIRS", help="The name of a column in SOURCE; repeatable.")
 def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple[str, ...], **parts: Any) -> None:
-    """Write one report on every SOURCE: tables, figures and a page.
+    """Write one report on every SOURCE: a page and tables, and with --format or --only also figures.
 
-    SOURCE is a study of the home, HOME:STUDY for another home, mlflow:STUDY, a CSV of runs, or "published" for the runs
-    of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project. OURS=THEIRS maps one of its
-    columns, and OURS==VALUE sets a column to the same value for all runs.
+    SOURCE is a study of the home, HOME:STUDY for another home, mlflow:STUDY, a CSV of runs (.csv, .tsv, .csv.gz), or
+    "published" for the runs of the paper. With --column, SOURCE is a CSV or mlflow:EXPERIMENT of another project.
+    OURS=THEIRS maps one of its columns, OURS==VALUE sets a column to the same value for all runs, and
+    factors.NAME=THEIRS makes a factor of a column.
     """
-    from dashboards.runs import parse_columns
-    from service.report.report import report as write_report
-    from service.report.sources import load_all
+    from dashboards.processes import beside
 
-    write_report(load_all(sources, open_home(home), parse_columns(columns)), out, plain_console(), **parts)
+    with beside("dashboards.evaluators") as submit:  # imports for a second, while this process imports the rest
+        from dashboards.runs import parse_columns
+        from service.home.location import open_home
+        from service.report.report import report as write_report
+        from service.report.sources import load_all
+
+        source = load_all(sources, open_home(home), parse_columns(columns))
+        write_report(source, out, plain_console(), submit=submit, **parts)
 
 
 @click.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @home_option
-def diff(before: str, after: str, home: str) -> None:
+@repeatable("--column", "columns", metavar="OURS=THEIRS", help="The name of a column in A or B; repeatable.")
+def diff(before: str, after: str, home: str, columns: tuple[str, ...]) -> None:
     """Show which curves moved from A to B, by how much, and whether by more than noise.
 
     A and B are sources as in `oec report`.
     """
+    from dashboards.runs import parse_columns
+    from service.home.location import open_home
     from service.report.report import diff as compare
-    from service.report.sources import load
+    from service.report.sources import load_each
 
-    place = open_home(home)
-    print_all(compare(load(before, place), load(after, place)))
+    print_all(compare(*load_each((before, after), open_home(home), parse_columns(columns))))
 
 
 @click.command()
@@ -63,6 +70,7 @@ def diff(before: str, after: str, home: str) -> None:
 def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
     """Forecast from the first fifth of a run whether it will diverge, and show how accurate this is on ended runs."""
     from dashboards.forecast import forecast as fit_forecast
+    from service.home.location import open_home
     from service.report.forecast import load_features, tables
 
     print_all(tables(fit_forecast(load_features(open_home(home), studies)), cells))
@@ -91,10 +99,11 @@ def analyze(
     study: str | None, home: str, files: tuple[Path, ...], embedding: str | None, out: Path | None, **options: Any
 ) -> None:
     """Analyze the output embeddings in the weights that STUDY kept (B-ratio, isotropy, norms, spectrum), and with
-    --shards their loss on other tokens. Tables and figures go into the study's report.
+    --shards their loss on other tokens. The study's report shows tables and figures of them.
 
     With --weights, analyze any .safetensors or .npy file with an output embedding.
     """
+    from service.home.location import open_home
     from service.report import analysis
 
     of_study = {"--cell" if name == "cells" else f"--{name}": value for name, value in options.items()}
@@ -127,6 +136,10 @@ def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
 
     Results, metrics and reports are kept.
     """
+    from service.cli.clean import KINDS
+    from service.cli.clean import clean as clean_home
+    from service.home.location import open_home
+
     clean_home(open_home(home), study, [kind for kind in KINDS if kinds[kind]], yes, plain_console())
 
 
@@ -135,6 +148,9 @@ def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
 @home_option
 def sync(study: str, home: str) -> None:
     """Deliver to MLflow whatever it lacks of STUDY."""
+    from search_spaces.study import Study
+    from service.home.location import open_home
+    from service.home.studies import read_ledger, require_study
     from service.mlflow.sink import sync as deliver
 
     place = open_home(home)
@@ -152,6 +168,7 @@ def sync(study: str, home: str) -> None:
 @click.option("--port", type=int, default=UI_PORT, help="Port to listen on.")
 def ui(home: str, port: int) -> None:
     """Start the MLflow UI for the runs of the home, on 127.0.0.1."""
+    from service.home.location import open_home
     from service.mlflow.store import create_database
 
     uri = tracking_uri(open_home(home))

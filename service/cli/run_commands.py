@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
-from search_spaces.study_file import shipped
+from search_spaces.shipped import shipped
 from service import exit_codes
 from service.cli.options import exit_now, home_option, plain_console, print_all
-from service.cli.watch import status_tables
-from service.cli.watch import watch as watch_study
-from service.home import copies
-from service.home.layout import Home
-from service.home.location import open_folder, open_home
-from service.home.studies import all_entries, measured_speeds, read_ledger
-from service.mlflow.address import tracking_uri
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search_spaces.study import Study
+    from service.home.layout import Home
 
 
 @click.command()
@@ -32,6 +29,9 @@ def run(study: str, home: str, address: str | None, retry_crashed: bool) -> None
 
     Re-run the same command to resume.
     """
+    from search_spaces.study import Study
+    from service.home.location import open_home
+
     console = plain_console()
     spec, place = Study.load(study), open_home(home)
     try:
@@ -52,6 +52,9 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
     from service.sweep.run import run_study
 
     crashed = run_study(spec, place, address=address, retry_crashed=retry_crashed, console=console)
+    from service.home import copies
+    from service.home.studies import read_ledger
+    from service.mlflow.address import tracking_uri
     from service.mlflow.sink import sync
     from service.report.report import report
     from service.report.sources import load
@@ -77,9 +80,12 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
 def plan(study: str, home: str, cluster: str | None) -> None:
     """Show what STUDY will train: curves, cells, tokens, and the estimated time. Trains nothing."""
     from search_spaces.plan import Plan
+    from search_spaces.study import Study
     from service.cli.plan_view import cluster_line, plan_tables
     from service.cluster.connection import cluster_nodes
     from service.home.data import prepare_source
+    from service.home.location import open_home
+    from service.home.studies import all_entries, measured_speeds
 
     spec, place = Study.load(study), open_home(home)
     nodes = cluster_nodes(cluster) if cluster else None
@@ -97,6 +103,9 @@ def plan(study: str, home: str, cluster: str | None) -> None:
 @click.option("--cells", is_flag=True, help="Also list every cell.")
 def status(study: str | None, home: str, cells: bool) -> None:
     """Show cells by state, for STUDY or for every study of the home, and why cells crashed."""
+    from service.cli.watch import status_tables
+    from service.home.location import open_home
+
     print_all(status_tables(open_home(home), study, cells))
 
 
@@ -110,6 +119,9 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
 
     This works on any machine that can read the home.
     """
+    from service.cli.watch import watch as watch_study
+    from service.home.location import open_home
+
     try:
         watch_study(open_home(home), study, plain_console(), once=once, page=page)
     except KeyboardInterrupt:
@@ -127,6 +139,8 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
 @click.option("--seed", type=int, default=1, help="Random seed.")
 def train(study: str, home: str, **choice: Any) -> None:
     """Train one cell of STUDY in this process, without Ray, with the same training loop."""
+    from search_spaces.study import Study
     from service.cli.train_one import train_one
+    from service.home.location import open_folder
 
     train_one(Study.load(study), choice, open_folder(home), plain_console())

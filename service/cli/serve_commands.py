@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import click
-from rich.table import Table
 
 from service.cli.options import PATH, cluster_option, home_option, plain_console
-from service.home.location import open_folder
-from service.http.audit import COMMAND_LINE, Audit
-from service.http.tokens import TokenFile
 
 
 @click.command()
@@ -24,6 +20,8 @@ from service.http.tokens import TokenFile
 @click.option("--stop-ray", is_flag=True, help="Stop the local Ray cluster that an earlier service started, and exit.")
 def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> None:
     """Serve studies over HTTP: API, web page and metrics. Requires tokens, see `oec token add`."""
+    from service.home.location import open_folder
+
     place = open_folder(home)
     if stop_ray:
         from service.cluster.local_head import stop_head
@@ -51,6 +49,10 @@ def token() -> None:
 @click.option("--days", type=int, help="Days until the token expires; default: never.")
 def add_token(name: str, home: str, role: Literal["read", "run"], days: int | None) -> None:
     """Create a token and print it. It is shown only once, because the home stores only its hash."""
+    from service.home.location import open_folder
+    from service.http.audit import COMMAND_LINE, Audit
+    from service.http.tokens import TokenFile
+
     place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token add", f"{name} ({role})"):
         click.echo(TokenFile(place).add(name, role, days))
@@ -61,6 +63,10 @@ def add_token(name: str, home: str, role: Literal["read", "run"], days: int | No
 @home_option
 def remove_token(name: str, home: str) -> None:
     """Revoke a token, immediately and for every service of the home."""
+    from service.home.location import open_folder
+    from service.http.audit import COMMAND_LINE, Audit
+    from service.http.tokens import TokenFile
+
     place = open_folder(home)
     with Audit(place.service).change(COMMAND_LINE, "token remove", name):
         TokenFile(place).remove(name)
@@ -70,6 +76,11 @@ def remove_token(name: str, home: str) -> None:
 @home_option
 def list_tokens(home: str) -> None:
     """List tokens with name, role, and expiration date."""
+    from rich.table import Table
+
+    from service.home.location import open_folder
+    from service.http.tokens import TokenFile
+
     table = Table("name", "role", "created", "expires")
     for one in TokenFile(open_folder(home)).all():
         expires = one.expires.date().isoformat() if one.expires else "never"

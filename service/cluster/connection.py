@@ -9,7 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from search_spaces.errors import InvalidInput
 from service.background import BackgroundThread
 from service.cluster import ray_start
 from service.cluster.placement import Node, joined_nodes, parse_nodes
+from service.home.location import scratch
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # even on loopback, which other users of the machine can reach
@@ -100,24 +101,35 @@ def connect(
 def ensure_private_token() -> None:
     """Create Ray's token in ``~/.ray``, readable by this user only: Ray itself makes the file readable for everyone.
 
-    A token from the environment takes its place.
+    A token from the environment takes its place. Where a user has no home, as in many containers, the token is in
+    ``scratch``, and this process and its children learn that from ``RAY_AUTH_TOKEN_PATH``.
 
     Raises:
-        InvalidInput: the folder is not writable.
+        InvalidInput: neither folder is writable.
     """
     if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
-    path = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError, RuntimeError):  # RuntimeError: neither HOME nor the user database has a home
+        _create_token(Path.home() / ".ray" / "auth_token")
+        return
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path = scratch() / "ray_auth_token"
+        _create_token(path)
+    except (OSError, InvalidInput) as error:
+        problem = f"is not set, and Ray's token can neither be in ~/.ray nor in OEC_SCRATCH ({error})"
+        remedy = "set it to a file of your own with a secret in it"
+        raise InvalidInput("RAY_AUTH_TOKEN_PATH", None, problem, remedy) from error
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _create_token(path: Path) -> None:
+    """Write a new token, unless there is one."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
         with open(path, "x", opener=partial(os.open, mode=0o600)) as file:
             file.write(secrets.token_hex(32))
     except FileExistsError:
         path.chmod(0o600)
-    except OSError as error:
-        problem = f"is not writable ({error.strerror}), and Ray keeps its token there"
-        remedy = "set HOME to a writable folder, or RAY_AUTH_TOKEN to a secret of your own"
-        raise InvalidInput("HOME", str(path.parent), problem, remedy) from error
 
 
 def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[], bool]) -> None:
@@ -134,6 +146,7 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
     import ray
 
     name, folder = ray_start.temporary_folder()
+    ray_start.check_path(name, folder)
     ray_start.check_folder(name, folder)
     ensure_private_token()
     cores = local_cores()
@@ -141,7 +154,11 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
         suffix = f", attempt {attempt} of {MAX_START_ATTEMPTS}" if attempt > 1 else ""
         log(f"starting Ray on {cores} cores of this machine{suffix}")
         port = free_port()
-        inherited = {"RAY_GCS_SERVER_PORT": str(port), **cluster_environment(f"{LOOPBACK}:{port}")}
+        inherited = {
+            "RAY_GCS_SERVER_PORT": str(port),
+            **ray_start.folder_environment(folder),
+            **cluster_environment(f"{LOOPBACK}:{port}"),
+        }
         before = {variable: os.environ[variable] for variable in inherited if variable in os.environ}
         os.environ.update(inherited)
         watch = ray_start.StartWatch(folder, log)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
@@ -114,7 +115,7 @@ class Jobs:
         variables["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI")
         runtime_env: dict[str, Any] = {"env_vars": {name: value for name, value in variables.items() if value}}
         job = {
-            "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed),
+            "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed, installed=working_dir is None),
             "runtime_env": runtime_env,
             "metadata": {"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
             "entrypoint_num_cpus": 0,
@@ -246,6 +247,9 @@ def connect_client(url: str) -> JobSubmissionClient:
     address_remedy = "give the address of the cluster's dashboard, http://HOST:8265"
     try:
         requests.get(f"{url}/api/version", timeout=CONNECT_TIMEOUT_S)  # Ray's client itself has no timeout
+    except requests.exceptions.ProxyError as error:
+        remedy = f"add {urlsplit(url).hostname} to NO_PROXY, or check the proxy"
+        raise InvalidInput("--cluster", url, "is not reachable through the proxy of the environment", remedy) from error
     except requests.exceptions.RequestException as error:
         raise InvalidInput("--cluster", url, f"does not answer ({type(error).__name__})", address_remedy) from error
     from ray.exceptions import AuthenticationError
@@ -265,13 +269,17 @@ def connect_client(url: str) -> JobSubmissionClient:
     return client
 
 
-def entrypoint_command(study: Study, *, retry_crashed: bool) -> str:
+def entrypoint_command(study: Study, *, retry_crashed: bool, installed: bool = True) -> str:
     """The shell command that contains the study and runs it.
+
+    Args:
+        installed: whether to run the head's ``oec``; otherwise, the sources in the job's working directory.
 
     Raises:
         InvalidInput: the study is too long for a command.
     """
-    command = f"printf %s {shlex.quote(study.to_yaml())} | oec run -" + (" --retry-crashed" if retry_crashed else "")
+    oec = "oec" if installed else "python -m service.cli"
+    command = f"printf %s {shlex.quote(study.to_yaml())} | {oec} run -" + (" --retry-crashed" if retry_crashed else "")
     if len(command.encode()) > MAX_COMMAND_BYTES:
         remedy = "put the file on the cluster's storage, and run `ray job submit -- oec run FILE`"
         raise InvalidInput("STUDY", study.name, f"is longer than {MAX_COMMAND_BYTES:,} bytes", remedy)

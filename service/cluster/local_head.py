@@ -105,7 +105,8 @@ def terminate(head: Head) -> None:
 def start_head(home: Home) -> Head:
     """Run ``ray start --head`` in a session of its own, on loopback, with free ports and Ray's token."""
     configure_ray()
-    name, parent = ray_start.temporary_folder()
+    name, parent = ray_start.temporary_folder("oec-ray-12345678")
+    ray_start.check_path(name, parent)
     ray_start.check_folder(name, parent)
     ensure_private_token()
     folder = Path(tempfile.mkdtemp(prefix="oec-ray-", dir=parent))
@@ -116,7 +117,7 @@ def start_head(home: Home) -> Head:
     command += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(local_cores())]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where jobs find `oec`
-    environment = {**os.environ, "PATH": path, "OEC_HOME": str(home.path)}
+    environment = {**os.environ, **ray_start.folder_environment(parent), "PATH": path, "OEC_HOME": str(home.path)}
     environment.pop("RAY_ADDRESS", None)
     with (folder / LOG).open("wb") as log_file:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log_file, "stderr": log_file}

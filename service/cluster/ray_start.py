@@ -18,6 +18,10 @@ from service.background import BackgroundThread, wait_until
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that Ray's temporary folder must have. With less, Ray's processes die while they write their first logs,
 and Ray then ends the process that waits for them."""
+MAX_SOCKET_BYTES = 107
+"""The longest path of a Unix socket on Linux; on macOS it is 103."""
+SOCKET = "/session_2026-01-01_00-00-00_123456_{pid}/sockets/plasma_store"
+"""The longest path of a socket within a folder of Ray's own, by default ``ray`` in the temporary folder."""
 POLL_S = 0.5
 """How often the dashboard's log is read."""
 STILL_STARTING_S = 30.0
@@ -34,10 +38,40 @@ MEMORY_REMEDY = "free memory or raise the limit (ulimit -v, or the container's),
 SHM_REMEDY = "free or enlarge /dev/shm (--shm-size for a container), or set RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE=1"
 
 
-def temporary_folder() -> tuple[str, Path]:
-    """The environment variable that selects Ray's temporary folder, and that folder."""
+def temporary_folder(own: str = "ray") -> tuple[str, Path]:
+    """The environment variable that selects Ray's temporary folder, and that folder.
+
+    Batch systems set ``TMPDIR`` to a folder whose path is often too long for Ray's sockets; then it is ``/tmp``.
+
+    Args:
+        own: the name of the folder that Ray will create in it.
+    """
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    return name, Path(os.environ.get(name) or "/tmp")
+    folder = Path(os.environ.get(name) or "/tmp")
+    is_short = _socket_bytes(folder / own, pid=1_000_000) <= MAX_SOCKET_BYTES
+    return name, folder if name == "RAY_TMPDIR" or is_short else Path("/tmp")
+
+
+def folder_environment(folder: Path) -> dict[str, str]:
+    """Environment variables that give Ray's processes this temporary folder. Python's own sockets are in ``TMPDIR``."""
+    temporary = os.environ.get("TMPDIR")
+    too_long = temporary is not None and _socket_bytes(Path(temporary) / "ray", pid=1_000_000) > MAX_SOCKET_BYTES
+    return {"RAY_TMPDIR": str(folder)} | ({"TMPDIR": str(folder)} if too_long else {})
+
+
+def _socket_bytes(folder: Path, pid: int) -> int:
+    return len(os.fsencode(folder)) + len(SOCKET.format(pid=pid))
+
+
+def check_path(name: str, folder: Path) -> None:
+    """Check that the path of Ray's temporary folder leaves room for its sockets.
+
+    Raises:
+        InvalidInput: it is too long.
+    """
+    if (length := _socket_bytes(folder / "ray", pid=1)) > MAX_SOCKET_BYTES:
+        problem = f"is too long: the path of a Ray socket in it has {length} bytes, and the limit is {MAX_SOCKET_BYTES}"
+        raise InvalidInput(name, str(folder), problem, "set RAY_TMPDIR to a folder with a short path, such as /tmp")
 
 
 def check_folder(name: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand, printable
 
 ALWAYS_IGNORED = GitIgnoreSpec.from_lines(
     [
@@ -48,10 +48,13 @@ class WorkingDir:
             InvalidInput: the folder does not exist, or has more than ``max_megabytes``; the message names the largest
                 files.
         """
-        folder = folder.expanduser().resolve()
+        folder = expand(str(folder), "--working-dir").resolve()
         if not folder.is_dir():
             raise InvalidInput("--working-dir", str(folder), "is not a folder", "give the folder with the sources")
         files = sorted(files_to_upload(folder, ((folder, ALWAYS_IGNORED),)))
+        if wrong := [file for file in files if printable(file) != str(file)]:
+            problem, remedy = "is not valid UTF-8, which an archive requires", "rename it, or list it in .rayignore"
+            raise InvalidInput("--working-dir", str(wrong[0]), problem, remedy)
         found = cls(folder, {file.relative_to(folder): file.stat().st_size for file in files})
         if found.megabytes > max_megabytes:
             largest = sorted(found.sizes, key=lambda path: -found.sizes[path])[:5]
@@ -80,7 +83,7 @@ def files_to_upload(folder: Path, inherited: tuple[tuple[Path, GitIgnoreSpec], .
         inherited: the rules of the folders above, each with the folder that it is relative to.
     """
     files = [file for name in (".gitignore", ".rayignore") if (file := folder / name).is_file()]
-    texts = [file.read_text(encoding="utf-8") for file in files]
+    texts = [file.read_text(encoding="utf-8", errors="surrogateescape") for file in files]
     rules = (*inherited, *((folder, GitIgnoreSpec.from_lines(text.splitlines())) for text in texts))
     for path in folder.iterdir():
         slash = "/" if path.is_dir() else ""

@@ -5,6 +5,7 @@
     data/<key>/                       token files of a study's text, made once
     data/<name>/                      token files that ``oec data prepare`` made of another source
     studies/<name>/                   study.yaml and ledger.jsonl; optuna.journal, mlflow.json and report/ are views
+    reports/<name>/                   reports on sources that are not a single study of the home
     studies/<name>/analysis/          tables of ``oec analyze``
     studies/<name>/stop/              requests of ``oec stop``
     studies/<name>/cells/<cell id>/   metrics.jsonl; checkpoints until the cell ends; weights where they are kept
@@ -20,6 +21,7 @@ upload. Views (Optuna's journal, MLflow's own store) stay in the driver's copy.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,10 @@ class Home:
 
     def study(self, name: str) -> Path:
         return self.studies / name
+
+    def report(self, title: str) -> Path:
+        """The folder of a report on other sources. ``title`` may be any text; nothing in it leads out of the home."""
+        return self.path / "reports" / (re.sub(r"[^\w.-]+", "-", title).lstrip(".") or "report")
 
     def ledger(self, name: str) -> Path:
         return self.study(name) / "ledger.jsonl"

@@ -235,10 +235,10 @@ class Ledger:
         try:
             lock(file)
         except OSError as error:
-            owner = self._owner_file.read_text() if self._owner_file.exists() else "unknown"
+            owner = self._owner_file.read_text(encoding="utf-8") if self._owner_file.exists() else "unknown"
             file.close()
             raise LedgerLocked.by(owner, self.study) from error
-        self._owner_file.write_text(str(Writer.this()))
+        self._owner_file.write_text(str(Writer.this()), encoding="utf-8")
         if self._bucket_ledger:
             try:
                 self._bucket_ledger.take()

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from search_spaces.cell import digest
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand, printable
 from service.home import copies
 from service.home.layout import Home
 from trainers.storage.bucket import Bucket, is_bucket
@@ -34,7 +34,10 @@ def open_home(given: str | Path) -> Home:
 
 def open_folder(given: str | Path) -> Home:
     """As ``open_home``, for commands that do not work on a bucket."""
-    home = Home(local_folder(str(given)).expanduser().resolve())
+    home = Home(expand(str(local_folder(str(given))), "--home").resolve())
+    if printable(home) != str(home):
+        problem, remedy = "is not valid UTF-8, so MLflow and Ray cannot use it", "rename the folder, or choose another"
+        raise InvalidInput("--home", str(home), problem, remedy)
     try:
         home.studies.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home.path):

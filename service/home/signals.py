@@ -25,7 +25,7 @@ class FolderSignals:
 
     def read(self, name: str) -> str | None:
         try:
-            return (self.folder / name).read_text()
+            return (self.folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
+from search_spaces import study_yaml
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 
 SCHEMA_REMEDY = "see GET /api/v1/schema"
 
 
-class NoAliasLoader(yaml.SafeLoader):
+class NoAliasLoader(study_yaml.Loader):
     """Loads YAML without aliases: with them, a few bytes can expand to a document that fills the memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -37,7 +38,12 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
     is_json = "json" in media_type
     try:
         text = body.decode()
-        content = json.loads(text) if is_json else NoAliasLoader(text).get_single_data()
+        if is_json:
+            content = json.loads(text, object_pairs_hook=_without_duplicates)
+        else:
+            content = NoAliasLoader(text).get_single_data()
+    except study_yaml.DuplicateKey as error:
+        raise InvalidInput("study", "(request body)", str(error.problem), "remove one of them") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if is_json else "YAML, or has aliases or Python tags"
         raise InvalidInput("study", "(request body)", f"is not valid {kind}", SCHEMA_REMEDY) from error
@@ -51,6 +57,14 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
     paths = {name: path for name in ("path", "validation") if (path := getattr(study.data, name)) is not None}
     resolved = {name: str(resolve(data_root, f"data.{name}", path)) for name, path in paths.items()}
     return study.model_copy(update={"data": study.data.model_copy(update=resolved)})
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise study_yaml.DuplicateKey(problem=f"has the key {repeated!r} twice")
+    return dict(pairs)
 
 
 def check_values(value: Any, field: str) -> None:

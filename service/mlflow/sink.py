@@ -21,7 +21,7 @@ from search_spaces.record import Row
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger
-from service.mlflow.address import redact
+from service.mlflow.address import redact, sqlite_file
 from service.mlflow.store import Store
 from trainers.storage.files import write_atomically
 
@@ -97,8 +97,8 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, as
     marker = home.study(study.name) / "delivered"
     state = f"{hashlib.sha256(uri.encode()).hexdigest()} {ledger.seq}"
     ended = ledger.ended()
-    gone = uri.startswith("sqlite:") and not Path(uri.partition(":///")[2]).is_file()
-    if not (ask_store or gone) and marker.is_file() and marker.read_text() == state:
+    gone = (file := sqlite_file(uri)) is not None and not file.is_file()
+    if not (ask_store or gone) and marker.is_file() and marker.read_text(encoding="utf-8") == state:
         return len(ended)
     try:
         store = Store(uri, home, study)

@@ -7,6 +7,7 @@ delivered, its time differs, and MLflow has that step twice, with equal values.)
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from search_spaces.study import Study
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
+from service.mlflow.address import sqlite_file, sqlite_uri
 from trainers.rows import read
 from trainers.storage.files import write_atomically
 
@@ -126,7 +128,7 @@ class Store:
         if found := client.get_experiment_by_name(EXPERIMENT):
             self._experiment = found.experiment_id
         else:
-            place = (self._home.path / "mlflow").as_uri() if self._uri.startswith("sqlite:") else None
+            place = (self._home.path / "mlflow").as_uri() if sqlite_file(self._uri) else None
             tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs
             self._experiment = client.create_experiment(EXPERIMENT, artifact_location=place, tags=tags)
         token = None
@@ -176,9 +178,8 @@ def create_database(uri: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    kind, _, place = uri.partition(":///")
-    path = Path(place)
-    if kind != "sqlite" or path.exists():
+    path = sqlite_file(uri)
+    if path is None or path.exists():
         return
     from mlflow import MlflowClient  # takes seconds
 
@@ -186,9 +187,11 @@ def create_database(uri: str) -> None:
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
-        for leftover in path.parent.glob(f"{new.name}*"):  # a killed process's file, and SQLite's journal of it
+        for leftover in path.parent.glob(
+            f"{glob.escape(new.name)}*"
+        ):  # a killed process's file, and SQLite's journal of it
             leftover.unlink()
-        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
         new.replace(path)
 
 

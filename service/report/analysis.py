@@ -16,8 +16,9 @@ from rich.text import Text
 
 from dashboards import analysis
 from dashboards.analysis import Analysis, cell_labels
+from dashboards.drawing import can_draw
 from dashboards.embeddings import Embedding, measure_embedding
-from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, can_draw, save_figure, save_sheet
+from dashboards.files import FIGURE_FORMATS, NOT_DRAWN, save_figure, save_sheet
 from dashboards.runs import records
 from dashboards.tables import RENDERERS, format_value, heading_of
 from search_spaces.cell import Cell
@@ -60,7 +61,7 @@ def analyze(
     data: str | None = None,
     sequences: int | None = None,
 ) -> None:
-    """Analyze the kept weights of a study. Prints tables, writes them into its folder, and figures into its report.
+    """Analyze the kept weights of a study. Prints tables, writes them into its folder, and rewrites its report.
 
     Results of an earlier analysis stay if they are for other cells, or for weights that no longer exist.
 

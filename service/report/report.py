@@ -3,42 +3,58 @@ sources."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.progress import track
 
 from dashboards.agreement import agreement, published_studies, terminal_tables
 from dashboards.comparison import compare, comparison_tables
-from dashboards.files import FORMATS, NOT_DRAWN, can_draw
+from dashboards.drawing import can_draw
+from dashboards.factors import axis_title
+from dashboards.files import FIGURE_FORMATS, NOT_DRAWN
+from dashboards.processes import Submit, here, usable_cores
 from dashboards.report import add_measurements, write_report
 from dashboards.sensitivity import curves, studies
 from dashboards.tables import sensitivity_table, terminal_table
 from search_spaces.errors import InvalidInput
+from search_spaces.factors import LR
 from service.home.layout import Home
 from service.report.sources import Source, gc_disabled, load
+
+OLD_FIGURES = "The figures in {} are from an earlier report; --format svg, png or pdf draws them again."
 
 
 @gc_disabled()
 def report(
-    source: Source, folder: Path | None, console: Console, formats: Sequence[str] = (), only: Sequence[str] = ()
+    source: Source,
+    folder: Path | None,
+    console: Console,
+    formats: Sequence[str] = (),
+    only: Sequence[str] = (),
+    submit: Submit = here,
 ) -> Path:
-    """Print the table and write page, figures and tables; returns the path of the page, or of the folder without a
-    page.
+    """Print the table and write page, tables and, if they are requested, figures; returns the path of the page, or of
+    the folder without a page.
 
     Args:
         folder: where to write; default: ``source.folder``.
-        formats: see ``dashboards.report.write_report``; default: all.
+        formats: see ``dashboards.report.write_report``.
         only: see ``dashboards.report.write_report``.
+        submit: see ``dashboards.report.write_report``.
     """
     found = curves(add_measurements(source.runs, source.context), source.grid)
     context, notes = source.context, source.notes
     published = published_studies(source.runs)
     replicated = agreement(curve for curve in found if curve.study in published)
     if replicated is None or len(replicated.curves) < len(found):
-        title = f"Learning-rate sensitivity: {source.title}"
+        axis = next((fact.lr_factor for fact in found), LR)
+        what = "Learning-rate sensitivity" if axis == LR else f"Sensitivity to {axis_title(axis)}"
+        title = f"{what}: {source.title}"
         console.print(terminal_table(sensitivity_table(found), title=title))
     if replicated is not None:
         context, notes = replace(context, agreement=replicated), (*notes, replicated.sentence)
@@ -47,14 +63,23 @@ def report(
     for note in notes:
         console.print(note)
     target = folder or source.folder
+    drawing = {"processes": usable_cores(), "track": partial(_track, console)}
+    source = replace(source, context=context, notes=notes)
     try:
-        page = _write(replace(source, context=context, notes=notes), target, formats or FORMATS, only=only, facts=found)
+        page = _write(source, target, formats, only=only, facts=found, submit=submit, **drawing)
     except OSError as error:
         raise InvalidInput("--out", str(target), f"cannot be written ({error.strerror})", "choose a folder") from error
     if not can_draw():
         console.print(NOT_DRAWN, soft_wrap=True, highlight=False)
+    elif not only and not set(formats) & set(FIGURE_FORMATS) and (target / "figures").is_dir():
+        console.print(OLD_FIGURES.format(target / "figures"), soft_wrap=True, highlight=False)
     console.print(f"report: {page.resolve()}", soft_wrap=True, highlight=False)
     return page
+
+
+def _track(console: Console, drawn: Iterable[Any], total: int) -> Iterable[Any]:
+    """Show on a terminal how many figures have been drawn."""
+    return track(drawn, "drawing figures", total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def write_live_page(name: str, home: Home, refresh_s: int | None, folder: Path | None = None) -> Path:
@@ -85,4 +110,5 @@ def diff(before: Source, after: Source) -> list[RenderableType]:
             raise InvalidInput("SOURCE", source.title, "has several studies", "give a source with one study")
     found = compare(*(curves(source.runs, source.grid) for source in (before, after)))
     names = (before.title, after.title) if before.title != after.title else ("before", "after")
-    return list(comparison_tables(found, *names))
+    notes = [f"{name}: {note}" for name, source in zip(names, (before, after), strict=True) for note in source.left_out]
+    return [*comparison_tables(found, *names), *notes]

@@ -6,9 +6,8 @@ import gc
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +21,13 @@ from dashboards.analysis import Analysis
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
 from dashboards.report import ReportContext
-from dashboards.runs import from_records, read_csv, read_experiment, read_mlflow
+from dashboards.runs import csv_title, from_records, is_csv, merge_close_values, read_csv, read_experiment, read_mlflow
 from dashboards.sensitivity import Grid, studies
 from dashboards.steps import MAX_CELLS, Columns, rows_per_cell, thin
 from dashboards.tables import join_words
-from search_spaces.errors import InvalidInput
-from search_spaces.study import Study
-from search_spaces.study_file import shipped
+from search_spaces.errors import InvalidInput, expand
+from search_spaces.shipped import shipped
+from search_spaces.study import Study, is_name
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
@@ -54,18 +53,26 @@ class Source:
     provenance: dict[str, str]
     notes: tuple[str, ...] = ()
     """Caveats for the reader."""
+    left_out: tuple[str, ...] = ()
+    """Those of ``notes`` about rows that were left out."""
     folder: Path
     """The default folder for its report."""
     context: ReportContext = field(default_factory=ReportContext)
 
 
-def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> Source:
+def load(
+    source: str,
+    home: Home,
+    columns: Mapping[str, str] | None = None,
+    absent: Callable[[str], None] | None = None,
+) -> Source:
     """Load one source of runs.
 
     Args:
         source: the name of a study in this home, ``HOME:STUDY`` for another home, ``mlflow:STUDY``, the path of a CSV,
             or ``published`` for the runs that come with the package, unless a study of the home has that name.
         columns: for a CSV or ``mlflow:EXPERIMENT`` of another project, see ``dashboards.runs.parse_columns``.
+        absent: see ``dashboards.runs.renamed``.
 
     Raises:
         InvalidInput: the source does not exist or is damaged, or ``columns`` does not apply to it.
@@ -73,26 +80,26 @@ def load(source: str, home: Home, columns: Mapping[str, str] | None = None) -> S
     folder, colon, name = source.rpartition(":")
     path = Path(source)
     if source.startswith(MLFLOW_PREFIX):
-        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), tracking_uri(home), columns)
-    in_home = home.ledger(source).is_file()
-    if path.suffix == ".csv" and not in_home:
-        return _from_csv(path, columns)
+        return _from_mlflow(source.removeprefix(MLFLOW_PREFIX), home, columns, absent)
+    in_home = is_name(source) and home.ledger(source).is_file()
+    if is_csv(path) and not in_home:
+        return _from_csv(path, home, columns, absent)
     if columns:
         remedy = "give a .csv or mlflow:EXPERIMENT, or remove it"
         raise InvalidInput("--column", source, "does not apply to a study of a home", remedy)
     if in_home:
         return _from_home(source, home)
     if colon:
-        other = open_home(folder) if is_bucket(folder) else Home(Path(folder))
-        if not other.ledger(name).is_file():
+        other = open_home(folder) if is_bucket(folder) else Home(expand(folder, "SOURCE"))
+        if not (is_name(name) and other.ledger(name).is_file()):
             known = ", ".join(with_ledger(other)) or "none"
             raise InvalidInput("SOURCE", source, "is not a study of that home", f"studies in {folder}: {known}")
         return _from_home(name, other)
     if source == NAME:
-        return _from_csv(RUNS_CSV, None)
+        return _from_csv(RUNS_CSV, home)
     known = ", ".join(with_ledger(home)) or "none yet"
     remedy = f"studies here: {known}; the published runs: {NAME}"
-    raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv file", remedy)
+    raise InvalidInput("SOURCE", source, "is neither a study of this home nor a .csv or .tsv file", remedy)
 
 
 @contextmanager
@@ -159,65 +166,104 @@ def _links(home: Home, study: str) -> dict[str, str]:
     path = runs_file(home, study)
     if not path.is_file():
         return {}
-    delivered = json.loads(path.read_text())
+    delivered = json.loads(path.read_text(encoding="utf-8"))
     base = f"{ui_address(tracking_uri(home))}/#/experiments/{quote(delivered['experiment'])}/runs"
     return {cell: f"{base}/{quote(run)}" for cell, run in delivered["runs"].items()}
 
 
-def _from_mlflow(name: str, uri: str, columns: Mapping[str, str] | None) -> Source:
+def _from_mlflow(
+    name: str, home: Home, columns: Mapping[str, str] | None, absent: Callable[[str], None] | None = None
+) -> Source:
+    uri = tracking_uri(home)
     check_store(uri)
+    notes: list[str] = []
     if columns:
-        runs, kind = read_experiment(uri, name, columns), "MLflow experiment"
+        runs, kind = read_experiment(uri, name, columns, notes.append, absent), "MLflow experiment"
     else:
         runs, kind = read_mlflow(uri, EXPERIMENT, name), "MLflow study"
     return Source(
         title=name,
         runs=runs,
         provenance={"command": f"oec report {MLFLOW_PREFIX}{name}", kind: name, **_environment()},
-        folder=Path(name),
+        notes=tuple(notes),
+        left_out=tuple(notes),
+        folder=home.report(name),
     )
 
 
-def _from_csv(path: Path, columns: Mapping[str, str] | None) -> Source:
-    runs = read_csv(path, columns)
+def _from_csv(
+    path: Path,
+    home: Home,
+    columns: Mapping[str, str] | None = None,
+    absent: Callable[[str], None] | None = None,
+) -> Source:
+    notes: list[str] = []
+    runs = read_csv(path, columns, notes.append, absent)
     command = f"oec report {NAME if path == RUNS_CSV else path.name}"
     return Source(
-        title=path.stem,
+        title=csv_title(path),
         runs=runs,
         provenance={"command": command, "table": path.name, **_environment()},
-        folder=Path(path.stem),
+        notes=tuple(notes),
+        left_out=tuple(notes),
+        folder=home.report(NAME if path == RUNS_CSV else csv_title(path)),
         context=ReportContext(published=not published_studies(runs)),
     )
+
+
+def load_each(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> list[Source]:
+    """Load several sources.
+
+    Args:
+        columns: see ``load``; applies to the sources that are not studies of a home. One that has our column need not
+            have theirs, but at least one source must have it.
+
+    Raises:
+        InvalidInput: see ``load``; or no source has one of the columns.
+    """
+    foreign = [name.startswith(MLFLOW_PREFIX) or is_csv(Path(name)) for name in names]
+    if columns and not any(foreign):
+        raise InvalidInput("--column", ", ".join(names), "does not apply to studies of a home", "remove it")
+    absent: list[str] = []
+    sources = [
+        load(name, home, columns if other else None, absent.append) for name, other in zip(names, foreign, strict=True)
+    ]
+    if unused := [ours for ours in columns if absent.count(ours) == sum(foreign)]:
+        pair = f"{unused[0]}={columns[unused[0]]}"
+        raise InvalidInput("--column", pair, "applies to none of the sources", "correct or remove it")
+    return sources
 
 
 def load_all(names: Sequence[str], home: Home, columns: Mapping[str, str]) -> Source:
     """Load one source, or several as one. In the combined table the titles of the sources name the studies.
 
     Args:
-        columns: see ``load``; applies to the sources that are not studies of a home.
+        columns: see ``load_each``.
 
     Raises:
-        InvalidInput: see ``load``; a source is given twice.
+        InvalidInput: see ``load_each``; a source is given twice, or two have different ``lr_factor``.
     """
     if len(names) == 1:
         return load(names[0], home, columns)
-    foreign = [name.startswith(MLFLOW_PREFIX) or name.endswith(".csv") for name in names]
-    if columns and not any(foreign):
-        raise InvalidInput("--column", ", ".join(names), "does not apply to studies of a home", "remove it")
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise InvalidInput("SOURCE", duplicates.pop(), "is given twice", "give each source once")
-    sources = [load(name, home, columns if other else None) for name, other in zip(names, foreign, strict=True)]
+    sources = load_each(names, home, columns)
+    axes = {axis: source for source in sources for axis in source.runs["lr_factor"].unique()}
+    if len(axes) > 1:
+        problem = f"are over different axes, {join_words(list(axes))}, so they have no curves to compare"
+        raise InvalidInput("SOURCE", join_words(list(names)), problem, "report on them one by one")
     titles = [source.title for source in sources]
     # Studies of two homes may have the same name. Their sources as given are distinct.
     titles = [name if titles.count(title) > 1 else title for name, title in zip(names, titles, strict=True)]
     named = list(zip(titles, sources, strict=True))
+    runs = pd.concat([_with_title(title, source.runs) for title, source in named], ignore_index=True)
     return Source(
         title=join_words(titles),
-        runs=pd.concat([_with_title(title, source.runs) for title, source in named], ignore_index=True),
+        runs=runs.assign(lr=merge_close_values(runs["lr"]), gamma=merge_close_values(runs["gamma"])),
         grid={title: grid for title, source in named if isinstance(grid := source.grid, Sequence)},
         provenance={f"{key}, {title}": text for title, source in named for key, text in source.provenance.items()},
         notes=tuple(f"{title}: {note}" for title, source in named for note in source.notes),
-        folder=Path(re.sub(r"[^\w.-]+", "-", "-and-".join(titles))),
+        folder=home.report("-and-".join(titles)),
         context=_merge_contexts([source.context for source in sources]),
     )
 

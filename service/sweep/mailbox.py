@@ -98,9 +98,10 @@ class Mailbox:
         return self._closed
 
     async def _update(self, **state: Any) -> None:
+        """Set attributes, at once: another call may run at any ``await``, and change what ``state`` was made from."""
+        for name, value in state.items():
+            setattr(self, name, value)
         async with self._changed:
-            for name, value in state.items():
-                setattr(self, name, value)
             self._changed.notify_all()
 
     async def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:

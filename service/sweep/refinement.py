@@ -43,7 +43,8 @@ class Refinement:
         verdicts = {(entry.cell.x, entry.cell.seed): entry.outcome.verdict for entry in entries}
         study = self._plan.study
         assert study.refine.edge is not None
-        found = search(study.grid, study.seeds, study.refine.edge, lambda lr, seed: verdicts.get((lr, seed)))
+        edge, verdict = study.refine.edge, lambda lr, seed: verdicts.get((lr, seed))
+        found = search(study.grid, study.seeds, edge, verdict, study.accepts)
         self._searches[curve.key] = (changes, found)
         return found
 

@@ -27,6 +27,7 @@ from search_spaces.cell import AnyCell, round_significant
 from search_spaces.factors import CurveKey, to_text
 from search_spaces.plan import Plan, refinement_space
 from search_spaces.record import Row
+from search_spaces.tolerance import snap
 from service.home.ledger import Entry, Ledger
 from service.sweep.refinement import Refinement
 
@@ -77,7 +78,7 @@ class CurveSearch:
         rounded = {name: round_significant(value) for name, value in trial.params.items()}
         params = {name: min(max(x, self.space[name].low), self.space[name].high) for name, x in rounded.items()}
         key, study = self.group._replace(gamma=params.get("gamma")), self.plan.study
-        cell = self.plan.cell(key, params[study.lr_factor], study.seeds[0])
+        cell = self.plan.cell(key, snap(study.grid, params[study.lr_factor]), study.seeds[0])
         trial.set_user_attr("cell", cell.id)
         return trial.number, cell
 

@@ -191,7 +191,9 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's actor or its worker group died more often than Tune and the mailbox retry."""
-        reason = Path(trial.error_file).read_text() if trial.error_file else "its trial failed without a message"
+        reason = "its trial failed without a message"
+        if trial.error_file:
+            reason = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         self._end(self._entry(trial), CellResult(state="crashed", reason=reason))
 
     def _end(self, entry: Entry, result: CellResult) -> None:

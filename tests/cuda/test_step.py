@@ -30,8 +30,14 @@ from trainers.sigma_reparam import SigmaLinear
 STEPS = 4
 VALUES = 2e-3
 """Relative float32 bound after these steps: Adam divides by gradients, and small ones consist mostly of rounding."""
-COMPILED_NORMS = ("qk-norm-cap", "sigma-reparam", "soft-clip")
-"""Norms whose blocks are compiled: a cap with FlexAttention, buffers that change between steps, an unfused softmax."""
+COMPILED_NORMS = ("qk-norm-cap", "sigma-reparam", "soft-clip", "qk-clip")
+"""Norms whose blocks are compiled: a cap with FlexAttention, buffers that change between steps, an unfused softmax, and
+a buffer that changes in a forward pass."""
+KINDS: dict[str, dict[str, Any]] = {
+    "cautious": {"weight_decay": 1e-2, "cautious_weight_decay": True},
+    "mup": {"parametrization": "mup", "mup_base": "nano"},
+    "muon": {"optimizer": "muon", "weight_decay": 1e-2},
+}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,6 +61,17 @@ def test_a_replayed_step_of_an_attention_norm(attention_norm: str, recordings: R
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=VALUES)
     assert relative_difference(ours.optimizer.values, other.optimizer.values) < VALUES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_replayed_step_of_an_optimizer(kind: str, recordings: Recordings) -> None:
+    this = of(**KINDS[kind], **FLOAT32)
+    ours, other = warm_engine(this, micro_batch=4), Engine(this, world(CPU), compile=False)
+    found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
+    assert recordings.made == 1
+    bound = 1e-2 if kind == "muon" else VALUES  # Muon's products are in bfloat16
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=bound)
+    assert relative_difference(ours.optimizer.values, other.optimizer.values) < bound
 
 
 @pytest.mark.device

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from made_up import GRID, L_INIT, curve, study
+from made_up import GRID, L_INIT, curve, run, study
 
 from dashboards import published
 from dashboards.all_scales import comparisons, multi_scale_figures
@@ -179,6 +179,31 @@ def test_studies_keep_their_own_lines() -> None:
     assert list(dict.fromkeys(line.name for line in main[0].lines)) == ["A: z-loss", "B: z-loss"]
     assert len({(line.color, line.dash, line.shape) for line in main[0].lines}) == 2
     assert [sweep.name for sweep in sweeps] == ["A: z-loss", "B: z-loss"]
+
+
+def test_each_sweep_has_the_baseline_of_its_factors() -> None:
+    of = [
+        at_two_scales(3.5 + wd, 3.0, 3.2, 3.4, factors=f'{{"wd": {wd}}}', **method)
+        for wd in (0.0, 0.5)
+        for method in ({}, {"method": "z-loss", "gamma": 1e-4}, {"method": "z-loss", "gamma": 0.1})
+    ]
+    _, sweeps = comparisons(drawn_of(*of))
+    assert len(sweeps) == 2
+    for sweep in sweeps:
+        assert len({line.curve.factors for line in sweep.lines}) == 1
+        assert sum(line.name == "baseline" for line in sweep.lines) == len(SCALES)
+
+
+def test_the_axis_is_named() -> None:
+    of_eps = [
+        run(lr_factor="training.eps", factors=f'{{"training.eps": {eps}}}', val_loss=loss, scale=scale)
+        for scale in SCALES
+        for eps, loss in zip(GRID, (3.5, 3.0, 3.2, 3.4), strict=True)
+    ]
+    (losses, lrs), _ = multi_scale_figures(drawn_of(of_eps))
+    assert losses.title == "Final loss over eps, all scales"
+    assert losses.spec["layer"][0]["encoding"]["x"]["title"] == "eps"
+    assert lrs.caption.startswith("Lower is less sensitive to the eps.")
 
 
 def test_each_of_many_gammas_has_its_own_shape() -> None:

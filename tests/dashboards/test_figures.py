@@ -128,10 +128,28 @@ def test_studies_are_told_apart() -> None:
     assert len({(line.color, line.dash, line.shape) for line in drawn}) == len(drawn)
     gammas = figures(drawn)[2]
     assert gammas.name == "lrs-gamma-tiny"
+    assert "dashes distinguish the studies." in gammas.caption
     for mark in ("line", "rule"):
         dashes = layers_with(gammas.spec, mark)[-1]["encoding"]["strokeDash"]
-        assert dashes["field"] == "study"
+        assert dashes["field"] == "series"
         assert dashes["scale"]["domain"] == ["A", "B"]
+
+
+def test_factors_have_their_own_lines_over_gamma() -> None:
+    found = drawn_of(
+        study(
+            *(
+                curve([3.5 + decay, 3.0, 3.2, 3.4], factors=f'{{"training.weight_decay": {decay}}}', **method)
+                for decay in (0, 0.1)
+                for method in ({}, {"method": "mu-loss", "gamma": 1}, {"method": "mu-loss", "gamma": 2})
+            )
+        )
+    )
+    (gammas,) = [figure for figure in figures(found) if figure.name == "lrs-gamma-tiny"]
+    swept = gammas.spec["datasets"]["swept"]
+    assert sorted(row["series"] for row in swept) == ["weight_decay=0"] * 2 + ["weight_decay=0.1"] * 2
+    assert layers_with(gammas.spec, "line")[0]["encoding"]["strokeDash"]["field"] == "series"
+    assert "dashes distinguish the factors." in gammas.caption
 
 
 def test_eight_lines_can_share_a_colour() -> None:

@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,8 +16,9 @@ import pytest
 from made_up import GRID, curve, study
 
 from dashboards.charts import Figure
+from dashboards.drawing import draw_all
 from dashboards.figures import figures
-from dashboards.files import FIGURE_FORMATS, FORMATS, NOT_DRAWN, save_figure, select_formats
+from dashboards.files import FIGURE_FORMATS, FORMATS, NOT_DRAWN, drawings, save_figure, select_formats
 from dashboards.report import write_report
 from dashboards.sensitivity import curves
 from dashboards.vega import Script
@@ -126,6 +128,41 @@ def test_a_report_writes_only_what_is_selected(tmp_path: Path) -> None:
         f"figures/lrs-tiny{ending}.svg" for ending in ("", "-column")
     }
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "runs.parquet"), runs, check_dtype=False)
+
+
+def test_a_report_has_figures_only_if_they_are_requested(tmp_path: Path) -> None:
+    runs = study(curve([3.5, 3.0, 3.2, 3.4]))
+    page = write_report(runs, tmp_path / "plain", title="some", grid=GRID)
+    assert page.name == "report.html"
+    assert not (tmp_path / "plain" / "figures").exists()
+    assert "<code>figures/</code>" not in page.read_text()
+    folder = write_report(runs, tmp_path / "only", title="some", grid=GRID, only=("loss-tiny",))
+    assert len(list((folder / "figures").iterdir())) == 6, "without --format, every format of what --only names"
+
+
+def test_a_figure_and_a_table_of_one_name_are_both_written(tmp_path: Path) -> None:
+    """The best learning rate over width is both."""
+    runs = study(*(curve([3.5, 3.0, 3.2, 3.4], scale=scale) for scale in ("w96", "w192")))
+    folder = write_report(runs, tmp_path, title="widths", formats=("svg", "csv"), only=("drift",))
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"figures/drift.svg", "figures/drift-column.svg", "tables/drift.csv"}
+
+
+def test_several_processes_draw_the_same_files(saved: list[Path], tmp_path: Path) -> None:
+    todo = list(drawings(figure_of(), tmp_path, ("svg", "png")))
+    drawn = [path for paths in draw_all(todo, processes=2) for path in paths]
+    assert [path.name for path in drawn] == [
+        f"loss-tiny{end}.{form}" for end in ("", "-column") for form in ("svg", "png")
+    ]
+    for path in drawn:
+        assert path.read_bytes() == saved[0].with_name(path.name).read_bytes()
+
+
+def test_an_error_of_a_drawing_process_ends_the_others(tmp_path: Path) -> None:
+    todo = list(drawings(figure_of(), tmp_path / "missing", ("svg",)))
+    with pytest.raises(FileNotFoundError):
+        list(draw_all(todo, processes=2))
+    assert not active_children()
 
 
 def test_without_the_figure_package_a_report_has_only_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

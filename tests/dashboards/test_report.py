@@ -20,6 +20,7 @@ from dashboards import published
 from dashboards.analysis import Analysis, table_rows
 from dashboards.answer import answer
 from dashboards.embeddings import measure_embedding
+from dashboards.files import FORMATS
 from dashboards.forecast import forecast
 from dashboards.report import ReportContext, write_report
 from dashboards.runs import from_records, read_csv
@@ -75,7 +76,8 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = curve([3.5, 3.0, 3.2, math.nan], method=EVIL, scale=EVIL, study=EVIL)
     records[0] |= {"state": "crashed", "val_loss": None, "reason": EVIL, "cell": EVIL}
     folder = tmp_path_factory.mktemp("report")
-    return write_report(study(records), folder, title=EVIL, grid=GRID, provenance={EVIL: EVIL}, notes=[EVIL])
+    texts = {"title": EVIL, "provenance": {EVIL: EVIL}, "notes": [EVIL]}
+    return write_report(study(records), folder, grid=GRID, formats=FORMATS, **texts)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,24 @@ def test_the_scale_can_be_selected_if_there_are_several(page: Page, tmp_path: Pa
     assert len(several.all("option")) == 2
 
 
+def test_the_page_begins_with_what_to_use_and_shows_how_wrong_it_may_be(tmp_path: Path) -> None:
+    records = [
+        curve([3.5, 3.0 + seed / 100, 3.2, last], seed=seed, scale=scale, method=method)
+        for scale in ("w96", "w192")
+        for method, last in (("baseline", math.nan), ("mu-centering", 3.4))
+        for seed in range(2)
+    ]
+    path = write_report(study(*records), tmp_path, title="begins", grid=GRID, formats=("html", "csv"))
+    page = Page(path)
+    first = page.text.index("At w192, use a learning rate of 0.01 with mu-centering; twice as much costs 0.059 ± ")
+    assert first < page.text.index(" is least sensitive")
+    for heading in ("Within 0.01 nats", "Within 0.05 nats", "Headroom", "Factor per doubling"):
+        assert heading in page.text
+    for figure in ("Loss against sensitivity", "Best learning rate over width"):
+        assert figure in json.loads(page.scripts[0])
+    assert len(pd.read_csv(tmp_path / "tables" / "drift.csv")) == 2
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     runs = from_records([run(state="planned", val_loss=None)])
     page = Page(write_report(runs, tmp_path, title="nothing yet", grid=GRID))
@@ -169,6 +189,14 @@ def test_the_answer_to_the_published_runs() -> None:
         "Over the gammas that all of these methods were tried at, LRS varies by 0.024 to 0.151 for mu-loss and 1.124 "
         f"to 2.091 for z-loss. {seed}"
     )
+
+
+def test_the_answer_with_one_learning_rate_says_so() -> None:
+    alone = curves(study([run(), run(method="mu-centering")]))
+    assert answer(alone) == "No curve has an LRS, because the grid has only one learning rate."
+    of_eps = {"lr_factor": "training.eps", "factors": '{"training.eps": 1e-8}'}
+    assert answer(curves(study([run(**of_eps)]))) == "No curve has an LRS, because the grid has only one eps."
+    assert "1 cells of 1 curves have no result" in answer(curves(study([run(state="planned", val_loss=None)])))
 
 
 def said(*records: list[dict[str, object]]) -> str:
@@ -236,6 +264,9 @@ def test_the_answer_says_whether_the_dependence_on_gamma_is_significant() -> Non
     words = "0.033 for mu-loss and 0.333 for z-loss; mu-loss varies significantly less than any other method."
     assert words in said(*swept(1.0))
     assert "; z-loss does not vary significantly less than any other method." in said(*swept(0.1))
+    decays = [[r | {"factors": f'{{"wd": {wd}}}'} for r in c] for wd, by in ((0, 1.0), (0.1, 0.1)) for c in swept(by)]
+    text = said(*decays)
+    assert f"were tried at (with wd=0), LRS varies by {words}" in text, "never curves of different factors"
 
 
 def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
@@ -296,6 +327,14 @@ def test_the_steps_of_cells_are_on_the_page(tmp_path: Path) -> None:
     assert norms == {}, "its last value is not finite"
     assert "There is no forecast of divergence, because it needs at least 5 runs" in page.text
     assert "Total training time: 0.01 hours (0.02 core-hours)." in page.text
+
+
+def test_the_cells_of_another_axis_are_named_by_it(tmp_path: Path) -> None:
+    over_eps = {"lr_factor": "training.eps", "factors": '{"training.eps": 1e-8}'}
+    runs = study([run(cell="one", **over_eps)])
+    context = ReportContext(steps={"one": {"step": [0, 1], "train_loss": [4.0, 3.0]}})
+    page = Page(write_report(runs, tmp_path, title="steps", formats=("html",), context=context))
+    assert json.loads(page.scripts[1])["cells"][0]["label"] == "baseline, eps 1e-08, seed 1"
 
 
 def analysis(cells: list[str], method: str = "baseline") -> Analysis:

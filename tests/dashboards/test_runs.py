@@ -11,6 +11,7 @@ from made_up import L_INIT, curve, run, study
 
 from dashboards import published
 from dashboards.runs import from_records, read_csv, read_mlflow
+from dashboards.sensitivity import curves
 from search_spaces.errors import InvalidInput
 from search_spaces.record import RUN_COLUMNS
 
@@ -155,10 +156,68 @@ def test_our_own_file_reads_back(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read_csv(tmp_path / "runs.csv"), table)
 
 
-def test_an_empty_loss_without_a_state_is_a_diverged_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("state", "loss", "expected"),
+    [
+        (None, "", "crashed"),
+        (None, " ", "crashed"),
+        (None, "None", "crashed"),
+        (None, "null", "crashed"),
+        (None, "N/A", "crashed"),
+        (None, "nan", "diverged"),
+        (None, "NaN", "diverged"),
+        (None, "inf", "diverged"),
+        (None, "-Infinity", "diverged"),
+        (None, "1e999", "diverged"),
+        (None, "99", "diverged"),
+        ("finished", "", "crashed"),
+        ("FINISHED", "nan", "diverged"),
+        ("Finished", "3", "finished"),
+        ("", "", "planned"),
+        ("", "3", "finished"),
+        ("", "nan", "diverged"),
+        ("diverged", "", "diverged"),
+        ("NaN loss", "", "diverged"),
+        ("failed", "", "crashed"),
+        ("Failed", "3", "crashed"),
+        ("killed", "nan", "crashed"),
+        ("crashed", "3", "crashed"),
+        ("running", "3", "running"),
+        ("TrialState.FAIL", "3", "crashed"),
+        ("TrialState.COMPLETE", "", "crashed"),
+        ("PRUNED", "3", "pruned"),
+    ],
+)
+def test_the_state_of_a_run_in_a_csv(tmp_path: Path, state: str | None, loss: str, expected: str) -> None:
+    """A loss that was never recorded is not a result; only NaN, infinity or a status that says so is a divergence."""
+    for column in ("state", "Status", "STATE"):
+        path = tmp_path / f"{column}.csv"
+        name, value = ("", "") if state is None else (f",{column}", f",{state}")
+        path.write_text(f"scale,method,gamma,lr,seed,val_loss{name}\n16M,baseline,0,0.1,1,{loss}{value}\n")
+        assert read_csv(path)["state"].item() == expected
+
+
+def test_a_curve_with_a_loss_that_was_never_recorded_has_no_lrs(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
-    path.write_text("scale,method,gamma,lr,seed,test_loss\n16M,baseline,0,0.1,1,\n16M,baseline,0,0.3,1,nan\n")
-    assert read_csv(path)["state"].tolist() == ["diverged", "diverged"]
+    path.write_text(
+        "scale,method,gamma,lr,seed,val_loss\n"
+        + "".join(f"9M,lion,,0.{i},1,{'' if i == 2 else 3}\n" for i in (1, 2, 3))
+    )
+    (found,) = curves(read_csv(path))
+    assert (found.LRS, found.diverged) == (None, 0)
+    assert found.missing == ("lr=0.2 seed=1 (no loss recorded)",)
+    path.write_text(path.read_text().replace("0.2,1,", "0.2,1,nan"))
+    (found,) = curves(read_csv(path))
+    assert (found.diverged, found.missing) == (1, ())
+    assert found.LRS is not None
+
+
+def test_an_unknown_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("scale,method,gamma,lr,seed,val_loss,Status\n16M,baseline,0,0.1,1,3,California\n")
+    with pytest.raises(InvalidInput, match=r"'California' is not a state of a run.*--column state==finished"):
+        read_csv(path)
+    assert read_csv(path, {"state": "=finished"})["state"].item() == "finished"
 
 
 HEADER = b"scale,method,gamma,lr,seed,val_loss\n"

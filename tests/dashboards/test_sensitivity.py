@@ -58,8 +58,12 @@ def test_published_overheads(published_curves: dict[tuple[str, str, float | None
     found = method_overheads(published_curves.values())
     methods = published.METHODS[1:]
     assert len(found) == len(published.SCALES) * len(methods)
-    for (_, scale, _, method), percent in found.items():
-        assert f"{percent:.1f}" == f"{published.OVERHEAD_PERCENT[scale][methods.index(method)]:.1f}", (scale, method)
+    for (_, scale, _, method), extra in found.items():
+        assert f"{extra.percent:.1f}" == f"{published.OVERHEAD_PERCENT[scale][methods.index(method)]:.1f}", (
+            scale,
+            method,
+        )
+        assert 0 < extra.half_width < 0.5, "over seven learning rates"
 
 
 def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
@@ -77,7 +81,7 @@ def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
             timed([130, 130, 130, 130], method="z-loss", gamma=1.0),
         )
     )
-    assert list(method_overheads(found).values()) == pytest.approx([20.0])
+    assert [extra.percent for extra in method_overheads(found).values()] == pytest.approx([20.0])
     assert method_overheads(found[:1]) == {}, "the baseline has none"
 
 
@@ -309,6 +313,11 @@ def test_the_highest_lr_is_one_at_which_no_seed_diverged() -> None:
     (none,) = curves(study(curve([math.nan, 3.0, 3.2, 3.4])), GRID)
     assert none.highest_lr is None
     assert "0.001, diverges" in " ".join(none.warnings)
+
+
+def test_a_grid_of_one_learning_rate_is_not_said_to_have_an_end() -> None:
+    (alone,) = curves(study([run()]))
+    assert alone.warnings == ("no LRS because the grid has only one learning rate",)
 
 
 def test_the_highest_lr_is_unknown_where_a_cell_below_it_is_missing() -> None:

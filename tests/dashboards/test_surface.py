@@ -10,9 +10,10 @@ import pytest
 
 from dashboards.factors import on_axis
 from dashboards.files import save_figure
+from dashboards.interpolation import surface
 from dashboards.runs import from_records
 from dashboards.sensitivity import curves
-from dashboards.surface import surface, surface_points, surfaces
+from dashboards.surface import surface_points, surfaces
 from dashboards.views import lines, views
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -44,8 +45,12 @@ def written(form: str, table: pd.DataFrame) -> str:
 
 def test_columns_are_frozen(table: pd.DataFrame) -> None:
     columns = "study scale attention_norm method gamma factors lr_factor LRS LRS_low LRS_high LRS_n best_loss best_lr"
-    rest = "highest_lr edge_low edge_high diverged cells overhead_percent note"
-    assert " ".join(TABLE_COLUMNS) == f"{columns} {rest}", "tables/sensitivity.csv is a public format"
+    rest = "highest_lr edge_low edge_high diverged cells overhead_percent overhead_low overhead_high"
+    optimum = "optimum_lr optimum_low optimum_high"
+    parts = ("low", "high", "open", "width", "width_low", "width_high")
+    valleys = " ".join(f"within_{tolerance}_{part}" for tolerance in ("0.01", "0.05") for part in parts)
+    want = f"{columns} {rest} {optimum} {valleys} headroom note"
+    assert " ".join(TABLE_COLUMNS) == want, "tables/sensitivity.csv is a public format"
     assert tuple(table) == TABLE_COLUMNS
     assert tuple(sensitivity_table([])) == TABLE_COLUMNS
 
@@ -67,8 +72,12 @@ def test_a_layout_has_gaps_for_missing_methods() -> None:
 def test_terminal_table_fits_80_columns_with_everything_in_it(table: pd.DataFrame) -> None:
     text = drawn(table.assign(LRS_low=0.1, LRS_high=0.2))
     assert "…" not in text
+    assert "within" not in text
     assert "mu-centering" in text
-    assert "+6.3" in text
+    assert re.search("every lr .* converges", " ".join(text.split()))
+    of_one_gamma = drawn(table[table["gamma"].isna()].assign(LRS_low=0.1, LRS_high=0.2))
+    assert "+0.6 ± 0.1" in of_one_gamma, "there is room for the extra time"
+    assert "…" not in of_one_gamma
 
 
 def several_norms() -> pd.DataFrame:
@@ -136,12 +145,14 @@ def test_the_notes_below_the_terminal_table_name_missing_cells() -> None:
 def test_csv_keeps_every_digit(table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(
         pd.read_csv(io.StringIO(written("csv", table)), keep_default_na=False, na_values={c: [""] for c in NUMBERS}),
-        table.replace({None: math.nan}),
+        table.fillna({"factors": ""}),
         check_dtype=False,
     )
 
 
-NUMBERS = [column for column in TABLE_COLUMNS if column not in ("study", "scale", "attention_norm", "method", "note")]
+TEXTS = ("study", "scale", "attention_norm", "method", "factors", "lr_factor", "note")
+TEXTS += ("within_0.01_open", "within_0.05_open")
+NUMBERS = [column for column in TABLE_COLUMNS if column not in TEXTS]
 
 
 @pytest.mark.parametrize("form", RENDERERS)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dashboards.factors import Shared
 from dashboards.sensitivity import CurveFacts, Point, _interval, lrs
 from dashboards.verdict import less_dependent, less_sensitive, lrs_ranges_over_gamma
 
@@ -17,7 +18,9 @@ NOISE = 0.01 * np.arange(1, 8)
 STUDIES = 400
 
 
-def curve(losses: Any, method: str = "baseline", gamma: float | None = None, first_seed: int = 1) -> CurveFacts:
+def curve(
+    losses: Any, method: str = "baseline", gamma: float | None = None, first_seed: int = 1, factors: Shared = ()
+) -> CurveFacts:
     """A curve from losses of shape ``(lr, seed)``."""
     grid = tuple(10.0 ** (i / 2 - 4) for i in range(len(losses)))
     points = tuple(
@@ -32,6 +35,7 @@ def curve(losses: Any, method: str = "baseline", gamma: float | None = None, fir
         "attention_norm": "qk-norm",
         "method": method,
         "gamma": gamma,
+        "factors": factors,
         "label": method,
     }
     return CurveFacts(**facts, lr=grid, points=points, missing=(), l_init=9.0, mean=tuple(mean), LRS=lrs(mean, 9.0))
@@ -79,8 +83,8 @@ def test_without_noise_or_with_one_seed() -> None:
 
 
 def test_the_range_of_lrs_is_over_the_gammas_that_all_methods_were_tried_at() -> None:
-    def flat_but(by: float, method: str, gamma: float | None) -> CurveFacts:
-        return curve(np.tile((TRUTH + by * (TRUTH > 3.0))[:, None], 2), method, gamma)
+    def flat_but(by: float, method: str, gamma: float | None, factors: Shared = ()) -> CurveFacts:
+        return curve(np.tile((TRUTH + by * (TRUTH > 3.0))[:, None], 2), method, gamma, factors=factors)
 
     tried = [
         flat_but(0.0, "baseline", None),
@@ -90,6 +94,8 @@ def test_the_range_of_lrs_is_over_the_gammas_that_all_methods_were_tried_at() ->
     ]
     assert lrs_ranges_over_gamma(tried) == {"z-loss": pytest.approx(0.6), "mu-loss": pytest.approx(0.1)}
     assert lrs_ranges_over_gamma(tried[:2]) == {}
+    others = [flat_but(9.0, "z-loss", 0.1, (("wd", 0.1),)), flat_but(9.0, "mu-loss", 2.0, (("wd", 0.1),))]
+    assert lrs_ranges_over_gamma([tried[0], *others, *tried[1:]]) == lrs_ranges_over_gamma(tried), "other factors"
 
 
 def at_gammas(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ...]) -> list[CurveFacts]:

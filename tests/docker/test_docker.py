@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.dashboard.modules.job.cli import submit
 
-from search_spaces.study_file import shipped
+from search_spaces.shipped import shipped
 from service.cli.commands import main
 from service.cluster.connection import ENVIRONMENT
 

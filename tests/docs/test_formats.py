@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin
 from mlflow import MlflowClient
 from pydantic import BaseModel
 
+from dashboards import drift
 from dashboards.analysis import TABLES
 from dashboards.tables import TABLE_COLUMNS
 from search_spaces.command_line import PLACEHOLDERS
@@ -129,6 +130,7 @@ def test_the_columns_of_runs_are_those_of_the_registry() -> None:
 
 def test_the_columns_of_curves() -> None:
     assert names(PAGE, "Curves") == list(TABLE_COLUMNS)
+    assert names(PAGE, "Drift") == list(drift.COLUMNS)
 
 
 def test_mlflow_keys(trained: Path) -> None:

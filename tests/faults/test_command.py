@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ for step in range(start, 201):
 """A DDP script with two ranks and a checkpoint every 5 steps; it takes twenty seconds."""
 
 
+ALONE = (
+    DDP.replace("import torch\nimport torch.distributed as dist\n", "")
+    .replace('dist.init_process_group("gloo")\n', "")
+    .replace("torch.tensor([2.0], dtype=torch.float64)", "2.0")
+    .replace("    x[:] = value", "    x = value")
+    .replace("    dist.all_reduce(loss)\n", "")
+    .replace("dist.get_rank() == 0 and ", "")
+    .replace("float(loss) / 2", "loss")
+)
+"""The same without ranks, which starts at once."""
 SECRET = "hunter2-is-not-kept"
 
 
@@ -116,75 +126,98 @@ def kill(process: psutil.Process) -> None:
     process.wait(30)
 
 
-@pytest.mark.fault("SIGKILL of the command")
-@pytest.mark.fault("SIGKILL of rank 1 of the command")
-@pytest.mark.fault("SIGKILL of the trial's actor")
-@pytest.mark.fault("SIGKILL of the command's Ray Train worker")
-@pytest.mark.fault("SIGKILL of the driver")
-def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started: list[Run]) -> None:
-    """Two ranks by torchrun. The first cell loses the command and then rank 1, the second its trial, the third its
-    worker and then the driver. Every one resumes and ends with the loss of an undisturbed run."""
-    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node {{workers}}"
-    lrs = [0.002, 0.003, 0.004]
-    path = study(
-        tmp_path,
-        DDP,
-        trainer={
-            "command": f"{torchrun} train.py --lr {{lr}} --out {{folder}}",
-            "metrics": {"file": "{folder}/log.jsonl"},
-            "resume": "--resume",
-            "resume_from": "state.json",
-            "grace_s": 2,
-        },
-        lrs=lrs,
-        resources={"workers": 2, "concurrency": 1, "max_failures": 3},
-    )
-    home = tmp_path / "home"
-    run = Run(path, home, MINE_API_KEY=SECRET)
-    started.append(run)
+class Victims:
+    """A study of ``train.py`` in the background, whose processes are killed while a cell trains."""
 
-    def trains(index: int, beyond: int) -> None:
-        run.until(lambda: run.state(index) == "running" and last_step(home, index) > beyond, f"row {beyond} of {index}")
+    def __init__(self, path: Path, home: Path, started: list[Run]) -> None:
+        self.home, self.run = home, Run(path, home, MINE_API_KEY=SECRET)
+        started.append(self.run)
+        self.run.until(lambda: (home / "studies" / NAME / "ledger.jsonl").is_file(), "a ledger")
 
-    run.until(lambda: len(ledger_of(home, NAME).entries) == 3, "a ledger")
+    def trains(self, index: int) -> None:
+        self.run.until(
+            lambda: (
+                len(ledger_of(self.home, NAME).entries) > index
+                and self.run.state(index) == "running"
+                and last_step(self.home, index) > 10
+            ),
+            f"rows of cell {index}",
+        )
 
-    def resumes_after(victim: Callable[[], psutil.Process], index: int) -> None:
-        """Kills a process while the cell trains, and waits for a row of ranks that were started with ``--resume``."""
-        trains(index, 10)
-        before = {process.pid for process in ranks(home).values()}
+    def resumes_after(self, victim: Callable[[], psutil.Process], index: int) -> None:
+        """Kills a process while the cell trains, and waits until the command trains again, started with ``--resume``.
+        What is left of the killed one may train on until its group has ended, even to the end."""
+        self.trains(index)
+        before = {process.pid for process in commands(self.home, "--lr")}
         kill(victim())
-        run.until(lambda: len(started_after(before)) == 2, f"new ranks of cell {index}")
-        assert len(commands(home, "--lr", "--resume")) == 3, "torchrun or one of its ranks began anew"
-        step = last_step(home, index)
-        run.until(lambda: last_step(home, index) > step, f"another row of cell {index}")
+        self.run.until(
+            lambda: bool({process.pid for process in commands(self.home, "--lr", "--resume")} - before),
+            f"a new command of cell {index}",
+        )
+        step = last_step(self.home, index)
+        self.run.until(
+            lambda: last_step(self.home, index) > step or self.run.state(index) == "finished",
+            f"another row of cell {index}",
+        )
 
-    def started_after(before: set[int]) -> set[int]:
-        return {process.pid for process in ranks(home).values()} - before
 
-    resumes_after(lambda: commands(home, "torch.distributed.run")[0], 0)
-    resumes_after(lambda: ranks(home)[1], 0)
-    run.until(lambda: run.state(0) == "finished", "the end of the first cell")
-    resumes_after(lambda: run.named(TRIAL)[0], 1)
-    run.until(lambda: run.state(1) == "finished", "the end of the second cell")
-    resumes_after(lambda: run.named(TRAIN_WORKER)[0], 2)
-    kill(psutil.Process(run.driver.pid))
-    run.driver.wait()
-    nothing_left_over(home)
-
-    done = oec("run", path, home=home, MINE_API_KEY=SECRET)
-    assert done.returncode == 0, done.stdout + done.stderr
+def resumed_to_the_end(home: Path, lrs: Sequence[float]) -> None:
+    """Checks every cell against an undisturbed run, and that no value of the environment was stored."""
     agree(home, NAME)
     told = [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert not told, "a value of the environment was stored"
-    assert starts(home, NAME) == [1, 2, 2]
-    entries = list(ledger_of(home, NAME).entries.items())
-    for (cell, entry), lr in zip(entries, lrs, strict=True):
+    for (cell, entry), lr in zip(ledger_of(home, NAME).entries.items(), lrs, strict=True):
         assert entry.state == "finished", entry.result.reason
         assert entry.result.val_loss == pytest.approx(final_loss(lr), rel=1e-9)
         assert entry.result.l_init == 4.0
         assert [row.step for row in read(Home(home).metrics(cell, NAME))] == list(range(0, 201, 5))
-        said = oec("logs", NAME, "--cell", cell, home=home)
-        assert "--resume" in said.stdout, "it began anew, or its output is not shown"
+        assert "--resume" in oec("logs", NAME, "--cell", cell, home=home).stdout
+
+
+TRAINER = {
+    "metrics": {"file": "{folder}/log.jsonl"},
+    "resume": "--resume",
+    "resume_from": "state.json",
+    "grace_s": 2,
+}
+
+
+@pytest.mark.fault("SIGKILL of the command")
+@pytest.mark.fault("SIGKILL of rank 1 of the command")
+def test_torchrun_resumes_whichever_of_its_processes_is_killed(tmp_path: Path, started: list[Run]) -> None:
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node {{workers}}"
+    trainer = {"command": f"{torchrun} train.py --lr {{lr}} --out {{folder}}", **TRAINER}
+    resources = {"workers": 2, "concurrency": 1, "max_failures": 3}
+    victims = Victims(
+        study(tmp_path, DDP, trainer=trainer, lrs=[0.002], resources=resources), tmp_path / "home", started
+    )
+    victims.resumes_after(lambda: commands(victims.home, "torch.distributed.run")[0], 0)
+    victims.run.until(lambda: len(ranks(victims.home)) == 2, "both ranks")
+    victims.resumes_after(lambda: ranks(victims.home)[1], 0)
+    victims.run.ends()
+    resumed_to_the_end(victims.home, [0.002])
+    assert starts(victims.home, NAME) == [1]
+
+
+@pytest.mark.fault("SIGKILL of the trial's actor")
+@pytest.mark.fault("SIGKILL of the command's Ray Train worker")
+@pytest.mark.fault("SIGKILL of the driver")
+def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started: list[Run]) -> None:
+    """The first cell loses its trial, the second its worker and then the driver."""
+    trainer = {"command": f"{sys.executable} -S train.py --lr {{lr}} --out {{folder}}", **TRAINER}
+    resources = {"concurrency": 1, "max_failures": 3}
+    path = study(tmp_path, ALONE, trainer=trainer, lrs=[0.002, 0.003], resources=resources)
+    victims = Victims(path, tmp_path / "home", started)
+    home, run = victims.home, victims.run
+    victims.resumes_after(lambda: run.named(TRIAL)[0], 0)
+    victims.resumes_after(lambda: run.named(TRAIN_WORKER)[0], 1)
+    kill(psutil.Process(run.driver.pid))
+    run.driver.wait()
+    nothing_left_over(home)
+    done = oec("run", path, home=home, MINE_API_KEY=SECRET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    resumed_to_the_end(home, [0.002, 0.003])
+    assert starts(home, NAME) == [2, 2]
 
 
 BEHAVIORS = {
@@ -269,6 +302,7 @@ def test_ten_commands_in_parallel_whatever_they_do(tmp_path: Path, started: list
         assert "slow" not in [entry.cell.factors["how"] for entry in ledger_of(home, NAME).ended()]
         raylet = next(child for child in node.children(recursive=True) if "raylet" in child.name())
         kill(raylet)
+        run.until(lambda: cluster.alive() == 1, "notice of the node's end")
         cluster.worker("--num-cpus", str(len(BEHAVIORS)))
         run.ends(1)
         cluster.is_free()

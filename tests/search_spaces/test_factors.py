@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.cell import Cell, ForeignCell, parse_cell
+from search_spaces.edge import Edge, search
 from search_spaces.errors import InvalidInput
 from search_spaces.factors import combinations, from_json, matches, to_json, to_text
 from search_spaces.plan import Plan
+from search_spaces.shipped import shipped
 from search_spaces.study import Study
-from search_spaces.study_file import shipped
 
 DECAYS, BETAS = [0, 1e-4], [[0.9, 0.95], [0.9, 0.99]]
 FACTORS = {"training.weight_decay": DECAYS, "training.betas": BETAS}
@@ -116,6 +117,13 @@ def test_exclude_drops_the_combinations_that_match_all_of_a_rule(rule: dict[str,
         ({"factors": FACTORS, "pair": [["training.betas", "training.eps"]]}, "not a factor", "factors.training.eps"),
         ({"factors": FACTORS | {"training.eps": [1e-8]}, "pair": [["training.betas", "training.eps"]]}, "2 values", ""),
         (
+            {"factors": {"training.optimizer": ["adamw", "muon"], "training.muon_lr_ratio": [1, 0.5]}},
+            "trains the same cells with optimizer=adamw, muon_lr_ratio=1 and with optimizer=adamw, muon_lr_ratio=0.5",
+            "exclude",
+        ),
+        ({"factors": FACTORS, "pair": [list(FACTORS), list(FACTORS)]}, "training.weight_decay twice", "one group"),
+        ({"factors": {"training.eps": ["1e-8", 1e-8]}}, "contains a duplicate", "remove it"),
+        (
             {"factors": {"training.batch_size": [8, 16]}, "lr_factor": "training.batch_size", "refine": {"edge": 1.5}},
             "whole numbers",
             "remove refine",
@@ -149,3 +157,24 @@ def test_combinations_are_the_product_in_order(factors: dict[str, list[int]]) ->
     found = list(combinations(factors, []))
     assert [tuple(each.values()) for each in found] == list(product(*factors.values()))
     assert all(matches(each, each) for each in found)
+
+
+def test_what_is_excluded_need_not_be_possible() -> None:
+    schedules = {"training.schedule": ["cosine", "wsd"], "training.decay_share": [None, 0.2]}
+    rules = [
+        {"training.schedule": "cosine", "training.decay_share": 0.2},
+        {"training.schedule": "wsd", "training.decay_share": None},
+    ]
+    assert len(plan(factors=schedules, exclude=rules).curves) == 2
+
+
+def test_an_edge_stays_within_what_its_field_takes() -> None:
+    found = study(factors={"model.dropout": [0.1, 0.3, 0.9]}, lr_factor="model.dropout", refine={"edge": 1.5})
+    over = search(found.grid, found.seeds, 1.5, lambda x, seed: "converged", found.accepts)
+    assert (over.edge, over.ask, over.cells_left) == (Edge(low=0.9), None, 0), "a dropout of 2.7 is none"
+
+
+def test_text_stays_text() -> None:
+    trainer = {"command": "python train.py --lr {lr} --commit {commit}", "metrics": {"stdout": "(?P<val_loss>.+)"}}
+    fields = {"name": "mine", "trainer": trainer, "lrs": [1e-3], "factors": {"commit": ["12e5", "ab3"]}}
+    assert Study.validate_fields(fields).factors["commit"] == ("12e5", "ab3")

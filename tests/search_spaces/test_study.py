@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -15,11 +16,17 @@ from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
 from search_spaces.refine import Budget
 from search_spaces.scales import SCALES
+from search_spaces.shipped import shipped
 from search_spaces.study import NAME, Study
-from search_spaces.study_file import shipped
+from search_spaces.tolerance import same_value
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
-grids = st.lists(positive, min_size=1, max_size=6, unique=True).map(sorted).map(tuple)
+grids = (
+    st.lists(positive, min_size=1, max_size=6, unique_by=lambda value: f"{value:.3g}")
+    .map(sorted)
+    .map(tuple)
+    .filter(lambda grid: not any(same_value(a, b) for a, b in pairwise(grid)))
+)
 
 
 norms = st.lists(st.sampled_from(sorted(ATTENTION_NORMS)), min_size=1, max_size=2, unique=True)
@@ -60,8 +67,69 @@ def test_shipped_studies(name: str) -> None:
     assert Study.parse(study.to_yaml()) == study
 
 
-def test_the_study_of_norms_compares_all_of_them() -> None:
-    assert Study.load("norms").attention_norms == tuple(ATTENTION_NORMS)
+def test_the_study_of_norms_compares_all_that_were_there_when_its_runs_were_published() -> None:
+    later = {"qk-clip", "reordered-norm", "reordered-qk-norm"}
+    assert Study.load("norms").attention_norms == tuple(name for name in ATTENTION_NORMS if name not in later)
+
+
+SHIPPED_HASHES = {
+    "demo": ("ccdb1622052c", "17c37c2192dd", "322c5f46ac48"),
+    "gamma": ("4eb0cfcbb829", "e0b301ee38f7", "514cd22283aa"),
+    "miniature": ("a0d26cb4b68a", "283cb063c4ac", "834d62c9ed72"),
+    "miniature-float32": ("2168d1dd94e0", "fd8789e6a781", "19bd0f43553e"),
+    "norms": ("c72976fd451d", "456c833c5cb2", "cd418c6fd7db"),
+    "paper": ("768b95029cad", "44dd14b5d6cd", "7315e79b8ad1"),
+    "short": ("f3e37ef750b0", "cd1d1811430d", "18e185d2ea07"),
+    "smoke": ("e4923e910a74", "0e6bce28ee9e", "ee0da14953d9"),
+    "stressed": ("3719b145ae44", "f63335c149c1", "8b09024a150d"),
+}
+"""The study's hash and the ids of its first and last cell, with data of digest "data"."""
+
+
+@pytest.mark.parametrize("name", SHIPPED_HASHES)
+def test_a_home_of_an_older_version_keeps_its_studies_and_cells(name: str) -> None:
+    """A changed hash or id would make `oec run` refuse the study, or train its cells again."""
+    study = Study.load(name)
+    cells = Plan(study, "data").cells
+    assert (study.hash, cells[0].id, cells[-1].id) == SHIPPED_HASHES[name]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "takes_effect_with"),
+    [
+        ("optimizer", "muon", {}),
+        ("muon_lr_ratio", 2.0, {"optimizer": "muon"}),
+        ("parametrization", "mup", {"mup_base": "nano"}),
+        ("mup_base", "nano", {"parametrization": "mup", "mup_base": "tiny"}),
+        ("cautious_weight_decay", True, {"weight_decay": 0.1}),
+    ],
+)
+def test_a_field_that_changes_nothing_is_not_part_of_ids(
+    field: str, value: object, takes_effect_with: dict[str, object]
+) -> None:
+    """So a study may set it and vary what it belongs to, and shares its other cells with studies that do not."""
+    fields = Study.load("smoke").model_dump()
+
+    def study(**training: object) -> Study:
+        return Study.validate_fields(fields | {"training": fields["training"] | training})
+
+    def id_of(**training: object) -> str:
+        return Plan(study(**training), "data").cells[0].id
+
+    if field not in ("optimizer", "parametrization"):
+        assert id_of(**{field: value}) == id_of()
+        assert study(**{field: value}).hash != study().hash, "a factor of the study may give it an effect"
+    assert id_of(**takes_effect_with | {field: value}) != id_of(**takes_effect_with)
+
+
+def test_a_study_of_optimizers_and_parametrizations_has_what_both_need() -> None:
+    factors = {"training.optimizer": ["adamw", "muon"], "training.parametrization": ["standard", "mup"]}
+    fields = Study.load("smoke").model_dump() | {"factors": factors, "methods": ["baseline"]}
+    fields["training"] |= {"muon_lr_ratio": 4.0, "mup_base": "nano"}
+    cells = Plan(Study.validate_fields(fields), "data").cells
+    assert len({cell.id for cell in cells}) == len(cells) == 4 * len(fields["lrs"])
+    plain = Plan(Study.validate_fields(Study.load("smoke").model_dump() | {"methods": ["baseline"]}), "data").cells
+    assert {cell.id for cell in plain} < {cell.id for cell in cells}
 
 
 def test_published_studies_have_the_published_settings() -> None:
@@ -166,9 +234,10 @@ def test_schema_of_a_study_file() -> None:
             "resume_from", "silence_s",
         ],
         "TrainingSpec": [
-            "batch_size", "betas", "decay_share", "deterministic", "eps", "eval_sequences", "final_eval_sequences",
-            "grad_clip", "logits_dtype", "min_lr", "precision", "schedule", "sequence_length", "steps", "warmup_steps",
-            "weight_decay", "weight_decay_mode",
+            "batch_size", "betas", "cautious_weight_decay", "decay_share", "deterministic", "eps", "eval_sequences",
+            "final_eval_sequences", "grad_clip", "logits_dtype", "min_lr", "muon_lr_ratio", "mup_base", "optimizer",
+            "parametrization", "precision", "schedule", "sequence_length", "steps", "warmup_steps", "weight_decay",
+            "weight_decay_mode",
         ],
     }  # fmt: skip
 
@@ -206,6 +275,17 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
         ({"schedule": "wsd", "decay_share": 0.9, "warmup_steps": 50, "steps": 100}, "plus the 90 steps of the decay"),
         ({"weight_decay_mode": "coupled"}, "training.weight_decay_mode: 'coupled' requires training.weight_decay"),
         ({"weight_decay_mode": "coupled", "weight_decay": 0.1}, "times the largest learning rate 10 is 1 or more"),
+        (
+            {"optimizer": "muon", "muon_lr_ratio": 20.0, "weight_decay_mode": "coupled", "weight_decay": 0.01},
+            "times the largest learning rate 200 is 1 or more",
+        ),
+        ({"parametrization": "mup"}, "training.mup_base: None is missing, but parametrization mup requires it; set"),
+        (
+            {"mup_base": "W96"},
+            "training.mup_base: 'W96' is not a known scale; did you mean 'w96'? choose from nano, tiny",
+        ),
+        ({"optimizer": "sgd"}, "training.optimizer: 'sgd' is not allowed"),
+        ({"optimizer": "muon", "muon_lr_ratio": 0}, "training.muon_lr_ratio: 0 is not allowed"),
         ({"schedule": "cosine", "min_lr": 1.0}, "training.min_lr 1 exceeds the smallest learning rate"),
         (
             {"precision": "tf32"},

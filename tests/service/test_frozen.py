@@ -54,9 +54,10 @@ def test_command_line() -> None:
         "stop": ["--cell", "--cluster", "--home", "study"],
         "watch": ["--home", "--once", "--page", "study"],
         "report": ["--column", "--format", "--home", "--only", "--out", "sources"],
-        "diff": ["--home", "after", "before"],
+        "diff": ["--column", "--home", "after", "before"],
         "forecast": ["--cells", "--home", "studies"],
         "train": ["--attention-norm", "--gamma", "--home", "--lr", "--method", "--scale", "--seed", "study"],
+        "doctor": ["--cluster", "--home", "--json"],
         "data prepare": [
             "--column", "--config", "--home", "--out", "--shard-tokens", "--split", "--tokenizer", "--tokens",
             "--val-tokens", "--workers", "source",
@@ -106,7 +107,8 @@ def test_methods() -> None:
 def test_attention_norms() -> None:
     assert list(ATTENTION_NORMS) == [
         "none", "qk-norm", "qk-norm-cap", "qk-fc-norm", "qkv-norm", "attn-cap", "hybrid-norm", "hybrid-norm-star",
-        "hybrid-norm-post", "sigma-reparam", "layer-scale", "soft-temp", "soft-clip",
+        "hybrid-norm-post", "sigma-reparam", "layer-scale", "soft-temp", "soft-clip", "qk-clip", "reordered-norm",
+        "reordered-qk-norm",
     ]  # fmt: skip
 
 
@@ -124,8 +126,13 @@ def test_columns() -> None:
     """Those of a table of runs are frozen in tests/dashboards/test_runs.py."""
     assert TABLE_COLUMNS == (
         "study", "scale", "attention_norm", "method", "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high",
-        "LRS_n", "best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells",
-        "overhead_percent", "note",
+        "LRS_n", "best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent",
+        "overhead_low", "overhead_high", "optimum_lr", "optimum_low", "optimum_high",
+        "within_0.01_low", "within_0.01_high", "within_0.01_open",
+        "within_0.01_width", "within_0.01_width_low", "within_0.01_width_high",
+        "within_0.05_low", "within_0.05_high", "within_0.05_open",
+        "within_0.05_width", "within_0.05_width_low", "within_0.05_width_high",
+        "headroom", "note",
     )  # fmt: skip
 
 

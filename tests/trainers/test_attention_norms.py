@@ -20,7 +20,7 @@ from search_spaces.attention_norms import ATTENTION_NORMS, layer_scale
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
-from trainers import attention, checkpoint, diagnostics, micro_batch
+from trainers import attention, checkpoint, diagnostics, micro_batch, qk_clip
 from trainers.engine import Engine
 from trainers.head import Objective
 from trainers.loop import Trainer
@@ -32,8 +32,11 @@ WORLD = World.single()
 V, T = 32, 7
 HYBRID = {"hybrid-norm", "hybrid-norm-star", "hybrid-norm-post"}
 V_NORM = {"qkv-norm", *HYBRID}
-QK = {"qk-norm", "qk-norm-cap", "qk-fc-norm", *V_NORM}
+REORDERED = {"reordered-norm", "reordered-qk-norm"}
+QK = {"qk-norm", "qk-norm-cap", "qk-fc-norm", "reordered-qk-norm", *V_NORM}
 CAP = {"qk-norm-cap", "attn-cap"}
+SMALL_TAU = 0.05
+"""A tau of qk-clip that the logits of a tiny model exceed."""
 
 
 def of(name: str, base: Cell) -> Cell:
@@ -123,14 +126,16 @@ def formula(name: str, P: dict[str, Tensor], tokens_T: Tensor, scale: object = S
     for i in range(scale.L):
         b = f"blocks.{i}"
         out = {
-            "qk-fc-norm": lambda y, k, b=b: norm(y, P[f"{b}.out{k}.weight"]),
+            **dict.fromkeys(("qk-fc-norm", *REORDERED), lambda y, k, b=b: norm(y, P[f"{b}.out{k}.weight"])),
             "layer-scale": lambda y, k, b=b: y * P[f"{b}.out{k}.scale"],
         }.get(name, lambda y, k: y)
-        pre_norm = name not in V_NORM or (name == "hybrid-norm-star" and i == 0)
+        pre_norm = name not in V_NORM | REORDERED or (name == "hybrid-norm-star" and i == 0)
         before = norm(x, P[f"{b}.norm1.weight"]) if pre_norm else x
         x = x + out(attended(before, f"{b}.attention"), 1)
         if name == "hybrid-norm-post":
             x = norm(swiglu(x, f"{b}.mlp") + x, P[f"{b}.norm2.weight"])
+        elif name in REORDERED:
+            x = x + out(swiglu(x, f"{b}.mlp"), 2)
         elif name in HYBRID and not pre_norm:
             x = norm(x, P[f"{b}.norm2.weight"])
             x = swiglu(x, f"{b}.mlp") + x
@@ -160,8 +165,9 @@ def test_output_and_gradients_are_the_formulas(name, chunks):
 
 
 def test_every_variant_is_another_function():
-    """Otherwise a cap or clip without any effect would pass as the plain softmax."""
-    outputs = {name: gpt(name)(tokens_BT()) for name in ATTENTION_NORMS}
+    """Otherwise a cap or clip without any effect would pass as the plain softmax. qk-clip acts only after a step."""
+    assert torch.equal(gpt("qk-clip")(tokens_BT()), gpt("none")(tokens_BT()))
+    outputs = {name: gpt(name)(tokens_BT()) for name in ATTENTION_NORMS if name != "qk-clip"}
     for a in outputs:
         for b in outputs:
             assert a == b or float((outputs[a] - outputs[b]).detach().abs().max()) > 1e-4, (a, b)
@@ -285,8 +291,9 @@ def test_a_cell_repeats_bit_for_bit_after_others_in_one_trainer(tokens, tmp_path
         assert torch.equal(state[n], anew[n]), n
 
 
-@pytest.mark.parametrize("name", ["sigma-reparam", "layer-scale", "attn-cap"])
-def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name):
+@pytest.mark.parametrize("name", ["sigma-reparam", "layer-scale", "attn-cap", "qk-clip"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", SMALL_TAU)
     this, intervals = of(name, cell(steps=6)), {"evaluate_every": 3, "checkpoint_every": 2}
     whole = Trainer(WORLD, tokens)
     uninterrupted = whole.run(this, tmp_path / "a", **intervals)
@@ -348,6 +355,85 @@ def test_soft_clip_sets_small_weights_to_zero():
     assert float(got[36]) == 0.0
 
 
+def exact_largest_logits(model: GPT, tokens_BT: Tensor) -> Tensor:
+    """Returns ``max(q . k) / sqrt(K)`` of each head, ``(L, H)``, with loops."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hooks = [block.attention.qk.register_forward_hook(lambda m, i, y: seen.append(y)) for block in model.blocks]
+    with torch.no_grad():
+        model(tokens_BT)
+    for hook in hooks:
+        hook.remove()
+    B, S, H, K = seen[0][0].shape
+    return torch.tensor(
+        [
+            [max(float(q[b, t, h] @ k[b, s, h]) / K**0.5 for b in range(B) for t in range(S) for s in range(t + 1))
+             for h in range(H)]
+            for q, k in seen
+        ]
+    )  # fmt: skip
+
+
+def spread_queries(engine: Engine) -> None:
+    """Gives two heads of block 0 attention logits far above those of the others."""
+    weight = engine.objective.model.blocks[0].attention.qkv.weight.data
+    weight.view(3, 4, 16, 64)[:2, 1:3] *= 8.0
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_qk_clip_scales_the_heads_above_tau_after_a_step(tokens, micro_batch, chunks, monkeypatch):
+    """Against the same step without a clip. At a learning rate of 0 the largest logit is then tau itself."""
+    batch_BU = tokens.train.read(range(4), tiny.T)
+    inputs_BT = torch.from_numpy(batch_BU.astype(np.int64))[:, :-1]
+    for lr in (1e-2, 0.0):
+        clipped, free = (Engine(of(name, cell()), WORLD, compile=False) for name in ("qk-clip", "none"))
+        for engine in (clipped, free):
+            spread_queries(engine)
+        largest_LH = exact_largest_logits(free.objective.model, inputs_BT)
+        tau = float(largest_LH.flatten().sort().values[-3])
+        monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", tau)
+        for engine in (clipped, free):
+            assert engine.step(batch_BU, step=0, lr=lr, micro_batch=micro_batch).finite
+        factor_LH = (tau / largest_LH).clamp(max=1.0)
+        assert int((factor_LH < 0.999).sum()) == 2
+        for factor_H, with_clip, without in zip(
+            factor_LH, clipped.objective.model.blocks, free.objective.model.blocks, strict=True
+        ):
+            want = without.attention.qkv.weight.detach().view(3, 4, 16, 64).clone()
+            want[:2] *= factor_H.sqrt()[:, None, None]
+            found = with_clip.attention.qkv.weight.detach().view(3, 4, 16, 64)
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-7)
+        if lr == 0.0:
+            after_LH = exact_largest_logits(clipped.objective.model, inputs_BT)
+            torch.testing.assert_close(after_LH[0], largest_LH[0].clamp(max=tau), rtol=1e-4, atol=1e-6)
+
+
+def test_qk_clip_looks_at_the_step_alone_and_leaves_a_skipped_step(tokens, monkeypatch):
+    monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", SMALL_TAU)
+    engine = Engine(of("qk-clip", cell()), WORLD, compile=False)
+    clip = engine.objective.model.qk_clips[0]
+    batch_BU = tokens.train.read(range(4), tiny.T)
+    engine.step(batch_BU, step=0, lr=0.0, micro_batch=4)
+    assert float(clip.largest_H.max()) > SMALL_TAU
+    assert engine.step(batch_BU, step=1, lr=0.0, micro_batch=4).finite
+    assert float(clip.largest_H.max()) <= SMALL_TAU * 1.01, "the logits of the step before were forgotten"
+    before = clip.largest_H.clone()
+    engine.loss(torch.from_numpy(batch_BU.astype(np.int64)), 4)
+    assert torch.equal(clip.largest_H, before), "an evaluation is no step"
+    spread_queries(engine)
+    weights = engine.optimizer.values.clone()
+    assert engine.step(batch_BU, step=2, lr=0.0, micro_batch=4, stop=True).stop
+    assert torch.equal(engine.optimizer.values, weights)
+
+
+def test_qk_clip_leaves_logits_up_to_100(tokens):
+    """Then the run is that of ``none``, bit for bit."""
+    clipped, free = (Engine(of(name, cell()), WORLD, compile=False) for name in ("qk-clip", "none"))
+    for i in range(3):
+        for engine in (clipped, free):
+            engine.step(tokens.train.read(range(4), tiny.T), step=i, lr=1e-2, micro_batch=4)
+    assert torch.equal(clipped.optimizer.values, free.optimizer.values)
+
+
 DDP_CELL = cell(logits_dtype="float32", batch_size=4)
 
 
@@ -366,6 +452,7 @@ def three_steps(name: str, world: World, folder: Path) -> list[float]:
 
 def worker(rank: int, folder: Path) -> None:
     """Runs all variants in one pair of processes, because starting a pair takes seconds."""
+    qk_clip.QK_CLIP_TAU = SMALL_TAU
     with joined(rank, folder) as world:
         found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
         (folder / f"found-{rank}.json").write_text(json.dumps(found))
@@ -381,7 +468,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[float
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_two_processes_are_one(pair, name):
+def test_two_processes_are_one(pair, name, monkeypatch):
+    monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", SMALL_TAU)
     first, second, folder = pair
     assert first[name] == second[name]
     assert first[name][:6] == pytest.approx(three_steps(name, WORLD, folder)[:6], rel=1e-4)

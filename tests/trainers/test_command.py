@@ -15,12 +15,16 @@ import pytest
 
 from search_spaces.cell import ForeignCell
 from search_spaces.errors import InvalidInput
+from search_spaces.metrics_spec import MetricsSpec
 from tests.timing import within
 from tests.trainers.scripts import CELL, QUADRATIC, Reported, command, context, train
 from trainers.command import output
+from trainers.command.cell_folder import holds_start
 from trainers.command.process import kill_marked, marker
 from trainers.command.supervisor import processes
-from trainers.command.trial import CommandTrial
+from trainers.command.trial import CommandTrial, exit_reason, metrics_source
+from trainers.metric_streams import STREAMS
+from trainers.protocol import Checkpoint
 from trainers.rows import read
 
 
@@ -308,24 +312,62 @@ def test_a_command_that_resumes_by_itself_keeps_its_folder(folder: Path, tmp_pat
     assert report.rows == [], "it has only the last step to repeat, whose row is known"
 
 
-def test_metrics_alone_are_no_start_and_a_damaged_start_is_given_up(folder: Path, tmp_path: Path) -> None:
+def test_metrics_alone_are_no_start_and_a_damaged_start_is_set_aside(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "log.jsonl").write_text('{"step": 3, "val": {"loss": 9.0}}\n')
     result = train(command(tmp_path, resume="--resume"), folder)
     assert (result.state, result.l_init) == ("finished", 4.0), "it had nothing to resume from"
     (folder / "state.json").write_text("[1.5, ")
-    result = train(command(tmp_path, resume="--resume"), folder)
-    assert (result.state, result.l_init) == ("finished", 4.0), "it was not started anew"
+    os.utime(folder / "log.jsonl", (2e9, 2e9))  # the newest file of its name
+    metrics = {"file": "{folder}/**/log.jsonl", "val_loss": "val/loss"}
+    trial = CommandTrial(command(tmp_path, resume="--resume", metrics=metrics))
+    trial.setup(context(tmp_path))
+    first, second = (trial.train(CELL, Reported(), Checkpoint(folder=folder)) for _ in range(2))
+    assert first.state == "crashed"
+    assert "JSONDecodeError" in first.reason
+    assert (second.state, second.l_init) == ("finished", 4.0), "it was not started anew"
+    assert (folder / "unusable-1/state.json").read_text() == "[1.5, "
     kept = (output.read_output(folder) or "").splitlines()
-    assert [("--resume" in line) for line in kept if line.startswith("$ ")] == [False, True, False]
-    assert any("JSONDecodeError" in line for line in kept)
+    assert [("--resume" in line) for line in kept if line.startswith("$ ")] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "own", "start"),
+    [
+        ({"tensorboard": "{folder}"}, ["a/events.out.tfevents.1", "hparams.yaml"], "last.ckpt"),
+        ({"mlflow": "{folder}"}, ["0/meta.yaml", "0/r/meta.yaml", "0/r/metrics/a/b", "0/r/tags/t"], "0/r/artifacts/w"),
+        ({"mlflow": "sqlite:///{folder}/mlflow.db"}, ["mlflow.db", "mlflow.db-journal"], "model.pt"),
+        ({"file": "{folder}/*.jsonl"}, ["a.jsonl", "b.jsonl"], "checkpoints/1"),
+    ],
+)
+def test_a_start_is_found_beside_the_metrics(
+    metrics: dict[str, str], own: list[str], start: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a [1]*"  # characters with a meaning in globs
+    spec = MetricsSpec.model_validate(metrics)
+    found = STREAMS[spec.source].files_of(metrics_source(spec.path, {"folder": folder}))
+    assert not [path for path in found if path.exists()]
+    for name in (*own, "output.log", "unusable-1/model.pt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    found = STREAMS[spec.source].files_of(metrics_source(spec.path, {"folder": folder}))
+    assert not holds_start(folder, "**/*", found)
+    assert holds_start(folder, own[0], ()), "what the study names itself counts"
+    (folder / start).parent.mkdir(parents=True, exist_ok=True)
+    (folder / start).touch()
+    assert holds_start(folder, "**/*", found)
 
 
 def test_a_kill_right_after_the_resumption_costs_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "state.json").write_text("[1.5, 4]")
     killed = "import os, sys, signal\nif '--resume' in sys.argv: os.kill(os.getpid(), signal.SIGKILL)\n"
-    assert train(command(tmp_path, killed + QUADRATIC, resume="--resume"), folder).state == "crashed"
+    by_a_shell = "import sys\nif '--resume' in sys.argv: sys.exit(137)\n"
+    for script in (killed, by_a_shell):
+        trial = CommandTrial(command(tmp_path, script + QUADRATIC, resume="--resume"))
+        trial.setup(context(tmp_path))
+        for _ in range(3):
+            assert trial.train(CELL, Reported(), Checkpoint(folder=folder)).state == "crashed"
     assert train(command(tmp_path, command="no-such-program {lr}", resume="--resume"), folder).state == "crashed"
     assert (folder / "state.json").read_text() == "[1.5, 4]"
 
@@ -381,3 +423,18 @@ def test_a_directory_that_a_node_lacks_is_named(tmp_path: Path) -> None:
     spec = command(tmp_path / "code").model_copy(update={"directory": "/nowhere"})
     with pytest.raises(InvalidInput, match="is not a folder on "):
         CommandTrial(spec).setup(context(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("code", "how"), [(3, "exited with 3"), (-9, "was killed by SIGKILL"), (-40, "was killed by Rea")]
+)
+def test_every_way_to_end_has_words(code: int, how: str) -> None:
+    assert how in exit_reason(code)
+
+
+def test_a_home_may_have_any_name(tmp_path: Path) -> None:
+    """Its characters may have a meaning in globs."""
+    folder = tmp_path / "home [1]*?" / "cell"
+    for metrics in ("{folder}/log.jsonl", "{folder}/*.jsonl"):
+        spec = command(tmp_path, metrics={"file": metrics, "val_loss": "val/loss"})
+        assert train(spec, folder).state == "finished"

@@ -394,5 +394,6 @@ def test_manifest_is_frozen(texts: Path, tmp_path: Path) -> None:
         "tokens",
         "digest",
         "files",
+        "left_out",
     ]
     assert {*manifest["files"]} == {"train-00000.bin", "validation-00000.bin"}

@@ -72,6 +72,24 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     assert float(engine.optimizer.steps) == 3
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weight_decay": 1e-2, "cautious_weight_decay": True},
+        {"parametrization": "mup", "mup_base": "nano", "weight_decay": 0.1, "weight_decay_mode": "coupled"},
+    ],
+    ids=["cautious", "mup"],
+)
+def test_steps_of_other_kinds_are_those_of_the_eager_engine(fields, without_kernels):
+    fields = {"logits_dtype": "float32", "eps": 1e-2} | fields
+    eager, engine = (engine_of("baseline", compile=compile, **fields) for compile in (False, True))
+    engine.programs[engine._program_key(HALF)] = partial(engine._fused_step, program_of(engine, HALF))
+    for i, batch_BU in enumerate(batches(engine.cell, 3)):
+        expected, found = (e.step(batch_BU, step=i, lr=LR / (i + 1), micro_batch=HALF) for e in (eager, engine))
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert relative(engine.optimizer.values, eager.optimizer.values) < 1e-5
+
+
 def test_programs_of_two_kinds_are_not_mixed_up(without_kernels):
     """The compiler sees them as one function and checks only their id before a call."""
     engine = engine_of("baseline", compile=True)
@@ -110,8 +128,10 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
         ({}, 2, False),
         ({"precision": "bfloat16"}, 1, False),
         ({"model": ModelSpec(dropout=0.1)}, 1, False),
+        ({"optimizer": "muon"}, 1, False),
+        ({"attention_norm": "qk-clip"}, 1, False),
     ],
-    ids=["small", "two workers", "autocast", "dropout"],
+    ids=["small", "two workers", "autocast", "dropout", "muon", "qk-clip"],
 )
 def test_kinds_that_are_compiled_as_one_function(fields, size, fuses):
     engine = engine_of("baseline", compile=True, **fields)

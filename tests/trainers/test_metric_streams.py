@@ -202,6 +202,28 @@ def test_mlflow_database_of_a_run_that_logs_in_another_process(tmp_path: Path) -
     assert read() == [(6, {"val_loss": 2.0})]
 
 
+def test_reading_does_not_disturb_a_command_that_creates_its_mlflow_database(tmp_path: Path) -> None:
+    """MLflow takes seconds to create its tables; they are looked for all the time."""
+    read = stream("mlflow", tmp_path, mlflow="sqlite:///{folder}/mlflow.db", val_loss="loss")
+    script = """
+import sys, mlflow
+client = mlflow.MlflowClient(sys.argv[1])
+run = client.create_run(client.create_experiment("mine", artifact_location=sys.argv[2])).info.run_id
+for step, loss in enumerate([4.0, 3.0, float("nan")]):
+    client.log_metric(run, "loss", loss, step=step)
+"""
+    words = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts")]
+    found: Found = []
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            found += read()
+        assert process.stderr is not None
+        assert process.returncode == 0, process.stderr.read()
+    found += read()
+    assert [step for step, _ in found] == [0, 1, 2]
+    assert [metrics["val_loss"] for _, metrics in found] == [4.0, 3.0, pytest.approx(np.nan, nan_ok=True)]
+
+
 @pytest.mark.parametrize("source", WRITERS)
 def test_a_source_says_what_it_has(source: str, tmp_path: Path) -> None:
     spec = MetricsSpec(**{source: "{folder}/" + PATHS[source]})

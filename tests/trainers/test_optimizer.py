@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from torch import nn
 
 from search_spaces.cell import TrainingSpec
 from trainers.optimizer import Optimizer, lr_at
+from trainers.parametrization import HiddenMatrix
 
 
 def spec(**fields: object) -> TrainingSpec:
@@ -62,6 +64,20 @@ def test_schedule_has_no_jump(schedule):
         assert set(values[W + 1 : -1]) == {lr}
     else:
         assert all(-steepest * (1 + 1e-9) - 1e-15 <= change <= 1e-15 for change in changes[W + 1 :])
+
+
+@settings(deadline=None)
+@given(schedules())
+def test_schedule_is_its_formula(schedule):
+    """In exact fractions of the decay, in float64."""
+    spec, lr = schedule
+    W, S = spec.warmup_steps, spec.steps
+    D = max(1, round(S * spec.decay_share)) if spec.schedule == "wsd" else S - W
+    for t in range(S):
+        x = np.float64(max(0, t - (S - D))) / np.float64(D)  # the part of the decay that has passed
+        share = {"cosine": (1 + np.cos(np.pi * x)) / 2, "constant": 1.0}.get(spec.schedule, 1 - x)
+        want = spec.min_lr + (lr - spec.min_lr) * share if t >= W else lr * (t + 1) / (W + 1)
+        assert lr_at(t, spec, lr) == pytest.approx(want, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +140,30 @@ def assert_steps_are(reference: type[torch.optim.Optimizer], **fields: Any) -> N
     torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+@pytest.mark.parametrize("mode", ["independent", "coupled"])
+def test_cautious_decay_is_that_of_the_paper(mode, beta1):
+    """Algorithm 1 of arXiv 2510.12402 by hand in float64, with weights and gradients that are zero among them."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(6, 5, generator=generator), torch.randn(5, 6, 5, generator=generator)
+    start[0], gradients[:, 1] = 0.0, 0.0
+    mine, scale = nn.Parameter(start.clone()), nn.Parameter(torch.ones(3))
+    optimizer = Optimizer([mine, scale])
+    optimizer.reset(spec(weight_decay=0.1, weight_decay_mode=mode, cautious_weight_decay=True, betas=(beta1, 0.95)))
+    x, m, v = start.double(), torch.zeros(6, 5).double(), torch.zeros(6, 5).double()
+    for t, gradient in enumerate(gradients.double(), 1):
+        lr = 0.3 / t
+        m, v = beta1 * m + (1 - beta1) * gradient, 0.95 * v + 0.05 * gradient**2
+        u = (m / (1 - beta1**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+        decay = 0.1 * (lr if mode == "coupled" else 1.0) * ((u * x) >= 0)
+        assert 0 < int((decay > 0).sum()) < decay.numel()
+        x = x - lr * u - decay * x
+        mine.grad.copy_(gradient)
+        step(optimizer, lr)
+    torch.testing.assert_close(mine.detach().double(), x, rtol=1e-5, atol=1e-6)
+    assert torch.equal(scale.detach(), torch.ones(3))
+
+
 def test_reset_forgets_the_moments_in_place():
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = Optimizer([parameter])
@@ -161,10 +201,20 @@ def test_parameters_and_gradients_become_views_of_one_vector_and_keep_their_valu
     assert float(optimizer.gradient.square().sum()) == pytest.approx(sum(float(4 * v.square().sum()) for v in values))
 
 
-@pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}, {"weight_decay": 0.1}])
-def test_a_skipped_step_and_those_after_it_change_nothing_until_reset(fields):
-    parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.ones(3))]
-    optimizer = Optimizer(parameters)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"weight_decay": 0.1, "weight_decay_mode": "coupled"},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "cautious_weight_decay": True},
+    ],
+)
+def test_a_skipped_step_and_those_after_it_change_nothing_until_reset(fields, optimizer):
+    fields = fields | {"optimizer": optimizer}
+    parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.randn(6, 4))]
+    optimizer = Optimizer(parameters, [HiddenMatrix(parameters[2], 3, 2.0)])
     optimizer.reset(spec(**fields))
     optimizer.gradient.normal_()
     step(optimizer, 0.1)

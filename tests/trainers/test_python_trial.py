@@ -43,6 +43,12 @@ def test_a_result_is_taken_as_it_is(tmp_path: Path) -> None:
     assert train(tmp_path, body)[0] == CellResult(state="finished", val_loss=1.0, l_init=2.0, tokens=7)
 
 
+def test_a_result_without_a_finite_loss_has_diverged(tmp_path: Path) -> None:
+    body = "from search_spaces.record import CellResult\nreturn CellResult(state='finished', val_loss=float('nan'))"
+    result, _ = train(tmp_path, body)
+    assert (result.state, result.reason) == ("diverged", "final validation loss is nan")
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

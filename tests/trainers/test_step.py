@@ -11,12 +11,22 @@ from tiny import batches, of
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_NORMS
+from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
-from trainers import head
+from trainers import head, qk_clip
 from trainers.engine import Engine
 from trainers.world import World
 
 DECAYS = [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}]
+CAUTIOUS = {"weight_decay": 1e-2, "cautious_weight_decay": True}
+MUP = {"parametrization": "mup", "mup_base": "nano"}
+OPTIMIZERS = {
+    "cautious": CAUTIOUS,
+    "muon": {"optimizer": "muon", "muon_lr_ratio": 3.0, "weight_decay": 0.1, "weight_decay_mode": "coupled"},
+    "cautious muon": {"optimizer": "muon"} | CAUTIOUS,
+    "mup": MUP | {"weight_decay": 1e-2},
+    "mup of muon": MUP | {"optimizer": "muon"},
+}
 
 
 def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
@@ -52,9 +62,18 @@ def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
         assert torch.equal(engine.optimizer.exp_avg_sq, eager.optimizer.exp_avg_sq)
 
 
+@pytest.mark.parametrize("fields", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_recorded_step_of_every_optimizer(fields):
+    assert_a_recorded_step_is_the_step(of("baseline", **fields))
+
+
 @pytest.mark.parametrize("attention_norm", ATTENTION_NORMS)
-def test_a_recorded_step_of_every_attention_norm(attention_norm):
-    this = of("baseline", attention_norm=attention_norm)
+def test_a_recorded_step_of_every_attention_norm(attention_norm, monkeypatch):
+    monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", 0.05)  # the logits of a tiny model exceed it
+    assert_a_recorded_step_is_the_step(of("baseline", attention_norm=attention_norm))
+
+
+def assert_a_recorded_step_is_the_step(this: Cell) -> None:
     engine, eager = (Engine(this, World.single(), compile=False) for _ in range(2))
     tape, tokens_BU, _ = recorded(engine, micro_batch=4)
     engine.reset(this)
@@ -101,9 +120,10 @@ def test_steps_launched_after_a_skipped_one_leave_no_trace(fault, attention_norm
     assert float(engine.optimizer.steps) == 1
 
 
-def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step():
+@pytest.mark.parametrize("fields", [{"weight_decay": 1e-2}, {"optimizer": "muon"}], ids=["adam", "muon"])
+def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step(fields):
     """Several ranks of accelerators replay these halves around the sum of their gradients."""
-    this = of("z-loss", weight_decay=1e-2)
+    this = of("z-loss", **fields)
     whole, halves = (Engine(this, World.single(), compile=False) for _ in range(2))
     for i, batch_BU in enumerate(batches(this, 3)):
         step = whole.step(batch_BU, step=i, lr=1e-2, micro_batch=2)

@@ -27,4 +27,4 @@ def test_steps_on_an_accelerator(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(steps, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout == "13 kinds of steps, 10 graphs\n"
+    assert ran.stdout == "16 kinds of steps, 10 graphs\n"

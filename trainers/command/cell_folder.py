@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Iterator
+from itertools import count
 from pathlib import Path
 
 from trainers.command.output import NAME, PREVIOUS
-from trainers.metric_streams.base import files
-from trainers.metric_streams.mlflow_runs import SQLITE
 from trainers.reported_run import METRICS
+from trainers.storage.bucket import SET_ASIDE
 
 OWN_FILES = {METRICS, NAME, PREVIOUS}
 """What this program writes."""
 
 
-def holds_start(folder: Path, resume_from: str, source: str) -> bool:
+def holds_start(folder: Path, resume_from: str, metrics: Collection[Path]) -> bool:
     """Whether the folder has a file that the command may resume from.
 
     Args:
         resume_from: a glob in the folder.
-        source: the path of the metrics, which show no more than that the command began; empty for the output.
+        metrics: files that are none, even if the glob matches them.
     """
-    metrics = Path(source.removeprefix(SQLITE))
-    of_metrics = set(files(source)) if source else set()
-    found = (path for path in folder.glob(resume_from) if path.is_file() and path.name not in OWN_FILES)
-    return any(path not in of_metrics and metrics not in (path, *path.parents) for path in found)
+    return any(
+        path.is_file()
+        and path.name not in OWN_FILES
+        and path not in metrics
+        and not path.relative_to(folder).parts[0].startswith(SET_ASIDE)
+        for path in folder.glob(resume_from)
+    )
 
 
 def clear(folder: Path) -> None:
     """Remove what an earlier start has left, except for its output."""
-    for path in folder.iterdir():
-        if path.name in (NAME, PREVIOUS):
-            continue
+    for path in left_by_command(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> None:
+    """Move what an earlier start has left, except for its output, into a folder of its own."""
+    aside = next(path for i in count(1) if not (path := folder / f"{SET_ASIDE}{i}").exists())
+    left = list(left_by_command(folder))
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+
+
+def left_by_command(folder: Path) -> Iterator[Path]:
+    """Files and folders of an earlier start, and its rows."""
+    return (p for p in folder.iterdir() if p.name not in (NAME, PREVIOUS) and not p.name.startswith(SET_ASIDE))

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from search_spaces.command_line import placeholders, substitute
+from search_spaces.command_line import as_text, placeholders, substitute
 from search_spaces.errors import InvalidInput
 from search_spaces.record import CellResult
 from search_spaces.trainer import TrainerSpec
-from trainers.command.cell_folder import clear, holds_start
+from trainers.command.cell_folder import clear, holds_start, set_aside
 from trainers.command.environment import environment, free_port, hide_secrets
 from trainers.command.output import Output
 from trainers.command.process import CommandProcess, kill_marked, marker
 from trainers.command.supervisor import CANNOT_START
 from trainers.metric_streams import STREAMS, Evaluations
 from trainers.metric_streams.base import OutputStream, Stream
+from trainers.metric_streams.mlflow_runs import SQLITE
 from trainers.protocol import Checkpoint, Context, Report, TrialCell
 from trainers.reported_run import ReportedRun, open_folder
 
+MAX_FAILED_RESUMPTIONS = 2
+"""A start is set aside after this many in a row: one may be a passing fault of the machine."""
+SIGNALED = 128
+"""Shells add this to the signal that killed a process."""
 POLL_S = 0.2
 """How often metrics and requests to stop are looked for, and how often nodes tell each other how they are."""
 
@@ -45,6 +53,8 @@ class CommandTrial:
 
     spec: TrainerSpec
     _context: Context | None = field(default=None, init=False, repr=False, compare=False)
+    _failed_resumptions: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
+    """Since the last row, by the cell's id."""
 
     def setup(self, context: Context) -> None:
         if not Path(self.spec.directory).is_dir():
@@ -57,7 +67,11 @@ class CommandTrial:
         assert self._context is not None, "setup comes first"
         attempt = Attempt(self.spec, self._context, cell, report, checkpoint)
         result = attempt.run()
-        if self._context.gather(attempt.cannot_resume)[0]:
+        if attempt.reported:
+            self._failed_resumptions.pop(cell.id, None)
+        self._failed_resumptions[cell.id] += attempt.cannot_resume
+        if self._context.gather(self._failed_resumptions[cell.id] >= MAX_FAILED_RESUMPTIONS)[0]:
+            self._failed_resumptions.pop(cell.id, None)
             result = Attempt(self.spec, self._context, cell, report, checkpoint, fresh=True).run()
         return result
 
@@ -77,7 +91,7 @@ class Attempt:
     ) -> None:
         """
         Args:
-            fresh: start in an empty folder, even if it holds a start of the cell.
+            fresh: set aside what the folder holds, even if it is a start of the cell.
 
         Raises:
             OSError: the cell's folder cannot be written.
@@ -88,13 +102,18 @@ class Attempt:
         kill_marked(marker(folder))  # left by a start whose worker and supervisor were both killed
         values: dict[str, object] = {"lr": cell.lr, "seed": cell.seed, **getattr(cell, "factors", {})}
         values |= {"folder": folder, "workers": context.workers, "nodes": context.size, "node_rank": context.rank}
-        source = "" if spec.metrics.stdout else substitute([spec.metrics.path], values)[0]
+        source = "" if spec.metrics.stdout else metrics_source(spec.metrics.path, values)
+        stream = STREAMS[spec.metrics.source]
         self._run = None
         found = False
         if context.rank == 0:
             open_folder(folder, checkpoint.mirror)
-            found = not fresh and spec.resume is not None and holds_start(folder, spec.resume_from, source)
-            if not found:
+            by_default = spec.resume_from == type(spec).model_fields["resume_from"].default
+            metrics = stream.files_of(source) if by_default else set()
+            found = not fresh and spec.resume is not None and holds_start(folder, spec.resume_from, metrics)
+            if fresh:
+                set_aside(folder)
+            elif not found:
                 clear(folder)
             self._run = ReportedRun(folder, report, l_init=spec.l_init, mirror=checkpoint.mirror)
         self.resumes: bool
@@ -107,12 +126,17 @@ class Attempt:
         self._environment = environment(
             self._base, context, processes=processes, cell_id=cell.id, master=(address, port)
         )
-        self._stream: Stream = STREAMS[spec.metrics.source](spec.metrics, source)
+        self._stream: Stream = stream(spec.metrics, source)
         self._evaluations = Evaluations(spec.metrics)
         self._last_record = time.monotonic()
         self.cannot_resume = False
         """Whether what it resumed from seems to be damaged, for example by the kill that made it resume: it then ended
         by itself, with an error and before its first row. Known on rank 0."""
+
+    @property
+    def reported(self) -> bool:
+        """Whether it has reported a row. Known on rank 0."""
+        return self._run is not None and self._run.reported > 0
 
     def run(self) -> CellResult:
         """Runs the command to its end and judges it. Rank 0's result counts."""
@@ -177,7 +201,7 @@ class Attempt:
         failed = next((rank for rank, status in enumerate(statuses) if status.code), None)
         if failed is not None:
             code = statuses[failed].code or 0
-            self.cannot_resume = self.resumes and not run.reported and 0 < code != CANNOT_START
+            self.cannot_resume = self.resumes and not run.reported and 0 < code < SIGNALED and code != CANNOT_START
             where = f" on node {failed}" if len(statuses) > 1 else ""
             return run.end("crashed", with_lines(exit_reason(code) + where, lines[failed]))
         if None not in [status.code for status in statuses]:
@@ -192,12 +216,26 @@ class Attempt:
         return f"the command exited with code 0 and reported no val_loss: {looked}"
 
 
+def metrics_source(path: str, values: Mapping[str, object]) -> str:
+    """The path of the metrics with a cell's values in it, which are never part of a glob."""
+    if path.startswith(SQLITE):
+        return substitute([path], values)[0]
+    return substitute([path], {name: glob.escape(as_text(value)) for name, value in values.items()})[0]
+
+
 def ignore_output(data: bytes) -> None:
     """For output that holds no metrics."""
 
 
 def exit_reason(code: int) -> str:
-    return f"the command was killed by {signal.Signals(-code).name}" if code < 0 else f"the command exited with {code}"
+    """How a command ended, in words: its exit code or, if negative, the signal that killed it."""
+    if code >= 0:
+        return f"the command exited with {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        name = signal.strsignal(-code) or f"signal {-code}"
+    return f"the command was killed by {name}"
 
 
 def with_lines(reason: str, lines: str) -> str:

@@ -9,10 +9,11 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from search_spaces.cell import digest
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand, printable
 from trainers.data.shards import match
 
 VALIDATION_SHARE = 0.05
@@ -32,8 +33,12 @@ class Document:
     part: tuple[float, float] = (0.0, 1.0)
     """Start and end, as shares of the characters."""
 
+    def hash(self) -> bytes:
+        """Orders documents independently of their names' order. A name need not be UTF-8."""
+        return hashlib.sha256(self.name.encode(errors="surrogateescape")).digest()
+
     def text(self) -> str | None:
-        """Returns the unmodified text, including line ends, or None if the file is empty or not UTF-8 text.
+        """Returns the unmodified text, including line ends; "" if the file is empty, None if it is not UTF-8 text.
 
         Raises:
             InvalidInput: the file cannot be read.
@@ -47,7 +52,9 @@ class Document:
                 f"cannot be read ({type(error).__name__})",
                 "make it readable or remove it",
             ) from error
-        if b"\0" in content or not content.strip():
+        if not content.strip():
+            return ""
+        if b"\0" in content:
             return None
         try:
             text = content.decode("utf-8")
@@ -79,7 +86,7 @@ class Corpus:
         Raises:
             InvalidInput: no file is UTF-8 text.
         """
-        found = [file for file in self.files if file.text() is not None]
+        found = self._by_use["text"]
         if not found:
             raise InvalidInput(
                 "data.path", self.name, f"has no UTF-8 text in its {len(self.files)} files", "give files with text"
@@ -87,9 +94,28 @@ class Corpus:
         if len(found) == 1:
             cut = 1 - VALIDATION_SHARE
             return [replace(found[0], part=(0.0, cut))], [replace(found[0], part=(cut, 1.0))]
-        by_hash = sorted(found, key=lambda document: hashlib.sha256(document.name.encode()).digest())
+        by_hash = sorted(found, key=Document.hash)
         kept = set(by_hash[: max(1, int(VALIDATION_SHARE * len(found)))])
         return [d for d in found if d not in kept], [d for d in found if d in kept]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What is not used of the corpus and why, as sentences without their period."""
+        total, by_use = len(self.files), self._by_use
+        return tuple(
+            f"{len(by_use[use])} of {total} files {'is' if len(by_use[use]) == 1 else 'are'} {use}, "
+            f"such as {printable(by_use[use][0].name)}: left out"
+            for use in ("not UTF-8 text", "empty")
+            if by_use[use]
+        )
+
+    @cached_property
+    def _by_use(self) -> dict[str, list[Document]]:
+        by_use: dict[str, list[Document]] = {"text": [], "empty": [], "not UTF-8 text": []}
+        for file in self.files:
+            text = file.text()
+            by_use["not UTF-8 text" if text is None else "text" if text else "empty"].append(file)
+        return by_use
 
 
 def standard_library() -> Corpus:
@@ -120,11 +146,11 @@ def local(pattern: str, origin: str = "data.path") -> Corpus:
     Raises:
         InvalidInput: there is no such file.
     """
-    path = Path(pattern).expanduser().absolute()
+    path = expand(pattern, origin)
     if path.is_dir():
         root, files = path, list(_walk(path, lambda name: not name.startswith(".")))
     else:
-        files = [path] if path.is_file() else [found for found in match(pattern) if found.is_file()]
+        files = [path] if path.is_file() else [found for found in match(pattern, origin) if found.is_file()]
         root = Path(os.path.commonpath([file.parent for file in files])) if files else path
     if not files:
         raise InvalidInput(

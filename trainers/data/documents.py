@@ -43,6 +43,8 @@ class Batch(NamedTuple):
 
     place: StreamPosition
     texts: list[str]
+    left_out: int = 0
+    """Rows after ``place`` that have no text."""
 
 
 class Documents:
@@ -135,7 +137,8 @@ class Documents:
                     self._check(table.schema)
                     texts = table.column(self.column).to_pylist()
                     following = StreamPosition(rows=place.rows + len(texts), stream=stream.state_dict())
-                    yield Batch(place, [text for text in texts if text])
+                    documents = [text for text in texts if text]
+                    yield Batch(place, documents, len(texts) - len(documents))
                     place = following
         except InvalidInput:
             raise

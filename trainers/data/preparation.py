@@ -165,10 +165,17 @@ def _write_files(
     start = manifest.files[-1].end if manifest.files else TokenPosition()
     estimate = _TokenEstimate(recipe.tokens, documents)
 
+    left_out = 0
+
+    def batches() -> Iterator[Batch]:
+        nonlocal left_out
+        for batch in documents.batches(manifest.revision, start.place):
+            left_out += batch.left_out
+            yield batch
+
     def chunks_with_progress() -> Iterator[Chunk]:
         done = manifest.tokens
-        batches = documents.batches(manifest.revision, start.place)
-        for position, ids in _encode(batches, start.skip, UNTRAINED[recipe.tokenizer], workers):
+        for position, ids in _encode(batches(), start.skip, UNTRAINED[recipe.tokenizer], workers):
             total = estimate(done - position.skip, position.place.rows)
             done += len(ids)
             observer.advance(done, total)
@@ -188,6 +195,8 @@ def _write_files(
             manifest = manifest.model_copy(update={"files": (*manifest.files, file)})
             _save(folder, manifest)
         observer.report(f"{name}: {len(ids):,} tokens")
+    if left_out:
+        observer.report(f"{left_out:,} rows without text were left out")
     if len(manifest.files) < 2:
         raise _too_few(recipe, manifest.tokens)
     manifest = manifest.model_copy(update={"complete": True})
@@ -230,7 +239,7 @@ def _encode(
         while pending:
             yield next_chunk()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # a document may be long, and Ctrl-C does not wait for its end
 
 
 def _split_into_files(

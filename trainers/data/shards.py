@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, expand
 from trainers.storage.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
@@ -48,10 +48,21 @@ def write_shard(path: Path, tokens: ArrayLike) -> None:
         file.write(np.ascontiguousarray(ids).data)
 
 
-def match(pattern: str) -> list[Path]:
-    """Returns the absolute, sorted paths that a glob matches; ``**`` and ``~`` are supported."""
-    path = Path(pattern).expanduser().absolute()
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+def match(pattern: str, origin: str = "data.path") -> list[Path]:
+    """Returns the absolute, sorted paths that a glob matches; ``**`` and ``~`` are supported.
+
+    A pattern that is the name of a file matches this file, whatever characters it has.
+
+    Raises:
+        InvalidInput: it is not a valid pattern.
+    """
+    path = expand(pattern, origin)
+    if path.is_file():
+        return [path]
+    try:
+        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except ValueError as error:  # e.g. "a**"
+        raise InvalidInput(origin, pattern, f"is not a valid glob ({error})", "correct it") from error
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Shards:
         Raises:
             InvalidInput: nothing matches, or see the class.
         """
-        if not (paths := match(pattern)):
+        if not (paths := match(pattern, origin)):
             raise InvalidInput(
                 origin, pattern, f"matches no file (from {Path.cwd()})", "give the glob of existing token shards"
             )

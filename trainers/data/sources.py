@@ -7,7 +7,6 @@ home/data/verified.json                    large files whose checksum was verifi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
@@ -41,7 +40,7 @@ from trainers.storage.files import sha256
 
 T = TypeVar("T")
 RECIPE = 1
-"""Incremented when the same text would be tokenized differently."""
+"""Incremented when the same text would be tokenized differently, words of 256 and more characters apart."""
 SAMPLE_CHARACTERS = 4_000_000
 """Length of the text sample that byte pairs are trained on."""
 PIECE_CHARACTERS = 1 << 20
@@ -158,6 +157,8 @@ class TextManifest(Frozen):
     tokens: dict[str, int]
     digest: str
     files: dict[FileName, FileEntry]
+    left_out: tuple[str, ...] = ()
+    """What was not used of the text, and why."""
 
 
 def prepare(
@@ -186,7 +187,9 @@ def prepare(
     folder = home.absolute() / "data" / key
     if not (folder.is_dir() or fetch(folder)):
         _build(folder, corpus, spec, report)
-    return _open_folder(folder, spec)
+    for line in (manifest := _manifest(folder)).left_out:
+        report(line)
+    return _open_folder(folder, manifest, spec)
 
 
 CORPORA: Mapping[str, Callable[[DataSpec], Corpus]] = {
@@ -219,7 +222,7 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
         for split, documents in zip(SPLITS, (train, validation), strict=True):
             count = _write(building, split, _encode(tokenizer, documents))
             report(f"{split}: {len(documents)} documents, {count:,} tokens")
-        shards = [Shards.match(str(building / f"{split}-*.bin")) for split in SPLITS]
+        shards = [Shards(tuple(sorted(building.glob(f"{split}-*.bin")))) for split in SPLITS]
         files = {path.name: FileEntry(bytes=path.stat().st_size, sha256=sha256(path)) for path in building.iterdir()}
         manifest = TextManifest(
             recipe=RECIPE,
@@ -231,6 +234,7 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
             tokens={split: shard.tokens for split, shard in zip(SPLITS, shards, strict=True)},
             digest=_identity(shards[0], shards[1], tokenizer.vocab_size),
             files=dict(sorted(files.items())),
+            left_out=corpus.left_out if spec.source == "text" else (),
         )
         (building / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         try:
@@ -243,8 +247,7 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _open_folder(folder: Path, spec: DataSpec) -> Tokens:
-    manifest = _manifest(folder)
+def _open_folder(folder: Path, manifest: TextManifest, spec: DataSpec) -> Tokens:
     for name, file in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file.bytes:
@@ -279,7 +282,7 @@ def _identity(train: Shards, validation: Shards, vocab_size: int) -> str:
 def _sample(documents: Iterable[Document]) -> Iterator[str]:
     """Yields documents in the order of a hash of their names, up to ``SAMPLE_CHARACTERS``."""
     left = SAMPLE_CHARACTERS
-    for document in sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()).digest()):
+    for document in sorted(documents, key=Document.hash):
         if left <= 0:
             return
         text = (document.text() or "")[:left]

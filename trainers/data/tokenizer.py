@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InvalidInput
+from trainers.data.words import ENCODING_BLOCK, TRAINING_BLOCK, split_for_encoding, split_long_words
 
 if TYPE_CHECKING:
     import tiktoken
@@ -33,7 +36,7 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.uint16]:
         """Returns the concatenated ids of the texts, each preceded by the end-of-text id."""
-        if self.encode_marked:
+        if self.encode_marked and all(len(text) < 2 * ENCODING_BLOCK for text in texts):
             marked = "".join(f"{END_OF_TEXT}{text}" for text in texts)
             if marked.count(END_OF_TEXT) == len(texts):  # no text contains it
                 # A single call for all texts: a thread then acquires the interpreter lock once a chunk.
@@ -51,7 +54,8 @@ def from_encoding(encoding: tiktoken.Encoding) -> Tokenizer:
     """Wraps an encoding. The end-of-text token in a document is treated as text and encoded as its characters."""
 
     def encode(text: str) -> NDArray[np.uint16]:
-        return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        pieces = [encoding.encode_to_numpy(piece, disallowed_special=()) for piece in split_for_encoding(text)]
+        return np.concatenate([np.array([], dtype=np.uint16), *pieces]).astype(np.uint16)
 
     def encode_marked(text: str) -> NDArray[np.uint16]:
         ids = encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
@@ -92,6 +96,8 @@ UNTRAINED: Mapping[str, Callable[[], Tokenizer]] = {
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
     """Trains a byte-level BPE: the 256 bytes, ``vocab_size - 257`` merges, and the end-of-text token as the last id.
 
+    Training runs in a thread of its own, because it handles no signal: Ctrl-C ends the wait for it.
+
     Raises:
         InvalidInput: ``vocab_size`` is below 257, or the texts are too short for that many merges.
     """
@@ -111,7 +117,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    model.train_from_iterator(texts, trainer)
+    words = (piece for text in texts for piece in split_long_words(text, TRAINING_BLOCK))
+    _in_a_thread(lambda: model.train_from_iterator(words, trainer))
     byte_of = _byte_of_character()
     spelled = sorted(model.get_vocab().items(), key=lambda item: item[1])
     tokens = [bytes(byte_of[character] for character in word) for word, _ in spelled]
@@ -123,6 +130,22 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
             "lower it, give more text, or set data.tokenizer to bytes",
         )
     return _encoding(tokens)
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    """Runs ``work`` in a thread that does not keep the process alive, and raises its exception."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    Thread(target=run, name="byte-pairs", daemon=True).start()
+    done.result()
 
 
 def save_encoding(encoding: tiktoken.Encoding, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from search_spaces.metrics_spec import MetricsSpec
@@ -12,7 +12,7 @@ from trainers.metric_streams.mlflow_runs import MlflowRuns
 from trainers.metric_streams.tensorboard import TensorBoard
 from trainers.metric_streams.text import Csv, JsonLines, Stdout
 
-STREAMS: dict[str, Callable[[MetricsSpec, str], Stream]] = {
+STREAMS: dict[str, type[Stream]] = {
     "file": JsonLines,
     "csv": Csv,
     "stdout": Stdout,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
+
+from search_spaces.metrics_spec import MetricsSpec
+from trainers.storage.bucket import SET_ASIDE
+
+ESCAPED = re.compile(r"\[([*?[])\]")
+"""What ``glob.escape`` makes of a character with a meaning."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,16 @@ class Record:
 
 class Stream(Protocol):
     """A source of records. Torn lines, and files that are truncated, replaced or not there yet, are normal."""
+
+    def __init__(self, spec: MetricsSpec, path: str) -> None:
+        """
+        Args:
+            path: a glob, or the URI of a database; empty for the output.
+        """
+
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        """The files that this source consists of, which show no more than that a command began."""
 
     def read(self, *, ended: bool = False) -> list[Record]:
         """The records since the last call, which may repeat some after a file was replaced.
@@ -86,21 +104,32 @@ class Tail:
         self._offset, self._rest = 0, b""
 
     def seen(self) -> str:
-        return f"{self.path} exists" if self.path else f"{self.pattern} does not exist"
+        return f"{self.path} exists" if self.path else f"{unescape(self.pattern)} does not exist"
 
 
 def newest(pattern: str) -> Path | None:
     """The file of this path, or the newest one that a glob matches."""
-    if not glob.has_magic(pattern):
-        path = Path(pattern)
-        return path if path.is_file() else None
+    if (path := Path(pattern)).is_file():
+        return path
     return max(files(pattern), key=_modified, default=None)
 
 
-def files(pattern: str) -> Iterable[Path]:
-    """The files that a glob with an absolute path matches."""
-    root = Path(pattern).anchor or "."
-    return (path for path in Path(root).glob(str(Path(pattern).relative_to(root))) if path.is_file())
+def files(pattern: str) -> list[Path]:
+    """The files that a glob matches, without those that were set aside."""
+    parts = Path(pattern).parts
+    fixed = list(takewhile(lambda part: not glob.has_magic(ESCAPED.sub("", part)), parts))
+    root, variable = Path(*map(unescape, fixed)), Path(*parts[len(fixed) :])
+    try:
+        found = list(root.glob(str(variable))) if variable.parts else [root]
+    except FileNotFoundError:  # a folder was just removed, as of an old checkpoint; the next call finds the others
+        return []
+    below = ((path, path.relative_to(root).parts) for path in found if path.is_file())
+    return [path for path, parts in below if not any(part.startswith(SET_ASIDE) for part in parts)]
+
+
+def unescape(pattern: str) -> str:
+    """The inverse of ``glob.escape``."""
+    return ESCAPED.sub(r"\1", pattern)
 
 
 def _modified(path: Path) -> float:

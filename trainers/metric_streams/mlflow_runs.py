@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from search_spaces.metrics_spec import MetricsSpec
-from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen
+from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen, unescape
 
 SQLITE = "sqlite:///"
+METRICS = "*/*/metrics/**/*"
+FILES = (METRICS, "*/*/params/**/*", "*/*/tags/**/*", "*/*/meta.yaml", "*/meta.yaml")
+"""What MLflow writes into a folder about a run, apart from its artifacts."""
 
 
 class MlflowRuns:
     """The metrics of every run in a store that belongs to one cell."""
 
     def __init__(self, spec: MetricsSpec, path: str) -> None:
-        self._reader = _Database(spec, path) if path.startswith(SQLITE) else _Folder(path)
+        self._reader = _Database(path) if path.startswith(SQLITE) else _Folder(path)
+
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        if path.startswith(SQLITE):
+            return {Path(path.removeprefix(SQLITE) + suffix) for suffix in ("", "-journal", "-wal", "-shm")}
+        return {file for name in FILES for file in files(f"{path}/{name}")}
 
     def read(self, *, ended: bool = False) -> list[Record]:
         return group_by_step(self._reader.read())
@@ -34,7 +45,7 @@ class _Folder:
         self._keys: set[str] = set()
 
     def read(self) -> Iterator[tuple[str, int, float]]:
-        for path in files(f"{self._folder}/*/*/metrics/**/*"):
+        for path in files(f"{self._folder}/{METRICS}"):
             run = next(folder for folder in path.parents if folder.name == "metrics")
             key = path.relative_to(run).as_posix()
             self._keys.add(key)
@@ -43,43 +54,31 @@ class _Folder:
                 yield key, int(step), float(value)
 
     def seen(self) -> str:
-        exists = "exists" if Path(self._folder).is_dir() else "does not exist"
-        return f"{self._folder} {exists}; {keys_seen(self._keys)}"
+        folder = unescape(self._folder)
+        exists = "exists" if Path(folder).is_dir() else "does not exist"
+        return f"{folder} {exists}; {keys_seen(self._keys)}"
 
 
 class _Database:
-    """Asks MLflow's client, which takes seconds to import, and only for what has changed."""
+    """Reads the table of metrics itself: MLflow's client would create and migrate tables in a file that the command is
+    creating, and one of the two would fail."""
 
-    def __init__(self, spec: MetricsSpec, uri: str) -> None:
-        self._uri, self._path = uri, Path(uri.removeprefix(SQLITE))
-        self._wanted = [key for key in (spec.val_loss, spec.train_loss, *spec.others) if key]
-        self._changed: tuple[float, int] | None = None
-        self._read: dict[tuple[str, str], int] = defaultdict(int)
+    def __init__(self, uri: str) -> None:
+        self._path = Path(uri.removeprefix(SQLITE)).absolute()
+        self._last = 0
+        """The last row that was read; SQLite numbers rows as they are inserted."""
         self._keys: set[str] = set()
 
     def read(self) -> Iterator[tuple[str, int, float]]:
-        if not self._path.is_file():
-            return
-        status = self._path.stat()
-        if (changed := (status.st_mtime, status.st_size)) == self._changed:
-            return
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        client = MlflowClient(self._uri)
+        query = "SELECT rowid, key, step, value, is_nan FROM metrics WHERE rowid > ? ORDER BY rowid"
         try:
-            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-            for run in client.search_runs(experiments) if experiments else []:
-                self._keys |= set(run.data.metrics)
-                for key in self._wanted:
-                    history = client.get_metric_history(run.info.run_id, key) if key in run.data.metrics else []
-                    for point in history[self._read[run.info.run_id, key] :]:
-                        yield key, point.step, point.value
-                    self._read[run.info.run_id, key] = len(history)
-        except (MlflowException, SQLAlchemyError):  # the command is creating it, or holds its lock
+            with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=0)) as store:
+                rows = store.execute(query, [self._last]).fetchall()
+        except sqlite3.Error:  # the command is creating it, or holds its lock
             return
-        self._changed = changed
+        for self._last, key, step, value, is_nan in rows:
+            self._keys.add(key)
+            yield key, step, math.nan if is_nan else value
 
     def seen(self) -> str:
         exists = "exists" if self._path.is_file() else "does not exist"

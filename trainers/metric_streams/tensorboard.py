@@ -8,11 +8,15 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from search_spaces.metrics_spec import MetricsSpec
-from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen
+from trainers.metric_streams.base import Record, Tail, files, group_by_step, keys_seen, unescape
 
+EVENTS = "*tfevents*"
+FILES = (EVENTS, "hparams.yaml")
+"""Lightning writes its arguments next to the events."""
 HEADER, FOOTER = 12, 4
 """Bytes before and after an event: its length with a checksum, and the checksum of its content."""
 MAX_EVENT = 1 << 28
@@ -30,8 +34,12 @@ class TensorBoard:
         self._rest: dict[str, bytes] = defaultdict(bytes)
         self._tags: set[str] = set()
 
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        return {file for name in FILES for file in files(f"{path}/**/{name}")}
+
     def read(self, *, ended: bool = False) -> list[Record]:
-        found = sorted(str(path) for path in files(f"{self._folder}/**/*tfevents*"))
+        found = sorted(str(path) for path in files(f"{self._folder}/**/{EVENTS}"))
         return group_by_step(point for path in found for point in self._points(path))
 
     def _points(self, path: str) -> Iterator[tuple[str, int, float]]:
@@ -60,8 +68,8 @@ class TensorBoard:
 
     def seen(self) -> str:
         if not self._tails:
-            return f"{self._folder} has no event file"
-        return f"{self._folder} has event files; {keys_seen(self._tags)}"
+            return f"{unescape(self._folder)} has no event file"
+        return f"{unescape(self._folder)} has event files; {keys_seen(self._tags)}"
 
 
 def scalar(value: Any) -> float | None:

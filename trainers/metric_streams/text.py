@@ -8,10 +8,11 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from search_spaces.metrics_spec import MetricsSpec
-from trainers.metric_streams.base import Record, Tail, keys_seen
+from trainers.metric_streams.base import Record, Tail, files, keys_seen
 
 MAX_LINE = 1 << 16
 """Bytes after which a line of output without an end is taken as a line."""
@@ -22,6 +23,10 @@ class JsonLines:
 
     def __init__(self, spec: MetricsSpec, path: str) -> None:
         self._tail, self._keys = Tail(path), set[str]()
+
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        return set(files(path))
 
     def read(self, *, ended: bool = False) -> list[Record]:
         records = []
@@ -56,6 +61,10 @@ class Csv:
     def __init__(self, spec: MetricsSpec, path: str) -> None:
         self._tail, self._header, self._first = Tail(path), list[str](), ""
 
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        return set(files(path))
+
     def read(self, *, ended: bool = False) -> list[Record]:
         if self._first and self._tail.path and _first_line(self._tail) != self._first:
             self._tail.restart()
@@ -89,6 +98,10 @@ class Stdout:
         self._rest = b""
         self._count = 0
         self._lock = threading.Lock()
+
+    @staticmethod
+    def files_of(path: str) -> set[Path]:
+        return set()
 
     def feed(self, data: bytes) -> None:
         """Called by the thread that reads the output. Only lines that match are kept."""

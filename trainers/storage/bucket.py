@@ -39,6 +39,8 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses before a request is retried, in addition to the retries of the client itself."""
 MAX_REQUESTS = 16
 """Concurrent requests."""
+SET_ASIDE = "unusable-"
+"""How the names of folders begin that stay on the machine where they were set aside."""
 EXPECTED_ERRORS = (FileNotFoundError, FileExistsError)
 """Errors that are a valid response of the store."""
 
@@ -227,7 +229,13 @@ class Mirror:
         for name in sorted(local, key=lambda name: local[name][1]):
             if self._uploaded.get(name) == local[name]:
                 continue
-            self.bucket.upload(name, self._path(name))
+            try:
+                self.bucket.upload(name, self._path(name))
+            except FileNotFoundError:  # a command has just removed it
+                if self._path(name).exists():
+                    raise
+                local.pop(name)
+                continue
             if self._is_archived(name):
                 self._path(name).unlink()
                 self.archived.add(name)
@@ -283,16 +291,24 @@ class Mirror:
         return path
 
     def _files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+        """All files, while a command may remove some, and folders of them."""
+        found = (Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names)
+        return [path for path in found if path.is_file()]
 
     def _local_files(self) -> dict[str, tuple[int, int]]:
-        """Size and modification time of complete files. Names that begin with a dot or end in ``-tmp`` are
-        incomplete."""
-        found = {}
+        """Size and modification time of complete files of this folder, without those that were set aside. Names that
+        begin with a dot or end in ``-tmp`` are incomplete."""
+        found, root = {}, self.folder.resolve()
         for path in self._files():
-            if not path.name.startswith(".") and not path.name.endswith("-tmp"):
+            name = path.relative_to(self.folder)
+            incomplete = name.name.startswith(".") or name.name.endswith("-tmp")
+            if incomplete or name.parts[0].startswith(SET_ASIDE) or not path.resolve().is_relative_to(root):
+                continue
+            try:
                 status = path.stat()
-                found[path.relative_to(self.folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+            except FileNotFoundError:  # a command has just removed it
+                continue
+            found[name.as_posix()] = (status.st_size, status.st_mtime_ns)
         return found
 
 

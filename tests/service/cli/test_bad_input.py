@@ -94,7 +94,9 @@ FIELDS = {
     "weights of no kind": (smoke(keep_weights="all"), "keep_weights", "'all'", "none, last or {every: STEPS}"),
     "weights every no steps": (smoke(keep_weights={"every": 0}), "keep_weights.every", "greater than 0"),
     "betas": (smoke(training={"betas": [2, -1]}), "training.betas.0", "less than 1"),
-    "a date that there is not": ("name: 2024-99-99", "study", "not YAML"),
+    "a number with too many digits": ("name: " + "9" * 5000, "study", "not YAML"),
+    "nested too deeply": ("name: " + "[" * 2000, "study", "not YAML"),
+    "a key twice": ("name: a\nlrs: [1]\nname: b\n", "study", "has the key 'name' twice, at line 1 and line 3"),
     "sequence too long": (
         smoke(training={"sequence_length": 10**7, "precision": "float32"}),
         "sequence_length",

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 
+from search_spaces.errors import InvalidInput
 from service.cluster.connection import ensure_private_token, resolve_address
 
 
@@ -31,6 +37,50 @@ def test_rays_token_is_this_users_alone(tmp_path, monkeypatch, before):
     assert path.stat().st_mode & 0o777 == 0o600
     ensure_private_token()
     assert path.read_text() == token, "one token for all that this user starts"
+
+
+@pytest.mark.parametrize("home", ["missing/home", "file"])
+def test_without_a_home_the_token_is_in_the_scratch_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that the variable that is set below is removed after the test
+        monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "scratch"))
+    ensure_private_token()
+    path = tmp_path / "scratch" / "ray_auth_token"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
+    assert (len(path.read_text()), path.stat().st_mode & 0o777) == (64, 0o600)
+    assert not (tmp_path / "missing").exists()
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "file"))
+    with pytest.raises(InvalidInput, match="RAY_AUTH_TOKEN_PATH"):
+        ensure_private_token()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_user_whom_nobody_knows_has_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenShift runs a container as a random user, for whom neither HOME nor the user database has a home."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    scratch_folder = Path(tempfile.mkdtemp(prefix="oec-scratch-"))  # pytest's folder is closed to other users
+    monkeypatch.setenv("OEC_SCRATCH", str(scratch_folder))
+    os.chown(scratch_folder, 4_000_123, 4_000_123)
+    if not (child := os.fork()):
+        code = 1
+        try:
+            os.setgid(4_000_123)
+            os.setuid(4_000_123)
+            ensure_private_token()
+            code = 0 if os.environ["RAY_AUTH_TOKEN_PATH"] == str(scratch_folder / "ray_auth_token") else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len((scratch_folder / "ray_auth_token").read_text()) == 64
+    shutil.rmtree(scratch_folder)
 
 
 def test_a_token_from_the_environment_makes_no_file(tmp_path, monkeypatch):

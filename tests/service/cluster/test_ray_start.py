@@ -12,6 +12,7 @@ from service.cluster.ray_start import (
     check_folder,
     child_processes,
     failure_cause,
+    folder_environment,
     permanent_error,
     temporary_folder,
 )
@@ -54,12 +55,31 @@ def test_a_folder_without_room_or_read_only_is_refused(tmp_path: Path) -> None:
             check_folder("TMPDIR", tmp_path / "small")
 
 
-def test_a_path_that_is_too_long_ends_the_command_at_the_first_try(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("length", "own", "expected"),
+    [(39, "ray", True), (40, "ray", False), (26, "oec-ray-12345678", True), (27, "oec-ray-12345678", False)],
+)
+def test_a_long_tmpdir_of_a_batch_system_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, length: int, own: str, expected: bool
+) -> None:
+    """Ray takes the process's id, up to seven digits, into the path of its sockets, which has at most 107 bytes."""
+    folder = "/" + "t" * (length - 1)
+    longest = f"{folder}/{own}/session_2026-11-29_05-37-33_123456_4194304/sockets/plasma_store"
+    assert (len(longest) <= 107) == expected
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", folder)
+    assert temporary_folder(own) == ("TMPDIR", Path(folder if expected else "/tmp"))
+    if own == "ray":  # Python's own sockets, such as those of multiprocessing, are in TMPDIR whatever RAY_TMPDIR is
+        changed = {} if expected else {"TMPDIR": "/short"}
+        assert folder_environment(Path("/short")) == {"RAY_TMPDIR": "/short"} | changed
+
+
+def test_a_path_that_is_too_long_ends_the_command_before_the_first_try(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 90)
     long.mkdir()
     done = oec("run", "smoke", home=tmp_path / "home", RAY_TMPDIR=str(long))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert sum("starting Ray on " in line for line in done.stdout.splitlines()) == 1
+    assert "starting Ray on " not in done.stdout
     (message,) = done.stderr.splitlines()
     assert message.startswith(f"oec: RAY_TMPDIR: '{long}' is too long: the path of a Ray socket in it has ")
     assert message.endswith("set RAY_TMPDIR to a folder with a short path, such as /tmp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -203,6 +204,32 @@ def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: P
     checkpoint.remove(there.folder / "checkpoints")
     there.push()
     assert list((bucket / "cell").names()) == ["metrics.jsonl"]
+
+
+def test_a_mirror_of_a_folder_that_a_command_changes_meanwhile(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rotates its checkpoints while they are uploaded, and links to files elsewhere."""
+    mirror = Mirror(tmp_path / "here", bucket / "cell")
+    for step in (1, 2):
+        (mirror.folder / f"step-{step}").mkdir(parents=True)
+        (mirror.folder / f"step-{step}" / "weights.pt").write_text(f"{step}")
+    (mirror.folder / "unusable-1").mkdir()
+    (mirror.folder / "unusable-1" / "weights.pt").write_text("0")
+    (tmp_path / "data").write_text("large")
+    (mirror.folder / "data").symlink_to(tmp_path / "data")
+    upload = Bucket.upload
+
+    def rotate(self: Bucket, name: str, path: Path) -> None:
+        shutil.rmtree(mirror.folder / "step-1", ignore_errors=True)
+        upload(self, name, path)
+
+    monkeypatch.setattr(Bucket, "upload", rotate)
+    mirror.push()
+    assert list((bucket / "cell").names()) == ["step-2/weights.pt"]
+    shutil.rmtree(mirror.folder / "step-2")
+    mirror.push()
+    assert list((bucket / "cell").names()) == []
 
 
 def test_weights_are_moved_to_the_bucket_and_do_not_come_back(bucket: Bucket, tmp_path: Path) -> None:

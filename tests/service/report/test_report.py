@@ -131,6 +131,29 @@ def test_published_runs_beside_what_was_published(source: str, homes: tuple[Path
     assert 'id="published"' not in page, "the published curves would lie over themselves"
 
 
+def test_a_report_on_another_source_goes_into_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a page and tables alone, and leaves nothing in the current folder. The last line is its path."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    home = tmp_path / "home"
+    result = invoked("report", "published", home=home)
+    assert result.returncode == 0, result
+    folder = home / "reports" / "published"
+    assert result.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert {path.name for path in folder.iterdir()} == {"report.html", "runs.csv", "runs.parquet", "tables"}
+    assert not list((tmp_path / "here").iterdir())
+    with_figure = invoked("report", "published", "--only", "lrs-scale", "--format", "svg", home=home)
+    assert with_figure.returncode == 0, with_figure
+    assert (folder / "figures" / "lrs-scale.svg").is_file()
+    assert "from an earlier report" in invoked("report", "published", home=home).stdout
+
+
+@pytest.mark.parametrize("name", ["..", "../../up", ".hidden", "a/b", ""])
+def test_a_report_stays_in_the_home(name: str, tmp_path: Path) -> None:
+    home = open_home(tmp_path)
+    assert home.report(name).parent == tmp_path / "reports"
+
+
 def test_a_study_beside_the_published_runs(homes: tuple[Path, Path], tmp_path: Path) -> None:
     result = invoked("report", "smoke", "published", "--out", tmp_path, "--format", "csv", home=homes[0])
     assert result.returncode == 0, result

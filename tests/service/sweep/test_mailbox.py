@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.plan import Plan
+from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
 from service.sweep.mailbox import Mailbox
 from trainers.job import Job
@@ -37,3 +38,25 @@ def test_a_cell_whose_group_died_too_often_has_crashed(max_failures: int) -> Non
         assert await mailbox.take(0.0) == JOB, "the failures of one cell are not those of the next"
 
     asyncio.run(dies())
+
+
+def test_events_arrive_once_and_in_order_however_fast_they_are() -> None:
+    """Rows come in bursts, as from a command whose log is read at once, while the trial takes what is there."""
+
+    async def burst() -> list[int]:
+        mailbox, found = MailboxClass(1), list[int]()
+        await mailbox.put(JOB)
+        posts = [mailbox.post(CELL.id, [Row(step, 0.0, {})]) for step in range(200)]
+        posts.append(mailbox.post(CELL.id, [CellResult(state="finished")]))
+
+        async def take() -> None:
+            while True:
+                for event in await mailbox.events(1.0):
+                    if isinstance(event, CellResult):
+                        return
+                    found.append(event.step)
+
+        await asyncio.gather(take(), *posts)
+        return found
+
+    assert asyncio.run(burst()) == list(range(200))

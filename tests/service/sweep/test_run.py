@@ -57,7 +57,7 @@ def test_mlflow_holds_the_curves_and_the_report(trained: Path) -> None:
     (parent,), children = runs_of(trained, "first")
     client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
     artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert {"study.yaml", "report.html", "figures", "tables"} <= artifacts
+    assert {"study.yaml", "report.html", "tables"} <= artifacts
     finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
     history = client.get_metric_history(finished[0].info.run_id, "val_loss")
     assert [point.step for point in history] == [0, 10, 20]

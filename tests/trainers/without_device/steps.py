@@ -132,8 +132,11 @@ def main() -> None:
         for method, logits_dtype in (("z-loss", "float32"), ("soft-cap", "bfloat16")):
             steps(cell(method, 1.0, precision="float32", logits_dtype=logits_dtype))
             taken += 1
-        for norm in ("qk-norm-cap", "soft-clip", "soft-temp", "sigma-reparam", "layer-scale"):
+        for norm in ("qk-norm-cap", "soft-clip", "soft-temp", "sigma-reparam", "layer-scale", "qk-clip"):
             steps(cell(precision="bfloat16").model_copy(update={"attention_norm": norm}))
+            taken += 1
+        for kind in ({"optimizer": "muon"}, {"parametrization": "mup", "mup_base": "nano"}):
+            steps(cell(precision="bfloat16", weight_decay=0.1, cautious_weight_decay=True, **kind))
             taken += 1
         compiled = graphs()
     print(f"{taken} kinds of steps, {compiled} graphs")

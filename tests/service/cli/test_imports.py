@@ -1,0 +1,37 @@
+"""The command line imports only what it was asked for: `oec --help` must answer in a fraction of a second."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import sys
+sys.argv = ["oec", *sys.argv[1:]]
+from service.cli.commands import main
+try:
+    main()
+finally:
+    print("IMPORTED", *{name.partition(".")[0] for name in sys.modules})
+"""
+HEAVY = {"altair", "fastapi", "mlflow", "numpy", "optuna", "pandas", "ray", "scipy", "sklearn", "torch", "vl_convert"}
+MEDIUM = {"pydantic", "pydantic_core", "rich", "yaml", "tabulate", "filelock"}
+
+
+def imported(*arguments: str | Path) -> set[str]:
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.partition("IMPORTED")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("report", "--help"), ("token", "add", "--help")])
+def test_help_imports_no_package_but_click(arguments: tuple[str, ...]) -> None:
+    assert not imported(*arguments) & (HEAVY | MEDIUM), "import it in the handler that needs it"
+
+
+def test_status_and_plan_import_no_package_that_takes_long(tmp_path: Path) -> None:
+    assert not imported("status", "--home", tmp_path) & HEAVY
+    assert imported("plan", "smoke", "--home", tmp_path) & HEAVY <= {"numpy"}, "which maps the token files"
