@@ -19,6 +19,8 @@ from trainers.storage.bucket import Mirror
 
 METRICS = "metrics.jsonl"
 LOSSES = ("val_loss", "train_loss")
+ROW_FIELDS = ("step", "time")
+"""What a row has besides its metrics; a metric of this name gets an underscore."""
 _COLUMNS = columns_from("metrics")
 
 
@@ -43,7 +45,7 @@ class ReportedRun:
         """Write a row and pass it on. A row that is already there, as in a log that is read again, changes nothing."""
         if self.not_finite:
             return  # what a run reports until it has been ended
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {f"{name}_" if name in ROW_FIELDS else name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in LOSSES:
             if name in values and name not in finite and not self.not_finite:

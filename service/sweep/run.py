@@ -43,6 +43,7 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
     """
     with Interrupts() as interrupts:
         try:
+            check_nodes(study, home)
             check_store(tracking_uri(home))
             if connection.resolve_address(address) is None:
                 fit(study.group_resources, connection.local_nodes())
@@ -60,6 +61,16 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
             first = "once it can be," if home.bucket else "free some space, then"
             problem = f"cannot be written ({error if home.bucket else error.strerror})"
             raise InvalidInput("--home", str(home), problem, f"{first} re-run the same command to resume") from error
+
+
+def check_nodes(study: Study, home: Home) -> None:
+    """
+    Raises:
+        InvalidInput: a cell has several nodes, and its folder would be a different one on each.
+    """
+    if home.bucket and study.trainer and study.trainer.nodes > 1:
+        problem = f"spreads a cell over nodes that do not share the folder of its files, as {home} is a bucket"
+        raise InvalidInput("trainer.nodes", study.trainer.nodes, problem, "use a home on shared storage")
 
 
 def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:

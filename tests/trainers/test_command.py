@@ -15,16 +15,18 @@ import pytest
 
 from search_spaces.cell import ForeignCell
 from search_spaces.errors import InvalidInput
-from search_spaces.metrics_spec import MetricsSpec
+from search_spaces.metrics_spec import OWN_FILES, MetricsSpec
 from tests.timing import within
 from tests.trainers.scripts import CELL, QUADRATIC, Reported, command, context, train
 from trainers.command import output
 from trainers.command.cell_folder import holds_start
+from trainers.command.environment import hide_secrets
 from trainers.command.process import kill_marked, marker
 from trainers.command.supervisor import processes
 from trainers.command.trial import CommandTrial, exit_reason, metrics_source
 from trainers.metric_streams import STREAMS
 from trainers.protocol import Checkpoint
+from trainers.reported_run import METRICS
 from trainers.rows import read
 
 
@@ -337,7 +339,7 @@ def test_metrics_alone_are_no_start_and_a_damaged_start_is_set_aside(folder: Pat
         ({"tensorboard": "{folder}"}, ["a/events.out.tfevents.1", "hparams.yaml"], "last.ckpt"),
         ({"mlflow": "{folder}"}, ["0/meta.yaml", "0/r/meta.yaml", "0/r/metrics/a/b", "0/r/tags/t"], "0/r/artifacts/w"),
         ({"mlflow": "sqlite:///{folder}/mlflow.db"}, ["mlflow.db", "mlflow.db-journal"], "model.pt"),
-        ({"file": "{folder}/*.jsonl"}, ["a.jsonl", "b.jsonl"], "checkpoints/1"),
+        ({"file": "{folder}/log*.jsonl"}, ["log.jsonl", "log-2.jsonl"], "checkpoints/1"),
     ],
 )
 def test_a_start_is_found_beside_the_metrics(
@@ -428,13 +430,23 @@ def test_a_directory_that_a_node_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "how"), [(3, "exited with 3"), (-9, "was killed by SIGKILL"), (-40, "was killed by Rea")]
 )
+def test_secrets_are_names_and_passwords_in_urls() -> None:
+    base = {"HF_TOKEN": "hf_abcdef", "STORE": "postgresql://me:pa55word@db/x s3://k:an0ther-one@b", "A_KEY": "short"}
+    text = "hf_abcdef pa55word an0ther-one short me db"
+    assert hide_secrets(text, base) == "*** *** *** short me db"
+
+
 def test_every_way_to_end_has_words(code: int, how: str) -> None:
     assert how in exit_reason(code)
+
+
+def test_the_files_that_a_command_may_not_write_are_those_that_are_written() -> None:
+    assert set(OWN_FILES) == {METRICS, output.NAME, output.PREVIOUS}
 
 
 def test_a_home_may_have_any_name(tmp_path: Path) -> None:
     """Its characters may have a meaning in globs."""
     folder = tmp_path / "home [1]*?" / "cell"
-    for metrics in ("{folder}/log.jsonl", "{folder}/*.jsonl"):
+    for metrics in ("{folder}/log.jsonl", "{folder}/l*.jsonl"):
         spec = command(tmp_path, metrics={"file": metrics, "val_loss": "val/loss"})
         assert train(spec, folder).state == "finished"

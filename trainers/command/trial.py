@@ -160,7 +160,9 @@ class Attempt:
         finally:
             output.close()
         self._read_metrics(ended=statuses[rank].code == 0)
-        lines: list[str] = self._context.gather(process.error or output.last_lines())
+        lines: list[str] = self._context.gather(
+            hide_secrets(process.error or output.last_lines(), self._base)  # here, as nodes have their own variables
+        )
         if self._run is None:
             return CellResult(state="finished")
         result = self._judge(self._run, statuses, lines)
