@@ -33,7 +33,7 @@ class ReportedRun:
         self._report, self._l_init, self._mirror = report, l_init, mirror
         self._file = Rows(folder / METRICS)
         self._rows = read(folder / METRICS)
-        self._file.keep_until(self._rows[-1].step if self._rows else -1)  # without a torn last line
+        self._file.keep_until(self.last_step)  # without a torn last line
         self._started = time.monotonic()
         self._seconds_before = self._rows[-1].time - self._rows[0].time if self._rows else 0.0
         self.reported = 0
@@ -63,6 +63,11 @@ class ReportedRun:
         if self._mirror:
             self._mirror.push()
         self._report(step, **finite)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last row; -1 if there is none."""
+        return self._rows[-1].step if self._rows else -1
 
     @property
     def l_init(self) -> float | None:

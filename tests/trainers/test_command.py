@@ -305,6 +305,23 @@ def test_a_start_is_resumed_if_there_is_an_option_for_it(folder: Path, tmp_path:
     assert [row.step for row in read(folder / "metrics.jsonl")] == list(range(11))
 
 
+def test_output_without_a_step_goes_on_where_it_was_interrupted(folder: Path, tmp_path: Path) -> None:
+    script = """
+import pathlib, sys
+state = pathlib.Path(sys.argv[1], "state")
+losses = (2.0, 1.0) if state.exists() else (4.0, 3.0)
+state.touch()
+for loss in losses:
+    print("loss", loss, flush=True)
+sys.exit(0 if losses[0] == 2.0 else 9)
+"""
+    spec = command(tmp_path, script, "{folder} {lr}", metrics={"stdout": r"loss (?P<val_loss>\S+)"}, resume=[])
+    assert train(spec, folder).state == "crashed"
+    result = train(spec, folder)
+    assert (result.state, result.l_init, result.val_loss) == ("finished", 4.0, 1.0)
+    assert [(row.step, row.val_loss) for row in read(folder / "metrics.jsonl")] == [(0, 4), (1, 3), (2, 2), (3, 1)]
+
+
 def test_a_command_that_resumes_by_itself_keeps_its_folder(folder: Path, tmp_path: Path) -> None:
     by_itself = QUADRATIC.replace("if options.resume", "if state.exists()")
     train(command(tmp_path, by_itself, resume=[]), folder)
@@ -430,12 +447,6 @@ def test_a_directory_that_a_node_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "how"), [(3, "exited with 3"), (-9, "was killed by SIGKILL"), (-40, "was killed by Rea")]
 )
-def test_secrets_are_names_and_passwords_in_urls() -> None:
-    base = {"HF_TOKEN": "hf_abcdef", "STORE": "postgresql://me:pa55word@db/x s3://k:an0ther-one@b", "A_KEY": "short"}
-    text = "hf_abcdef pa55word an0ther-one short me db"
-    assert hide_secrets(text, base) == "*** *** *** short me db"
-
-
 def test_every_way_to_end_has_words(code: int, how: str) -> None:
     assert how in exit_reason(code)
 
@@ -450,3 +461,9 @@ def test_a_home_may_have_any_name(tmp_path: Path) -> None:
     for metrics in ("{folder}/log.jsonl", "{folder}/l*.jsonl"):
         spec = command(tmp_path, metrics={"file": metrics, "val_loss": "val/loss"})
         assert train(spec, folder).state == "finished"
+
+
+def test_secrets_are_names_and_passwords_in_urls() -> None:
+    base = {"HF_TOKEN": "hf_abcdef", "STORE": "postgresql://me:pa55word@db/x s3://k:an0ther-one@b", "A_KEY": "short"}
+    text = "hf_abcdef pa55word an0ther-one short me db"
+    assert hide_secrets(text, base) == "*** *** *** short me db"
