@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +20,9 @@ SOURCES: dict[str, str] = {
     "mlflow": "a folder of MLflow's files, or the URI of its SQLite database",
 }
 """Where a command's metrics may come from: names of fields of ``MetricsSpec``."""
+
+OWN_FILES = ("metrics.jsonl", "output.log", "output.log.1")
+"""What this program writes into a cell's folder beside the command."""
 
 
 class MetricsSpec(Frozen):
@@ -90,7 +94,19 @@ class MetricsSpec(Frozen):
                 f"has the path {self.path!r} without {{folder}}, so that concurrent cells would share it",
                 "have the command write into {folder}, and give that path",
             )
+        elif file := next(filter(self._may_be, OWN_FILES), None):
+            raise bad(
+                f"has the path {self.path!r}, which may be {{folder}}/{file}, a file of this program",
+                "have the command write into a folder of its own, for example {folder}/run, and give that path",
+            )
         return self
+
+    def _may_be(self, file: str) -> bool:
+        """Whether the path, or the glob, leads to a file right in the cell's folder."""
+        within = self.path.removeprefix("{folder}").lstrip("/")
+        while within.startswith(("./", "**/")):
+            within = within.partition("/")[2]
+        return self.source in ("file", "csv") and fnmatchcase(file, within) and "/" not in within
 
     @property
     def source(self) -> str:

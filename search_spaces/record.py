@@ -145,7 +145,8 @@ class Row:
             raise ValueError(str(error)) from error
 
     def to_json(self) -> dict[str, float]:
-        return {"step": self.step, "time": self.time, **self.metrics}
+        own = {"step": self.step, "time": self.time}
+        return own | dict(self.metrics) | own  # first, and never those of a metric
 
     @property
     def val_loss(self) -> float | None:

@@ -67,7 +67,8 @@ def serve_cells(config: WorkerConfig) -> None:
     """Trains one cell after another until the mailbox is closed.
 
     Raises:
-        RuntimeError: only some of the ranks raised an exception during a cell, so the group has to be restarted.
+        RuntimeError: a rank raised an exception during a cell while others waited in a collective of the trial, so the
+            group has to be restarted.
     """
     torch.set_num_threads(config["threads"])
     train_context = ray.train.get_context()

@@ -19,6 +19,8 @@ from trainers.storage.bucket import Mirror
 
 METRICS = "metrics.jsonl"
 LOSSES = ("val_loss", "train_loss")
+ROW_FIELDS = ("step", "time")
+"""What a row has besides its metrics; a metric of this name gets an underscore."""
 _COLUMNS = columns_from("metrics")
 
 
@@ -31,7 +33,7 @@ class ReportedRun:
         self._report, self._l_init, self._mirror = report, l_init, mirror
         self._file = Rows(folder / METRICS)
         self._rows = read(folder / METRICS)
-        self._file.keep_until(self._rows[-1].step if self._rows else -1)  # without a torn last line
+        self._file.keep_until(self.last_step)  # without a torn last line
         self._started = time.monotonic()
         self._seconds_before = self._rows[-1].time - self._rows[0].time if self._rows else 0.0
         self.reported = 0
@@ -43,7 +45,7 @@ class ReportedRun:
         """Write a row and pass it on. A row that is already there, as in a log that is read again, changes nothing."""
         if self.not_finite:
             return  # what a run reports until it has been ended
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {f"{name}_" if name in ROW_FIELDS else name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in LOSSES:
             if name in values and name not in finite and not self.not_finite:
@@ -61,6 +63,11 @@ class ReportedRun:
         if self._mirror:
             self._mirror.push()
         self._report(step, **finite)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last row; -1 if there is none."""
+        return self._rows[-1].step if self._rows else -1
 
     @property
     def l_init(self) -> float | None:

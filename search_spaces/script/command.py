@@ -51,7 +51,8 @@ class Parts:
         """What follows the script in the command."""
         yield from (argument.with_value(f"{{{argument.key}}}") for argument in self.required)
         yield from (argument.with_value("{lr}") for argument in self.learning_rates[:1])
-        for argument, value in ((self.seed, "{seed}"), (self.folder, "{folder}")):
+        folder = self.stream.folder if self.stream else "{folder}"
+        for argument, value in ((self.seed, "{seed}"), (self.folder, folder)):
             if argument:
                 yield argument.with_value(value)
         yield from (argument.with_value(f"{{folder}}/{argument.default}") for argument in self.outputs)
@@ -126,7 +127,9 @@ def _choose_stream(streams: list[Stream], folder: Argument | None, outputs: tupl
 def _resume(sources: Sources, parts: Parts) -> tuple[str | None, Missing | None]:
     """What to add to the command of a cell that was interrupted, or how a person finds out."""
     if parts.folder and any(_resumes_by_itself(node) for source in sources for node in source.walk(ast.Call)):
-        return parts.folder.with_value("{folder}"), None  # the argument once more, which changes nothing
+        return parts.folder.with_value(
+            parts.stream.folder if parts.stream else "{folder}"
+        ), None  # the argument once more, which changes nothing
     compared = _compared_with(sources, "resume")
     for argument in roles.RESUME.find(parts.arguments):
         if argument.is_switch:

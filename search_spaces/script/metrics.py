@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from search_spaces.metrics_spec import OWN_FILES
 from search_spaces.script.source import Source, called, dotted, keyword, literal
 from search_spaces.script.templates import call_pieces, names, pattern, pieces
 
@@ -68,13 +69,18 @@ class Stream:
     def has_validation(self) -> bool:
         return self.keys.val_loss is not None and is_validation(self.keys.val_loss)
 
+    @property
+    def folder(self) -> str:
+        """Where the script writes: below a cell's folder if the name of its file is taken there."""
+        return "{folder}/run" if self.where in OWN_FILES else "{folder}"
+
     def as_spec(self) -> dict[str, Any]:
         """``trainer.metrics`` of a study."""
         if self.kind == "stdout":
             return {"stdout": [self.where, *self.more] if self.more else self.where}
         names = {"step": self.keys.step, "val_loss": self.keys.val_loss, "train_loss": self.keys.train_loss}
         return {
-            self.kind: f"{{folder}}/{self.where}".rstrip("/"),
+            self.kind: f"{self.folder}/{self.where}".rstrip("/"),
             **{name: key for name, key in names.items() if key},
             **({"others": list(self.keys.others)} if self.keys.others else {}),
         }

@@ -25,7 +25,7 @@ from service.cluster.node_facts import MARK, Facts
 from service.cluster.ray_start import MAX_SOCKET_BYTES, MIN_FREE_BYTES, SHM_REMEDY, SOCKET, temporary_folder
 from service.home.layout import Home
 from service.home.location import local_folder
-from service.mlflow.address import check_store, tracking_uri
+from service.mlflow.address import DEFAULT_PORTS, check_store, redact, tracking_uri
 from trainers.storage.bucket import is_bucket
 
 Status = Literal["ok", "warning", "problem"]
@@ -203,25 +203,21 @@ def diagnose(home: Home | None, given: str | None, cluster: str | None) -> list[
     here = node_facts.node_facts()
     uri = tracking_uri(home) if home else tracking_uri(Home(Path(given or "oec-home")))
     server = urlsplit(uri)
-    mlflow = f"{server.hostname}:{server.port or {'https': 443}.get(server.scheme, 80)}" if server.hostname else None
+    port = server.port or DEFAULT_PORTS.get(server.scheme.partition("+")[0])
+    mlflow = f"{server.hostname}:{port}" if server.hostname and port else None
     if cluster is None:
         facts = local_facts(home, here)
     else:
         ask = ask_as_job if cluster.startswith(("http://", "https://")) else ask_as_driver
         facts = ask(cluster, given, mlflow)
     hosts = [urlsplit(cluster if "://" in cluster else f"//{cluster}").hostname] if cluster else []
-    facts["driver"] |= {"mlflow": _store(uri), "hosts": [*filter(None, [*hosts, server.hostname])]}
+    facts["driver"] |= {"mlflow": redact(uri), "hosts": [*filter(None, [*hosts, server.hostname])]}
     if cluster is None:
         try:
             check_store(uri)
         except InvalidInput as error:
             facts["driver"]["mlflow_problem"] = error.problem
     return list(examine(facts, here if cluster and "://" not in cluster else None))
-
-
-def _store(uri: str) -> str:
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.hostname else uri
 
 
 def local_facts(home: Home | None, here: Facts) -> Facts:

@@ -90,6 +90,18 @@ def _limits(resources: ResourceSpec, nodes: Sequence[Node]) -> dict[str, int]:
     return limits
 
 
+def check_distinct_nodes(number: int, resources: ResourceSpec, nodes: Sequence[Node]) -> None:
+    """Check that so many nodes have room for a worker: Ray would wait for them without an end.
+
+    Raises:
+        InvalidInput: there are fewer.
+    """
+    if (found := sum(workers_on(resources, node) > 0 for node in nodes)) < number:
+        each = f"{resources.cpus_per_worker} CPU and {resources.gpus_per_worker:g} GPU"
+        problem = f"needs {number} nodes with {each} each, and there {'is' if found == 1 else 'are'} {found}"
+        raise InvalidInput("trainer.nodes", number, problem, "lower it, or use a cluster with more nodes (--address)")
+
+
 def workers_on(resources: ResourceSpec, node: Node) -> int:
     """The number of workers that fit on a node."""
     return min(slots for _, (slots,) in _worker_slots(resources, [node]))

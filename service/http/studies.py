@@ -146,6 +146,9 @@ class Studies:
         return next((job for job in jobs if job.study == name and job.is_active), None)
 
     def _start_job(self, study: Study, *, retry_crashed: bool) -> str:
+        if study.trainer is not None:  # the service never starts someone else's code
+            problem = "is not started by this service"
+            raise InvalidInput("trainer", study.trainer.kind, problem, "use oec run or oec submit")
         try:
             job = self._backend.client().submit(study, home=str(self._home.path), retry_crashed=retry_crashed)
         except InvalidInput as error:

@@ -50,10 +50,10 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
     if not isinstance(content, dict):
         raise InvalidInput("study", "(request body)", "is not a mapping of fields", SCHEMA_REMEDY)
     check_values(content, "study")
-    study = Study.validate_fields(content)
-    if study.trainer is not None:  # the service must not run what a request says
+    if content.get("trainer") is not None:  # the service must neither run nor read what a request says
         remedy = "start it with `oec run` or `oec submit`; this service shows it"
-        raise InvalidInput("trainer", study.trainer.kind, "is not taken by this service", remedy)
+        raise InvalidInput("trainer", "(request body)", "is not taken by this service", remedy)
+    study = Study.validate_fields(content)
     paths = {name: path for name in ("path", "validation") if (path := getattr(study.data, name)) is not None}
     resolved = {name: str(resolve(data_root, f"data.{name}", path)) for name, path in paths.items()}
     return study.model_copy(update={"data": study.data.model_copy(update=resolved)})

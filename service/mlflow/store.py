@@ -187,9 +187,8 @@ def create_database(uri: str) -> None:
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
-        for leftover in path.parent.glob(
-            f"{glob.escape(new.name)}*"
-        ):  # a killed process's file, and SQLite's journal of it
+        # A killed process's file, and SQLite's journal of it.
+        for leftover in path.parent.glob(f"{glob.escape(new.name)}*"):
             leftover.unlink()
         MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
         new.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -13,7 +14,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.cluster import connection
-from service.cluster.placement import fit, joined_nodes
+from service.cluster.placement import Node, check_distinct_nodes, fit, joined_nodes
 from service.home import copies
 from service.home.data import prepare_source
 from service.home.layout import Home
@@ -43,9 +44,10 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
     """
     with Interrupts() as interrupts:
         try:
+            check_nodes(study, home)
             check_store(tracking_uri(home))
             if connection.resolve_address(address) is None:
-                fit(study.group_resources, connection.local_nodes())
+                check_room(study, connection.local_nodes())
             source, tokens = prepare_source(study, home, console.print)
             plan = Plan(study, source)
             register_study(home, study)
@@ -60,6 +62,23 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
             first = "once it can be," if home.bucket else "free some space, then"
             problem = f"cannot be written ({error if home.bucket else error.strerror})"
             raise InvalidInput("--home", str(home), problem, f"{first} re-run the same command to resume") from error
+
+
+def check_nodes(study: Study, home: Home) -> None:
+    """
+    Raises:
+        InvalidInput: a cell has several nodes, and its folder would be a different one on each.
+    """
+    if home.bucket and study.trainer and study.trainer.nodes > 1:
+        problem = f"spreads a cell over nodes that do not share the folder of its files, as {home} is a bucket"
+        raise InvalidInput("trainer.nodes", study.trainer.nodes, problem, "use a home on shared storage")
+
+
+def check_room(study: Study, nodes: Sequence[Node], *, can_grow: bool = False) -> int:
+    """How many cells run concurrently on these nodes; see ``placement.fit``, which raises InvalidInput."""
+    if study.trainer and study.trainer.nodes > 1 and not (can_grow and study.resources.autoscale):
+        check_distinct_nodes(study.trainer.nodes, study.group_resources, nodes)
+    return fit(study.group_resources, nodes, can_grow=can_grow).cells
 
 
 def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:
@@ -134,7 +153,7 @@ def _sweep_on_ray(
             connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
         if connection.resolve_address(address):
             check_shared(home)
-        max_concurrent = fit(plan.study.group_resources, joined_nodes(), can_grow=True).cells
+        max_concurrent = check_room(plan.study, joined_nodes(), can_grow=True)
         console.print(f"up to {max_concurrent} cells in parallel, {describe_group(plan.study)}", soft_wrap=True)
         # Only now, so that nothing is delivered for a study that does not fit.
         sink = MlflowSink(tracking_uri(home), home, plan.study)

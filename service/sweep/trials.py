@@ -6,6 +6,7 @@ from search_spaces.study import Study
 from service.home import copies
 from service.home.layout import Home
 from service.sweep.worker_group import GroupConfig
+from trainers.command.supervisor import STUCK_S
 from trainers.command.trial import CommandTrial
 from trainers.data import TokenFiles, Tokens
 from trainers.oec_trial import OecTrial
@@ -24,6 +25,7 @@ def group_config(study: Study, tokens: Tokens | None, home: Home) -> GroupConfig
         processes=study.resources.workers,
         study_folder=home.study(study.name),
         ray_folder=home.ray,
+        end_s=study.trainer.grace_s + STUCK_S if study.trainer else 0.0,
         on_device=study.trainer is None or study.trainer.kind == "python",
     )
 

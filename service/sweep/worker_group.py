@@ -22,6 +22,8 @@ from trainers.protocol import ServedTrial
 
 POLL_S = 1.0
 """How often a trial checks whether its group is alive."""
+AGREEMENT_S = 120.0
+"""How long the ranks of a group wait for each other, besides the time that it takes one of them to end its command."""
 CLOSE_S = 60.0
 """How long to wait for a group to end; it takes about one second on two idle cores."""
 
@@ -38,6 +40,8 @@ class GroupConfig:
     """Training processes of a cell: more than the group's workers where a command starts them itself."""
     study_folder: Path
     ray_folder: Path
+    end_s: float = 0.0
+    """How long a command may take to end, in which its node's worker answers no other."""
     on_device: bool = True
     """Whether the workers themselves use the devices, rather than a command that they start."""
 
@@ -107,7 +111,7 @@ class WarmGroup:
                 threads=resources.cpus_per_worker,
                 workers=config.processes,
                 memory_share=resources.gpus_per_worker or 1.0,
-                agreement_timeout_s=120.0,
+                agreement_timeout_s=AGREEMENT_S + config.end_s,
             ),
             torch_config=None if config.on_device else HostTorchConfig(),
             scaling_config=scaling(resources, on_device=config.on_device),
@@ -131,8 +135,8 @@ def scaling(resources: ResourceSpec, *, on_device: bool = True) -> ray.train.Sca
         num_workers=resources.workers,
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
-        # DDP: on one node if possible, otherwise on as few as possible. A command has one worker per node.
-        placement_strategy="PACK" if on_device else "SPREAD",
+        # DDP: on one node if possible, otherwise on as few as possible. A command has exactly one worker per node.
+        placement_strategy="STRICT_SPREAD" if not on_device and resources.workers > 1 else "PACK",
     )
 
 

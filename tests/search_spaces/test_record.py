@@ -53,6 +53,11 @@ def test_a_row_is_read_back_as_it_was_written(row: Row) -> None:
     assert Row.from_json(content) == row
 
 
+def test_no_metric_takes_the_place_of_a_field_of_its_row() -> None:
+    content = Row(3, 5.0, {"time": 1.0, "step": 2.0, "a": 4.0}).to_json()
+    assert list(content.items()) == [("step", 3), ("time", 5.0), ("a", 4.0)]
+
+
 def test_a_row_without_a_time() -> None:
     """Rows of tests and other programs; the time is for displays alone."""
     assert Row.from_json({"step": 3, "val_loss": 2.0}) == Row(3, 0.0, {"val_loss": 2.0})

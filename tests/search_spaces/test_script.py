@@ -256,7 +256,7 @@ STREAMS: dict[str, tuple[str, dict[str, object] | None]] = {
         record["eval_loss"] = loss
         (Path(args.out_dir) / "metrics.jsonl").open("a").write(json.dumps(record))
         """,
-        {"file": "{folder}/metrics.jsonl", "step": "step", "val_loss": "eval_loss"},
+        {"file": "{folder}/run/metrics.jsonl", "step": "step", "val_loss": "eval_loss"},
     ),
     "csv": (
         """

@@ -15,16 +15,18 @@ import pytest
 
 from search_spaces.cell import ForeignCell
 from search_spaces.errors import InvalidInput
-from search_spaces.metrics_spec import MetricsSpec
+from search_spaces.metrics_spec import OWN_FILES, MetricsSpec
 from tests.timing import within
 from tests.trainers.scripts import CELL, QUADRATIC, Reported, command, context, train
 from trainers.command import output
 from trainers.command.cell_folder import holds_start
+from trainers.command.environment import hide_secrets
 from trainers.command.process import kill_marked, marker
 from trainers.command.supervisor import processes
 from trainers.command.trial import CommandTrial, exit_reason, metrics_source
 from trainers.metric_streams import STREAMS
 from trainers.protocol import Checkpoint
+from trainers.reported_run import METRICS
 from trainers.rows import read
 
 
@@ -303,6 +305,23 @@ def test_a_start_is_resumed_if_there_is_an_option_for_it(folder: Path, tmp_path:
     assert [row.step for row in read(folder / "metrics.jsonl")] == list(range(11))
 
 
+def test_output_without_a_step_goes_on_where_it_was_interrupted(folder: Path, tmp_path: Path) -> None:
+    script = """
+import pathlib, sys
+state = pathlib.Path(sys.argv[1], "state")
+losses = (2.0, 1.0) if state.exists() else (4.0, 3.0)
+state.touch()
+for loss in losses:
+    print("loss", loss, flush=True)
+sys.exit(0 if losses[0] == 2.0 else 9)
+"""
+    spec = command(tmp_path, script, "{folder} {lr}", metrics={"stdout": r"loss (?P<val_loss>\S+)"}, resume=[])
+    assert train(spec, folder).state == "crashed"
+    result = train(spec, folder)
+    assert (result.state, result.l_init, result.val_loss) == ("finished", 4.0, 1.0)
+    assert [(row.step, row.val_loss) for row in read(folder / "metrics.jsonl")] == [(0, 4), (1, 3), (2, 2), (3, 1)]
+
+
 def test_a_command_that_resumes_by_itself_keeps_its_folder(folder: Path, tmp_path: Path) -> None:
     by_itself = QUADRATIC.replace("if options.resume", "if state.exists()")
     train(command(tmp_path, by_itself, resume=[]), folder)
@@ -337,7 +356,7 @@ def test_metrics_alone_are_no_start_and_a_damaged_start_is_set_aside(folder: Pat
         ({"tensorboard": "{folder}"}, ["a/events.out.tfevents.1", "hparams.yaml"], "last.ckpt"),
         ({"mlflow": "{folder}"}, ["0/meta.yaml", "0/r/meta.yaml", "0/r/metrics/a/b", "0/r/tags/t"], "0/r/artifacts/w"),
         ({"mlflow": "sqlite:///{folder}/mlflow.db"}, ["mlflow.db", "mlflow.db-journal"], "model.pt"),
-        ({"file": "{folder}/*.jsonl"}, ["a.jsonl", "b.jsonl"], "checkpoints/1"),
+        ({"file": "{folder}/log*.jsonl"}, ["log.jsonl", "log-2.jsonl"], "checkpoints/1"),
     ],
 )
 def test_a_start_is_found_beside_the_metrics(
@@ -432,9 +451,19 @@ def test_every_way_to_end_has_words(code: int, how: str) -> None:
     assert how in exit_reason(code)
 
 
+def test_the_files_that_a_command_may_not_write_are_those_that_are_written() -> None:
+    assert set(OWN_FILES) == {METRICS, output.NAME, output.PREVIOUS}
+
+
 def test_a_home_may_have_any_name(tmp_path: Path) -> None:
     """Its characters may have a meaning in globs."""
     folder = tmp_path / "home [1]*?" / "cell"
-    for metrics in ("{folder}/log.jsonl", "{folder}/*.jsonl"):
+    for metrics in ("{folder}/log.jsonl", "{folder}/l*.jsonl"):
         spec = command(tmp_path, metrics={"file": metrics, "val_loss": "val/loss"})
         assert train(spec, folder).state == "finished"
+
+
+def test_secrets_are_names_and_passwords_in_urls() -> None:
+    base = {"HF_TOKEN": "hf_abcdef", "STORE": "postgresql://me:pa55word@db/x s3://k:an0ther-one@b", "A_KEY": "short"}
+    text = "hf_abcdef pa55word an0ther-one short me db"
+    assert hide_secrets(text, base) == "*** *** *** short me db"

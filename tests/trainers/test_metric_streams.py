@@ -188,6 +188,21 @@ def test_evaluations_are_numbered_where_there_is_no_step() -> None:
     assert list(evaluations.read(records)) == [(0, {"val_loss": 3.0}), (1, {"val_loss": 2.0})]
 
 
+@pytest.mark.parametrize("source", ["file", "csv"])
+def test_evaluations_without_a_step_are_numbered_anew_in_a_new_file(source: str, tmp_path: Path) -> None:
+    """A file that is rewritten as a whole repeats its records, which are the same evaluations."""
+    read, path = stream(source, tmp_path), tmp_path / PATHS[source]
+    lines = {"csv": ["val/loss", "4", "3", "2"], "file": ["", *(f'{{"val/loss": {loss}}}' for loss in (4, 3, 2))]}
+    path.write_text("\n".join(lines[source][:3]) + "\n")
+    assert read() == [(0, {"val_loss": 4.0}), (1, {"val_loss": 3.0})]
+    (tmp_path / "new").write_text(lines[source][0])
+    (tmp_path / "new").replace(path)
+    assert read() == [], "its first record is not complete"
+    with path.open("a") as file:
+        file.write("\n" + "\n".join(lines[source][1:]) + "\n")
+    assert read() == [(0, {"val_loss": 4.0}), (1, {"val_loss": 3.0}), (2, {"val_loss": 2.0})]
+
+
 def test_mlflow_database_of_a_run_that_logs_in_another_process(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     read = stream("mlflow", tmp_path, mlflow="sqlite:///{folder}/mlflow.db", val_loss="loss")

@@ -15,6 +15,7 @@ from search_spaces.trainer import TrainerSpec
 from tests.trainers.scripts import Reported, context
 from trainers.protocol import Checkpoint
 from trainers.python_trial import PythonTrial
+from trainers.rows import read
 
 CELL = ForeignCell(trainer="digest", name="mine", kind="python", lr=0.1, seed=1, factors={"wd": 0.5})
 
@@ -41,6 +42,15 @@ def test_what_is_returned_is_the_final_loss(returned: str, tmp_path: Path) -> No
 def test_a_result_is_taken_as_it_is(tmp_path: Path) -> None:
     body = "from search_spaces.record import CellResult\nreturn CellResult(val_loss=1.0, l_init=2.0, tokens=7)"
     assert train(tmp_path, body)[0] == CellResult(state="finished", val_loss=1.0, l_init=2.0, tokens=7)
+
+
+def test_metrics_with_the_names_of_a_rows_own_fields(tmp_path: Path) -> None:
+    _, report = train(tmp_path, "report(3, val_loss=1.0, time=7.0, step=8.0)")
+    assert report.rows == [(3, {"val_loss": 1.0, "time_": 7.0, "step_": 8.0})]
+    (row,) = read(tmp_path / "cell/metrics.jsonl")
+    assert row.step == 3
+    assert row.time > 1e9
+    assert row.metrics == {"val_loss": 1.0, "time_": 7.0, "step_": 8.0}
 
 
 def test_a_result_without_a_finite_loss_has_diverged(tmp_path: Path) -> None:

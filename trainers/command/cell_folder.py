@@ -7,12 +7,9 @@ from collections.abc import Collection, Iterator
 from itertools import count
 from pathlib import Path
 
+from search_spaces.metrics_spec import OWN_FILES
 from trainers.command.output import NAME, PREVIOUS
-from trainers.reported_run import METRICS
 from trainers.storage.bucket import SET_ASIDE
-
-OWN_FILES = {METRICS, NAME, PREVIOUS}
-"""What this program writes."""
 
 
 def holds_start(folder: Path, resume_from: str, metrics: Collection[Path]) -> bool:

@@ -13,6 +13,7 @@ OURS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "AC
 exist."""
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 """Names of variables whose values must not be quoted."""
+URL_PASSWORD = re.compile(r"://[^/@\s]*:([^/@\s]+)@")
 MIN_SECRET = 6
 """Shorter values are words that occur anywhere."""
 
@@ -47,8 +48,10 @@ def free_port() -> int:
 
 
 def hide_secrets(text: str, base: Mapping[str, str]) -> str:
-    """``text`` without the values of variables whose names say that they are secret: a command may print them."""
-    secrets = {value for name, value in base.items() if SECRET.search(name) and len(value) >= MIN_SECRET}
-    for value in sorted(secrets, key=len, reverse=True):
+    """``text`` without the values of variables whose names say that they are secret, and without passwords in URLs: a
+    command may print them."""
+    secrets = {value for name, value in base.items() if SECRET.search(name)}
+    secrets |= {password for value in base.values() for password in URL_PASSWORD.findall(value)}
+    for value in sorted((secret for secret in secrets if len(secret) >= MIN_SECRET), key=len, reverse=True):
         text = text.replace(value, "***")
     return text

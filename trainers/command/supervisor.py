@@ -61,7 +61,7 @@ def signal_all(number: int) -> None:
     for pid in descendants():
         try:
             os.kill(pid, number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # it has ended, or runs as another user
             continue
 
 

@@ -127,7 +127,9 @@ class Attempt:
             self._base, context, processes=processes, cell_id=cell.id, master=(address, port)
         )
         self._stream: Stream = stream(spec.metrics, source)
-        self._evaluations = Evaluations(spec.metrics)
+        # A file is read from its start again; what a command printed before it was interrupted is not.
+        start = self._run.last_step + 1 if self._run and self.resumes and spec.metrics.stdout else 0
+        self._evaluations = Evaluations(spec.metrics, start)
         self._last_record = time.monotonic()
         self.cannot_resume = False
         """Whether what it resumed from seems to be damaged, for example by the kill that made it resume: it then ended
@@ -160,7 +162,9 @@ class Attempt:
         finally:
             output.close()
         self._read_metrics(ended=statuses[rank].code == 0)
-        lines: list[str] = self._context.gather(process.error or output.last_lines())
+        lines: list[str] = self._context.gather(
+            hide_secrets(process.error or output.last_lines(), self._base)  # here, as nodes have their own variables
+        )
         if self._run is None:
             return CellResult(state="finished")
         result = self._judge(self._run, statuses, lines)

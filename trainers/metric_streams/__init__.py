@@ -26,17 +26,23 @@ class Evaluations:
     """Makes evaluations of records. A record without ``val_loss`` only updates the values that the next one carries,
     so that a command may log its training loss at every step."""
 
-    def __init__(self, spec: MetricsSpec) -> None:
+    def __init__(self, spec: MetricsSpec, start: int = 0) -> None:
+        """
+        Args:
+            start: the number of the first evaluation, where there is no step.
+        """
         self._spec = spec
         self._carried: dict[str, float] = {}
         self._step: int | None = None
-        self._count = 0
+        self._count = start
 
     def read(self, records: list[Record]) -> Iterator[tuple[int, dict[str, float]]]:
         """Yields ``(step, metrics)`` of each evaluation, with ``val_loss``; and a row of only a ``train_loss`` that
         is not finite."""
         spec = self._spec
         for record in records:
+            if record.restarts:
+                self._carried, self._step, self._count = {}, None, 0
             step = record.step if record.step is not None else _whole(record.values.get(spec.step or "step"))
             self._step = step if step is not None else self._step
             named = {"train_loss": spec.train_loss or "train_loss"} if spec.stdout or spec.train_loss else {}

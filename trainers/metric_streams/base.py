@@ -7,7 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,8 @@ class Record:
     """By the command's own keys; anything that is not a number is ignored."""
     step: int | None = None
     """The step that the source itself gives."""
+    restarts: bool = False
+    """Whether it is the first of a file that is read from its start: the records may repeat earlier ones."""
 
 
 class Stream(Protocol):
@@ -67,6 +69,7 @@ class Tail:
         self.path: Path | None = None
         self.restarted = False
         """Whether the last read began at the start of a file."""
+        self._unmarked = False
         self._identity: tuple[int, int] | None = None
         self._offset = 0
         self._rest = b""
@@ -84,6 +87,7 @@ class Tail:
                 if identity != self._identity or status.st_size < self._offset:
                     self.path, self._identity, self._offset, self._rest = path, identity, 0, b""
                 self.restarted = self._offset == 0
+                self._unmarked |= self.restarted
                 file.seek(self._offset)
                 data = file.read()
                 self._offset += len(data)
@@ -98,6 +102,13 @@ class Tail:
         if ended and self._rest:
             lines, self._rest = [*lines, self._rest], b""
         return [line.decode(errors="replace") for line in lines]
+
+    def marked(self, records: list[Record]) -> list[Record]:
+        """The records of a read, the first of which says whether the file was read from its start for it."""
+        if self._unmarked and records:
+            self._unmarked = False
+            return [replace(records[0], restarts=True), *records[1:]]
+        return records
 
     def restart(self) -> None:
         """Read the file from its start the next time."""

@@ -39,7 +39,7 @@ class JsonLines:
                 values = dict(flatten(content))
                 self._keys |= set(values)
                 records.append(Record(values))
-        return records
+        return self._tail.marked(records)
 
     def seen(self) -> str:
         return f"{self._tail.seen()}; {keys_seen(self._keys)}" if self._tail.path else self._tail.seen()
@@ -74,7 +74,8 @@ class Csv:
         if not self._first and lines:
             self._first, *lines = lines
             self._header = next(csv.reader([self._first]))
-        return [Record(dict(zip(self._header, row, strict=False))) for row in csv.reader(lines) if row]
+        records = [Record(dict(zip(self._header, row, strict=False))) for row in csv.reader(lines) if row]
+        return self._tail.marked(records)
 
     def seen(self) -> str:
         return f"{self._tail.seen()}; {keys_seen(self._header)}" if self._tail.path else self._tail.seen()

@@ -69,6 +69,11 @@ def test_defects_of_this_machine(tmp_path: Path) -> None:
     assert "RAY_TMPDIR" in checks["temporary folder"]["remedy"]
     assert "not reachable" in checks["MLflow"]["text"]
     assert checks["proxy"]["remedy"] == "add 127.0.0.1 to NO_PROXY"
+    address = "https://me:secret@mlflow.invalid"
+    _, checks = asked(home=tmp_path, MLFLOW_TRACKING_URI=address)
+    assert "https://mlflow.invalid" in checks["MLflow"]["text"]
+    assert "secret" not in str(checks)
+    assert "None" not in checks["MLflow"]["text"]
 
 
 def test_a_proxy_in_front_of_an_inner_cluster_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ from search_spaces.methods import label
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import read_ledger, register_study
+from service.http.audit import Audit
+from service.http.backend import Backend
+from service.http.feed import LedgerFeeds
+from service.http.models import Settings
+from service.http.studies import Studies
 from service.http.untrusted import parse_study
 from tests.service.http.conftest import CELLS, STUDY, TOKENS_PER_SECOND, Served, served
 
@@ -109,10 +114,20 @@ def test_data_below_the_root_alone(tmp_path: Path) -> None:
 
 def test_a_request_cannot_start_a_command(tmp_path: Path) -> None:
     command = {"command": "touch {lr}", "metrics": {"stdout": "(?P<val_loss>.)"}}
-    for trainer in (command, {"python": "os:system"}):
+    for trainer in (command, {"python": "os:system"}, {"directory": "/etc", "unknown": 1}):
         body = json.dumps({"name": "mine", "lrs": [1.0], "trainer": trainer})
         with pytest.raises(InvalidInput, match="is not taken by this service"):
             parse_study(body.encode(), "application/json", tmp_path)
+
+
+def test_a_study_with_a_command_cannot_be_resumed_here(service: Served, tmp_path: Path) -> None:
+    """Someone has started it in this home with ``oec run``."""
+    command = {"command": "touch {lr}", "metrics": {"stdout": "(?P<val_loss>.)"}, "directory": str(tmp_path)}
+    register_study(service.home, Study.validate_fields({"name": "mine", "lrs": [1.0], "trainer": command}))
+    backend = Backend(service.home, None, print)
+    studies = Studies(service.home, Settings(), backend, LedgerFeeds(service.home), Audit(service.home.service))
+    with pytest.raises(InvalidInput, match="is not started by this service; use oec run or oec submit"):
+        studies._start_job(studies.load("mine"), retry_crashed=False)
 
 
 def test_cells_pages_and_states(service: Served) -> None:
