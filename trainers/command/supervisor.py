@@ -121,6 +121,9 @@ class Supervisor:
 
 def main() -> None:
     output, grace_s, _, *command = sys.argv[1:]
+    # Ray kills the children of a worker that ends. Of this process, only the standard input shall tell that it is over.
+    if os.fork():
+        os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
     try:
         supervisor = Supervisor(command, int(output), float(grace_s))
