@@ -135,8 +135,8 @@ def scaling(resources: ResourceSpec, *, on_device: bool = True) -> ray.train.Sca
         num_workers=resources.workers,
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
-        # DDP: on one node if possible, otherwise on as few as possible. A command has exactly one worker per node.
-        placement_strategy="STRICT_SPREAD" if not on_device and resources.workers > 1 else "PACK",
+        # DDP: on one node if possible, otherwise on as few as possible. A command has one worker per node.
+        placement_strategy="PACK" if on_device else "SPREAD",
     )
 
 
