@@ -121,6 +121,8 @@ class Supervisor:
 
 def main() -> None:
     output, grace_s, _, *command = sys.argv[1:]
+    if os.fork():  # a Ray worker that exits kills its own children, which this must outlive
+        os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
     try:
         supervisor = Supervisor(command, int(output), float(grace_s))
