@@ -259,7 +259,7 @@ def train_forever(folder: Path, code: Path) -> None:
 
 
 @pytest.mark.fault("SIGKILL of the worker of a command")
-@pytest.mark.parametrize("supervisor", ["alive", "killed"])
+@pytest.mark.parametrize("supervisor", ["alive", "killed", "a child of the worker"])
 def test_a_killed_worker_leaves_nothing(supervisor: str, folder: Path, tmp_path: Path) -> None:
     """Its supervisor ends the command. If that is killed in the same moment, the next start of the cell does."""
     worker = multiprocessing.get_context("spawn").Process(target=train_forever, args=(folder, tmp_path))
@@ -272,6 +272,10 @@ def test_a_killed_worker_leaves_nothing(supervisor: str, folder: Path, tmp_path:
             if b"supervisor.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGSTOP)
     assert worker.pid is not None
+    if supervisor == "a child of the worker":  # a Ray worker that exits kills its children, but not theirs
+        for pid, parent in processes():
+            if parent == worker.pid:
+                os.kill(pid, signal.SIGKILL)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     if supervisor == "killed":

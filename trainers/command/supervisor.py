@@ -121,8 +121,7 @@ class Supervisor:
 
 def main() -> None:
     output, grace_s, _, *command = sys.argv[1:]
-    # Ray kills the children of a worker that ends. Of this process, only the standard input shall tell that it is over.
-    if os.fork():
+    if os.fork():  # a Ray worker that exits kills its own children, which this must outlive
         os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
     try:
