@@ -28,7 +28,7 @@ def test_a_character_that_the_encoding_lacks_is_replaced(
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode(encoding)
     if arguments[0] == "report":
-        page = (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+        page = (tmp_path / "home" / "reports" / "runs" / "report.html").read_text(encoding="utf-8")
         assert "lion – ≥" in page, "files are UTF-8 whatever the terminal is"
 
 
@@ -83,7 +83,7 @@ def test_a_home_with_any_name_holds_its_data(tmp_path: Path, name: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "cwd", "mine.yaml", name}
 
 
-def test_a_report_on_an_experiment_is_written_here_whatever_its_name(
+def test_a_report_on_an_experiment_is_written_into_the_home_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Experiments of Databricks are named like absolute paths."""
@@ -105,7 +105,8 @@ def test_a_report_on_an_experiment_is_written_here_whatever_its_name(
         )
         assert done.returncode == 0, done
     assert {path.name for path in tmp_path.iterdir()} == {"cwd", "home", "ml.db"}
-    assert len(list((tmp_path / "cwd").glob("*/report.html"))) == 3
+    assert not list((tmp_path / "cwd").iterdir())
+    assert len(list((tmp_path / "home" / "reports").glob("*/report.html"))) == 3
 
 
 def test_a_working_directory_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:

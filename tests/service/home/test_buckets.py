@@ -158,11 +158,11 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
     home = Home(tmp_path, Bucket("s3://bucket/home"))
     monkeypatch.setattr(buckets, "_filesystem", lambda scheme: SimpleNamespace(pipe_file=refused))
     monkeypatch.setattr(
-        run, "prepare_tokens", lambda study, home, report: stop_requests(home, "smoke").write("study", "oec stop")
+        run, "prepare_source", lambda study, home, report: stop_requests(home, "smoke").write("study", "oec stop")
     )
     with pytest.raises(InvalidInput, match=r"Access Denied.*run the same command to resume"):
         run.run_study(Study.load("short"), home, **ALONE)
-    monkeypatch.setattr(run, "prepare_tokens", refused)
+    monkeypatch.setattr(run, "prepare_source", refused)
     with pytest.raises(PermissionError):
         run.run_study(Study.load("short"), Home(tmp_path), **ALONE)
 
