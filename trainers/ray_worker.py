@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from search_spaces.record import CellResult, Row
 from trainers.command.environment import hide_secrets
-from trainers.job import Job
+from trainers.job import Event, Job
 from trainers.protocol import Checkpoint, Context, Report, ServedTrial, never_stop
 
 TAKE_TIMEOUT_S = 20.0
@@ -185,7 +185,10 @@ class MailboxClient:
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
-        ray.get(mailbox.started.remote())
+        self._posted = mailbox.started.remote()
+        """The last call that adds events. An async actor may run calls in another order than they were made in, so each
+        waits for the one before it, which has nearly always ended by then."""
+        ray.get(self._posted)
 
     def take(self) -> tuple[Job | None, bool]:
         """Returns the next job, or None if there was none in time and whether the mailbox is closed."""
@@ -193,16 +196,21 @@ class MailboxClient:
         return job, job is None and bool(ray.get(self._mailbox.closed.remote()))
 
     def row_poster(self, job: Job) -> Report:
-        """Returns a ``report`` that does not wait; an actor receives calls in the order in which they were made."""
+        """Returns a ``report`` that does not wait for the mailbox, unless the row before is still on its way."""
 
         def report(step: int, /, **metrics: float) -> None:
-            self._mailbox.post.remote(job.cell.id, [Row(step, time.time(), metrics)])
+            self._post(job, Row(step, time.time(), metrics))
 
         return report
 
     def post_and_wait(self, job: Job, result: CellResult) -> None:
         """Posts a job's result and waits until it, and every row before it, has been delivered."""
-        ray.get(self._mailbox.post.remote(job.cell.id, [result]))
+        self._post(job, result)
+        ray.get(self._posted)
+
+    def _post(self, job: Job, event: Event) -> None:
+        ray.get(self._posted)
+        self._posted = self._mailbox.post.remote(job.cell.id, [event])
 
     def stop_poller(self, job: Job) -> Callable[[], bool]:
         """Returns a cheap ``should_stop``: it asks the mailbox every ``STOP_POLL_S`` at most, and never waits."""
