@@ -248,7 +248,7 @@ def _lrs_over_scale(comparison: ScaleComparison) -> Iterator[Figure]:
         facts = facts.assign(size=facts["scale"].map(dict(zip(scales, sizes, strict=True))))
         x = log_axis(facts, "size", "model size (parameters)", label="format(datum.value, '~s')")
     base = chart_of("facts").encode(x=x, y=lrs_axis(facts), color=colors(lines))
-    layers = lrs_layers(base, {"strokeDash": dashes(lines)}, {"shape": shapes(lines)})
+    layers = lrs_layers(base, facts, {"strokeDash": dashes(lines)}, {"shape": shapes(lines)})
     sentences = (
         f"Lower is less sensitive to the {comparison.axis_title}. With several seeds, bars are 95% intervals.",
         comparison.note,

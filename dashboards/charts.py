@@ -165,10 +165,16 @@ def crosses(base: alt.Chart, test: str = "datum.diverged", **style: Any) -> Any:
     return base.transform_filter(test).mark_point(**options)
 
 
-def lrs_layers(base: alt.Chart, line: dict[str, Any], point: dict[str, Any]) -> list[alt.Chart]:
+def has_intervals(facts: pd.DataFrame) -> bool:
+    """Whether a layer of intervals would draw any; Vega warns about a layer without data."""
+    return bool(facts["low"].notna().any())
+
+
+def lrs_layers(base: alt.Chart, facts: pd.DataFrame, line: dict[str, Any], point: dict[str, Any]) -> list[alt.Chart]:
     """Intervals, lines and points of LRS, with extra channels for the lines and points."""
+    intervals = base.transform_filter(HAS_INTERVAL).mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
     return [
-        base.transform_filter(HAS_INTERVAL).mark_rule().encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
+        *([intervals] if has_intervals(facts) else []),
         base.mark_line().encode(**line),
         base.mark_point(filled=True, size=60, opacity=1).encode(tooltip=LRS_TOOLTIP, **point),
     ]

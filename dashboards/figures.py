@@ -28,6 +28,7 @@ from dashboards.charts import (
     crosses,
     cycle,
     dashes,
+    has_intervals,
     log_axis,
     log_ticks,
     lrs_axis,
@@ -86,7 +87,7 @@ def _loss_figure(view: View, published: bool) -> Figure:
     # l_init is drawn only if a curve comes near it; otherwise it would flatten the curves, and the caption states it.
     near = bool((facts["loss"] > (facts["loss"].min() + l_init) / 2).any())
     scale_y = alt.Scale(zero=False)
-    if several := bool(facts["low"].notna().any()):
+    if several := has_intervals(facts):
         # A band may be much wider than the range of the losses, so the losses set the frame and the band is clipped.
         low, high = float(facts["loss"].min()), float(max(facts["loss"].max(), l_init if near else -math.inf))
         scale_y = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
@@ -156,12 +157,10 @@ def _lrs_bars(view: View) -> Figure:
     y = alt.Y("label:N", title=None, scale=alt.Scale(domain=list(facts["label"])), axis=alt.Axis(labelLimit=260))
     base = chart_of("facts").encode(y=y, color=colors(view.lines).legend(None), tooltip=LRS_TOOLTIP)
     value, low = (alt.X(f"{column}:Q", title="LRS (nats)") for column in ("LRS", "low"))
-    layers = [
-        base.mark_bar(opacity=0.85).encode(x=value),
-        base.transform_filter(HAS_INTERVAL)
-        .mark_rule(strokeWidth=1.5)
-        .encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)),
-    ]
+    layers = [base.mark_bar(opacity=0.85).encode(x=value)]
+    if has_intervals(facts):
+        rules = base.transform_filter(HAS_INTERVAL).mark_rule(strokeWidth=1.5)
+        layers.append(rules.encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)))
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",
@@ -202,7 +201,7 @@ def _lrs_over_gamma(view: View) -> Iterator[Figure]:
         view=view.name,
         section="lrs",
         spec=spec_of(
-            [*lrs_layers(base, by_series, {}), reference],
+            [*lrs_layers(base, swept, by_series, {}), reference],
             {"swept": swept, "baselines": facts[facts["method"] == "baseline"]},
         ),
     )

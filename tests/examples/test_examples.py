@@ -139,4 +139,4 @@ def test_a_study_of_it_runs(name: str, tmp_path: Path) -> None:
     done = oec("run", path, home=home, PATH=SEARCH)
     assert done.returncode == 0, done.stdout + done.stderr
     ledger = home / "studies" / name / "ledger.jsonl"
-    assert ledger.read_text().count('"state":"finished"') == 2, ledger.read_text()
+    assert ledger.read_text().count('"event":"finished"') == 2, ledger.read_text()
