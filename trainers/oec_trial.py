@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from search_spaces.cell import Cell
 from search_spaces.record import CellResult, Row
 from trainers.data import TokenFiles
-from trainers.loop import Trainer
 from trainers.protocol import Checkpoint, Context, Report
-from trainers.world import World
+
+if TYPE_CHECKING:
+    from trainers.loop import Trainer
 
 
 @dataclass
@@ -24,6 +25,9 @@ class OecTrial:
     _trainer: Trainer | None = field(default=None, init=False, repr=False, compare=False)
 
     def setup(self, context: Context) -> None:
+        from trainers.loop import Trainer  # imports torch, which the driver that makes this object does not need
+        from trainers.world import World
+
         world = World(context.rank, context.size, context.device, context.memory_share)
         tokens = self.tokens.open()
         self._trainer = Trainer(world, tokens, compile=self.compile, micro_batch_memo=self.micro_batch_memo)
