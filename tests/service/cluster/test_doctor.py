@@ -132,7 +132,8 @@ def reported(home: Path, word: str, *python: str, within: Sequence[str] = ()) ->
     run = "import json, runpy, sys; found = runpy.run_path(sys.argv[1])["
     run += "'node_facts'](*sys.argv[2:]); print(json.dumps(found))"
     command = [*within, *(python or (sys.executable,)), "-c", run, node_facts.__file__, str(home), word, "other"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A checkout, as the working directory, would put its own metadata first.
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     found: node_facts.Facts = json.loads(done.stdout)
     return found
