@@ -26,8 +26,9 @@ from statistics import median
 from rich.console import Console
 
 from search_spaces.cell import Cell
+from search_spaces.intervals import Intervals
 from search_spaces.plan import Plan
-from search_spaces.study import Intervals, Study
+from search_spaces.study import Study
 from service.cluster.connection import ENVIRONMENT
 from service.home.data import prepare_tokens
 from service.home.location import open_home

@@ -37,6 +37,7 @@ from dashboards.files import (
     write_atomically,
 )
 from dashboards.forecast import Forecast
+from dashboards.given_up import given_up_text
 from dashboards.importance import importance_figures, parallel_figures, start_importance
 from dashboards.packing import ColumnStore
 from dashboards.pareto import pareto_figures
@@ -250,6 +251,7 @@ def _page_content(
     everyone = [f"{curve.scale} {curve.label}" for curve in facts]
     warnings_by_name = {name: curve.warnings for name, curve in zip(everyone, facts, strict=True)}
     warnings = [f"{warning}." for warning in merge_notes(warnings_by_name, everyone)]
+    warnings += filter(None, [given_up_text(runs)])
     if facts and max(curve.seeds for curve in facts) < 2:
         warnings.insert(0, "With only one seed, there are no intervals.")
     return {

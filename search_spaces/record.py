@@ -80,6 +80,12 @@ COLUMNS: dict[str, Column] = {
             shown=_EVERYWHERE,
         ),
         Column("steps", "integer", "result", "optimizer steps taken", shown=_EVERYWHERE),
+        Column(
+            "skipped_steps", "integer", "result",
+            "steps not taken because the run was given up (`intervals.give_up`), 0 if their number is unknown; empty "
+            "if it was not given up",
+            shown=_MLFLOW,
+        ),
         Column("tokens", "integer", "result", "tokens trained on", shown=_MLFLOW),
         Column(
             "train_seconds", "number", "result", "wall time of the steps, without evaluations and checkpoints", "s",
@@ -165,6 +171,8 @@ class CellResult:
     train_loss: float | None = None
     l_init: float | None = None
     steps: int | None = None
+    skipped_steps: int | None = None
+    """Steps not taken because the run was given up, 0 if unknown; None if it was not given up."""
     tokens: int | None = None
     train_seconds: float | None = None
     """Over all resumptions."""

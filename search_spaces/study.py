@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
@@ -19,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.cell import ADDED_FIELDS, AnyCell, Frozen, ModelSpec, TrainingSpec, digest
+from search_spaces.cell import ADDED_FIELDS, AnyCell, ModelSpec, TrainingSpec, digest
 from search_spaces.command_line import require_placeholder
 from search_spaces.data_spec import DataSpec
 from search_spaces.errors import bad, require_known
@@ -34,19 +32,18 @@ from search_spaces.factors import (
     require_axis,
     to_text,
 )
+from search_spaces.intervals import MIN_EVALUATION_INTERVAL, Intervals
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
+from search_spaces.method_choice import Grid, MethodChoice
 from search_spaces.methods import METHODS
 from search_spaces.refine import RefineSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
-from search_spaces.tolerance import REL_TOLERANCE, same_value
 from search_spaces.trainer import TrainerSpec
 from search_spaces.variants import add_factors, apply_factors, check_pairs, check_training, checked_value
 
 T = TypeVar("T")
-MIN_EVALUATION_INTERVAL = 20
-"""Fewest steps between two evaluations by default; the diagnostics of one then cost at most 2 % of the time."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 NOT_HASHED: Any = {
     **dict.fromkeys(("description", "intervals", "resources", "keep_weights"), True),
@@ -67,70 +64,6 @@ MAX_SEEDS = 10_000
 def is_name(text: str) -> bool:
     """Whether a study may have this name, which also names a folder."""
     return NAME.fullmatch(text) is not None and ".." not in text
-
-
-def _require_grid(values: tuple[float, ...]) -> tuple[float, ...]:
-    if not values:
-        raise bad("is empty", "give at least one value")
-    if any(v <= 0 for v in values):
-        raise bad("contains a value that is not positive", "give values above 0")
-    if any(a >= b for a, b in pairwise(values)):
-        raise bad("is not strictly ascending", "sort it and remove duplicates")
-    for a, b in pairwise(values):
-        if same_value(a, b):
-            raise bad(f"has {a!r} and {b!r}, which are the same to within {REL_TOLERANCE:g}", "remove one of them")
-    return values
-
-
-Grid = Annotated[tuple[float, ...], AfterValidator(_require_grid)]
-"""Positive, strictly ascending values, at least one."""
-
-
-class MethodChoice(Frozen):
-    """A method and the values of gamma to try; without any, the method's default."""
-
-    method: str = Field(description="A method that `oec methods` lists.")
-    gamma: Grid | None = Field(
-        default=None, description="Values of gamma to try; for soft-cap, its cap, which may also be written c."
-    )
-
-    @classmethod
-    def from_file(cls, value: Any) -> Any:
-        """``baseline`` is short for ``{method: baseline}``, and soft-cap's ``c`` another name for its gamma."""
-        if isinstance(value, str):
-            return {"method": value}
-        method = METHODS.get(str(value.get("method"))) if isinstance(value, dict) else None
-        symbol = method.gamma.symbol if method and method.gamma else "gamma"
-        if isinstance(value, dict) and symbol in value and "gamma" not in value:
-            return {"gamma" if name == symbol else name: inner for name, inner in value.items()}
-        return value
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, value: str) -> str:
-        return require_known("method", value, METHODS)
-
-    @model_validator(mode="after")
-    def _gamma_belongs_to_the_method(self) -> Self:
-        if self.gamma is not None and METHODS[self.method].gamma is None:
-            raise bad(f"gives gamma to {self.method}, which has none", "remove gamma")
-        return self
-
-    @property
-    def gammas(self) -> tuple[float | None, ...]:
-        """The values of gamma to try, ``(None,)`` for a method without one."""
-        return self.gamma or (METHODS[self.method].default_gamma,)
-
-
-class Intervals(Frozen):
-    """How often a cell is evaluated and saved; does not change its result."""
-
-    evaluate: int | None = Field(
-        default=None, gt=0, description="Steps between evaluations; default: a twentieth of the run, at least 20."
-    )
-    checkpoint: int | None = Field(
-        default=None, gt=0, description="Steps between checkpoints; default: at every evaluation."
-    )
 
 
 class Study(StudyFile):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search_spaces.cell import AnyCell
+from search_spaces.intervals import GiveUp
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from search_spaces.record import CellResult, Row
 from trainers.storage.bucket import Mirror
@@ -31,6 +32,7 @@ class Job:
     """Steps between evaluations."""
     checkpoint_every: int
     """Steps between checkpoints."""
+    give_up: GiveUp | None = None
     keep_weights: KeepWeights = NO_WEIGHTS
     mirror: Mirror | None = None
     """Copies ``folder`` to the bucket that holds the home."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
+from search_spaces.intervals import GiveUp
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from search_spaces.record import CellResult, Row
 from trainers import micro_batch
@@ -65,6 +66,7 @@ class Trainer:
         *,
         evaluate_every: int,
         checkpoint_every: int,
+        give_up: GiveUp | None = None,
         keep_weights: KeepWeights = NO_WEIGHTS,
         mirror: Mirror | None = None,
         on_row: Callable[[Row], None] = ignore_row,
@@ -77,6 +79,7 @@ class Trainer:
         Args:
             evaluate_every: steps between evaluations; step 0 and the last step are evaluated as well.
             checkpoint_every: steps between checkpoints. They are removed when the cell finishes or diverges.
+            give_up: when the run is ended early as diverged; None for never.
             keep_weights: which weights stay in ``folder/weights``.
             mirror: uploads ``folder`` to a bucket, if the folder is local to this machine. The run starts from the
                 bucket's content, and every row and checkpoint is uploaded before the run continues.
@@ -99,6 +102,7 @@ class Trainer:
                 folder,
                 evaluate_every=evaluate_every,
                 checkpoint_every=checkpoint_every,
+                give_up=give_up,
                 weights_to_keep=keep_weights,
                 mirror=mirror,
                 on_row=on_row,

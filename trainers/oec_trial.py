@@ -42,6 +42,7 @@ class OecTrial:
             checkpoint.folder,
             evaluate_every=checkpoint.evaluate_every,
             checkpoint_every=checkpoint.checkpoint_every,
+            give_up=checkpoint.give_up,
             keep_weights=checkpoint.keep_weights,
             mirror=checkpoint.mirror,
             on_row=on_row,

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from search_spaces.intervals import GiveUp
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from search_spaces.record import CellResult
 
@@ -112,6 +113,8 @@ class Checkpoint:
     """Steps between evaluations that the study asks for; 0 leaves it to the trial."""
     checkpoint_every: int = 0
     """Steps between checkpoints that the study asks for; 0 leaves it to the trial."""
+    give_up: GiveUp | None = None
+    """When the run is ended early as diverged. For a trial that calls ``report``, this happens by itself."""
     keep_weights: KeepWeights = NO_WEIGHTS
     mirror: Mirror | None = None
     """Copies ``folder`` to the bucket that holds the home."""

@@ -41,11 +41,13 @@ class PythonTrial:
             self._trial.train(cell, report, checkpoint)
             return CellResult(state="finished")  # rank 0's counts
         open_folder(checkpoint.folder, checkpoint.mirror)
-        run = ReportedRun(checkpoint.folder, report, l_init=self.spec.l_init, mirror=checkpoint.mirror)
+        run = ReportedRun(
+            checkpoint.folder, report, l_init=self.spec.l_init, give_up=checkpoint.give_up, mirror=checkpoint.mirror
+        )
         alone = self._context.size == 1
 
         def should_stop() -> bool:
-            return bool(run.not_finite) or checkpoint.should_stop()
+            return bool(run.diverged) or checkpoint.should_stop()
 
         def report_and_check(step: int, /, **metrics: float) -> None:
             run.report(step, **metrics)
@@ -63,7 +65,7 @@ class PythonTrial:
             if state == "finished" and not (returned.val_loss is None or math.isfinite(returned.val_loss)):
                 return run.result(returned.val_loss)
             return replace(returned, state=state)
-        if checkpoint.should_stop() and not run.not_finite:
+        if checkpoint.should_stop() and not run.diverged:
             return run.end("stopped", "asked to stop")
         return run.result(final_loss(returned))
 

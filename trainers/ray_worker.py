@@ -143,6 +143,7 @@ class Worker:
             folder=job.folder,
             evaluate_every=job.evaluate_every,
             checkpoint_every=job.checkpoint_every,
+            give_up=job.give_up,
             keep_weights=job.keep_weights,
             mirror=job.mirror,
             should_stop=mailbox.stop_poller(job) if mailbox else never_stop,

@@ -1,7 +1,8 @@
 """What a trial of someone else's has reported: ``metrics.jsonl``, and the result that follows from it.
 
-A run has *diverged* if a loss that it reported is not finite, or if its last validation loss is above ``l_init``, which
-is its first unless the study gives it. It has *crashed* if it reported no validation loss at all.
+A run has *diverged* if a loss that it reported is not finite, if its last validation loss is above ``l_init``, which is
+its first unless the study gives it, or if it was given up because several in a row were above that. It has *crashed*
+if it reported no validation loss at all.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
+from search_spaces.intervals import GiveUp
 from search_spaces.record import CellResult, EndState, Row, columns_from
 from trainers.protocol import Report
 from trainers.rows import Rows, read
@@ -28,9 +31,15 @@ class ReportedRun:
     """The rows of one cell, on rank 0. Rows of an earlier start are kept until a row at an earlier step arrives."""
 
     def __init__(
-        self, folder: Path, report: Report, *, l_init: float | None = None, mirror: Mirror | None = None
+        self,
+        folder: Path,
+        report: Report,
+        *,
+        l_init: float | None = None,
+        give_up: GiveUp | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
-        self._report, self._l_init, self._mirror = report, l_init, mirror
+        self._report, self._l_init, self._give_up, self._mirror = report, l_init, give_up, mirror
         self._file = Rows(folder / METRICS)
         self._rows = read(folder / METRICS)
         self._file.keep_until(self.last_step)  # without a torn last line
@@ -38,18 +47,19 @@ class ReportedRun:
         self._seconds_before = self._rows[-1].time - self._rows[0].time if self._rows else 0.0
         self.reported = 0
         """New rows since this object exists."""
-        self.not_finite = ""
-        """Why the run has diverged already, if it has."""
+        self.diverged = ""
+        """Why the run has diverged already; an empty string if it has not."""
+        self._given_up = False
 
     def report(self, step: int, /, **metrics: float) -> None:
         """Write a row and pass it on. A row that is already there, as in a log that is read again, changes nothing."""
-        if self.not_finite:
+        if self.diverged:
             return  # what a run reports until it has been ended
         values = {f"{name}_" if name in ROW_FIELDS else name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in LOSSES:
-            if name in values and name not in finite and not self.not_finite:
-                self.not_finite = f"{name} is {values[name]} at step {step}"
+            if name in values and name not in finite and not self.diverged:
+                self.diverged = f"{name} is {values[name]} at step {step}"
         if self._rows and step <= self._rows[-1].step:
             at = bisect_left(self._rows, step, key=lambda row: row.step)
             if self._rows[at].step == step and self._rows[at].metrics == finite:
@@ -63,6 +73,19 @@ class ReportedRun:
         if self._mirror:
             self._mirror.push()
         self._report(step, **finite)
+        if "val_loss" in finite and not self.diverged:
+            self.diverged = self._beyond_hope()
+            self._given_up = bool(self.diverged)
+
+    def _beyond_hope(self) -> str:
+        """Why the run is given up after its last evaluation; an empty string if it is not."""
+        if self._give_up is None or self.l_init is None:
+            return ""
+        evaluated = ((row.step, row.val_loss) for row in reversed(self._rows) if row.val_loss is not None)
+        last = list(islice(evaluated, self._give_up.evaluations))
+        if len(last) < self._give_up.evaluations or min(loss for _, loss in last) <= self.l_init:
+            return ""
+        return self._give_up.reason(*last[0], self.l_init)
 
     @property
     def last_step(self) -> int:
@@ -88,8 +111,8 @@ class ReportedRun:
         """
         last = next((row.val_loss for row in reversed(self._rows) if row.val_loss is not None), None)
         final = last if val_loss is None else val_loss
-        if self.not_finite:
-            return self.end("diverged", self.not_finite)
+        if self.diverged:
+            return self.end("diverged", self.diverged)
         if final is None:
             return self.end("crashed", "it reported no val_loss")
         if not math.isfinite(final):
@@ -107,6 +130,7 @@ class ReportedRun:
         return CellResult(
             state=state,
             steps=self._rows[-1].step if self._rows else 0,
+            skipped_steps=0 if self._given_up else None,
             val_loss=metrics.get("val_loss") if val_loss is None else val_loss,
             train_loss=metrics.get("train_loss"),
             l_init=self.l_init,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from search_spaces.intervals import GiveUp
 from search_spaces.keep_weights import KeepWeights
 from search_spaces.record import CellResult, EndState, Row, columns_from
 from trainers import checkpoint, diagnostics, weights
@@ -37,6 +38,8 @@ class Progress:
     micro_batch: int = 0
     l_init: float | None = None
     val_loss: float | None = None
+    above_l_init: int = 0
+    """Evaluations in a row, up to the last one, whose loss was above ``l_init``."""
     train_loss: float | None = None
     grad_norm: float = 0.0
     train_seconds: float = 0.0
@@ -63,6 +66,7 @@ class Run:
         *,
         evaluate_every: int,
         checkpoint_every: int,
+        give_up: GiveUp | None,
         weights_to_keep: KeepWeights,
         mirror: Mirror | None,
         on_row: Callable[[Row], None],
@@ -71,7 +75,7 @@ class Run:
         self.world, self.engine, self.cell = world, engine, engine.cell
         self.tokens, self.validation_NU = tokens, validation_NU
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
-        self.weights_to_keep, self.mirror = weights_to_keep, mirror
+        self.give_up, self.weights_to_keep, self.mirror = give_up, weights_to_keep, mirror
         self.on_row, self.should_stop = on_row, should_stop
         self.checkpoints, self.weights = folder / "checkpoints", folder / weights.FOLDER
         self.rows = Rows(folder / "metrics.jsonl")
@@ -141,6 +145,8 @@ class Run:
                 pending = None
                 if evaluates and (reason := self.evaluate(lr)):
                     return self.end("diverged", reason)
+                if evaluates and not last and (reason := self.beyond_hope()):
+                    return self.end("diverged", reason, skipped_steps=spec.steps - progress.step)
                 if keeps:
                     self.save_weights()
                 if saves:
@@ -235,7 +241,18 @@ class Run:
         progress.val_loss = val_loss
         if progress.step == 0:
             progress.l_init = val_loss
+        assert progress.l_init is not None
+        progress.above_l_init = progress.above_l_init + 1 if val_loss > progress.l_init else 0
         return ""
+
+    def beyond_hope(self) -> str:
+        """The reason if the run is given up after this evaluation, else an empty string."""
+        progress = self.progress
+        if self.give_up is None or progress.above_l_init < self.give_up.evaluations:
+            return ""
+        assert progress.val_loss is not None
+        assert progress.l_init is not None
+        return self.give_up.reason(progress.step, progress.val_loss, progress.l_init)
 
     def diagnose(self) -> dict[str, float]:
         engine, spec = self.engine, self.cell.training
@@ -276,7 +293,7 @@ class Run:
 
         self.world.run_on_rank0(write_and_upload)
 
-    def end(self, state: EndState, reason: str = "") -> CellResult:
+    def end(self, state: EndState, reason: str = "", *, skipped_steps: int | None = None) -> CellResult:
         progress, spec = self.progress, self.cell.training
         if state != "stopped":
             if self.weights_to_keep.last:
@@ -288,6 +305,7 @@ class Run:
         return CellResult(
             state=state,
             steps=progress.step,
+            skipped_steps=skipped_steps,
             val_loss=progress.val_loss,
             train_loss=progress.train_loss,
             l_init=progress.l_init,

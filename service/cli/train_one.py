@@ -58,6 +58,7 @@ def train_one(study: Study, choice: Mapping[str, Any], home: Home, console: Cons
         home.cell(cell.id),
         evaluate_every=checked.evaluate_every(cell),
         checkpoint_every=checked.checkpoint_every(cell),
+        give_up=checked.intervals.give_up,
         keep_weights=checked.keep_weights,
         on_row=print_row,
     )

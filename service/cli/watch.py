@@ -18,6 +18,7 @@ from rich.text import Text
 
 from search_spaces.cell import Cell
 from search_spaces.factors import LR, short_name
+from search_spaces.intervals import given_up_note
 from search_spaces.methods import label
 from search_spaces.record import STATES, TERMINAL
 from service.home import copies
@@ -49,6 +50,9 @@ def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[Render
         counts = ledger.counts()
         summary.add_row(ledger.study, *(str(counts[state]) for state in STATES))
     yield summary
+    for ledger in ledgers:
+        if note := given_up_note(entry.result for entry in ledger.entries.values()):
+            yield f"{ledger.study}: {note}"
     entries = [entry for ledger in ledgers for entry in ledger.entries.values()]
     if cells:
         table = Table("cell", "what", "state", "val loss", "train time")

@@ -11,6 +11,7 @@ from functools import partial
 from rich.console import Console
 
 from search_spaces.errors import InvalidInput
+from search_spaces.intervals import given_up_note
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.cluster import connection
@@ -55,6 +56,8 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
                 if plan_cells(plan, ledger, home, retry_crashed=retry_crashed, console=console):
                     _sweep_on_ray(plan, tokens, home, ledger, address, retry_crashed, console, interrupts)
                     remove_pruned_checkpoints(ledger, home)
+                    if note := given_up_note(entry.result for entry in ledger.entries.values()):
+                        console.print(note, soft_wrap=True)
                 return ledger.counts()["crashed"]
         except OSError as error:
             if error.errno not in STORAGE_ERRORS:
@@ -92,7 +95,7 @@ def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, c
         remove_unfinished(folder)  # temporary files of killed drivers and workers of this study
     check_same_data(ledger, plan)
     ledger.plan(plan.cells)
-    reuse_results(ledger, home, retry_crashed=retry_crashed)
+    reuse_results(ledger, home, retry_crashed=retry_crashed, given_up=study.intervals.give_up is not None)
     proposals = sum(Refinement(plan, ledger).cells_left.values())
     to_train = len(ledger.missing(retry_crashed=retry_crashed)) + proposals
     at_most = "at most " if proposals and study.refine.edge else ""
@@ -117,13 +120,16 @@ def check_same_data(ledger: Ledger, plan: Plan) -> None:
         raise InvalidInput("data", plan.data, problem, "restore the data, or give the study another name")
 
 
-def reuse_results(ledger: Ledger, home: Home, *, retry_crashed: bool) -> None:
-    """Reuse the results of equal cells that other studies of this home have trained."""
+def reuse_results(ledger: Ledger, home: Home, *, retry_crashed: bool, given_up: bool) -> None:
+    """Reuse the results of equal cells that other studies of this home have trained, with ``given_up`` also of those
+    that were given up there."""
     missing = {cell.id for cell in ledger.missing(retry_crashed=retry_crashed)}
     for name in with_ledger(home):
         if name == ledger.study or not missing:
             continue
         for entry in read_ledger(home, name).entries.values():
+            if entry.result.skipped_steps is not None and not given_up:
+                continue
             if entry.id in missing and entry.state in ("finished", "diverged"):
                 ledger.end(entry.id, entry.result, reused_from=entry.reused_from or name)
                 missing.discard(entry.id)

@@ -112,6 +112,7 @@ def cell_trainable(study: Study, train_cell: TrainCell, home: Home) -> type[tune
             mirror=copies.mirror(home, folder, home.cell(cell_id, study.name), archive=weights.FOLDER),
             evaluate_every=study.evaluate_every(cell),
             checkpoint_every=study.checkpoint_every(cell),
+            give_up=study.intervals.give_up,
             keep_weights=study.keep_weights,
         )
         step = 0

@@ -17,10 +17,11 @@ from dashboards import drift
 from dashboards.analysis import TABLES
 from dashboards.tables import TABLE_COLUMNS
 from search_spaces.command_line import PLACEHOLDERS
+from search_spaces.method_choice import MethodChoice
 from search_spaces.metrics_spec import SOURCES
 from search_spaces.plan import Plan
 from search_spaces.record import COLUMNS, STATES
-from search_spaces.study import MethodChoice, Study
+from search_spaces.study import Study
 from service.home.ledger import FORMAT
 from service.home.writer import Writer
 from service.mlflow.store import EXPERIMENT
@@ -47,6 +48,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 def study_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """A line of the table for each field that holds a value."""
     for name, field in model.model_fields.items():
+        name = field.alias or name
         inner = [found for found in models(field.annotation) if found is not MethodChoice]
         if inner:
             yield from study_rows(inner[0], f"{prefix}{name}.")

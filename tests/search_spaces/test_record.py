@@ -150,7 +150,8 @@ def test_what_is_shown_where() -> None:
     assert columns_shown("event") == columns_shown("http")
     metrics = [COLUMNS[name].mlflow_key or name for name in columns_shown("mlflow") if COLUMNS[name].kind != "text"]
     assert metrics == [
-        "final_val_loss", "final_train_loss", "l_init", "steps", "tokens", "train_seconds", "tokens_per_second",
+        "final_val_loss", "final_train_loss", "l_init", "steps", "skipped_steps", "tokens", "train_seconds",
+        "tokens_per_second",
         *columns_from("metrics"),
     ]  # fmt: skip
 

@@ -218,7 +218,8 @@ def test_schema_of_a_study_file() -> None:
     assert fields == {
         "Budget": ["cells", "minutes"],
         "DataSpec": ["path", "source", "tokenizer", "validation", "vocab_size"],
-        "Intervals": ["checkpoint", "evaluate"],
+        "GiveUp": ["above", "for"],
+        "Intervals": ["checkpoint", "evaluate", "give_up"],
         "KeepWeights": ["every", "last"],
         "MethodChoice": ["gamma", "method"],
         "MetricsSpec": [

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from search_spaces.cell import ForeignCell
+from search_spaces.cell import Cell, ForeignCell
+from search_spaces.intervals import GiveUp
 from search_spaces.record import CellResult
 from search_spaces.trainer import TrainerSpec
 from tests.trainers import tiny
@@ -47,7 +48,7 @@ class Quadratic:
 """
 SLOW = (
     QUADRATIC.replace("import argparse", "import time, argparse")
-    .replace("x -= 2", "time.sleep(0.02)\n        x -= 2")
+    .replace("x -= 2", 'while step == 5 and pathlib.Path("hold").exists(): time.sleep(0.02)\n        x -= 2')
     .replace("x, start, state =", 'assert options.seed != 13, "an unlucky seed"\nx, start, state =')
 )
 
@@ -67,11 +68,23 @@ class Case:
         report: Reported | None = None,
         folder: Path | None = None,
         should_stop: Callable[[], bool] = never_stop,
+        give_up: GiveUp | None = None,
     ) -> tuple[CellResult, Path]:
         """Returns the result, and the folder of the cell."""
         folder = folder or self.folder / f"cell-{next(self._number)}"
-        checkpoint = Checkpoint(folder=folder, evaluate_every=2, checkpoint_every=1, should_stop=should_stop)
+        checkpoint = Checkpoint(
+            folder=folder, evaluate_every=2, checkpoint_every=1, should_stop=should_stop, give_up=give_up
+        )
         return self.trial.train(cell or self.cell, report or Reported(), checkpoint), folder
+
+    def stop(self, cell: Any = None) -> tuple[CellResult, Path]:
+        """Trains a cell that is asked to stop after three rows. A command is held until it is."""
+        report, hold = Reported(), self.folder / "hold"
+        hold.touch()
+        try:
+            return self.train(cell, report, should_stop=lambda: len(report.rows) > 2)
+        finally:
+            hold.unlink()
 
     def with_fields(self, **fields: Any) -> Any:
         return self.cell.model_copy(update=fields)
@@ -139,10 +152,49 @@ def test_divergence_is_a_result(case: Case) -> None:
     assert case.train()[0].state == "finished"
 
 
+def hopeless(case: Case) -> Any:
+    """A cell whose loss rises from the first step on, but stays finite."""
+    return case.with_fields(lr=30.0 if isinstance(case.cell, Cell) else 1.1)
+
+
+def test_a_run_beyond_hope_is_given_up(case: Case) -> None:
+    result, folder = case.train(hopeless(case), give_up=GiveUp(evaluations=3))
+    first, *above = read(folder / "metrics.jsonl")
+    assert first.val_loss == result.l_init
+    assert [row.val_loss > first.val_loss for row in above] == [True] * 3
+    assert result.state == "diverged"
+    assert result.steps == above[-1].step
+    assert result.reason == (
+        f"validation loss {above[-1].val_loss:.4f} at step {result.steps} is above l_init {result.l_init:.4f} for 3 "
+        "evaluations in a row (intervals.give_up)"
+    )
+    steps = case.cell.steps
+    assert result.skipped_steps == (steps - result.steps if steps else 0)
+    whole, _ = case.train(hopeless(case))
+    assert whole.state == "diverged"
+    assert whole.skipped_steps is None
+    assert whole.steps > result.steps
+    assert whole.l_init == result.l_init, "what counts on its curve is the same"
+
+
+def test_giving_up_never_changes_a_run_that_learns(case: Case) -> None:
+    undisturbed, _ = case.train()
+    result, _ = case.train(give_up=GiveUp(evaluations=1))
+    assert (result.state, result.val_loss, result.skipped_steps) == ("finished", undisturbed.val_loss, None)
+
+
+def test_evaluations_before_an_interruption_count(case: Case) -> None:
+    stopped, folder = case.stop(hopeless(case))
+    assert stopped.state == "stopped"
+    before = len(read(folder / "metrics.jsonl"))
+    resumed, _ = case.train(hopeless(case), folder=folder, give_up=GiveUp(evaluations=3))
+    assert resumed.state == "diverged"
+    assert len(read(folder / "metrics.jsonl")) == max(4, before + 1), "one row before training, and three above it"
+
+
 def test_a_stopped_cell_resumes_to_the_result_of_an_undisturbed_one(case: Case) -> None:
     undisturbed, _ = case.train()
-    report = Reported()
-    stopped, folder = case.train(report=report, should_stop=lambda: len(report.rows) > 2)
+    stopped, folder = case.stop()
     assert stopped.state == "stopped"
     assert stopped.steps < undisturbed.steps
     resumed, _ = case.train(folder=folder)

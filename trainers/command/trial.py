@@ -115,7 +115,9 @@ class Attempt:
                 set_aside(folder)
             elif not found:
                 clear(folder)
-            self._run = ReportedRun(folder, report, l_init=spec.l_init, mirror=checkpoint.mirror)
+            self._run = ReportedRun(
+                folder, report, l_init=spec.l_init, give_up=checkpoint.give_up, mirror=checkpoint.mirror
+            )
         self.resumes: bool
         self.resumes, address, port = context.gather((found, context.address, free_port()))[0]
         values |= {"master_addr": address, "master_port": port}
@@ -183,7 +185,7 @@ class Attempt:
                 return statuses
 
     def _must_end(self) -> Literal["stop", "diverged"] | None:
-        if self._run and self._run.not_finite:
+        if self._run and self._run.diverged:
             return "diverged"
         return "stop" if self._checkpoint.should_stop() else None
 
@@ -200,8 +202,8 @@ class Attempt:
 
     def _judge(self, run: ReportedRun, statuses: list[Status], lines: list[str]) -> CellResult:
         """The result, from what was reported and how the command ended on each rank."""
-        if run.not_finite:
-            return run.end("diverged", run.not_finite)
+        if run.diverged:
+            return run.end("diverged", run.diverged)
         failed = next((rank for rank, status in enumerate(statuses) if status.code), None)
         if failed is not None:
             code = statuses[failed].code or 0
