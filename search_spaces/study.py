@@ -246,6 +246,11 @@ class Study(StudyFile):
         return self.trainer.group_resources(self.resources) if self.trainer else self.resources
 
     @property
+    def distinct_nodes(self) -> bool:
+        """Whether every worker of a cell's group has a node of its own."""
+        return self.trainer is not None and self.trainer.nodes > 1
+
+    @property
     def grid(self) -> tuple[float, ...]:
         """The axis of every curve: the learning rates, or the values of ``lr_factor``."""
         return self.lrs if self.lr_factor == LR else require_axis(self.lr_factor, self.factors[self.lr_factor])

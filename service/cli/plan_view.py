@@ -104,7 +104,13 @@ def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node],
         InvalidInput: not even one cell fits.
     """
     resources = plan.study.resources
-    found = fit(plan.study.group_resources, nodes, cells=plan.cell_count, can_grow=can_grow)
+    found = fit(
+        plan.study.group_resources,
+        nodes,
+        distinct_nodes=plan.study.distinct_nodes,
+        cells=plan.cell_count,
+        can_grow=can_grow,
+    )
     workers = found.cells * resources.workers
     hours = plan.seconds(speeds, found.cells) / 3600
     taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}

@@ -1,7 +1,8 @@
 """How many cells of a study run concurrently on a cluster, and which resource or setting limits that.
 
 A worker runs on one node, and its share of an accelerator is on one device. The workers of a cell run on one node where
-possible (Ray's ``PACK`` strategy) and on several nodes otherwise, so the slots of all nodes add up.
+possible (Ray's ``PACK`` strategy) and on several nodes otherwise, so the slots of all nodes add up. Those of a command
+on several nodes run on as many distinct ones (``STRICT_SPREAD``).
 """
 
 from __future__ import annotations
@@ -51,10 +52,18 @@ class Fit:
     """The resource or setting that allows no more cells."""
 
 
-def fit(resources: ResourceSpec, nodes: Sequence[Node], *, cells: int | None = None, can_grow: bool = False) -> Fit:
+def fit(
+    resources: ResourceSpec,
+    nodes: Sequence[Node],
+    *,
+    distinct_nodes: bool = False,
+    cells: int | None = None,
+    can_grow: bool = False,
+) -> Fit:
     """Compute how many cells of a study run concurrently on these nodes.
 
     Args:
+        distinct_nodes: every worker of a cell runs on a node of its own.
         cells: the number of cells in the study; default: no limit.
         can_grow: the nodes belong to a real cluster, which starts more of them for a study with ``autoscale``.
 
@@ -65,7 +74,8 @@ def fit(resources: ResourceSpec, nodes: Sequence[Node], *, cells: int | None = N
         assert resources.concurrency is not None, "ResourceSpec requires it"
         limits = {"resources.concurrency": resources.concurrency}
     else:
-        limits = _limits(resources, nodes)
+        spread = {"the number of nodes": _on_distinct_nodes(resources, nodes)} if distinct_nodes else {}
+        limits = _limits(resources, nodes) | spread
     if cells is not None:
         limits = {"the number of cells": cells, **limits}
     bound = min(limits, key=lambda name: limits[name])
@@ -90,16 +100,19 @@ def _limits(resources: ResourceSpec, nodes: Sequence[Node]) -> dict[str, int]:
     return limits
 
 
-def check_distinct_nodes(number: int, resources: ResourceSpec, nodes: Sequence[Node]) -> None:
-    """Check that so many nodes have room for a worker: Ray would wait for them without an end.
+def _on_distinct_nodes(resources: ResourceSpec, nodes: Sequence[Node]) -> int:
+    """The number of cells whose workers have a node each.
 
     Raises:
-        InvalidInput: there are fewer.
+        InvalidInput: there are too few nodes for one, which Ray would wait for without an end.
     """
-    if (found := sum(workers_on(resources, node) > 0 for node in nodes)) < number:
+    number, slots = resources.workers, [workers_on(resources, node) for node in nodes]
+    if (found := sum(n > 0 for n in slots)) < number:
         each = f"{resources.cpus_per_worker} CPU and {resources.gpus_per_worker:g} GPU"
         problem = f"needs {number} nodes with {each} each, and there {'is' if found == 1 else 'are'} {found}"
         raise InvalidInput("trainer.nodes", number, problem, "lower it, or use a cluster with more nodes (--address)")
+    # Any number of cells fits that leaves no node with more workers than cells (McNaughton's wrap-around rule).
+    return max(cells for cells in range(sum(slots) + 1) if sum(min(n, cells) for n in slots) >= cells * number)
 
 
 def workers_on(resources: ResourceSpec, node: Node) -> int:

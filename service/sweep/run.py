@@ -15,7 +15,7 @@ from search_spaces.intervals import given_up_note
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.cluster import connection
-from service.cluster.placement import Node, check_distinct_nodes, fit, joined_nodes
+from service.cluster.placement import Node, fit, joined_nodes
 from service.home import copies
 from service.home.data import prepare_source
 from service.home.layout import Home
@@ -72,16 +72,14 @@ def check_nodes(study: Study, home: Home) -> None:
     Raises:
         InvalidInput: a cell has several nodes, and its folder would be a different one on each.
     """
-    if home.bucket and study.trainer and study.trainer.nodes > 1:
+    if home.bucket and study.trainer and study.distinct_nodes:
         problem = f"spreads a cell over nodes that do not share the folder of its files, as {home} is a bucket"
         raise InvalidInput("trainer.nodes", study.trainer.nodes, problem, "use a home on shared storage")
 
 
 def check_room(study: Study, nodes: Sequence[Node], *, can_grow: bool = False) -> int:
     """How many cells run concurrently on these nodes; see ``placement.fit``, which raises InvalidInput."""
-    if study.trainer and study.trainer.nodes > 1 and not (can_grow and study.resources.autoscale):
-        check_distinct_nodes(study.trainer.nodes, study.group_resources, nodes)
-    return fit(study.group_resources, nodes, can_grow=can_grow).cells
+    return fit(study.group_resources, nodes, distinct_nodes=study.distinct_nodes, can_grow=can_grow).cells
 
 
 def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:

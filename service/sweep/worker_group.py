@@ -136,7 +136,7 @@ def scaling(resources: ResourceSpec, *, on_device: bool = True) -> ray.train.Sca
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
         # DDP: on one node if possible, otherwise on as few as possible. A command has one worker per node.
-        placement_strategy="PACK" if on_device else "SPREAD",
+        placement_strategy="PACK" if on_device else "STRICT_SPREAD",
     )
 
 

@@ -37,6 +37,7 @@ def test_columns_are_frozen() -> None:
             "train_loss",
             "l_init",
             "steps",
+            "skipped_steps",
             "tokens",
             "train_seconds",
             "tokens_per_second",

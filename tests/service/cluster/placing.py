@@ -21,9 +21,9 @@ from service.sweep.worker_group import scaling
 READY_S, FULL_S = 60.0, 3.0
 
 
-def groups(resources: ResourceSpec, number: int) -> list[PlacementGroup]:
+def groups(resources: ResourceSpec, number: int, distinct_nodes: bool) -> list[PlacementGroup]:
     """As many as ``number`` cells' worker groups would take, by Ray Train's own reading of what we ask for."""
-    config = scaling(resources)
+    config = scaling(resources, on_device=not distinct_nodes)
     bundles = [config._resources_per_worker_not_none] * resources.workers
     return [placement_group(bundles, strategy=str(config.placement_strategy)) for _ in range(number)]
 
@@ -39,12 +39,12 @@ def devices_of(group: PlacementGroup, share: float) -> list[str]:
     return found
 
 
-def placed(resources: ResourceSpec) -> dict[str, Any]:
+def placed(resources: ResourceSpec, distinct_nodes: bool) -> dict[str, Any]:
     """Place as many cells as should fit, then one more."""
-    found = placement.fit(resources, placement.joined_nodes())
-    cells = groups(resources, found.cells)
+    found = placement.fit(resources, placement.joined_nodes(), distinct_nodes=distinct_nodes)
+    cells = groups(resources, found.cells, distinct_nodes)
     ready = sum(group.wait(READY_S) for group in cells)
-    [more] = groups(resources, 1)
+    [more] = groups(resources, 1, distinct_nodes)
     over = more.wait(FULL_S)
     nodes = [sorted(set(placement_group_table(group)["bundles_to_node_id"].values())) for group in cells]
     share = resources.gpus_per_worker
@@ -57,7 +57,9 @@ def placed(resources: ResourceSpec) -> dict[str, Any]:
 def main() -> None:
     connection.connect(sys.argv[1])
     for text in sys.argv[2:]:
-        print(json.dumps(placed(ResourceSpec.model_validate_json(text))))
+        content = json.loads(text)
+        distinct_nodes = content.pop("distinct_nodes", False)
+        print(json.dumps(placed(ResourceSpec(**content), distinct_nodes)))
 
 
 if __name__ == "__main__":

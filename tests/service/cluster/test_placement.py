@@ -38,6 +38,20 @@ def test_as_many_as_fit_and_not_one_more(workers: int, cpus: int, gpus: int, lim
         assert placement.fit(resources, cluster).cells == min(limit, placed // workers)
 
 
+@given(st.integers(2, 4), st.lists(st.integers(0, 6), min_size=1, max_size=6))
+def test_a_command_on_several_nodes_has_each_worker_on_a_node_of_its_own(number: int, cores: list[int]) -> None:
+    """Put cell by cell onto the nodes with the most cores left, which is optimal: what is left holds none more."""
+    resources, cluster = ResourceSpec(workers=number), [{"CPU": n} for n in cores]
+    left, cells = sorted(cores), 0
+    while len(left) >= number and left[-number] > 0:
+        left, cells = sorted(left[:-number] + [n - 1 for n in left[-number:]]), cells + 1
+    if cells:
+        assert placement.fit(resources, cluster, distinct_nodes=True).cells == cells
+    else:
+        with pytest.raises(InvalidInput):
+            placement.fit(resources, cluster, distinct_nodes=True)
+
+
 @given(shares, st.integers(1, 8))
 def test_a_share_of_an_accelerator_lies_on_one_device(share: float, devices: int) -> None:
     fits = placement.fit(ResourceSpec(gpus_per_worker=share), [{"CPU": 10**6, "GPU": devices}]).cells

@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, float]] = {
     "two accelerators": {"workers": 2, "gpus_per_worker": 1},
     "a quarter": {"gpus_per_worker": 0.25},
     "three tenths": {"gpus_per_worker": 0.3},
+    "a worker on each node": {"workers": 2, "cpus_per_worker": 2, "distinct_nodes": True},
 }
 
 
@@ -61,6 +62,7 @@ def found() -> dict[str, dict[str, Any]]:
         ("two accelerators", 1, "GPU"),
         ("a quarter", 8, "GPU"),
         ("three tenths", 6, "GPU"),
+        ("a worker on each node", 2, "CPU"),
     ],
 )
 def test_as_many_as_said_are_placed_and_not_one_more(
@@ -78,6 +80,11 @@ def test_a_cell_that_fits_on_a_node_lies_on_one(found: dict[str, dict[str, Any]]
         split = [len(nodes) for nodes in found[case]["nodes"]]
         assert split[:2] == [1, 1], f"{case} a cell: {split} nodes"
     assert len(found["three cores each"]["nodes"][0]) == 2, "a cell that fits on no node is split"
+
+
+def test_the_ranks_of_a_command_on_two_nodes_are_apart(found: dict[str, dict[str, Any]]) -> None:
+    """Two of them would fit on one node."""
+    assert [len(nodes) for nodes in found["a worker on each node"]["nodes"]] == [2, 2]
 
 
 def test_cells_of_a_share_lie_on_as_few_accelerators_as_said(found: dict[str, dict[str, Any]]) -> None:

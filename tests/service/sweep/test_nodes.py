@@ -33,8 +33,9 @@ def test_a_home_in_a_bucket_is_refused(tmp_path: Path) -> None:
 def test_each_node_of_a_cell_needs_a_node_of_the_cluster(tmp_path: Path) -> None:
     """Ray would wait for it without an end."""
     assert check_room(study(tmp_path), [{"CPU": 4}, {"CPU": 4}, {"CPU": 3}]) == 1
-    with pytest.raises(InvalidInput, match="needs 2 nodes with 4 CPU and 0 GPU each, and there is 1; lower it"):
-        check_room(study(tmp_path), [{"CPU": 64}, {"CPU": 3}])
+    for cluster in ([{"CPU": 64}, {"CPU": 3}], [{"CPU": 4}]):
+        with pytest.raises(InvalidInput, match="needs 2 nodes with 4 CPU and 0 GPU each, and there is 1; lower it"):
+            check_room(study(tmp_path), cluster)
 
 
 def test_nodes_wait_until_the_command_of_another_has_ended(tmp_path: Path) -> None:
