@@ -175,7 +175,7 @@ def test_reset_forgets_the_moments_in_place():
     optimizer.reset(spec(betas=(0.5, 0.6)))
     assert not any(tensor.any() for tensor in tensors.values())
     assert all(tensor is tensors[name] for name, tensor in optimizer.state().items())
-    assert optimizer.betas == (0.5, 0.6)
+    assert optimizer.spec.betas == (0.5, 0.6)
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 100.0])
