@@ -110,8 +110,9 @@ class Optimizer:
     def reset(self, spec: TrainingSpec) -> None:
         """Clears all moments and applies the hyperparameters of ``spec``."""
         self.spec = spec
-        self.muon = [slot for slot in self.slots if slot.hidden and spec.optimizer == "muon"]
-        self.adam = [slot for slot in self.slots if not (slot.hidden and spec.optimizer == "muon")]
+        uses_muon = spec.optimizer == "muon"
+        self.muon = [slot for slot in self.slots if uses_muon and slot.hidden]
+        self.adam = [slot for slot in self.slots if not (uses_muon and slot.hidden)]
         groups: dict[float, list[Slot]] = {}
         for slot in self.adam:
             groups.setdefault(slot.lr_factor, []).append(slot)

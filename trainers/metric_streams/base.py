@@ -40,8 +40,7 @@ class Stream(Protocol):
             path: a glob, or the URI of a database; empty for the output.
         """
 
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
+    def own_files(self) -> set[Path]:
         """The files that this source consists of, which show no more than that a command began."""
 
     def read(self, *, ended: bool = False) -> list[Record]:
@@ -53,12 +52,6 @@ class Stream(Protocol):
 
     def seen(self) -> str:
         """What is there, as a clause for the message that no metric was found."""
-
-
-class OutputStream(Stream, Protocol):
-    """A stream that is fed with the command's output."""
-
-    def feed(self, data: bytes) -> None: ...
 
 
 class Tail:
