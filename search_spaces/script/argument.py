@@ -10,6 +10,11 @@ from pydantic import Field
 from search_spaces.cell import Frozen
 
 Kind = Literal["float", "int", "str", "bool", "unknown"]
+KINDS: dict[str, Kind] = {
+    "float": "float", "double": "float", "int": "int", "integer": "int", "str": "str", "text": "str", "string": "str",
+    "bool": "bool", "boolean": "bool", "path": "str", "file": "str", "directory": "str", "filename": "str",
+}  # fmt: skip
+"""By the lowercase name of a type, in Python or in a help text."""
 
 
 class Argument(Frozen):
@@ -44,8 +49,7 @@ class Argument(Frozen):
 
 def kind_of(value: Any) -> Kind:
     """The kind of a default value."""
-    name = type(value).__name__
-    return name if name in ("float", "int", "str", "bool") else "unknown"  # type: ignore[return-value]
+    return KINDS.get(type(value).__name__, "unknown")
 
 
 def merge(from_text: Iterable[Argument], from_help: Iterable[Argument]) -> tuple[Argument, ...]:
