@@ -210,15 +210,17 @@ class GPT(nn.Module):
         h_BTD = cast(Tensor, self.norm(x_BTD))
         return h_BTD if self.widths.D == 1.0 else h_BTD / self.widths.D
 
-    def hidden_matrices(self) -> list[HiddenMatrix]:
-        """Returns the weights of the linear layers of all blocks."""
-        return [matrix for block in self.blocks for matrix in self._matrices_of(cast(Block, block))]
+    @property
+    def typed_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
-    def _matrices_of(self, block: Block) -> Iterator[HiddenMatrix]:
-        yield HiddenMatrix(block.attention.qkv.weight, 3, self.widths.D)
-        yield HiddenMatrix(block.attention.proj.weight, 1, self.widths.D)
-        yield HiddenMatrix(block.mlp.fc1.weight, 2, self.widths.D)
-        yield HiddenMatrix(block.mlp.fc2.weight, 1, self.widths.F)
+    def hidden_matrices(self) -> Iterator[HiddenMatrix]:
+        """Yields the weights of the linear layers of all blocks."""
+        for block in self.typed_blocks:
+            yield HiddenMatrix(block.attention.qkv.weight, 3, self.widths.D)
+            yield HiddenMatrix(block.attention.proj.weight, 1, self.widths.D)
+            yield HiddenMatrix(block.mlp.fc1.weight, 2, self.widths.D)
+            yield HiddenMatrix(block.mlp.fc2.weight, 1, self.widths.F)
 
     @property
     def step_buffers(self) -> list[Tensor]:
@@ -247,10 +249,9 @@ class GPT(nn.Module):
 
     def clip_qk(self, halted: Tensor) -> None:
         """Rescales queries and keys after an optimizer step, if the variant clips them."""
-        for module in self.blocks if self.qk_clips else ():
-            attention = cast(Block, module).attention
-            if attention.qk_clip is not None:
-                attention.qk_clip.clip(attention.qkv.weight, halted)
+        for block in self.typed_blocks:
+            if block.attention.qk_clip is not None:
+                block.attention.qk_clip.clip(block.attention.qkv.weight, halted)
 
     def after_step(self) -> None:
         """Updates the estimated spectral norms of the matrices, if the variant divides by them."""
@@ -268,8 +269,7 @@ class GPT(nn.Module):
         E_std = std(V, D)
         from_D, from_F = self.widths.D**-0.5, self.widths.F**-0.5
         yield self.embedding.weight, E_std if self.spec.tied else D**-0.5
-        for module in self.blocks:
-            block = cast(Block, module)
+        for block in self.typed_blocks:
             yield block.attention.qkv.weight, std(3 * D, D) * from_D
             yield block.attention.proj.weight, NORMAL_STD / (2 * self.scale.L) ** 0.5 * from_D
             yield from ((part, std(F, D) * from_D) for part in block.mlp.fc1.weight.chunk(2))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
 from pathlib import Path
 
 from search_spaces.record import CellResult, EndState, Row, columns_from
@@ -127,10 +126,3 @@ def open_folder(folder: Path, mirror: Mirror | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if mirror:
         mirror.pull()
-
-
-def final_loss(returned: float | Mapping[str, float] | None) -> float | None:
-    """The final validation loss in what ``train`` of an object returned."""
-    if isinstance(returned, Mapping):
-        return None if (value := returned.get("val_loss")) is None else float(value)
-    return None if returned is None else float(returned)
