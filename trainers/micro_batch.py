@@ -36,7 +36,7 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     key = f"{engine.key} method={engine.cell.method} batch={local_batch} device={_device_name(world)}"
     key += f" workers={world.size}"
     key += f" share={world.memory_share:g}" if world.memory_share < 1 else ""
-    known = world.broadcast_object(lambda: load_memo(memo).get(key) if memo else None)
+    known: int | None = world.broadcast_object(lambda: load_memo(memo).get(key) if memo else None)
     if known is not None and local_batch % known == 0:
         return known
     divisors = [n for n in range(local_batch, 0, -1) if local_batch % n == 0]

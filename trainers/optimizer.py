@@ -98,10 +98,11 @@ class Optimizer:
         matrices = {id(matrix.weight): matrix for matrix in hidden}
         self.slots: list[Slot] = []
         for p, start, size in zip(self.parameters, starts, sizes, strict=True):
-            value, gradient, *moments = (flat[start : start + size].view(p.shape) for flat in self.flat[:4])
+            views = (flat[start : start + size].view(p.shape) for flat in self.flat[:4])
+            value, gradient, exp_avg, exp_avg_sq = views
             value.copy_(p.detach())
             p.data, p.grad = value, gradient
-            self.slots.append(Slot(p, gradient, *moments, hidden=matrices.get(id(p))))
+            self.slots.append(Slot(p, gradient, exp_avg, exp_avg_sq, matrices.get(id(p))))
         self.steps, self.lr = self.values.new_zeros(()), self.values.new_zeros(())
         self.halted = self.values.new_zeros(())
         """1 from the first skipped step until ``reset``, else 0. When the host reads the metrics of that step, it has

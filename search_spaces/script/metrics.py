@@ -248,10 +248,12 @@ def _tensorboard(sources: Sources) -> Iterator[Stream]:
     tags: list[str] = []
     line = ""
     for source, node in calls(sources, "add_scalar", "TensorBoardLogger"):
-        tag = literal(node.args[0]) if node.args else None
-        if called(node) == "add_scalar" and not isinstance(tag, str):
+        if called(node) == "TensorBoardLogger":
+            tags += _logged(sources)
+        elif node.args and isinstance(tag := literal(node.args[0]), str):
+            tags.append(tag)
+        else:
             continue
-        tags += [tag] if called(node) == "add_scalar" else _logged(sources)
         line = line or source.line(node)
     if line and Keys.of(tags).val_loss:
         yield Stream("tensorboard", "", replace(Keys.of(tags), step=None), line)
