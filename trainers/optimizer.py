@@ -92,9 +92,10 @@ class Optimizer:
         # Each parameter starts on a cache line; the padding between them stays zero.
         ends = list(accumulate(-(-size // CACHE_LINE_FLOATS) * CACHE_LINE_FLOATS for size in sizes))
         starts, total = [0, *ends[:-1]], -(-ends[-1] // NORM_ROW) * NORM_ROW
-        self.flat = Slot(*(self.parameters[0].new_zeros(total) for _ in range(4)))
+        zeros = self.parameters[0].new_zeros
+        self.values, self.gradient, self.exp_avg, self.exp_avg_sq = (zeros(total) for _ in range(4))
+        self.flat = Slot(self.values, self.gradient, self.exp_avg, self.exp_avg_sq)
         """All parameters at once."""
-        self.values, self.gradient, self.exp_avg, self.exp_avg_sq, _ = self.flat
         matrices = {id(matrix.weight): matrix for matrix in hidden}
         self.slots: list[Slot] = []
         for p, start, size in zip(self.parameters, starts, sizes, strict=True):
