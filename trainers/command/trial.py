@@ -104,17 +104,9 @@ class Attempt:
         values |= {"folder": folder, "workers": context.workers, "nodes": context.size, "node_rank": context.rank}
         path = "" if spec.metrics.stdout else metrics_path(spec.metrics.path, values)
         self._stream = STREAMS[spec.metrics.source](spec.metrics, path)
+        found = context.rank == 0 and self._prepare_folder(fresh)
         self._run = None
-        found = False
         if context.rank == 0:
-            open_folder(folder, checkpoint.mirror)
-            by_default = spec.resume_from == type(spec).model_fields["resume_from"].default
-            metrics = self._stream.own_files() if by_default else set()
-            found = not fresh and spec.resume is not None and holds_start(folder, spec.resume_from, metrics)
-            if fresh:
-                set_aside(folder)
-            elif not found:
-                clear(folder)
             self._run = ReportedRun(folder, report, l_init=spec.l_init, mirror=checkpoint.mirror)
         self.resumes: bool
         self.resumes, address, port = context.gather((found, context.address, free_port()))[0]
@@ -132,6 +124,21 @@ class Attempt:
         self.cannot_resume = False
         """Whether what it resumed from seems to be damaged, for example by the kill that made it resume: it then ended
         by itself, with an error and before its first row. Known on rank 0."""
+
+    def _prepare_folder(self, fresh: bool) -> bool:
+        """Returns whether the cell's folder has a start to resume from. If not, removes what is there, or sets it
+        aside."""
+        spec, folder = self._spec, self._checkpoint.folder
+        open_folder(folder, self._checkpoint.mirror)
+        if fresh:
+            set_aside(folder)
+            return False
+        by_default = spec.resume_from == type(spec).model_fields["resume_from"].default
+        metrics = self._stream.own_files() if by_default else set()
+        found = spec.resume is not None and holds_start(folder, spec.resume_from, metrics)
+        if not found:
+            clear(folder)
+        return found
 
     @property
     def reported(self) -> bool:
