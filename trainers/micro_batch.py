@@ -45,7 +45,8 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     if not size:
         sequence = f"{engine.cell.training.sequence_length} tokens at {engine.cell.scale}"
         problem = f"not even one sequence of {sequence} fits into the memory of every worker's device"
-        raise torch.OutOfMemoryError(problem)
+        remedy = "shorten training.sequence_length, choose a smaller scale, or raise resources.gpus_per_worker"
+        raise torch.OutOfMemoryError(f"{problem}; {remedy}")
     if memo is not None:
         world.run_on_rank0(lambda: save_memo(memo, load_memo(memo) | {key: size}))
     return size

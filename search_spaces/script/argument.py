@@ -9,6 +9,7 @@ from pydantic import Field
 
 from search_spaces.cell import Frozen
 
+Separator = Literal[" ", "=", ""]
 Kind = Literal["float", "int", "str", "bool", "unknown"]
 KINDS: dict[str, Kind] = {
     "float": "float", "double": "float", "int": "int", "integer": "int", "str": "str", "text": "str", "string": "str",
@@ -23,7 +24,7 @@ class Argument(Frozen):
     flag: str = Field(description="As written on the command line: --lr, optimizer.lr, or the name of a positional.")
     default: Any = Field(default=None, description="The script's own value; None if it has none or it is not known.")
     kind: Kind = Field(default="unknown")
-    separator: Literal[" ", "=", ""] = Field(
+    separator: Separator = Field(
         default=" ", description="What stands between the flag and the value; empty for a positional argument."
     )
     choices: tuple[Any, ...] = Field(default=())

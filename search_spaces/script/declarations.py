@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from search_spaces.script.argument import KINDS, Argument, Kind, kind_of
+from search_spaces.script.argument import KINDS, Argument, Kind, Separator, kind_of
 from search_spaces.script.source import Sources, called, dotted, keyword, literal
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -17,7 +17,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 class Spelling:
     """How a library turns a Python name into a flag."""
 
-    separator: Literal[" ", "="] = " "
+    separator: Separator = " "
     dashes: bool = False
     """``--weight-decay`` for ``weight_decay``."""
     switches: bool = False

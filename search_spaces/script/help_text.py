@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces.script.argument import KINDS, Argument, kind_of
+from search_spaces.script.argument import KINDS, Argument, Separator, kind_of
 
 OPTION_LINE = re.compile(r"^\s{0,8}(?:\*\s*)?(-[\w-].*)$")
 FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w.-]*")
@@ -17,7 +17,7 @@ DEFAULT = re.compile(r"[\[(](?:default|Default)(?: is|:|=)\s*(.*?)[\])](?:\s|$|\
 BOX = str.maketrans(dict.fromkeys("│┃|╭╮╰╯─", " "))
 
 
-def from_help(text: str, separator: Any = " ") -> tuple[Argument, ...]:
+def from_help(text: str, separator: Separator = " ") -> tuple[Argument, ...]:
     """Every option of a help text, with its default where the help shows one."""
     found: dict[str, Argument] = {}
     for head, rest in _entries(text):
@@ -44,7 +44,7 @@ def _entries(text: str) -> Iterator[tuple[str, str]]:
         yield head, "\n".join([head, *rest])
 
 
-def _argument(head: str, entry: str, separator: Any) -> Argument | None:
+def _argument(head: str, entry: str, separator: Separator) -> Argument | None:
     """One option. Its spellings and metavar end at the column of the help: two spaces, or absl's colon."""
     spelled, *columns = re.split(r"\s{2,}|:\s", head.replace("[no]", ""))
     if columns and columns[0].strip("[]<> ").split("|")[0].lower() in KINDS:  # typer's column of types

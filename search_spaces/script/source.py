@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from search_spaces.errors import InvalidInput
 
 MAX_MODULES = 200
 """A script that imports more local modules than this is a whole project: only the first are read."""
-OPERATIONS: dict[type[ast.operator], Any] = {
+OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

@@ -6,9 +6,9 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from search_spaces.script.argument import KINDS, Argument, kind_of
+from search_spaces.script.argument import KINDS, Argument, Separator, kind_of
 from search_spaces.script.declarations import Definition, Spelling, declared, definitions
 from search_spaces.script.help_text import from_config, from_help
 from search_spaces.script.hydra import compose, config_files
@@ -33,11 +33,11 @@ class Style:
     matches: Callable[[Sources], bool]
     read: Callable[[Sources], tuple[Argument, ...]]
     """The arguments that the text declares."""
-    separator: Literal[" ", "="] = " "
+    separator: Separator = " "
     """What stands between flag and value."""
     help_words: tuple[str, ...] = ("--help",)
     """What makes the script print its arguments and end; empty if it would train instead."""
-    parse_help: Callable[[str, Any], tuple[Argument, ...]] = from_help
+    parse_help: Callable[[str, Separator], tuple[Argument, ...]] = from_help
     """Reads what it then prints."""
     files: Callable[[Sources], tuple[Path, ...]] = lambda sources: ()
     """Further files that decide what the script does: configurations."""
