@@ -1,4 +1,4 @@
-"""A trial around an object of someone else's, which a study names as ``trainer: {python: "module:Name"}``."""
+"""A trial that wraps a user's object, which a study names as ``trainer: {python: "module:Name"}``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainers.reported_run import ReportedRun, open_folder
 
 class EndOfTrial(BaseException):
     """Raised by ``report`` in a trial of one worker that was asked to stop, or whose loss is no longer finite, so that
-    an object that never asks ends all the same. Not an Exception, which the object might catch."""
+    an object that never asks ends as well. Not an Exception, which the object might catch."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a trial of someone else's has reported: ``metrics.jsonl``, and the result that follows from it.
+"""What a user's trial has reported: ``metrics.jsonl``, and the result that follows from it.
 
 A run has *diverged* if a loss that it reported is not finite, or if its last validation loss is above ``l_init``, which
 is its first unless the study gives it. It has *crashed* if it reported no validation loss at all.
@@ -41,9 +41,9 @@ class ReportedRun:
         """Why the run has diverged already, if it has."""
 
     def report(self, step: int, /, **metrics: float) -> None:
-        """Write a row and pass it on. A row that is already there, as in a log that is read again, changes nothing."""
+        """Write a row and pass it on. A row that is already there changes nothing: a log may be read again."""
         if self.not_finite:
-            return  # what a run reports until it has been ended
+            return  # the run has not been ended yet
         values = {f"{name}_" if name in ROW_FIELDS else name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in LOSSES:

@@ -42,7 +42,7 @@ class Argument(Frozen):
         return self.path.rpartition(".")[2].lower()
 
     def with_value(self, value: str) -> str:
-        """The words that set it: ``--lr 0.1``, ``optimizer.lr=0.1``."""
+        """How to set it on the command line: ``--lr 0.1``, ``optimizer.lr=0.1``."""
         if self.is_switch:
             return self.flag
         return f"{self.flag}{self.separator}{value}" if self.separator else value

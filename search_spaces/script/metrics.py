@@ -1,4 +1,4 @@
-"""Where a training script leaves its losses: one detector a stream, in the order in which they are preferred."""
+"""Where a training script leaves its losses: one detector per stream, in order of preference."""
 
 from __future__ import annotations
 

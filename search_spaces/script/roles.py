@@ -1,4 +1,4 @@
-"""What an argument is for, told by its name: one entry a role."""
+"""What an argument is for, judged by its name: one entry per role."""
 
 from __future__ import annotations
 

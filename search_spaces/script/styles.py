@@ -1,4 +1,4 @@
-"""How training scripts take settings: one entry a style. The first that matches a script is the script's."""
+"""How training scripts take settings: one entry per style. The first that matches a script counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAINING_ARGUMENTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """One library or habit of reading the command line."""
+    """One way to read the command line."""
 
     name: str
     matches: Callable[[Sources], bool]

@@ -41,7 +41,7 @@ class Stream(Protocol):
         """
 
     def own_files(self) -> set[Path]:
-        """The files that this source consists of, which show no more than that a command began."""
+        """The files that this source consists of. They only show that a command has started, not that it can resume."""
 
     def read(self, *, ended: bool = False) -> list[Record]:
         """The records since the last call, which may repeat some after a file was replaced.
@@ -125,7 +125,7 @@ def files(pattern: str) -> list[Path]:
     root, variable = Path(*map(unescape, fixed)), Path(*parts[len(fixed) :])
     try:
         found = list(root.glob(str(variable))) if variable.parts else [root]
-    except FileNotFoundError:  # a folder was just removed, as of an old checkpoint; the next call finds the others
+    except FileNotFoundError:  # a folder was just removed, such as an old checkpoint; the next call finds the others
         return []
     below = ((path, path.relative_to(root).parts) for path in found if path.is_file())
     return [path for path, parts in below if not any(part.startswith(SET_ASIDE) for part in parts)]

@@ -32,7 +32,7 @@ class TextFile:
 
 
 class JsonLines(TextFile):
-    """One JSON object per line. Other lines, as of a log that has both, are ignored."""
+    """One JSON object per line. Other lines are ignored, because a log may have both."""
 
     def read(self, *, ended: bool = False) -> list[Record]:
         records = []
@@ -59,7 +59,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 class Csv(TextFile):
-    """A CSV file with a header. Lightning rewrites it when a new column appears, so a new header starts it anew."""
+    """A CSV file with a header. It is read again when the header changes: Lightning rewrites it for a new column."""
 
     def __init__(self, spec: MetricsSpec, path: str) -> None:
         super().__init__(spec, path)
