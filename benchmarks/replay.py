@@ -41,8 +41,9 @@ class Replay:
         began = time.time()
         waited = None if _ended_at is None else began - _ended_at
         loss, seconds, diagnostics = end_of(job.cell)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        rows, steps = Rows(job.folder / "metrics.jsonl"), job.cell.training.steps
+        folder = job.checkpoint.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        rows, steps = Rows(folder / "metrics.jsonl"), job.cell.training.steps
         for number in range(self.evaluations + 1):
             share = number / self.evaluations
             time.sleep(max(0.0, began + share * seconds / self.speedup - time.time()))

@@ -92,19 +92,25 @@ def _chunked(weights: Callable[[Tensor, Tensor], Tensor], q_BHTK: Tensor, k_BHTK
     """Attention with ``weights``, a function of the logits ``(B, H, C, S)`` and the mask of future keys ``(C, S)``.
 
     ``scaled_dot_product_attention`` supports neither map, and FlexAttention supports only the cap, without a backward
-    pass on CPUs. Autocast is off for the logits, because it would round them to bfloat16, which the fused kernels do
-    not.
+    pass on CPUs.
     """
-    T, K = q_BHTK.shape[-2:]
-    wide = torch.promote_types(q_BHTK.dtype, torch.float32)
     y = []
-    for start, stop in query_chunks(T):
-        with torch.autocast(q_BHTK.device.type, enabled=False):
-            q_BHCK, k_BHSK = q_BHTK[:, :, start:stop].to(wide), k_BHTK[:, :, :stop].to(wide)
-            future_CS = torch.ones(stop - start, stop, dtype=torch.bool, device=q_BHTK.device).triu(start + 1)
-            weights_BHCS = weights(q_BHCK @ k_BHSK.transpose(-1, -2) * K**-0.5, future_CS)
+    for start, stop in query_chunks(q_BHTK.shape[2]):
+        weights_BHCS = weights(*chunk_logits(q_BHTK, k_BHTK, start, stop))
         y.append(weights_BHCS.type_as(v_BHTK) @ v_BHTK[:, :, :stop])
     return torch.cat(y, dim=2)
+
+
+def chunk_logits(q_BHTK: Tensor, k_BHTK: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Returns the logits of a chunk of queries, ``(B, H, C, S)``, and the mask of their future keys, ``(C, S)``.
+
+    Autocast is off, because it would round the logits to bfloat16, which the fused kernels do not.
+    """
+    wide = torch.promote_types(q_BHTK.dtype, torch.float32)
+    with torch.autocast(q_BHTK.device.type, enabled=False):
+        q_BHCK, k_BHSK = q_BHTK[:, :, start:stop].to(wide), k_BHTK[:, :, :stop].to(wide)
+        z_BHCS = q_BHCK @ k_BHSK.transpose(-1, -2) * q_BHTK.shape[-1] ** -0.5
+    return z_BHCS, torch.ones(stop - start, stop, dtype=torch.bool, device=q_BHTK.device).triu(start + 1)
 
 
 def query_chunks(T: int) -> Iterator[tuple[int, int]]:

@@ -14,17 +14,17 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from search_spaces.cell import TrainingSpec
 from trainers import usage
 from trainers.data import Shards
 from trainers.head import Objective, logits
-from trainers.model import Block
 from trainers.world import World
 
 ROW_TOKENS = 512
@@ -123,8 +123,7 @@ def measure(
     passes = torch.split(tokens_NU[:, :-1], max(1, factor * ROW_TOKENS // T))
     sums = _Sums(model.E_VD, len(model.blocks), world)
     with ExitStack() as stack:
-        for i, module in enumerate(model.blocks):
-            block = cast(Block, module)
+        for i, block in enumerate(model.typed_blocks):
             layers = (block.attention.qkv, block.attention.proj, block.mlp.fc1, block.mlp.fc2)
             for at, layer in enumerate(layers):
                 stack.enter_context(_hook(layer, partial(sums.add_outputs, at, i)))
@@ -287,7 +286,7 @@ def b_ratio(E_VD: Tensor) -> Tensor:
     return torch.maximum(square - low, high - square) / torch.maximum(-low, high)
 
 
-def _hook(module: nn.Module, observe: Callable[..., None]) -> Any:
+def _hook(module: nn.Module, observe: Callable[..., None]) -> RemovableHandle:
     """Returns a context in which ``observe`` is called with every output of ``module``, one or several tensors."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:

@@ -97,18 +97,19 @@ def adam(optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
     """``Optimizer.step`` as tensor arithmetic, which the compiler can fuse; it cannot fuse torch's Adam kernel."""
     taken = optimizer.halted == 0
     optimizer.steps.add_(taken)
-    beta1, beta2 = optimizer.betas
+    spec = optimizer.spec
+    beta1, beta2 = spec.betas
     # 1 - beta ** steps, which loses digits in float32 if computed that way.
     correction1, correction2 = (
         -torch.expm1(optimizer.steps * (math.log(b) if b else -math.inf)) for b in (beta1, beta2)
     )
     lr, root2 = optimizer.lr / correction1, correction2.sqrt()
-    moments = zip(optimizer.moments["exp_avg"], optimizer.moments["exp_avg_sq"], strict=True)
-    for i, (p, g, (m, v)) in enumerate(zip(optimizer.parameters, gradients, moments, strict=True)):
+    for slot, g in zip(optimizer.slots, gradients, strict=True):
+        p, m, v = slot.value, slot.exp_avg, slot.exp_avg_sq
         exp_avg, exp_avg_sq = m + (g - m) * (1 - beta1), v * beta2 + g * g * (1 - beta2)
-        if optimizer.weight_decay and p.dim() >= 2:
+        if spec.weight_decay and p.dim() >= 2:
             p.mul_(optimizer.decay_factor(p, exp_avg, optimizer.lr))
-        step = lr * optimizer.lr_factor(i) * exp_avg / (exp_avg_sq.sqrt() / root2 + optimizer.eps)
+        step = lr * slot.lr_factor * exp_avg / (exp_avg_sq.sqrt() / root2 + spec.eps)
         p.copy_(torch.where(taken, p - step, p))
         m.copy_(torch.where(taken, exp_avg, m))
         v.copy_(torch.where(taken, exp_avg_sq, v))

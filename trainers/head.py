@@ -154,17 +154,15 @@ def static_chunk_arguments(method: str, logits_dtype: Precision) -> dict[str, An
     return {"method": method, "inputs": penalty_inputs(method), "rounds_logits": logits_dtype == "bfloat16"}
 
 
+@cache
 def penalty_inputs(method: str) -> tuple[bool, bool, bool]:
     """Returns whether the method's penalty depends on log Z, on the largest logit, and on mu."""
-    penalty = methods.PENALTIES.get(method)
-    return _inputs_of_penalty(penalty) if penalty else (False, False, False)
-
-
-@cache
-def _inputs_of_penalty(penalty: methods.Penalty) -> tuple[bool, bool, bool]:
+    if method not in methods.PENALTIES:
+        return False, False, False
     gamma, *inputs = (torch.ones(size, requires_grad=True) for size in ((), (1,), (1,), (1,)))
     with torch.enable_grad():
-        slopes = torch.autograd.grad(penalty(gamma, *inputs).sum(), inputs, allow_unused=True)
+        penalty = methods.PENALTIES[method](gamma, *inputs)
+        slopes = torch.autograd.grad(penalty.sum(), inputs, allow_unused=True)
     log_z, max_logit, mu = (slope is not None for slope in slopes)
     return log_z, max_logit, mu
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from search_spaces.cell import AnyCell
-from search_spaces.intervals import GiveUp
-from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights
 from search_spaces.record import CellResult, Row
-from trainers.storage.bucket import Mirror
+from trainers.protocol import Checkpoint
 
 Event = Row | CellResult
 """Rows as they are measured; the result comes last."""
@@ -26,13 +23,5 @@ class Job:
     """A cell on its way to a worker group."""
 
     cell: AnyCell
-    folder: Path
-    """Where its metrics, checkpoints and weights go: a folder that every worker sees or, with a mirror, a local one."""
-    evaluate_every: int
-    """Steps between evaluations."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
-    give_up: GiveUp | None = None
-    keep_weights: KeepWeights = NO_WEIGHTS
-    mirror: Mirror | None = None
-    """Copies ``folder`` to the bucket that holds the home."""
+    checkpoint: Checkpoint
+    """Its folder is one that every worker sees or, with a mirror, a local one. Each worker adds its own callbacks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from trainers.allocator import reserve_gpu_memory
 from trainers.engine import Engine
-from trainers.storage.files import write_atomically
+from trainers.storage.memo import load_memo, save_memo
 from trainers.world import World
 
 MAX_SAVED_SHARE = 0.25
@@ -37,7 +36,7 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     key = f"{engine.key} method={engine.cell.method} batch={local_batch} device={_device_name(world)}"
     key += f" workers={world.size}"
     key += f" share={world.memory_share:g}" if world.memory_share < 1 else ""
-    known = world.broadcast_object(lambda: _load_memo(memo).get(key))
+    known: int | None = world.broadcast_object(lambda: load_memo(memo).get(key) if memo else None)
     if known is not None and local_batch % known == 0:
         return known
     divisors = [n for n in range(local_batch, 0, -1) if local_batch % n == 0]
@@ -46,9 +45,10 @@ def choose(engine: Engine, local_batch: int, memo: Path | None) -> int:
     if not size:
         sequence = f"{engine.cell.training.sequence_length} tokens at {engine.cell.scale}"
         problem = f"not even one sequence of {sequence} fits into the memory of every worker's device"
-        raise torch.OutOfMemoryError(problem)
+        remedy = "shorten training.sequence_length, choose a smaller scale, or raise resources.gpus_per_worker"
+        raise torch.OutOfMemoryError(f"{problem}; {remedy}")
     if memo is not None:
-        world.run_on_rank0(lambda: _save_to_memo(memo, key, size))
+        world.run_on_rank0(lambda: save_memo(memo, load_memo(memo) | {key: size}))
     return size
 
 
@@ -116,19 +116,3 @@ def available_bytes() -> int:
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         room = min(room, int(text) - int(used.read_text()))
     return max(room, 0)
-
-
-def _load_memo(memo: Path | None) -> dict[str, int]:
-    """Returns the memo's content, or nothing if the file is missing or damaged: sizes can always be found again."""
-    if memo is None or not memo.is_file():
-        return {}
-    try:
-        content = json.loads(memo.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _save_to_memo(memo: Path, key: str, micro_batch: int) -> None:
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(memo, json.dumps(_load_memo(memo) | {key: micro_batch}, indent=1))

@@ -49,6 +49,11 @@ def apply_rotary_emb(x_BTHK: Tensor, cos_sin_T1P2: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(pairs_BTHP2) * torch.view_as_complex(cos_sin_T1P2)).flatten(-2)
 
 
+def layer_norm(width: int, used: bool = True) -> nn.Module:
+    """Returns a LayerNorm without a bias, or nothing in its place."""
+    return nn.LayerNorm(width, bias=False) if used else nn.Identity()
+
+
 class QueryKey(nn.Module):
     """Norms, if the variant has them, and rotary positions of queries and keys, each ``(B, T, H, K)``.
 
@@ -60,8 +65,7 @@ class QueryKey(nn.Module):
     def __init__(self, K: int, T: int, norms: bool = True, q_factor: float = 1.0) -> None:
         super().__init__()
         self.q_factor = q_factor
-        self.q_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
-        self.k_norm = nn.LayerNorm(K, bias=False) if norms else nn.Identity()
+        self.q_norm, self.k_norm = layer_norm(K, norms), layer_norm(K, norms)
         self.register_buffer("cos_sin_T1P2", rotary_cos_sin(T, K), persistent=False)
 
     def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +91,7 @@ class Attention(nn.Module):
         self.qkv = make_linear(norm, D, 3 * D, 3)
         self.qk = QueryKey(D // H, T, norm.norms_qk, q_factor)
         self.qk_clip = QKClip(H) if norm.qk_clip else None
-        self.v_norm = nn.LayerNorm(D // H, bias=False) if norm.norms_v else nn.Identity()
+        self.v_norm = layer_norm(D // H, norm.norms_v)
         self.attend = ATTENTIONS[norm.softmax]
         self.proj = make_linear(norm, D, D)
 
@@ -132,11 +136,11 @@ class Block(nn.Module):
 
     def __init__(self, scale: Scale, T: int, dropout: float, norm: AttentionNorm, q_factor: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(scale.D, bias=False) if norm.pre_norm else nn.Identity()
+        self.norm1 = layer_norm(scale.D, norm.pre_norm)
         self.attention = Attention(scale.D, scale.H, T, norm, q_factor)
         self.out1 = self._branch_norm(scale.D, norm)
         self.mlp_norm = norm.mlp_norm
-        self.norm2 = nn.LayerNorm(scale.D, bias=False) if norm.mlp_norm != "none" else nn.Identity()
+        self.norm2 = layer_norm(scale.D, norm.mlp_norm != "none")
         self.mlp = SwiGLU(scale.D, scale.hidden, norm)
         self.out2 = self._branch_norm(scale.D, norm)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -144,9 +148,7 @@ class Block(nn.Module):
     @staticmethod
     def _branch_norm(D: int, norm: AttentionNorm) -> nn.Module:
         """The norm or the scale at the end of a residual branch."""
-        if norm.norms_outputs:
-            return nn.LayerNorm(D, bias=False)
-        return LayerScale(D) if norm.layer_scale else nn.Identity()
+        return LayerScale(D) if norm.layer_scale else layer_norm(D, norm.norms_outputs)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.out1(self.attention(self.norm1(x_BTD))))
@@ -185,7 +187,7 @@ class GPT(nn.Module):
         norm = ATTENTION_NORMS[attention_norm]
         q_factor = self.widths.K**-0.5
         self.blocks = nn.ModuleList(Block(scale, T, spec.dropout, norm.of_block(i), q_factor) for i in range(scale.L))
-        self.norm = nn.LayerNorm(scale.D, bias=False)
+        self.norm = layer_norm(scale.D)
         self.lm_head = None if spec.tied else Linear(scale.D, V)
         self._reparametrized = [module for module in self.modules() if isinstance(module, SigmaLinear)]
         self.qk_clips = [module for module in self.modules() if isinstance(module, QKClip)]
@@ -210,15 +212,17 @@ class GPT(nn.Module):
         h_BTD = cast(Tensor, self.norm(x_BTD))
         return h_BTD if self.widths.D == 1.0 else h_BTD / self.widths.D
 
-    def hidden_matrices(self) -> list[HiddenMatrix]:
-        """Returns the weights of the linear layers of all blocks."""
-        return [matrix for block in self.blocks for matrix in self._matrices_of(cast(Block, block))]
+    @property
+    def typed_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
-    def _matrices_of(self, block: Block) -> Iterator[HiddenMatrix]:
-        yield HiddenMatrix(block.attention.qkv.weight, 3, self.widths.D)
-        yield HiddenMatrix(block.attention.proj.weight, 1, self.widths.D)
-        yield HiddenMatrix(block.mlp.fc1.weight, 2, self.widths.D)
-        yield HiddenMatrix(block.mlp.fc2.weight, 1, self.widths.F)
+    def hidden_matrices(self) -> Iterator[HiddenMatrix]:
+        """Yields the weights of the linear layers of all blocks."""
+        for block in self.typed_blocks:
+            yield HiddenMatrix(block.attention.qkv.weight, 3, self.widths.D)
+            yield HiddenMatrix(block.attention.proj.weight, 1, self.widths.D)
+            yield HiddenMatrix(block.mlp.fc1.weight, 2, self.widths.D)
+            yield HiddenMatrix(block.mlp.fc2.weight, 1, self.widths.F)
 
     @property
     def step_buffers(self) -> list[Tensor]:
@@ -247,10 +251,9 @@ class GPT(nn.Module):
 
     def clip_qk(self, halted: Tensor) -> None:
         """Rescales queries and keys after an optimizer step, if the variant clips them."""
-        for module in self.blocks if self.qk_clips else ():
-            attention = cast(Block, module).attention
-            if attention.qk_clip is not None:
-                attention.qk_clip.clip(attention.qkv.weight, halted)
+        for block in self.typed_blocks:
+            if block.attention.qk_clip is not None:
+                block.attention.qk_clip.clip(block.attention.qkv.weight, halted)
 
     def after_step(self) -> None:
         """Updates the estimated spectral norms of the matrices, if the variant divides by them."""
@@ -268,8 +271,7 @@ class GPT(nn.Module):
         E_std = std(V, D)
         from_D, from_F = self.widths.D**-0.5, self.widths.F**-0.5
         yield self.embedding.weight, E_std if self.spec.tied else D**-0.5
-        for module in self.blocks:
-            block = cast(Block, module)
+        for block in self.typed_blocks:
             yield block.attention.qkv.weight, std(3 * D, D) * from_D
             yield block.attention.proj.weight, NORMAL_STD / (2 * self.scale.L) ** 0.5 * from_D
             yield from ((part, std(F, D) * from_D) for part in block.mlp.fc1.weight.chunk(2))

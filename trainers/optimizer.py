@@ -44,14 +44,22 @@ def must_skip(metrics_3: Tensor) -> Tensor:
     return ~(torch.isfinite(loss) & torch.isfinite(norm)) | (stops > 0)
 
 
-class AdamGroup(NamedTuple):
-    """Tensors that one call of Adam updates at ``lr_factor`` times the learning rate."""
+class Slot(NamedTuple):
+    """A parameter, its gradient and Adam's moments: four views of the same place in the flat tensors."""
 
-    lr_factor: float
-    values: list[Tensor]
-    gradients: list[Tensor]
-    exp_avg: list[Tensor]
-    exp_avg_sq: list[Tensor]
+    value: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    """With Muon, its momentum."""
+    exp_avg_sq: Tensor
+    """Not used by Muon."""
+    hidden: HiddenMatrix | None = None
+    """What is known of a matrix of a block."""
+
+    @property
+    def lr_factor(self) -> float:
+        """The factor on Adam's learning rate."""
+        return 1.0 / self.hidden.width if self.hidden else 1.0
 
 
 class Optimizer:
@@ -80,41 +88,39 @@ class Optimizer:
             hidden: those of the parameters that are matrices of blocks.
         """
         self.parameters = list(parameters)
-        index = {id(p): i for i, p in enumerate(self.parameters)}
-        self.hidden = {index[id(matrix.weight)]: matrix for matrix in hidden}
         sizes = [p.numel() for p in self.parameters]
         # Each parameter starts on a cache line; the padding between them stays zero.
         ends = list(accumulate(-(-size // CACHE_LINE_FLOATS) * CACHE_LINE_FLOATS for size in sizes))
         starts, total = [0, *ends[:-1]], -(-ends[-1] // NORM_ROW) * NORM_ROW
-        self.values, self.gradient, self.exp_avg, self.exp_avg_sq = (
-            torch.zeros(total, dtype=self.parameters[0].dtype, device=self.parameters[0].device) for _ in range(4)
-        )
-
-        def views(flat: Tensor) -> list[Tensor]:
-            slices = zip(starts, sizes, self.parameters, strict=True)
-            return [flat[start : start + size].view(p.shape) for start, size, p in slices]
-
-        for p, value, gradient in zip(self.parameters, views(self.values), views(self.gradient), strict=True):
+        zeros = self.parameters[0].new_zeros
+        self.values, self.gradient, self.exp_avg, self.exp_avg_sq = (zeros(total) for _ in range(4))
+        self.flat = Slot(self.values, self.gradient, self.exp_avg, self.exp_avg_sq)
+        """All parameters at once."""
+        matrices = {id(matrix.weight): matrix for matrix in hidden}
+        self.slots: list[Slot] = []
+        for p, start, size in zip(self.parameters, starts, sizes, strict=True):
+            views = (flat[start : start + size].view(p.shape) for flat in self.flat[:4])
+            value, gradient, exp_avg, exp_avg_sq = views
             value.copy_(p.detach())
             p.data, p.grad = value, gradient
-        self.gradients = views(self.gradient)
-        self.moments = {"exp_avg": views(self.exp_avg), "exp_avg_sq": views(self.exp_avg_sq)}
+            self.slots.append(Slot(p, gradient, exp_avg, exp_avg_sq, matrices.get(id(p))))
         self.steps, self.lr = self.values.new_zeros(()), self.values.new_zeros(())
         self.halted = self.values.new_zeros(())
         """1 from the first skipped step until ``reset``, else 0. When the host reads the metrics of that step, it has
         already launched the next one, and the weights must still be those before the skipped step."""
-        self.betas, self.eps = (0.0, 0.0), 0.0
-        self.weight_decay, self.coupled, self.cautious = 0.0, False, False
-        self.muon, self.muon_lr_ratio = False, 1.0
-        self.adam_groups = self._adam_groups()
 
     def reset(self, spec: TrainingSpec) -> None:
         """Clears all moments and applies the hyperparameters of ``spec``."""
-        self.betas, self.eps = spec.betas, spec.eps
-        self.weight_decay, self.coupled = spec.weight_decay, spec.weight_decay_mode == "coupled"
-        self.cautious = spec.cautious_weight_decay
-        self.muon, self.muon_lr_ratio = spec.optimizer == "muon", spec.muon_lr_ratio
-        self.adam_groups = self._adam_groups()
+        self.spec = spec
+        uses_muon = spec.optimizer == "muon"
+        self.muon = [slot for slot in self.slots if uses_muon and slot.hidden]
+        self.adam = [slot for slot in self.slots if not (uses_muon and slot.hidden)]
+        groups: dict[float, list[Slot]] = {}
+        for slot in self.adam:
+            groups.setdefault(slot.lr_factor, []).append(slot)
+        one_vector = list(groups) == [1.0] and not self.muon
+        self.adam_groups = {1.0: [self.flat]} if one_vector else groups
+        """What each call of Adam updates, by its factor on the learning rate."""
         for tensor in (self.gradient, self.exp_avg, self.exp_avg_sq, self.steps, self.halted):
             tensor.zero_()
 
@@ -129,87 +135,58 @@ class Optimizer:
         self.gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
         return norm
 
-    def uses_muon(self, i: int) -> bool:
-        """Returns whether parameter ``i`` is updated by Muon, else by Adam."""
-        return self.muon and i in self.hidden
-
-    def lr_factor(self, i: int) -> float:
-        """Returns the factor on Adam's learning rate for parameter ``i``."""
-        return 1.0 / self.hidden[i].width if i in self.hidden else 1.0
-
-    def _adam_groups(self) -> list[AdamGroup]:
-        """Returns the groups of Adam: everything as one vector if there is only one group."""
-        groups: dict[float, AdamGroup] = {}
-        exp_avg, exp_avg_sq = self.moments["exp_avg"], self.moments["exp_avg_sq"]
-        for i, p in enumerate(self.parameters):
-            if not self.uses_muon(i):
-                group = groups.setdefault(self.lr_factor(i), AdamGroup(self.lr_factor(i), [], [], [], []))
-                views = (p.data, self.gradients[i], exp_avg[i], exp_avg_sq[i])
-                for tensors, view in zip(group[1:], views, strict=True):
-                    tensors.append(view)
-        if list(groups) == [1.0] and not self.muon:
-            return [AdamGroup(1.0, [self.values], [self.gradient], [self.exp_avg], [self.exp_avg_sq])]
-        return list(groups.values())
-
     @torch.no_grad()
     def step(self) -> None:
         """Takes one step at ``self.lr``, unless halted."""
-        if self.weight_decay:
-            self._decay_matrices_of_adam()
-        for i in self.hidden if self.muon else ():
-            self._step_of_muon(i)
-        if self.adam_groups[0].values[0] is self.values:
-            self._step_of_adam(self.adam_groups[0], [self.steps])
-            return
-        for group in self.adam_groups:
+        if self.spec.weight_decay:
+            self._decay_adam_matrices()
+        for slot in self.muon:
+            self._muon_step(slot)
+        for lr_factor, slots in self.adam_groups.items():
             # Adam counts the steps of each of its tensors.
-            steps_N = self.steps.repeat(len(group.values))
-            self._step_of_adam(group, list(steps_N.unbind()))
-        self.steps.copy_(steps_N[0])
+            steps = [self.steps] if slots[0] is self.flat else list(self.steps.repeat(len(slots)).unbind())
+            self._adam_step(lr_factor, slots, steps)
+        if steps[0] is not self.steps:
+            self.steps.copy_(steps[0])
 
-    def _step_of_adam(self, group: AdamGroup, steps: list[Tensor]) -> None:
+    def _adam_step(self, lr_factor: float, slots: list[Slot], steps: list[Tensor]) -> None:
         adam(
-            group.values,
-            group.gradients,
-            group.exp_avg,
-            group.exp_avg_sq,
+            [slot.value for slot in slots],
+            [slot.gradient for slot in slots],
+            [slot.exp_avg for slot in slots],
+            [slot.exp_avg_sq for slot in slots],
             [],
             steps,
             fused=True,
             found_inf=self.halted,
             amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=self.lr if group.lr_factor == 1.0 else self.lr * group.lr_factor,
+            beta1=self.spec.betas[0],
+            beta2=self.spec.betas[1],
+            lr=self.lr if lr_factor == 1.0 else self.lr * lr_factor,
             weight_decay=0.0,
-            eps=self.eps,
+            eps=self.spec.eps,
             maximize=False,
         )
 
-    def _step_of_muon(self, i: int) -> None:
-        """Muon's momentum is in ``exp_avg``; it does not use ``exp_avg_sq``."""
-        taken = self.halted == 0
-
-        def matrices(weight: Tensor) -> Tensor:
-            return weight.view(self.hidden[i].parts, -1, weight.shape[1])
-
-        weight, momentum = matrices(self.parameters[i].data), matrices(self.moments["exp_avg"][i])
-        update, new_momentum = muon.update(matrices(self.gradients[i]), momentum)
-        lr = self.lr * self.muon_lr_ratio
-        decayed = weight * self.decay_factor(weight, update, lr) if self.weight_decay else weight
+    def _muon_step(self, slot: Slot) -> None:
+        assert slot.hidden
+        parts, taken = slot.hidden.parts, self.halted == 0
+        weight, gradient, momentum = (x.view(parts, -1, x.shape[1]) for x in (slot.value, slot.gradient, slot.exp_avg))
+        update, new_momentum = muon.update(gradient, momentum)
+        lr = self.lr * self.spec.muon_lr_ratio
+        decayed = weight * self.decay_factor(weight, update, lr) if self.spec.weight_decay else weight
         weight.copy_(torch.where(taken, decayed - lr * update, weight))
         momentum.copy_(torch.where(taken, new_momentum, momentum))
 
-    def _decay_matrices_of_adam(self) -> None:
+    def _decay_adam_matrices(self) -> None:
         """Adam's step does not depend on the weights, so that they can decay before it."""
-        matrices = [i for i, p in enumerate(self.parameters) if p.dim() >= 2 and not self.uses_muon(i)]
-        if not self.cautious:
-            weights: list[Tensor] = [self.parameters[i] for i in matrices]
-            torch._foreach_mul_(weights, self.decay_factor_of_all(self.lr))
+        matrices = [slot for slot in self.adam if slot.value.dim() >= 2]
+        if not self.spec.cautious_weight_decay:
+            torch._foreach_mul_([slot.value for slot in matrices], self._uniform_decay_factor(self.lr))
             return
-        for i in matrices:
-            exp_avg = self.moments["exp_avg"][i].lerp(self.gradients[i], 1 - self.betas[0])
-            self.parameters[i].mul_(self.decay_factor(self.parameters[i], exp_avg, self.lr))
+        for slot in matrices:
+            exp_avg = slot.exp_avg.lerp(slot.gradient, 1 - self.spec.betas[0])
+            slot.value.mul_(self.decay_factor(slot.value, exp_avg, self.lr))
 
     def halt(self, condition: Tensor) -> None:
         """Skips all steps until ``reset`` if ``condition``, a boolean on the device, is true."""
@@ -221,13 +198,15 @@ class Optimizer:
         Args:
             update: what a step subtracts from the weights, up to a positive factor; with Adam, its first moment.
         """
-        factor = self.decay_factor_of_all(lr)
-        return torch.where(update.sign() * weights >= 0, factor, 1.0) if self.cautious else factor
+        factor = self._uniform_decay_factor(lr)
+        cautious = self.spec.cautious_weight_decay
+        return torch.where(update.sign() * weights >= 0, factor, 1.0) if cautious else factor
 
-    def decay_factor_of_all(self, lr: Tensor) -> Tensor:
+    def _uniform_decay_factor(self, lr: Tensor) -> Tensor:
         """Returns the factor for weights that decay, 1 if halted."""
         taken = 1.0 - self.halted
-        return 1.0 - self.weight_decay * (lr * taken if self.coupled else taken)
+        coupled = self.spec.weight_decay_mode == "coupled"
+        return 1.0 - self.spec.weight_decay * (lr * taken if coupled else taken)
 
     @torch.no_grad()
     def unless_halted(self, change: Callable[[], object], tensors: Sequence[Tensor]) -> None:
@@ -239,5 +218,8 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Returns Adam's state as ``step`` and ``{index}.{exp_avg, exp_avg_sq}``, without copying."""
-        moments = {f"{i}.{name}": view for name, views in self.moments.items() for i, view in enumerate(views)}
-        return {"step": self.steps} | moments
+        return {
+            "step": self.steps,
+            **{f"{i}.exp_avg": slot.exp_avg for i, slot in enumerate(self.slots)},
+            **{f"{i}.exp_avg_sq": slot.exp_avg_sq for i, slot in enumerate(self.slots)},
+        }

@@ -1,7 +1,7 @@
 """What a trainer is: an object that turns one cell after another into rows and a result.
 
 A *trial* lives in every worker of a warm group. ``setup`` runs once per process, ``train`` once per cell. Three trials
-exist: ours (``trainers.oec_trial``), a command (``trainers.command.trial``), and one around an object of yours
+exist: ours (``trainers.oec_trial``), a command (``trainers.command.trial``), and one that wraps your own object
 (``trainers.python_trial``), which a study names as ``trainer: {python: "pkg.mod:Trial"}``::
 
     class Trial:
@@ -141,7 +141,7 @@ class Trial(Protocol):
             cell: a ``TrialCell``; a study with factors has them in ``cell.factors``.
 
         Returns:
-            A ``CellResult``. An object of yours may also return the final validation loss, a mapping with it, or None.
+            A ``CellResult``. Your object may also return the final validation loss, a mapping with it, or None.
         """
 
 

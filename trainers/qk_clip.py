@@ -4,8 +4,7 @@ After an optimizer step, the weights of Q and K of each head whose largest atten
 tau are multiplied by ``sqrt(tau / largest)``, so that on the same batch the largest logit would be tau. It takes effect
 on the weights alone: attention is plain, and so is its gradient.
 
-Legend: B sequences, L attention layers, H attention heads, T tokens a sequence, K width of a head, C queries of a
-chunk, S keys up to the last of these queries.
+Legend: as in ``trainers.attention``, and L attention layers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.attention_norms import QK_CLIP_TAU
-from trainers.attention import query_chunks
+from trainers.attention import chunk_logits, query_chunks
 from trainers.world import World
 
 
@@ -60,11 +59,7 @@ def share_largest_logits(clips: Sequence[QKClip], world: World) -> None:
 def largest_logits(q_BHTK: Tensor, k_BHTK: Tensor) -> Tensor:
     """Returns the largest ``q . k / sqrt(K)`` of each head, ``(H,)``, over the keys that each query may attend to."""
     largest = []
-    wide = torch.promote_types(q_BHTK.dtype, torch.float32)
-    with torch.autocast(q_BHTK.device.type, enabled=False):
-        for start, stop in query_chunks(q_BHTK.shape[2]):
-            q_BHCK, k_BHSK = q_BHTK[:, :, start:stop].to(wide), k_BHTK[:, :, :stop].to(wide)
-            future_CS = torch.ones(stop - start, stop, dtype=torch.bool, device=q_BHTK.device).triu(start + 1)
-            z_BHCS = q_BHCK @ k_BHSK.transpose(-1, -2) * q_BHTK.shape[-1] ** -0.5
-            largest.append(z_BHCS.masked_fill(future_CS, -torch.inf).amax(dim=(0, 2, 3)))
+    for start, stop in query_chunks(q_BHTK.shape[2]):
+        z_BHCS, future_CS = chunk_logits(q_BHTK, k_BHTK, start, stop)
+        largest.append(z_BHCS.masked_fill(future_CS, -torch.inf).amax(dim=(0, 2, 3)))
     return torch.stack(largest).amax(dim=0)

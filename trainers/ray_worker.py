@@ -1,6 +1,6 @@
 """The worker of a warm group, which outlives its cells; the only file of ``trainers`` that imports Ray.
 
-Rank 0 takes the next job from the group's mailbox and broadcasts it to every rank, so that the process group and what
+Rank 0 takes the next job from the group's mailbox and shares it with every rank, so that the process group and what
 the trial has set up (token files, a compiled step) stay warm from one cell to the next.
 """
 
@@ -29,7 +29,7 @@ from trainers.job import Event, Job
 from trainers.protocol import Checkpoint, Context, Report, ServedTrial, never_stop
 
 TAKE_TIMEOUT_S = 20.0
-"""Rank 0 returns from an empty mailbox this often, so that the broadcast of the other ranks does not time out."""
+"""Rank 0 returns from an empty mailbox this often, so that the ranks that wait for a job do not time out."""
 STOP_POLL_S = 0.2
 
 logger = logging.getLogger(__name__)
@@ -81,12 +81,11 @@ def serve_cells(config: WorkerConfig) -> None:
         dist.all_gather_object(values, value, group=control)
         return values
 
-    runtime = ray.get_runtime_context()
     context = Context(
         rank=rank,
         size=size,
         device=ray.train.torch.get_device(),
-        device_ids=tuple(runtime.get_accelerator_ids().get("GPU", [])),
+        device_ids=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", [])),
         memory_share=config["memory_share"],
         cores=config["threads"],
         workers=config["workers"],
@@ -96,9 +95,7 @@ def serve_cells(config: WorkerConfig) -> None:
     )
     worker = Worker(config["trial"], context, mailbox)
     while True:
-        message: list[Any] = list(mailbox.take()) if mailbox else [None, None]
-        dist.broadcast_object_list(message, src=0, group=control)
-        job, closed = message
+        job, closed = gather(mailbox.take() if mailbox else None)[0]
         if closed:
             return
         if job is not None:
@@ -139,42 +136,33 @@ class Worker:
         """
         mailbox = self._mailbox
         report: Report = mailbox.row_poster(job) if mailbox else ignore_row
-        checkpoint = Checkpoint(
-            folder=job.folder,
-            evaluate_every=job.evaluate_every,
-            checkpoint_every=job.checkpoint_every,
-            give_up=job.give_up,
-            keep_weights=job.keep_weights,
-            mirror=job.mirror,
-            should_stop=mailbox.stop_poller(job) if mailbox else never_stop,
-            gather=self._exchange,
-        )
+        should_stop = mailbox.stop_poller(job) if mailbox else never_stop
+        checkpoint = replace(job.checkpoint, should_stop=should_stop, gather=self._exchange)
         try:
-            result = self._agree(self._train(job, report, checkpoint))
+            result = self._train(job, report, checkpoint)
         except PeerFailed as error:
             result = CellResult(state="crashed", reason=str(error))
         if mailbox:
             mailbox.post_and_wait(job, result)
 
-    def _agree(self, outcome: CellResult | str) -> CellResult:
-        """The outcome of this rank, or ``crashed`` if any rank raised: the last exchange of a cell."""
-        failed = isinstance(outcome, str)
-        for peer_failed, reason in self._gather((failed, outcome if failed else None)):
-            if peer_failed:
-                return CellResult(state="crashed", reason=reason)
-        assert isinstance(outcome, CellResult)
-        return outcome
+    def _train(self, job: Job, report: Report, checkpoint: Checkpoint) -> CellResult:
+        """Sets up and trains. The last exchange of a cell tells the other ranks whether this one raised.
 
-    def _train(self, job: Job, report: Report, checkpoint: Checkpoint) -> CellResult | str:
-        """The result, or the traceback if this rank raised. Raises PeerFailed."""
+        Raises:
+            PeerFailed: another rank has raised.
+        """
         try:
             if not all(self._exchange(self._ready)):  # if setup failed on one rank, all repeat it
                 self._trial.setup(self._context)
                 self._ready = True
-            return self._trial.train(job.cell, report, checkpoint)
+            result = self._trial.train(job.cell, report, checkpoint)
         except (Exception, SystemExit):  # SystemExit: code of a user must not end a warm worker
             logger.exception("cell %s raised on rank %d", job.cell.id, self._context.rank)
-            return hide_secrets(traceback.format_exc(), os.environ)
+            reason = hide_secrets(traceback.format_exc(), os.environ)
+            self._gather((True, reason))
+            return CellResult(state="crashed", reason=reason)
+        self._exchange(None)
+        return result
 
 
 def ignore_row(step: int, /, **metrics: float) -> None:

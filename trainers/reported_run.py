@@ -1,4 +1,4 @@
-"""What a trial of someone else's has reported: ``metrics.jsonl``, and the result that follows from it.
+"""What a user's trial has reported: ``metrics.jsonl``, and the result that follows from it.
 
 A run has *diverged* if a loss that it reported is not finite, if its last validation loss is above ``l_init``, which is
 its first unless the study gives it, or if it was given up because several in a row were above that. It has *crashed*
@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-from search_spaces.intervals import GiveUp
 from search_spaces.record import CellResult, EndState, Row, columns_from
-from trainers.protocol import Report
+from trainers.protocol import Checkpoint, Report
 from trainers.rows import Rows, read
 from trainers.storage.bucket import Mirror
 
@@ -30,18 +28,11 @@ _COLUMNS = columns_from("metrics")
 class ReportedRun:
     """The rows of one cell, on rank 0. Rows of an earlier start are kept until a row at an earlier step arrives."""
 
-    def __init__(
-        self,
-        folder: Path,
-        report: Report,
-        *,
-        l_init: float | None = None,
-        give_up: GiveUp | None = None,
-        mirror: Mirror | None = None,
-    ) -> None:
-        self._report, self._l_init, self._give_up, self._mirror = report, l_init, give_up, mirror
-        self._file = Rows(folder / METRICS)
-        self._rows = read(folder / METRICS)
+    def __init__(self, checkpoint: Checkpoint, report: Report, *, l_init: float | None = None) -> None:
+        self._report, self._l_init = report, l_init
+        self._give_up, self._mirror = checkpoint.give_up, checkpoint.mirror
+        path = checkpoint.folder / METRICS
+        self._file, self._rows = Rows(path), read(path)
         self._file.keep_until(self.last_step)  # without a torn last line
         self._started = time.monotonic()
         self._seconds_before = self._rows[-1].time - self._rows[0].time if self._rows else 0.0
@@ -52,9 +43,9 @@ class ReportedRun:
         self._given_up = False
 
     def report(self, step: int, /, **metrics: float) -> None:
-        """Write a row and pass it on. A row that is already there, as in a log that is read again, changes nothing."""
+        """Write a row and pass it on. A row that is already there changes nothing: a log may be read again."""
         if self.diverged:
-            return  # what a run reports until it has been ended
+            return  # the run has not been ended yet
         values = {f"{name}_" if name in ROW_FIELDS else name: float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in LOSSES:
@@ -151,10 +142,3 @@ def open_folder(folder: Path, mirror: Mirror | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if mirror:
         mirror.pull()
-
-
-def final_loss(returned: float | Mapping[str, float] | None) -> float | None:
-    """The final validation loss in what ``train`` of an object returned."""
-    if isinstance(returned, Mapping):
-        return None if (value := returned.get("val_loss")) is None else float(value)
-    return None if returned is None else float(returned)

@@ -9,7 +9,13 @@ from pydantic import Field
 
 from search_spaces.cell import Frozen
 
+Separator = Literal[" ", "=", ""]
 Kind = Literal["float", "int", "str", "bool", "unknown"]
+KINDS: dict[str, Kind] = {
+    "float": "float", "double": "float", "int": "int", "integer": "int", "str": "str", "text": "str", "string": "str",
+    "bool": "bool", "boolean": "bool", "path": "str", "file": "str", "directory": "str", "filename": "str",
+}  # fmt: skip
+"""By the lowercase name of a type, in Python or in a help text."""
 
 
 class Argument(Frozen):
@@ -18,7 +24,7 @@ class Argument(Frozen):
     flag: str = Field(description="As written on the command line: --lr, optimizer.lr, or the name of a positional.")
     default: Any = Field(default=None, description="The script's own value; None if it has none or it is not known.")
     kind: Kind = Field(default="unknown")
-    separator: Literal[" ", "=", ""] = Field(
+    separator: Separator = Field(
         default=" ", description="What stands between the flag and the value; empty for a positional argument."
     )
     choices: tuple[Any, ...] = Field(default=())
@@ -36,7 +42,7 @@ class Argument(Frozen):
         return self.path.rpartition(".")[2].lower()
 
     def with_value(self, value: str) -> str:
-        """The words that set it: ``--lr 0.1``, ``optimizer.lr=0.1``."""
+        """How to set it on the command line: ``--lr 0.1``, ``optimizer.lr=0.1``."""
         if self.is_switch:
             return self.flag
         return f"{self.flag}{self.separator}{value}" if self.separator else value
@@ -44,8 +50,7 @@ class Argument(Frozen):
 
 def kind_of(value: Any) -> Kind:
     """The kind of a default value."""
-    name = type(value).__name__
-    return name if name in ("float", "int", "str", "bool") else "unknown"  # type: ignore[return-value]
+    return KINDS.get(type(value).__name__, "unknown")
 
 
 def merge(from_text: Iterable[Argument], from_help: Iterable[Argument]) -> tuple[Argument, ...]:

@@ -14,10 +14,9 @@ from search_spaces.script import roles
 from search_spaces.script.argument import Argument
 from search_spaces.script.draft import USUAL_LR, Draft, Found, Missing, Suggestion, inside, lr_grid, relative
 from search_spaces.script.metrics import Stream, find_streams
-from search_spaces.script.source import Source, called, dotted, keyword, literal
+from search_spaces.script.source import Sources, called, calls, dotted, keyword, literal
 from search_spaces.script.styles import Style, subcommands
 
-Sources = tuple[Source, ...]
 CHECKPOINT = re.compile(r"/?[\w.-]+\.(pt|pth|pth\.tar|ckpt|pkl|npz|msgpack|safetensors)")
 LOG = re.compile(r"[\w.-]+\.(jsonl|ndjson|csv|tsv)")
 INPUTS = ("load", "pretrained", "init", "input", "data", "tokenizer", "teacher")
@@ -42,6 +41,11 @@ class Parts:
     stream: Stream | None
 
     @property
+    def run_folder(self) -> str:
+        """The value of the output folder."""
+        return self.stream.folder if self.stream else "{folder}"
+
+    @property
     def required(self) -> tuple[Argument, ...]:
         """Arguments that the script requires and that a study does not set by itself."""
         own = (*self.learning_rates[:1], self.seed, self.folder)
@@ -51,8 +55,7 @@ class Parts:
         """What follows the script in the command."""
         yield from (argument.with_value(f"{{{argument.key}}}") for argument in self.required)
         yield from (argument.with_value("{lr}") for argument in self.learning_rates[:1])
-        folder = self.stream.folder if self.stream else "{folder}"
-        for argument, value in ((self.seed, "{seed}"), (self.folder, folder)):
+        for argument, value in ((self.seed, "{seed}"), (self.folder, self.run_folder)):
             if argument:
                 yield argument.with_value(value)
         yield from (argument.with_value(f"{{folder}}/{argument.default}") for argument in self.outputs)
@@ -65,12 +68,12 @@ def draft_command(sources: Sources, style: Style, arguments: tuple[Argument, ...
         arguments: what the script takes, from its text and its ``--help``.
         directory: the folder that the script is started in.
     """
-    folder = next(iter(roles.FOLDER.find(arguments)), HYDRA_FOLDER if style.name == "Hydra" else None)
+    folder = roles.FOLDER.first(arguments) or (HYDRA_FOLDER if style.name == "Hydra" else None)
     outputs = tuple(argument for argument in arguments if _is_output(argument))
     parts = Parts(
         arguments=arguments,
         learning_rates=tuple(roles.LEARNING_RATE.find(arguments)),
-        seed=next(iter(roles.SEED.find(arguments)), None),
+        seed=roles.SEED.first(arguments),
         folder=folder,
         outputs=outputs,
         stream=_choose_stream(find_streams(sources), folder, outputs),
@@ -102,8 +105,8 @@ def draft_command(sources: Sources, style: Style, arguments: tuple[Argument, ...
 def _launcher(sources: Sources) -> str:
     """torchrun for a script that reads the rank that torchrun gives it; not for one that starts its ranks itself."""
     constants = {node.value for source in sources for node in source.walk(ast.Constant) if isinstance(node.value, str)}
-    calls = {dotted(node.func) for source in sources for node in source.walk(ast.Call)}
-    spawns = any(name.endswith(("mp.spawn", "multiprocessing.spawn", "start_processes")) for name in calls)
+    called_names = (dotted(node.func) for _, node in calls(sources, "spawn", "start_processes"))
+    spawns = any(name.endswith(("mp.spawn", "multiprocessing.spawn", "start_processes")) for name in called_names)
     return TORCHRUN if not spawns and constants & {"RANK", "LOCAL_RANK"} else "python"
 
 
@@ -126,10 +129,8 @@ def _choose_stream(streams: list[Stream], folder: Argument | None, outputs: tupl
 
 def _resume(sources: Sources, parts: Parts) -> tuple[str | None, Missing | None]:
     """What to add to the command of a cell that was interrupted, or how a person finds out."""
-    if parts.folder and any(_resumes_by_itself(node) for source in sources for node in source.walk(ast.Call)):
-        return parts.folder.with_value(
-            parts.stream.folder if parts.stream else "{folder}"
-        ), None  # the argument once more, which changes nothing
+    if parts.folder and any(_resumes_by_itself(node) for _, node in calls(sources)):
+        return parts.folder.with_value(parts.run_folder), None  # the argument once more, which changes nothing
     compared = _compared_with(sources, "resume")
     for argument in roles.RESUME.find(parts.arguments):
         if argument.is_switch:
@@ -157,12 +158,10 @@ def _resumes_by_itself(node: ast.Call) -> bool:
 
 def _writing(sources: Sources) -> Iterator[str]:
     """Calls that write a file, as ``train.py:120``."""
-    for source in sources:
-        for node in source.walk(ast.Call):
-            modes = [literal(argument) for argument in (*node.args, keyword(node, "mode"))]
-            opens = called(node) == "open" and any(mode in ("w", "a", "x", "wb", "ab", "xb", "wt") for mode in modes)
-            if opens or called(node) in WRITERS:
-                yield f"{source.path.name}:{node.lineno}"
+    for source, node in calls(sources, "open", *WRITERS):
+        modes = [literal(argument) for argument in (*node.args, keyword(node, "mode"))]
+        if called(node) != "open" or any(mode in ("w", "a", "x", "wb", "ab", "xb", "wt") for mode in modes):
+            yield source.line(node)
 
 
 def _compared_with(sources: Sources, value: str) -> set[str]:
@@ -193,7 +192,7 @@ def _suggestions(arguments: tuple[Argument, ...]) -> Iterator[Suggestion]:
 
 def _found(parts: Parts, style: Style, trainer: dict[str, Any], suggestions: tuple[Suggestion, ...]) -> Iterator[Found]:
     yield Found("arguments", str(len(parts.arguments)), style.name)
-    steps = next(iter(roles.STEPS.find(parts.arguments)), None)
+    steps = roles.STEPS.first(parts.arguments)
     roles_found = (("learning rate", next(iter(parts.learning_rates), None)), ("seed", parts.seed),
                    ("output folder", parts.folder), ("steps", steps))  # fmt: skip
     for what, argument in roles_found:

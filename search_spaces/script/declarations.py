@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from search_spaces.script.argument import Argument, Kind, kind_of
-from search_spaces.script.source import Source, called, dotted, keyword, literal
+from search_spaces.script.argument import KINDS, Argument, Kind, Separator, kind_of
+from search_spaces.script.source import Sources, called, dotted, keyword, literal
 
-KINDS: dict[str, Kind] = {"float": "float", "int": "int", "str": "str", "bool": "bool", "Path": "str"}
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -18,7 +17,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 class Spelling:
     """How a library turns a Python name into a flag."""
 
-    separator: Literal[" ", "="] = " "
+    separator: Separator = " "
     dashes: bool = False
     """``--weight-decay`` for ``weight_decay``."""
     switches: bool = False
@@ -28,7 +27,7 @@ class Spelling:
         return "--" + (name.replace("_", "-") if self.dashes else name)
 
 
-def definitions(sources: tuple[Source, ...]) -> dict[str, Definition]:
+def definitions(sources: Sources) -> dict[str, Definition]:
     """Classes and functions by name; the script's own go before those of its modules."""
     found: dict[str, Definition] = {}
     for source in sources:
@@ -120,9 +119,9 @@ def _default(value: ast.expr | None, option: ast.Call | None) -> tuple[Any, list
 def _kind(annotation: ast.expr | None) -> Kind:
     """The kind of ``float``, ``float | None``, ``Optional[float]``; a postponed annotation is text."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return KINDS.get(annotation.value, "unknown")
+        return KINDS.get(annotation.value.lower(), "unknown")
     for node in ast.walk(annotation) if annotation else ():
-        if isinstance(node, ast.Name | ast.Attribute) and (kind := KINDS.get(dotted(node).rpartition(".")[2])):
+        if isinstance(node, ast.Name | ast.Attribute) and (kind := KINDS.get(dotted(node).rpartition(".")[2].lower())):
             return kind
     return "unknown"
 

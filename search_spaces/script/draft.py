@@ -1,4 +1,4 @@
-"""A study in the making: what was found out about a training script, and what is left to a person."""
+"""A draft of a study: what a training script reveals, and what a person has to fill in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USUAL_LR = 1e-3
 
 
 class Found(NamedTuple):
-    """One thing that was found."""
+    """A fact about the script, for the summary that is printed."""
 
     what: str
     value: str
@@ -23,7 +23,7 @@ class Found(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Something that a person has to decide or to know."""
+    """What a person has to decide, or should know."""
 
     what: str
     how: str

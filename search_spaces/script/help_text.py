@@ -8,20 +8,16 @@ from typing import Any
 
 import yaml
 
-from search_spaces.script.argument import Argument, Kind, kind_of
+from search_spaces.script.argument import KINDS, Argument, Separator, kind_of
 
 OPTION_LINE = re.compile(r"^\s{0,8}(?:\*\s*)?(-[\w-].*)$")
 FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w.-]*")
 METAVAR = re.compile(r"\{[^}]*\}|[^\s,]+")
 DEFAULT = re.compile(r"[\[(](?:default|Default)(?: is|:|=)\s*(.*?)[\])](?:\s|$|\[|\()|^\s*Default: (.+)$", re.MULTILINE)
-METAVAR_KINDS: dict[str, Kind] = {
-    "float": "float", "double": "float", "int": "int", "integer": "int", "str": "str", "text": "str", "string": "str",
-    "bool": "bool", "boolean": "bool", "path": "str", "file": "str", "directory": "str", "filename": "str",
-}  # fmt: skip
 BOX = str.maketrans(dict.fromkeys("│┃|╭╮╰╯─", " "))
 
 
-def from_help(text: str, separator: Any = " ") -> tuple[Argument, ...]:
+def from_help(text: str, separator: Separator = " ") -> tuple[Argument, ...]:
     """Every option of a help text, with its default where the help shows one."""
     found: dict[str, Argument] = {}
     for head, rest in _entries(text):
@@ -48,10 +44,10 @@ def _entries(text: str) -> Iterator[tuple[str, str]]:
         yield head, "\n".join([head, *rest])
 
 
-def _argument(head: str, entry: str, separator: Any) -> Argument | None:
+def _argument(head: str, entry: str, separator: Separator) -> Argument | None:
     """One option. Its spellings and metavar end at the column of the help: two spaces, or absl's colon."""
     spelled, *columns = re.split(r"\s{2,}|:\s", head.replace("[no]", ""))
-    if columns and columns[0].strip("[]<> ").split("|")[0].lower() in METAVAR_KINDS:  # typer's column of types
+    if columns and columns[0].strip("[]<> ").split("|")[0].lower() in KINDS:  # typer's column of types
         spelled += f" {columns[0]}"
     flags = [flag for flag in FLAG.findall(spelled) if not flag.startswith("--no-")]
     if not flags:
@@ -61,7 +57,7 @@ def _argument(head: str, entry: str, separator: Any) -> Argument | None:
     long = [flag for flag in flags if flag.startswith("--")] or flags
     shown = DEFAULT.search(entry)
     default = _value((shown[1] or shown[2]) if shown else None)
-    kind = METAVAR_KINDS.get(word.split("|")[0].lower(), "unknown")
+    kind = KINDS.get(word.split("|")[0].lower(), "unknown")
     return Argument(
         flag=next((flag for flag in long if "_" in flag), max(long, key=len)),
         default=default,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,25 @@ import yaml
 
 from search_spaces.script.argument import Argument
 from search_spaces.script.help_text import overrides
-from search_spaces.script.source import Source, dotted, keyword, literal
+from search_spaces.script.source import Sources, calls, dotted, keyword, literal
 
 
-def _main(sources: tuple[Source, ...]) -> tuple[Path, str] | None:
+def _main(sources: Sources) -> tuple[Path, str] | None:
     """The folder and the name of the primary configuration, from ``@hydra.main(config_path=..., config_name=...)``."""
-    for source in sources:
-        for node in source.walk(ast.Call):
-            if dotted(node.func) == "hydra.main":
-                name, folder = literal(keyword(node, "config_name")), literal(keyword(node, "config_path"))
-                if isinstance(name, str):
-                    return source.path.parent / (folder or "."), name.removesuffix(".yaml")
+    for source, node in calls(sources, "main"):
+        name, folder = literal(keyword(node, "config_name")), literal(keyword(node, "config_path"))
+        if dotted(node.func) == "hydra.main" and isinstance(name, str):
+            return source.path.parent / (folder or "."), name.removesuffix(".yaml")
     return None
 
 
-def compose(sources: tuple[Source, ...]) -> tuple[Argument, ...]:
+def compose(sources: Sources) -> tuple[Argument, ...]:
     """Every value of the primary configuration and of the groups in its defaults list, as an override."""
     main = _main(sources)
     return tuple(overrides(_load(*main)[0], "")) if main else ()
 
 
-def config_files(sources: tuple[Source, ...]) -> tuple[Path, ...]:
+def config_files(sources: Sources) -> tuple[Path, ...]:
     """The files that ``compose`` reads."""
     main = _main(sources)
     return tuple(_load(*main)[1]) if main else ()

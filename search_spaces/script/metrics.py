@@ -1,4 +1,4 @@
-"""Where a training script leaves its losses: one detector a stream, in the order in which they are preferred."""
+"""Where a training script leaves its losses: one detector per stream, in order of preference."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from search_spaces.metrics_spec import OWN_FILES
-from search_spaces.script.source import Source, called, dotted, keyword, literal
+from search_spaces.script.source import Source, Sources, called, calls, dotted, keyword, literal
 from search_spaces.script.templates import call_pieces, names, pattern, pieces
 
-Sources = tuple[Source, ...]
 StreamKind = Literal["file", "csv", "tensorboard", "stdout", "wandb"]
 """Names of fields of ``trainer.metrics``, and wandb, whose files nothing can read."""
 STEP_KEYS = ("step", "iter", "iteration", "global_step", "steps", "it", "iter_num", "update", "_step", "epoch")
@@ -101,7 +100,7 @@ def _preference(key: str) -> int:
     return 0 if is_validation(key) else 1 if TEST.search(key) else 2 if key == "loss" else 3
 
 
-def _dictionaries(source: Source, *functions: str) -> Iterator[tuple[list[str], int]]:
+def _dictionaries(source: Source, *functions: str) -> Iterator[tuple[list[str], ast.Call]]:
     """The constant keys of a dictionary given to one of these functions, directly or through a variable."""
     named: dict[str, list[str]] = {}
     for node in source.walk(ast.Assign, ast.AnnAssign):
@@ -112,12 +111,10 @@ def _dictionaries(source: Source, *functions: str) -> Iterator[tuple[list[str], 
             key = literal(target.slice)
             if isinstance(key, str) and target.value.id in named:
                 named[target.value.id].append(key)
-    for node in source.walk(ast.Call):
-        if called(node) in functions and node.args:
-            for argument in node.args[:2]:
-                keys = _keys(argument) or named.get(dotted(argument), [])
-                if keys:
-                    yield list(dict.fromkeys(keys)), node.lineno
+    for _, node in calls((source,), *functions):
+        for argument in node.args[:2]:
+            if keys := _keys(argument) or named.get(dotted(argument), []):
+                yield list(dict.fromkeys(keys)), node
 
 
 def _keys(node: ast.expr | None) -> list[str]:
@@ -164,45 +161,44 @@ def _json_lines(sources: Sources) -> Iterator[Stream]:
         files = [file for file in _file_names(source, ".jsonl", ".ndjson", ".json") if "config" not in file[0]]
         lines = [file for file in files if not file[0].endswith(".json")] or files
         writers = ("dumps", "dump", *_local_writers(source, "dumps", "dump"))
-        for keys, line in _dictionaries(source, *writers) if lines else ():
+        for keys, node in _dictionaries(source, *writers) if lines else ():
             if Keys.of(keys).val_loss:
                 name, in_folder = lines[0]
-                yield Stream("file", name, Keys.of(keys), f"{source.path.name}:{line}", in_folder)
+                yield Stream("file", name, Keys.of(keys), source.line(node), in_folder)
 
 
 def _csv(sources: Sources) -> Iterator[Stream]:
     for source in sources:
         files = _file_names(source, ".csv", ".tsv")
         rows = [
-            ([value for part in node.elts if isinstance(value := literal(part), str)], node.lineno)
+            ([value for part in node.elts if isinstance(value := literal(part), str)], node)
             for node in source.walk(ast.List, ast.Tuple)
         ]
-        for keys, line in (row for row in rows if files and len(row[0]) > 1):
+        for keys, node in (row for row in rows if files and len(row[0]) > 1):
             if Keys.of(keys).step and Keys.of(keys).val_loss:
                 name, in_folder = files[0]
-                yield Stream("csv", name, Keys.of(keys), f"{source.path.name}:{line}", in_folder)
-        if not any(called(node) == "CSVLogger" for node in source.walk(ast.Call)):
+                yield Stream("csv", name, Keys.of(keys), source.line(node), in_folder)
+        logger = next((node for _, node in calls((source,), "CSVLogger")), None)
+        if logger is None:
             continue
-        node = next(node for node in source.walk(ast.Call) if called(node) == "CSVLogger")
-        logger_name, version = literal(keyword(node, "name")), literal(keyword(node, "version"))
-        if logger_name is None and not keyword(node, "name"):
+        logger_name, version = literal(keyword(logger, "name")), literal(keyword(logger, "version"))
+        if logger_name is None and not keyword(logger, "name"):
             logger_name = "lightning_logs"
         folder = "version_*" if version is None else f"version_{version}" if isinstance(version, int) else version
         where = "/".join(part for part in (logger_name, folder, "metrics.csv") if part)
-        save_dir = node.args[0] if node.args else keyword(node, "save_dir")
+        save_dir = logger.args[0] if logger.args else keyword(logger, "save_dir")
         in_folder = save_dir is not None and literal(save_dir) is None
         logged = Keys.of(["step", *_logged(sources)])
-        yield Stream("csv", where, logged, f"{source.path.name}:{node.lineno}", in_folder, starts_late=True)
+        yield Stream("csv", where, logged, source.line(logger), in_folder, starts_late=True)
 
 
 def _logged(sources: Sources) -> list[str]:
     """Names that Lightning modules give to ``self.log`` and ``self.log_dict``."""
     keys: list[str] = []
-    for source in sources:
-        for node in source.walk(ast.Call):
-            if dotted(node.func) in ("self.log", "self.log_dict") and node.args:
-                value = literal(node.args[0])
-                keys += [value] if isinstance(value, str) else _keys(node.args[0]) or _of_stages(node.args[0], source)
+    for source, node in calls(sources, "log", "log_dict"):
+        if dotted(node.func) in ("self.log", "self.log_dict") and node.args:
+            value = literal(node.args[0])
+            keys += [value] if isinstance(value, str) else _keys(node.args[0]) or _of_stages(node.args[0], source)
     return list(dict.fromkeys(keys))
 
 
@@ -217,12 +213,10 @@ def _of_stages(name: ast.expr, source: Source) -> list[str]:
 
 def _lightning_cli(sources: Sources) -> Iterator[Stream]:
     """A LightningCLI takes its logger from the command line."""
-    for source in sources:
-        for node in source.walk(ast.Call):
-            if called(node) == "LightningCLI":
-                words = ("--trainer.logger CSVLogger", "--trainer.logger.save_dir {folder}")
-                where, keys = "lightning_logs/version_*/metrics.csv", Keys.of(["step", *_logged(sources)])
-                yield Stream("csv", where, keys, f"{source.path.name}:{node.lineno}", starts_late=True, words=words)
+    for source, node in calls(sources, "LightningCLI"):
+        words = ("--trainer.logger CSVLogger", "--trainer.logger.save_dir {folder}")
+        where, keys = "lightning_logs/version_*/metrics.csv", Keys.of(["step", *_logged(sources)])
+        yield Stream("csv", where, keys, source.line(node), starts_late=True, words=words)
 
 
 def _transformers(sources: Sources) -> Iterator[Stream]:
@@ -232,56 +226,55 @@ def _transformers(sources: Sources) -> Iterator[Stream]:
         return
     attributes = {node.attr for source in sources for node in source.walk(ast.Attribute)}
     words = [f"--{name}" for name in ("do_train", "do_eval") if name in attributes]
-    given = {part.arg for source in sources for node in source.walk(ast.Call) for part in node.keywords}
+    given = {part.arg for _, node in calls(sources) for part in node.keywords}
     given |= {dotted(node.target) for source in sources for node in source.walk(ast.AnnAssign)}
     if not given & {"eval_strategy", "evaluation_strategy"}:
         words.append("--eval_strategy steps")
-    for source in sources:
-        for node in source.walk(ast.Call):
-            if called(node).endswith("Trainer") and (keyword(node, "args") or len(node.args) > 1):
-                keys = Keys(val_loss="eval_loss", train_loss="loss")
-                line = f"{source.path.name}:{node.lineno}"
-                late = "eval_on_start" not in given
-                yield Stream(
-                    "stdout", HF_EVALUATION, keys, line, more=(HF_TRAINING,), starts_late=late, words=tuple(words)
-                )
-                return
+    for source, node in calls(sources):
+        if called(node).endswith("Trainer") and (keyword(node, "args") or len(node.args) > 1):
+            yield Stream(
+                "stdout",
+                HF_EVALUATION,
+                Keys(val_loss="eval_loss", train_loss="loss"),
+                source.line(node),
+                more=(HF_TRAINING,),
+                starts_late="eval_on_start" not in given,
+                words=tuple(words),
+            )
+            return
 
 
 def _tensorboard(sources: Sources) -> Iterator[Stream]:
     tags: list[str] = []
     line = ""
-    for source in sources:
-        for node in source.walk(ast.Call):
-            if called(node) == "add_scalar" and node.args and isinstance(tag := literal(node.args[0]), str):
-                tags.append(tag)
-                line = line or f"{source.path.name}:{node.lineno}"
-            elif called(node) == "TensorBoardLogger":
-                tags += _logged(sources)
-                line = line or f"{source.path.name}:{node.lineno}"
+    for source, node in calls(sources, "add_scalar", "TensorBoardLogger"):
+        if called(node) == "TensorBoardLogger":
+            tags += _logged(sources)
+        elif node.args and isinstance(tag := literal(node.args[0]), str):
+            tags.append(tag)
+        else:
+            continue
+        line = line or source.line(node)
     if line and Keys.of(tags).val_loss:
         yield Stream("tensorboard", "", replace(Keys.of(tags), step=None), line)
 
 
 def _stdout(sources: Sources) -> Iterator[Stream]:
-    for source in sources:
-        for node in source.walk(ast.Call):
-            if called(node) not in PRINTERS or dotted(node.func) == "self.log":
-                continue
-            found = call_pieces(node)
-            if expression := pattern(found):
-                loss = "val_loss" if "val_loss" in names(found) else "train_loss"
-                step = "step" if "(?P<step>" in expression else None
-                yield Stream("stdout", expression, Keys(step, loss), f"{source.path.name}:{node.lineno}")
+    for source, node in calls(sources, *PRINTERS):
+        found = call_pieces(node)
+        if dotted(node.func) != "self.log" and (expression := pattern(found)):
+            loss = "val_loss" if "val_loss" in names(found) else "train_loss"
+            step = "step" if "(?P<step>" in expression else None
+            yield Stream("stdout", expression, Keys(step, loss), source.line(node))
 
 
 def _wandb(sources: Sources) -> Iterator[Stream]:
     for source in sources:
         if not any(name == "wandb" for name in source.imports):
             continue
-        for keys, line in _dictionaries(source, "log"):
+        for keys, node in _dictionaries(source, "log"):
             if Keys.of(keys).val_loss:
-                yield Stream("wandb", "", Keys.of(keys), f"{source.path.name}:{line}")
+                yield Stream("wandb", "", Keys.of(keys), source.line(node))
 
 
 DETECTORS: tuple[Callable[[Sources], Iterator[Stream]], ...] = (

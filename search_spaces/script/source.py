@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from search_spaces.errors import InvalidInput
 
 MAX_MODULES = 200
 """A script that imports more local modules than this is a whole project: only the first are read."""
-OPERATIONS: dict[type[ast.operator], Any] = {
+OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -51,8 +51,22 @@ class Source:
                 names.update(f"{node.module}.{alias.name}" for alias in node.names)
         return names
 
+    def line(self, node: ast.expr) -> str:
+        """Where a node is: ``train.py:120``."""
+        return f"{self.path.name}:{node.lineno}"
 
-def read_script(script: Path, directory: Path) -> tuple[Source, ...]:
+
+Sources = tuple[Source, ...]
+"""A script, and after it the local modules that it imports."""
+
+
+def calls(sources: Sources, *names: str) -> Iterator[tuple[Source, ast.Call]]:
+    """Every call of the sources, or those of functions with these names, each with its source."""
+    for source in sources:
+        yield from ((source, node) for node in source.walk(ast.Call) if not names or called(node) in names)
+
+
+def read_script(script: Path, directory: Path) -> Sources:
     """The script, then the local modules that it imports, directly or through each other, and files that it executes.
 
     Args:
@@ -78,7 +92,7 @@ def read_script(script: Path, directory: Path) -> tuple[Source, ...]:
     return tuple(sources.values())
 
 
-def start_directory(sources: tuple[Source, ...], directory: Path) -> Path:
+def start_directory(sources: Sources, directory: Path) -> Path:
     """The folder to start the script in: its own if it is not below ``directory``, or if it executes a file that is
     beside it alone, as nanoGPT does."""
     own = sources[0].path.parent

@@ -1,4 +1,4 @@
-"""How training scripts take settings: one entry a style. The first that matches a script is the script's."""
+"""How training scripts take settings: one entry per style. The first that matches a script counts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from search_spaces.script.argument import Argument, kind_of
+from search_spaces.script.argument import KINDS, Argument, Separator, kind_of
 from search_spaces.script.declarations import Definition, Spelling, declared, definitions
 from search_spaces.script.help_text import from_config, from_help
 from search_spaces.script.hydra import compose, config_files
-from search_spaces.script.source import Source, called, dotted, executed_file, keyword, literal
+from search_spaces.script.source import Sources, called, calls, dotted, executed_file, keyword, literal
 
-Sources = tuple[Source, ...]
 ACTIONS_WITHOUT_VALUE = ("store_true", "store_false", "store_const", "count", "BooleanOptionalAction")
 TRAINING_ARGUMENTS: dict[str, Any] = {
     "output_dir": None, "learning_rate": 5e-5, "seed": 42, "weight_decay": 0.0, "max_steps": -1, "warmup_steps": 0,
@@ -28,27 +27,24 @@ TRAINING_ARGUMENTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """One library or habit of reading the command line.
-
-    Attributes:
-        read: the arguments that the text declares.
-        separator: what stands between flag and value.
-        help_words: what makes the script print its arguments and end; empty if it would train instead.
-        parse_help: reads what it then prints.
-        files: further files that decide what the script does: configurations.
-        help_codes: exit codes with which it has printed its arguments.
-        subcommand: what stands between the script and its arguments.
-    """
+    """One way to read the command line."""
 
     name: str
     matches: Callable[[Sources], bool]
     read: Callable[[Sources], tuple[Argument, ...]]
-    separator: Literal[" ", "="] = " "
+    """The arguments that the text declares."""
+    separator: Separator = " "
+    """What stands between flag and value."""
     help_words: tuple[str, ...] = ("--help",)
-    parse_help: Callable[[str, Any], tuple[Argument, ...]] = from_help
+    """What makes the script print its arguments and end; empty if it would train instead."""
+    parse_help: Callable[[str, Separator], tuple[Argument, ...]] = from_help
+    """Reads what it then prints."""
     files: Callable[[Sources], tuple[Path, ...]] = lambda sources: ()
+    """Further files that decide what the script does: configurations."""
     help_codes: tuple[int, ...] = (0,)
+    """Exit codes with which it has printed its arguments."""
     subcommand: str = ""
+    """What stands between the script and its arguments."""
 
 
 def style_of(sources: Sources) -> Style:
@@ -61,13 +57,8 @@ def style_of(sources: Sources) -> Style:
 def subcommands(sources: Sources) -> list[str]:
     """Names of the commands of a click or typer group, or of argparse's subparsers."""
     decorated = _decorated(definitions(sources), "command")
-    added = [literal(node.args[0]) for node in _calls(sources, "add_parser") if node.args]
+    added = [literal(node.args[0]) for _, node in calls(sources, "add_parser") if node.args]
     return [definition.name.replace("_", "-") for definition in decorated] + [str(name) for name in added if name]
-
-
-def _calls(sources: Sources, *names: str) -> Iterator[ast.Call]:
-    for source in sources:
-        yield from (node for node in source.walk(ast.Call) if called(node) in names)
 
 
 def _uses(*modules: str) -> Callable[[Sources], bool]:
@@ -81,7 +72,7 @@ def _uses(*modules: str) -> Callable[[Sources], bool]:
 
 
 def _calls_any(*names: str) -> Callable[[Sources], bool]:
-    return lambda sources: any(True for _ in _calls(sources, *names))
+    return lambda sources: any(True for _ in calls(sources, *names))
 
 
 def _executes_a_configurator(sources: Sources) -> bool:
@@ -104,13 +95,13 @@ def _globals(sources: Sources) -> tuple[Argument, ...]:
 
 def _argparse(sources: Sources) -> tuple[Argument, ...]:
     found = []
-    for node in _calls(sources, "add_argument", "add_arg"):
+    for _, node in calls(sources, "add_argument", "add_arg"):
         names = [value for value in map(literal, node.args) if isinstance(value, str)]
         if not names:
             continue
         default, action = literal(keyword(node, "default")), keyword(node, "action")
         action_name = literal(action) or dotted(action).rpartition(".")[2]
-        kind = {"float": "float", "int": "int", "str": "str"}.get(dotted(keyword(node, "type")))
+        kind = KINDS.get(dotted(keyword(node, "type")).rpartition(".")[2].lower())
         positional = not names[0].startswith("-")
         optional = literal(keyword(node, "nargs")) in ("?", "*")
         choices = literal(keyword(node, "choices"))
@@ -133,7 +124,7 @@ def _hf(sources: Sources) -> tuple[Argument, ...]:
     known = definitions(sources)
     library: list[Argument] = []
     own: list[Argument] = []
-    for node in _calls(sources, "HfArgumentParser", "TrlParser"):
+    for _, node in calls(sources, "HfArgumentParser", "TrlParser"):
         for name in (dotted(inner) for inner in ast.walk(node) if isinstance(inner, ast.Name | ast.Attribute)):
             definition = known.get(name.rpartition(".")[2])
             bases = [name]
@@ -153,7 +144,7 @@ def _given_to(spelling: Spelling, *functions: str) -> Callable[[Sources], tuple[
 
     def read(sources: Sources) -> tuple[Argument, ...]:
         known = definitions(sources)
-        for node in _calls(sources, *functions):
+        for _, node in calls(sources, *functions):
             definition = known.get(dotted(node.args[0]).rpartition(".")[2]) if node.args else None
             if definition:
                 return tuple(declared(definition, known, spelling))
@@ -192,12 +183,10 @@ def _as_positional(arguments: tuple[Argument, ...]) -> Iterator[Argument]:
 
 def _click(sources: Sources) -> tuple[Argument, ...]:
     found = []
-    for node in _calls(sources, "option", "argument"):
+    for _, node in calls(sources, "option", "argument"):
         names = [part for value in map(literal, node.args) if isinstance(value, str) for part in value.split("/")]
         default = literal(keyword(node, "default"))
-        kind = {"float": "float", "int": "int", "str": "str", "bool": "bool", "FLOAT": "float", "INT": "int"}.get(
-            dotted(keyword(node, "type")).rpartition(".")[2]
-        )
+        kind = KINDS.get(dotted(keyword(node, "type")).rpartition(".")[2].lower())
         option = called(node) == "option"
         flags = [name for name in names if name.startswith("--")] if option else names
         if not flags:
@@ -217,18 +206,12 @@ def _click(sources: Sources) -> tuple[Argument, ...]:
 
 def _absl(sources: Sources) -> tuple[Argument, ...]:
     found = []
-    for source in sources:
-        for node in source.walk(ast.Call):
-            name = called(node)
-            if (
-                not name.startswith("DEFINE_")
-                or len(node.args) < 2
-                or not isinstance(flag := literal(node.args[0]), str)
-            ):
-                continue
-            default = literal(node.args[1])
-            kind = {"DEFINE_float": "float", "DEFINE_integer": "int", "DEFINE_bool": "bool", "DEFINE_boolean": "bool"}
-            found.append(Argument(flag=f"--{flag}", default=default, kind=kind.get(name, "str"), separator="="))
+    for _, node in calls(sources):
+        name = called(node)
+        flag, default = map(literal, node.args[:2]) if len(node.args) > 1 else (None, None)
+        if name.startswith("DEFINE_") and isinstance(flag, str):
+            kind = KINDS.get(name.removeprefix("DEFINE_"), "str")
+            found.append(Argument(flag=f"--{flag}", default=default, kind=kind, separator="="))
     return tuple(found)
 
 
@@ -241,20 +224,13 @@ def _lightning_cli(sources: Sources) -> tuple[Argument, ...]:
         Argument(flag="--trainer.max_steps", kind="int", default=-1),
         Argument(flag="--ckpt_path", kind="str"),
     ]
-    for node in _calls(sources, "LightningCLI"):
+    for _, node in calls(sources, "LightningCLI"):
         given = [*node.args[:2], keyword(node, "model_class"), keyword(node, "datamodule_class")]
         for prefix, expression in zip(("model.", "data.", "model.", "data."), given, strict=False):
             definition = known.get(dotted(expression).rpartition(".")[2])
-            init = next(
-                (
-                    part
-                    for part in (definition.body if definition else ())
-                    if isinstance(part, ast.FunctionDef) and part.name == "__init__"
-                ),
-                None,
-            )
-            if init:
-                found += declared(init, known, Spelling(), prefix)
+            for part in definition.body if definition else ():
+                if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+                    found += declared(part, known, Spelling(), prefix)
     return tuple(found)
 
 

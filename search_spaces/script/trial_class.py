@@ -6,10 +6,10 @@ import ast
 from pathlib import Path
 
 from search_spaces.script.draft import USUAL_LR, Draft, Found, Missing, inside, lr_grid, relative
-from search_spaces.script.source import Source, dotted, literal
+from search_spaces.script.source import Sources, dotted, literal
 
 
-def draft_trial(sources: tuple[Source, ...], directory: Path) -> Draft | None:
+def draft_trial(sources: Sources, directory: Path) -> Draft | None:
     """A draft for the first class of the file with ``setup(context)`` and ``train(cell, report, checkpoint)``; None
     if it has none."""
     for node in sources[0].walk(ast.ClassDef):
@@ -19,7 +19,7 @@ def draft_trial(sources: tuple[Source, ...], directory: Path) -> Draft | None:
     return None
 
 
-def _draft(sources: tuple[Source, ...], trial: ast.ClassDef, directory: Path) -> Draft:
+def _draft(sources: Sources, trial: ast.ClassDef, directory: Path) -> Draft:
     module = relative(sources[0].path, directory).removesuffix(".py").replace("/", ".")
     identity = inside([source.path for source in sources], directory)
     factors = dict.fromkeys(

@@ -25,6 +25,7 @@ from service.sweep.tune_controller import FifoScheduler, SilentReporter
 from service.sweep.worker_group import GroupConfig, close_group, group_of_this_process
 from trainers import weights
 from trainers.job import Event, Job, result_in
+from trainers.protocol import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +109,14 @@ def cell_trainable(study: Study, train_cell: TrainCell, home: Home) -> type[tune
         folder = home.workplace(cell_id, study.name)
         job = Job(
             cell=cell,
-            folder=folder,
-            mirror=copies.mirror(home, folder, home.cell(cell_id, study.name), archive=weights.FOLDER),
-            evaluate_every=study.evaluate_every(cell),
-            checkpoint_every=study.checkpoint_every(cell),
-            give_up=study.intervals.give_up,
-            keep_weights=study.keep_weights,
+            checkpoint=Checkpoint(
+                folder=folder,
+                mirror=copies.mirror(home, folder, home.cell(cell_id, study.name), archive=weights.FOLDER),
+                evaluate_every=study.evaluate_every(cell),
+                checkpoint_every=study.checkpoint_every(cell),
+                give_up=study.intervals.give_up,
+                keep_weights=study.keep_weights,
+            ),
         )
         step = 0
         for events in train_cell(job):

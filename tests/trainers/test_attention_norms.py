@@ -1,18 +1,14 @@
-"""Every attention norm against its definition in float64, written with loops, and in training."""
+"""Every attention norm against its definition in float64, written with loops, and in steps."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
-import torch.multiprocessing as mp
-from pair import joined
 from tiny import cell
 from torch import Tensor
 
@@ -20,10 +16,9 @@ from search_spaces.attention_norms import ATTENTION_NORMS, layer_scale
 from search_spaces.cell import Cell, ModelSpec
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
-from trainers import attention, checkpoint, diagnostics, micro_batch, qk_clip
+from trainers import attention, diagnostics, micro_batch, qk_clip
 from trainers.engine import Engine
 from trainers.head import Objective
-from trainers.loop import Trainer
 from trainers.model import GPT
 from trainers.sigma_reparam import SigmaLinear
 from trainers.world import World
@@ -270,45 +265,6 @@ def test_200_steps_at_two_learning_rates_learn(tokens, name, lr):
     assert np.mean(losses[-20:]) < losses[0] - 1
 
 
-@pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_a_cell_repeats_bit_for_bit_after_others_in_one_trainer(tokens, tmp_path, name):
-    trainer = Trainer(WORLD, tokens)
-    intervals = {"evaluate_every": 4, "checkpoint_every": 2}
-
-    def run(this: Cell, folder: str) -> tuple[float | None, dict[str, Tensor]]:
-        result = trainer.run(this, tmp_path / folder, **intervals)
-        return result.val_loss, {n: x.clone() for n, x in trainer._engine.state().items()}
-
-    this, other = of(name, cell(steps=4)), list(ATTENTION_NORMS)[list(ATTENTION_NORMS).index(name) - 1]
-    loss, state = run(this, "first")
-    run(of(name, cell("z-loss", 1e-1, lr=1e-1, seed=7, steps=2)), "same engine")
-    loss_again, again = run(this, "again")
-    run(of(other, cell(steps=1)), "other engine")
-    loss_anew, anew = run(this, "anew")
-    assert loss == loss_again == loss_anew
-    for n in state:
-        assert torch.equal(state[n], again[n]), n
-        assert torch.equal(state[n], anew[n]), n
-
-
-@pytest.mark.parametrize("name", ["sigma-reparam", "layer-scale", "attn-cap", "qk-clip"])
-def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, name, monkeypatch):
-    monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", SMALL_TAU)
-    this, intervals = of(name, cell(steps=6)), {"evaluate_every": 3, "checkpoint_every": 2}
-    whole = Trainer(WORLD, tokens)
-    uninterrupted = whole.run(this, tmp_path / "a", **intervals)
-    asked = iter(range(100))
-    stopped = Trainer(WORLD, tokens).run(this, tmp_path / "b", **intervals, should_stop=lambda: next(asked) == 3)
-    assert (stopped.state, stopped.steps) == ("stopped", 3)
-    saved = checkpoint.load_latest(tmp_path / "b" / "checkpoints", this.id)
-    assert any("v_PI" in n for n in saved.tensors) == (name == "sigma-reparam")
-    resumed = Trainer(WORLD, tokens)
-    result = resumed.run(this, tmp_path / "b", **intervals)
-    assert (result.val_loss, result.train_loss) == (uninterrupted.val_loss, uninterrupted.train_loss)
-    for n, x in resumed._engine.state().items():
-        assert torch.equal(x, whole._engine.state()[n]), n
-
-
 def layers(engine: Engine) -> list[SigmaLinear]:
     return [module for module in engine.objective.modules() if isinstance(module, SigmaLinear)]
 
@@ -432,44 +388,3 @@ def test_qk_clip_leaves_logits_up_to_100(tokens):
         for engine in (clipped, free):
             engine.step(tokens.train.read(range(4), tiny.T), step=i, lr=1e-2, micro_batch=4)
     assert torch.equal(clipped.optimizer.values, free.optimizer.values)
-
-
-DDP_CELL = cell(logits_dtype="float32", batch_size=4)
-
-
-def three_steps(name: str, world: World, folder: Path) -> list[float]:
-    """Returns loss and gradient norm of three steps on the same global batches, and a checksum of the state."""
-    train, engine = tiny.opened(folder).train, Engine(of(name, DDP_CELL), world, compile=False)
-    engine.warm_up(2)
-    found: list[float] = []
-    share = 4 // world.size
-    for i in range(3):
-        first = 4 * i + share * world.rank
-        batch_BU = train.read(range(first, first + share), tiny.T)
-        found += engine.step(batch_BU, step=i, lr=1e-3, micro_batch=1)[:2]
-    return [*found, sum(float(x.double().sum()) for x in engine.state().values())]
-
-
-def worker(rank: int, folder: Path) -> None:
-    """Runs all variants in one pair of processes, because starting a pair takes seconds."""
-    qk_clip.QK_CLIP_TAU = SMALL_TAU
-    with joined(rank, folder) as world:
-        found = {name: three_steps(name, world, folder) for name in ATTENTION_NORMS}
-        (folder / f"found-{rank}.json").write_text(json.dumps(found))
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[float]], dict[str, list[float]], Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    tiny.tokens(folder)
-    mp.spawn(worker, (folder,), nprocs=2)
-    first, second = (json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1))
-    return first, second, folder
-
-
-@pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_two_processes_are_one(pair, name, monkeypatch):
-    monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", SMALL_TAU)
-    first, second, folder = pair
-    assert first[name] == second[name]
-    assert first[name][:6] == pytest.approx(three_steps(name, WORLD, folder)[:6], rel=1e-4)

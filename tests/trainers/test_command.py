@@ -23,7 +23,7 @@ from trainers.command.cell_folder import holds_start
 from trainers.command.environment import hide_secrets
 from trainers.command.process import kill_marked, marker
 from trainers.command.supervisor import processes
-from trainers.command.trial import CommandTrial, exit_reason, metrics_source
+from trainers.command.trial import CommandTrial, exit_reason, metrics_path
 from trainers.metric_streams import STREAMS
 from trainers.protocol import Checkpoint
 from trainers.reported_run import METRICS
@@ -368,12 +368,12 @@ def test_a_start_is_found_beside_the_metrics(
 ) -> None:
     folder = tmp_path / "a [1]*"  # characters with a meaning in globs
     spec = MetricsSpec.model_validate(metrics)
-    found = STREAMS[spec.source].files_of(metrics_source(spec.path, {"folder": folder}))
-    assert not [path for path in found if path.exists()]
+    stream = STREAMS[spec.source](spec, metrics_path(spec.path, {"folder": folder}))
+    assert not [path for path in stream.own_files() if path.exists()]
     for name in (*own, "output.log", "unusable-1/model.pt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    found = STREAMS[spec.source].files_of(metrics_source(spec.path, {"folder": folder}))
+    found = stream.own_files()
     assert not holds_start(folder, "**/*", found)
     assert holds_start(folder, own[0], ()), "what the study names itself counts"
     (folder / start).parent.mkdir(parents=True, exist_ok=True)

@@ -111,14 +111,15 @@ def test_cautious_decay_follows_the_sign_of_the_orthogonal_update() -> None:
 def test_muon_updates_the_matrices_of_the_blocks_alone() -> None:
     engine = Engine(cell(optimizer="muon"), World.single(), compile=False)
     names = [name for name, _ in engine.objective.model.named_parameters()]
-    muons = {name for i, name in enumerate(names) if engine.optimizer.uses_muon(i)}
+    muon = [id(slot) for slot in engine.optimizer.muon]
+    muons = {name for name, slot in zip(names, engine.optimizer.slots, strict=True) if id(slot) in muon}
     layers = ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
     assert muons == {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
-    assert [matrix.parts for matrix in engine.optimizer.hidden.values()] == [3, 1, 2, 1] * 2
+    assert [slot.hidden.parts for slot in engine.optimizer.muon] == [3, 1, 2, 1] * 2
     engine.step(tiny.batches(engine.cell, 1)[0], step=0, lr=1e-2, micro_batch=4)
-    for i, name in enumerate(names):
-        assert engine.optimizer.moments["exp_avg"][i].any(), name
-        assert engine.optimizer.moments["exp_avg_sq"][i].any() == (name not in muons), name
+    for name, slot in zip(names, engine.optimizer.slots, strict=True):
+        assert slot.exp_avg.any(), name
+        assert slot.exp_avg_sq.any() == (name not in muons), name
 
 
 @pytest.mark.parametrize("tied", [False, True])

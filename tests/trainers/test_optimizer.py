@@ -51,8 +51,7 @@ def test_schedule_rises_to_the_peak_and_falls_towards_the_minimum(schedule):
 @given(schedules())
 def test_schedule_has_no_jump(schedule):
     """The warm-up is a straight line from 0 to the peak. The schedule after it falls from the peak to the minimum at
-    the
-    step after the last, never more steeply than its curve."""
+    the step after the last, never more steeply than its curve."""
     spec, lr = schedule
     values = [0.0, *(lr_at(step, spec, lr) for step in range(spec.steps)), spec.min_lr]
     changes = [b - a for a, b in pairwise(values)]
@@ -103,8 +102,7 @@ def step(optimizer: Optimizer, lr: float) -> None:
 @pytest.mark.parametrize(("mode", "factor"), [("independent", 1.0), ("coupled", 0.5)])
 def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
     """A matrix without a gradient shrinks by (1 - wd) per step at any learning rate, or by (1 - lr * wd); norm weights
-    do
-    not shrink."""
+    do not shrink."""
     matrix, scale = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))
     optimizer = Optimizer([matrix, scale])
     optimizer.reset(spec(weight_decay=1e-3, weight_decay_mode=mode))
@@ -175,7 +173,7 @@ def test_reset_forgets_the_moments_in_place():
     optimizer.reset(spec(betas=(0.5, 0.6)))
     assert not any(tensor.any() for tensor in tensors.values())
     assert all(tensor is tensors[name] for name, tensor in optimizer.state().items())
-    assert optimizer.betas == (0.5, 0.6)
+    assert optimizer.spec.betas == (0.5, 0.6)
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 100.0])

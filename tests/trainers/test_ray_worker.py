@@ -72,7 +72,7 @@ def rank_of(rank: int, folder: Path) -> None:
         worker = Worker(trial, context, posted)  # type: ignore[arg-type]
         for seed in (1, 1, 13, 1):
             cell = CELL.model_copy(update={"seed": seed})
-            worker.run(Job(cell=cell, folder=folder, evaluate_every=1, checkpoint_every=1))
+            worker.run(Job(cell=cell, checkpoint=Checkpoint(folder=folder, evaluate_every=1, checkpoint_every=1)))
         if posted:
             found = [(result.state, result.val_loss, result.reason) for result in posted.results]
             (folder / "found.json").write_text(json.dumps([trial.setups, found]))

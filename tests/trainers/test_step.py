@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from tape import HostRead, Tape
-from tiny import batches, of
+from tiny import OPTIMIZERS, batches, of
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_NORMS
@@ -18,15 +18,6 @@ from trainers.engine import Engine
 from trainers.world import World
 
 DECAYS = [{}, {"weight_decay": 1e-2}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}]
-CAUTIOUS = {"weight_decay": 1e-2, "cautious_weight_decay": True}
-MUP = {"parametrization": "mup", "mup_base": "nano"}
-OPTIMIZERS = {
-    "cautious": CAUTIOUS,
-    "muon": {"optimizer": "muon", "muon_lr_ratio": 3.0, "weight_decay": 0.1, "weight_decay_mode": "coupled"},
-    "cautious muon": {"optimizer": "muon"} | CAUTIOUS,
-    "mup": MUP | {"weight_decay": 1e-2},
-    "mup of muon": MUP | {"optimizer": "muon"},
-}
 
 
 def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:

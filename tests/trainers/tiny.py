@@ -14,6 +14,16 @@ from trainers.data import Shards, Tokens, write_shard
 
 V = 256
 T = 32
+CAUTIOUS: dict[str, Any] = {"weight_decay": 1e-2, "cautious_weight_decay": True}
+MUP: dict[str, Any] = {"parametrization": "mup", "mup_base": "nano"}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "cautious": CAUTIOUS,
+    "muon": {"optimizer": "muon", "muon_lr_ratio": 3.0, "weight_decay": 0.1, "weight_decay_mode": "coupled"},
+    "cautious muon": {"optimizer": "muon"} | CAUTIOUS,
+    "mup": MUP | {"weight_decay": 1e-2},
+    "mup of muon": MUP | {"optimizer": "muon"},
+}
+"""Fields of ``training``."""
 
 
 def tokens(folder: Path) -> Tokens:

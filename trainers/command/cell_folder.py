@@ -17,7 +17,7 @@ def holds_start(folder: Path, resume_from: str, metrics: Collection[Path]) -> bo
 
     Args:
         resume_from: a glob in the folder.
-        metrics: files that are none, even if the glob matches them.
+        metrics: files that do not count as one, even if the glob matches them.
     """
     return any(
         path.is_file()

@@ -105,8 +105,8 @@ def marker(folder: Path) -> bytes:
 
 
 def kill_marked(mark: bytes) -> list[int]:
-    """SIGKILL every process of this machine whose environment has ``mark``, until none is left, or only such as are in
-    an uninterruptible wait; returns them."""
+    """SIGKILL every process on this machine whose environment contains ``mark``, until none is left except those in an
+    uninterruptible wait. Returns the ids of all that it killed."""
     killed: set[int] = set()
     deadline = time.monotonic() + supervisor.STUCK_S
     while found := {pid for pid, _ in supervisor.processes() if mark in _environment(pid)}:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from search_spaces.command_line import as_text, placeholders, substitute
 from search_spaces.errors import InvalidInput
@@ -22,8 +22,8 @@ from trainers.command.output import Output
 from trainers.command.process import CommandProcess, kill_marked, marker
 from trainers.command.supervisor import CANNOT_START
 from trainers.metric_streams import STREAMS, Evaluations
-from trainers.metric_streams.base import OutputStream, Stream
 from trainers.metric_streams.mlflow_runs import SQLITE
+from trainers.metric_streams.text import Stdout
 from trainers.protocol import Checkpoint, Context, Report, TrialCell
 from trainers.reported_run import ReportedRun, open_folder
 
@@ -102,33 +102,21 @@ class Attempt:
         kill_marked(marker(folder))  # left by a start whose worker and supervisor were both killed
         values: dict[str, object] = {"lr": cell.lr, "seed": cell.seed, **getattr(cell, "factors", {})}
         values |= {"folder": folder, "workers": context.workers, "nodes": context.size, "node_rank": context.rank}
-        source = "" if spec.metrics.stdout else metrics_source(spec.metrics.path, values)
-        stream = STREAMS[spec.metrics.source]
+        path = "" if spec.metrics.stdout else metrics_path(spec.metrics.path, values)
+        self._stream = STREAMS[spec.metrics.source](spec.metrics, path)
+        found = context.rank == 0 and self._prepare_folder(fresh)
         self._run = None
-        found = False
         if context.rank == 0:
-            open_folder(folder, checkpoint.mirror)
-            by_default = spec.resume_from == type(spec).model_fields["resume_from"].default
-            metrics = stream.files_of(source) if by_default else set()
-            found = not fresh and spec.resume is not None and holds_start(folder, spec.resume_from, metrics)
-            if fresh:
-                set_aside(folder)
-            elif not found:
-                clear(folder)
-            self._run = ReportedRun(
-                folder, report, l_init=spec.l_init, give_up=checkpoint.give_up, mirror=checkpoint.mirror
-            )
+            self._run = ReportedRun(checkpoint, report, l_init=spec.l_init)
         self.resumes: bool
         self.resumes, address, port = context.gather((found, context.address, free_port()))[0]
         values |= {"master_addr": address, "master_port": port}
         self._words = substitute(spec.words + (spec.resume_words if self.resumes else ()), values)
-        self._base = dict(os.environ)
         own = "workers" in placeholders(spec.words)
         processes = max(1, context.workers // context.size) if own else 1
         self._environment = environment(
-            self._base, context, processes=processes, cell_id=cell.id, master=(address, port)
+            os.environ, context, processes=processes, cell_id=cell.id, master=(address, port)
         )
-        self._stream: Stream = stream(spec.metrics, source)
         # A file is read from its start again; what a command printed before it was interrupted is not.
         start = self._run.last_step + 1 if self._run and self.resumes and spec.metrics.stdout else 0
         self._evaluations = Evaluations(spec.metrics, start)
@@ -136,6 +124,21 @@ class Attempt:
         self.cannot_resume = False
         """Whether what it resumed from seems to be damaged, for example by the kill that made it resume: it then ended
         by itself, with an error and before its first row. Known on rank 0."""
+
+    def _prepare_folder(self, fresh: bool) -> bool:
+        """Returns whether the cell's folder has a start to resume from. If not, removes what is there, or sets it
+        aside."""
+        spec, folder = self._spec, self._checkpoint.folder
+        open_folder(folder, self._checkpoint.mirror)
+        if fresh:
+            set_aside(folder)
+            return False
+        by_default = spec.resume_from == type(spec).model_fields["resume_from"].default
+        metrics = self._stream.own_files() if by_default else set()
+        found = spec.resume is not None and holds_start(folder, spec.resume_from, metrics)
+        if not found:
+            clear(folder)
+        return found
 
     @property
     def reported(self) -> bool:
@@ -147,9 +150,6 @@ class Attempt:
         folder, rank = self._checkpoint.folder, self._context.rank
         output = Output(folder / f"node-{rank}" if rank else folder)
         output.begin(self._words)
-        on_output = ignore_output
-        if self._metrics.stdout and rank == 0:
-            on_output = cast(OutputStream, self._stream).feed
         try:
             with CommandProcess(
                 self._words,
@@ -157,7 +157,7 @@ class Attempt:
                 environment=self._environment,
                 folder=folder,
                 output=output,
-                on_output=on_output,
+                on_output=self._stream.feed if isinstance(self._stream, Stdout) and rank == 0 else ignore_output,
                 grace_s=self._spec.grace_s,
             ) as process:
                 statuses = self._follow(process)
@@ -165,13 +165,13 @@ class Attempt:
             output.close()
         self._read_metrics(ended=statuses[rank].code == 0)
         lines: list[str] = self._context.gather(
-            hide_secrets(process.error or output.last_lines(), self._base)  # here, as nodes have their own variables
+            hide_secrets(process.error or output.last_lines(), os.environ)  # here, as nodes have their own variables
         )
         if self._run is None:
             return CellResult(state="finished")
         result = self._judge(self._run, statuses, lines)
         self._run.close()
-        return replace(result, reason=hide_secrets(result.reason, self._base))
+        return replace(result, reason=hide_secrets(result.reason, os.environ))
 
     def _follow(self, process: CommandProcess) -> list[Status]:
         """Waits until the command has ended on every rank, or has to end; returns how it was on each then."""
@@ -222,7 +222,7 @@ class Attempt:
         return f"the command exited with code 0 and reported no val_loss: {looked}"
 
 
-def metrics_source(path: str, values: Mapping[str, object]) -> str:
+def metrics_path(path: str, values: Mapping[str, object]) -> str:
     """The path of the metrics with a cell's values in it, which are never part of a glob."""
     if path.startswith(SQLITE):
         return substitute([path], values)[0]

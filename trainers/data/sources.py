@@ -198,17 +198,12 @@ CORPORA: Mapping[str, Callable[[DataSpec], Corpus]] = {
 }
 
 
-def _train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    save_encoding(train_bpe(texts, vocab_size), folder / "bpe.json")
+def _make_tokenizer(spec: DataSpec, sample: Iterable[str], folder: Path) -> Tokenizer:
+    """Trains byte pairs on a sample of the training text, and stores them in ``folder``, if the study asks for that."""
+    if spec.tokenizer != "bpe":
+        return UNTRAINED[spec.tokenizer]()
+    save_encoding(train_bpe(sample, spec.vocab_size), folder / "bpe.json")
     return from_encoding(load_encoding(folder / "bpe.json"))
-
-
-TOKENIZERS: Mapping[str, Callable[[Iterable[str], int, Path], Tokenizer]] = {
-    "bytes": lambda _texts, _vocab_size, _folder: UNTRAINED["bytes"](),
-    "bpe": _train_tokenizer,
-    "gpt2": lambda _texts, _vocab_size, _folder: UNTRAINED["gpt2"](),
-}
-"""Each makes a tokenizer from a sample of the training text, the vocabulary size, and the folder to store it."""
 
 
 def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str], None]) -> None:
@@ -218,7 +213,7 @@ def _build(folder: Path, corpus: Corpus, spec: DataSpec, report: Callable[[str],
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     building.mkdir(parents=True)
     try:
-        tokenizer = TOKENIZERS[spec.tokenizer](_sample(train), spec.vocab_size, building)
+        tokenizer = _make_tokenizer(spec, _sample(train), building)
         for split, documents in zip(SPLITS, (train, validation), strict=True):
             count = _write(building, split, _encode(tokenizer, documents))
             report(f"{split}: {len(documents)} documents, {count:,} tokens")

@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import Field
 
 from search_spaces.errors import InvalidInput
-from trainers.storage.files import sha256, write_atomically
+from trainers.storage.files import sha256
+from trainers.storage.memo import load_memo, save_memo
 
 MANIFEST = "manifest.json"
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -30,7 +31,7 @@ def verify(paths: Iterable[Path], memo: Path) -> None:
     """
     paths = list(paths)
     checksums = {folder: _checksums(folder) for folder in {path.parent for path in paths}}
-    before = _load_memo(memo)
+    before = load_memo(memo)
     known = dict(before)
     for path in paths:
         if not (checksum := checksums[path.parent].get(path.name)):
@@ -45,8 +46,7 @@ def verify(paths: Iterable[Path], memo: Path) -> None:
         if stat.st_size > SMALL_BYTES:
             known[str(path)] = version
     if known != before:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memo, json.dumps(known, indent=1))
+        save_memo(memo, known)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -58,11 +58,3 @@ def _checksums(folder: Path) -> dict[str, str]:
         return {entry["name"]: entry["sha256"] for entry in files}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _load_memo(memo: Path) -> dict[str, str]:
-    try:
-        content = json.loads(memo.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -37,7 +37,7 @@ def split_long_words(text: str, block: int) -> Iterator[str]:
 
 
 def split_for_encoding(text: str) -> Iterator[str]:
-    """Yields ``text`` in pieces of at most about ``PIECE_CHARACTERS`` and without a word that a tokenizer cannot bear.
+    """Yields ``text`` in pieces of about ``PIECE_CHARACTERS`` at most, without a word that a tokenizer cannot handle.
 
     The tokens of the pieces are those of the text, unless a word is longer than ``2 * ENCODING_BLOCK``, or there is no
     white space in ``PIECE_CHARACTERS``.

@@ -40,9 +40,8 @@ class Stream(Protocol):
             path: a glob, or the URI of a database; empty for the output.
         """
 
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
-        """The files that this source consists of, which show no more than that a command began."""
+    def own_files(self) -> set[Path]:
+        """The files that this source consists of. They only show that a command has started, not that it can resume."""
 
     def read(self, *, ended: bool = False) -> list[Record]:
         """The records since the last call, which may repeat some after a file was replaced.
@@ -53,12 +52,6 @@ class Stream(Protocol):
 
     def seen(self) -> str:
         """What is there, as a clause for the message that no metric was found."""
-
-
-class OutputStream(Stream, Protocol):
-    """A stream that is fed with the command's output."""
-
-    def feed(self, data: bytes) -> None: ...
 
 
 class Tail:
@@ -132,7 +125,7 @@ def files(pattern: str) -> list[Path]:
     root, variable = Path(*map(unescape, fixed)), Path(*parts[len(fixed) :])
     try:
         found = list(root.glob(str(variable))) if variable.parts else [root]
-    except FileNotFoundError:  # a folder was just removed, as of an old checkpoint; the next call finds the others
+    except FileNotFoundError:  # a folder was just removed, such as an old checkpoint; the next call finds the others
         return []
     below = ((path, path.relative_to(root).parts) for path in found if path.is_file())
     return [path for path, parts in below if not any(part.startswith(SET_ASIDE) for part in parts)]

@@ -23,11 +23,8 @@ class MlflowRuns:
     def __init__(self, spec: MetricsSpec, path: str) -> None:
         self._reader = _Database(path) if path.startswith(SQLITE) else _Folder(path)
 
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
-        if path.startswith(SQLITE):
-            return {Path(path.removeprefix(SQLITE) + suffix) for suffix in ("", "-journal", "-wal", "-shm")}
-        return {file for name in FILES for file in files(f"{path}/{name}")}
+    def own_files(self) -> set[Path]:
+        return self._reader.own_files()
 
     def read(self, *, ended: bool = False) -> list[Record]:
         return group_by_step(self._reader.read())
@@ -43,6 +40,9 @@ class _Folder:
         self._folder = folder
         self._tails: dict[Path, Tail] = {}
         self._keys: set[str] = set()
+
+    def own_files(self) -> set[Path]:
+        return {file for name in FILES for file in files(f"{self._folder}/{name}")}
 
     def read(self) -> Iterator[tuple[str, int, float]]:
         for path in files(f"{self._folder}/{METRICS}"):
@@ -68,6 +68,9 @@ class _Database:
         self._last = 0
         """The last row that was read; SQLite numbers rows as they are inserted."""
         self._keys: set[str] = set()
+
+    def own_files(self) -> set[Path]:
+        return {self._path.with_name(self._path.name + suffix) for suffix in ("", "-journal", "-wal", "-shm")}
 
     def read(self) -> Iterator[tuple[str, int, float]]:
         query = "SELECT rowid, key, step, value, is_nan FROM metrics WHERE rowid > ? ORDER BY rowid"

@@ -34,9 +34,8 @@ class TensorBoard:
         self._rest: dict[str, bytes] = defaultdict(bytes)
         self._tags: set[str] = set()
 
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
-        return {file for name in FILES for file in files(f"{path}/**/{name}")}
+    def own_files(self) -> set[Path]:
+        return {file for name in FILES for file in files(f"{self._folder}/**/{name}")}
 
     def read(self, *, ended: bool = False) -> list[Record]:
         found = sorted(str(path) for path in files(f"{self._folder}/**/{EVENTS}"))

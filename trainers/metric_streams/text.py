@@ -18,15 +18,21 @@ MAX_LINE = 1 << 16
 """Bytes after which a line of output without an end is taken as a line."""
 
 
-class JsonLines:
-    """One JSON object per line. Other lines, as of a log that has both, are ignored."""
+class TextFile:
+    """A text file that grows."""
 
     def __init__(self, spec: MetricsSpec, path: str) -> None:
         self._tail, self._keys = Tail(path), set[str]()
 
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
-        return set(files(path))
+    def own_files(self) -> set[Path]:
+        return set(files(self._tail.pattern))
+
+    def seen(self) -> str:
+        return f"{self._tail.seen()}; {keys_seen(self._keys)}" if self._tail.path else self._tail.seen()
+
+
+class JsonLines(TextFile):
+    """One JSON object per line. Other lines are ignored, because a log may have both."""
 
     def read(self, *, ended: bool = False) -> list[Record]:
         records = []
@@ -41,9 +47,6 @@ class JsonLines:
                 records.append(Record(values))
         return self._tail.marked(records)
 
-    def seen(self) -> str:
-        return f"{self._tail.seen()}; {keys_seen(self._keys)}" if self._tail.path else self._tail.seen()
-
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested objects, under keys that are joined by dots and, as loggers do, by slashes."""
@@ -55,15 +58,12 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-class Csv:
-    """A CSV file with a header. Lightning rewrites it when a new column appears, so a new header starts it anew."""
+class Csv(TextFile):
+    """A CSV file with a header. It is read again when the header changes: Lightning rewrites it for a new column."""
 
     def __init__(self, spec: MetricsSpec, path: str) -> None:
-        self._tail, self._header, self._first = Tail(path), list[str](), ""
-
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
-        return set(files(path))
+        super().__init__(spec, path)
+        self._header, self._first = list[str](), ""
 
     def read(self, *, ended: bool = False) -> list[Record]:
         if self._first and self._tail.path and _first_line(self._tail) != self._first:
@@ -74,11 +74,9 @@ class Csv:
         if not self._first and lines:
             self._first, *lines = lines
             self._header = next(csv.reader([self._first]))
+            self._keys = set(self._header)
         records = [Record(dict(zip(self._header, row, strict=False))) for row in csv.reader(lines) if row]
         return self._tail.marked(records)
-
-    def seen(self) -> str:
-        return f"{self._tail.seen()}; {keys_seen(self._header)}" if self._tail.path else self._tail.seen()
 
 
 def _first_line(tail: Tail) -> str:
@@ -100,8 +98,7 @@ class Stdout:
         self._count = 0
         self._lock = threading.Lock()
 
-    @staticmethod
-    def files_of(path: str) -> set[Path]:
+    def own_files(self) -> set[Path]:
         return set()
 
     def feed(self, data: bytes) -> None:

@@ -12,10 +12,11 @@ from search_spaces.record import CellResult, Row
 from search_spaces.study import Study
 from service.sweep.mailbox import Mailbox
 from trainers.job import Job
+from trainers.protocol import Checkpoint
 
 MailboxClass = Mailbox.__ray_metadata__.modified_class  # type: ignore[attr-defined]
 CELL = Plan(Study.load("smoke"), "data").cells[0]
-JOB = Job(cell=CELL, folder=Path("cell"), evaluate_every=10, checkpoint_every=5)
+JOB = Job(cell=CELL, checkpoint=Checkpoint(folder=Path("cell"), evaluate_every=10, checkpoint_every=5))
 
 
 @pytest.mark.fault("as many failures as max_failures")

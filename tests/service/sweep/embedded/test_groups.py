@@ -24,6 +24,7 @@ from service.sweep.worker_group import GroupConfig, WarmGroup
 from trainers.data import TokenFiles, Tokens
 from trainers.job import Job, result_in
 from trainers.oec_trial import OecTrial
+from trainers.protocol import Checkpoint
 
 STUDY = Study.load("smoke")
 
@@ -60,7 +61,9 @@ def cell(tokens: Tokens, **changes: Any) -> Cell:
 
 
 def job(home: Home, cell: Cell, folder: str = "") -> Job:
-    return Job(cell=cell, folder=home.cell(folder or cell.id), evaluate_every=10, checkpoint_every=5)
+    return Job(
+        cell=cell, checkpoint=Checkpoint(folder=home.cell(folder or cell.id), evaluate_every=10, checkpoint_every=5)
+    )
 
 
 def done(group: WarmGroup, job: Job) -> CellResult:

@@ -21,6 +21,7 @@ from service.sweep.trials import group_config
 from service.sweep.worker_group import WarmGroup
 from tests.trainers.scripts import QUADRATIC
 from trainers.job import Job, result_in
+from trainers.protocol import Checkpoint
 
 TRIAL = """
 import os
@@ -88,7 +89,9 @@ def start(home: Home, embedded: None) -> Iterator[Callable[[Study], WarmGroup]]:
 
 
 def run(group: WarmGroup, home: Home, cell: ForeignCell) -> tuple[CellResult, list[Row]]:
-    job = Job(cell=cell, folder=home.cell(cell.id, "mine"), evaluate_every=10, checkpoint_every=10)
+    job = Job(
+        cell=cell, checkpoint=Checkpoint(folder=home.cell(cell.id, "mine"), evaluate_every=10, checkpoint_every=10)
+    )
     events = [event for events in group.run(job) for event in events]
     result = result_in(events)
     assert result is not None
@@ -124,7 +127,9 @@ def test_a_python_object_of_two_workers_stays_warm(start: Callable[[Study], Warm
     assert crashed.state == "crashed"
     assert crashed.reason.endswith("ValueError: an unlucky seed\n")
     endless = cell.model_copy(update={"seed": 9})
-    events = group.run(Job(cell=endless, folder=home.cell("x"), evaluate_every=1, checkpoint_every=1))
+    events = group.run(
+        Job(cell=endless, checkpoint=Checkpoint(folder=home.cell("x"), evaluate_every=1, checkpoint_every=1))
+    )
     next(batch for batch in events if batch)
     events.close()  # type: ignore[attr-defined]  # a generator; as when a cell is stopped
     other, later = run(group, home, cell.model_copy(update={"lr": 0.2}))
