@@ -9,7 +9,7 @@ import click
 from service.cli.options import PATH, cluster_option, home_option, plain_console
 
 
-@click.command()
+@click.command(short_help="Serve studies over HTTP: API, web page and metrics.")
 @home_option
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8080, help="Port to listen on; 0 picks a free one.")
@@ -35,7 +35,7 @@ def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> Non
     listen(place, host, port, settings, plain_console())
 
 
-@click.group()
+@click.group(short_help="Manage access tokens of the HTTP service.")
 def token() -> None:
     """Manage access tokens of the HTTP service."""
 
