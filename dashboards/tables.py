@@ -44,7 +44,7 @@ HEADINGS: dict[str, str] = {
     "LRS_low": "LRS 2.5%",
     "LRS_high": "LRS 97.5%",
     "LRS_n": "LRS (n)",
-    "overhead_percent": "time %",
+    "overhead_percent": "extra time %",
     "core_hours": "core-hours",
     "tokens_per_second": "tokens/s",
     "b_ratio": "B-ratio",

@@ -73,18 +73,19 @@ def prepare(source: str, home: str, out: Path | None, workers: int | None, **set
 @main.command(short_help="List the methods and attention norms.")
 def methods() -> None:
     """List the output-head methods and the attention norms, which combine freely, with their sources."""
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
     from search_spaces.attention_norms import ATTENTION_NORMS
     from search_spaces.methods import METHODS
 
-    table = Table("method", "acts on", "definition", "gamma", "default", "source")
+    definition = Column("definition", ratio=1, overflow="fold")
+    table = Table("method", "acts on", definition, "gamma", "source", box=SIMPLE_HEAD, pad_edge=False)
     for method in METHODS.values():
         gamma = method.gamma
-        range_ = f"{gamma.symbol} in {gamma.low:g} .. {gamma.high:g}" if gamma else ""
-        default = f"{gamma.default:g}" if gamma else ""
-        table.add_row(method.name, method.acts_on, method.summary, range_, default, method.source)
-    norms = Table("attention norm", "definition", "source")
+        values = f"{gamma.symbol} {gamma.default:g}, in {gamma.low:g} .. {gamma.high:g}" if gamma else ""
+        table.add_row(method.name, method.acts_on, method.summary, values, method.source)
+    norms = Table("attention norm", "definition", "source", box=SIMPLE_HEAD, pad_edge=False)
     for variant in ATTENTION_NORMS.values():
         norms.add_row(variant.name, variant.summary, variant.source)
     plain_console().print(table, norms)

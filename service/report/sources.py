@@ -125,8 +125,8 @@ def _from_home(name: str, home: Home) -> Source:
         title=name,
         runs=runs,
         grid=study.grid,
-        provenance=provenance(study, runs),
-        notes=(*([study.description] if study.description else []), *notes),
+        provenance=({"about": study.description} if study.description else {}) | provenance(study, runs),
+        notes=tuple(notes),
         folder=home.study(name) / "report",
         context=context,
     )

@@ -149,3 +149,9 @@ def test_a_study_in_the_home_may_be_named_by_its_file(tmp_path: Path) -> None:
     assert STUDY_NAME.convert(str(tmp_path / "file.yaml"), None, None) == "smoke"
     for name in ("smoke", str(tmp_path / "gone.yaml"), "runs.csv"):
         assert STUDY_NAME.convert(name, None, None) == name
+
+
+def test_methods_fit_a_terminal() -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["methods"]).output
+    assert "…" not in shown, "a definition is cut"
+    assert max(map(len, shown.splitlines())) <= 80
