@@ -31,7 +31,8 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     study = plan.study
     axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
     yield curve_table(plan, axis)
-    basis = "at the speeds measured in this home" if speeds else "a guess until a cell has run in this home"
+    is_measured = {cell.scale for cell in plan.cells} <= set(speeds)
+    basis = "at the speeds measured in this home" if is_measured else "a guess until cells have run in this home"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
     known = sum(cell.id in done for cell in plan.cells)
     off_grid = plan.cell_count - len(plan.cells)
@@ -64,9 +65,8 @@ def curve_table(plan: Plan, axis: str) -> Table:
     names = varied(key.factors for key in study.curve_keys)
     about = ("trainer",) if study.trainer else ("scale", "parameters", "method")
     sizes = () if study.trainer else ("tokens per cell",)
-    table = Table(*about, *display_names(names).values(), "cells", axis, *sizes, title=study.name)
-    if names:  # more columns have to fit a narrow terminal
-        table.box, table.pad_edge = SIMPLE_HEAD, False
+    columns = (*about, *display_names(names).values(), "cells", axis, *sizes)
+    table = Table(*columns, title=study.name, box=SIMPLE_HEAD, pad_edge=False)
     for curve in plan.curves:
         key = curve.key
         factors = [format_factor(dict(key.factors)[name]) for name in names]
