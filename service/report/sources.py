@@ -125,7 +125,7 @@ def _from_home(name: str, home: Home) -> Source:
         title=name,
         runs=runs,
         grid=study.grid,
-        provenance=({"about": study.description} if study.description else {}) | provenance(study, runs),
+        provenance=provenance(study, runs),
         notes=tuple(notes),
         folder=home.study(name) / "report",
         context=context,
