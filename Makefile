@@ -58,11 +58,12 @@ audit: .venv/installed
 
 # Uses the lock's versions but not its hashes, because torch may come from a different index here.
 .venv/installed: pyproject.toml requirements-dev.lock
-	$(PYTHON) -m venv .venv
-	sed -n 's/^\([^ ].*\) \\$$/\1/p' requirements-dev.lock > .venv/versions.txt
-	$(BIN)/pip install --quiet --quiet --upgrade pip
-	$(BIN)/pip install --quiet --quiet --no-compile --constraint .venv/versions.txt --editable ".[dev]"
-	touch $@
+	@echo "Installing into .venv, which takes a few minutes."
+	@$(PYTHON) -m venv .venv
+	@sed -n 's/^\([^ ].*\) \\$$/\1/p' requirements-dev.lock > .venv/versions.txt
+	@$(BIN)/pip install --quiet --quiet --upgrade pip
+	@$(BIN)/pip install --quiet --quiet --no-compile --constraint .venv/versions.txt --editable ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf .venv oec-home

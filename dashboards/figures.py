@@ -124,12 +124,16 @@ def _loss_figure(view: View, published: bool) -> Figure:
         name=f"loss-{view.name}",
         title=f"Final loss over {view.axis_title}",
         caption=("Lines are means over seeds, bands their 95% intervals. " if several else "")
-        + f"Crosses at l_init mark diverged cells: {int(facts['diverged'].sum())} of {len(facts)}.{outside}",
+        + f"{diverged_cells(int(facts['diverged'].sum()), len(facts))}{outside}",
         view=view.name,
         section="loss",
         spec=spec_of(layers, {"facts": facts, **ceiling}),
         overlay=_published_layers(curve.scale) if published and comparable else (),
     )
+
+
+def diverged_cells(diverged: int, cells: int) -> str:
+    return f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "No cell diverged."
 
 
 @cache

@@ -372,10 +372,11 @@ def _analysis_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
 def _cost_sentence(cost: pd.DataFrame) -> str:
     states = {state: int(cost[state].sum()) for state in (*COUNTED, "waiting")}
     cells = join_words([f"{number} {state}" for state, number in states.items() if number] or ["none"])
-    hours = f"{format_value(cost['hours'].sum(), 'hours')} hours"
+    unit, per_hour = ("hours", 1) if cost["hours"].sum() >= 1 else ("minutes", 60)
+    time = f"{format_value(per_hour * cost['hours'].sum(), 'hours')} {unit}"
     if cost["core_hours"].notna().any():
-        hours += f" ({format_value(cost['core_hours'].sum(), 'core_hours')} core-hours)"
-    return f"Cells: {cells}. Total training time: {hours}."
+        time += f" ({format_value(per_hour * cost['core_hours'].sum(), 'core_hours')} core-{unit})"
+    return f"Cells: {cells}. Total training time: {time}."
 
 
 def _json(content: Any) -> Markup:

@@ -23,7 +23,7 @@ from dashboards.loss_overview import as_runs, is_loss_overview
 from dashboards.published import L_INIT
 from dashboards.statuses import state_of
 from search_spaces.attention_norms import DEFAULT
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, reason
 from search_spaces.factors import LR, Value, to_json
 from search_spaces.methods import METHODS
 from search_spaces.record import COLUMNS, RUN_COLUMNS
@@ -105,7 +105,7 @@ def read_csv(
         lzma.LZMAError,
         zipfile.BadZipFile,
     ) as error:  # a ParserError is a ValueError
-        problem, remedy = f"cannot be read ({type(error).__name__})", "give a comma-separated file with a header"
+        problem, remedy = f"cannot be read ({reason(error)})", "give a comma-separated file with a header"
         raise InvalidInput("csv", str(path), problem, remedy) from error
     if is_loss_overview(table):
         table = as_runs(table, csv_title(path))

@@ -44,7 +44,7 @@ HEADINGS: dict[str, str] = {
     "LRS_low": "LRS 2.5%",
     "LRS_high": "LRS 97.5%",
     "LRS_n": "LRS (n)",
-    "overhead_percent": "time %",
+    "overhead_percent": "extra time %",
     "core_hours": "core-hours",
     "tokens_per_second": "tokens/s",
     "b_ratio": "B-ratio",
@@ -84,6 +84,8 @@ FORMATS = {column: form for form, columns in _COLUMNS_BY_FORMAT.items() for colu
 
 MISSING = "–"
 """The placeholder for a missing value."""
+MAX_HALF_WIDTH = 100.0
+"""An overhead is displayed if its interval is at most ± this many percent."""
 
 
 def sensitivity_table(curves: Iterable[CurveFacts]) -> pd.DataFrame:
@@ -196,8 +198,9 @@ def format_highest_lr(lr: float | None, diverged: int) -> str:
 
 
 def format_overhead(percent: float | None, low: float | None) -> str:
-    """``overhead_percent`` as displayed, with half the width of its interval, which begins at ``low``."""
-    if percent is None or low is None or pd.isna(percent):
+    """``overhead_percent`` as displayed, with half the width of its interval, which begins at ``low``. Nothing if the
+    interval is so wide that the number says nothing."""
+    if percent is None or low is None or pd.isna(percent) or percent - low > MAX_HALF_WIDTH:
         return MISSING
     return f"{format_value(percent, 'overhead_percent')} ± {percent - low:.1f}"
 

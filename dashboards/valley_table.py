@@ -56,13 +56,13 @@ def valley_texts(curve: CurveFacts) -> dict[str, str]:
     for tolerance in TOLERANCES:
         found = valley(curve, tolerance)
         texts[f"Within {tolerance:g} nats"] = NOTHING if found is None else _format_valley(found)
-    texts["Headroom"] = NOTHING if room is None else f"{AT_LEAST * room.is_lower_bound}× {format_ratio(room.factor)}"
+    texts["Headroom"] = NOTHING if room is None else f"{AT_LEAST * room.is_lower_bound}{format_ratio(room.factor)}×"
     return texts
 
 
 def _format_valley(found: Valley) -> str:
     interval = f" ({format_interval(found.interval, format_ratio)})" if found.interval else ""
-    width = f"{AT_LEAST * found.band.is_open}× {format_ratio(found.band.width)}"
+    width = f"{AT_LEAST * found.band.is_open}{format_ratio(found.band.width)}×"
     return f"{format_band(found.band)}\n{width}{interval}"
 
 

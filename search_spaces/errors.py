@@ -24,7 +24,8 @@ class InvalidInput(ValueError):
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
-        super().__init__(f"{field}: {value!r} {problem}; {remedy}")
+        shown = field if not value and problem.startswith("is missing") else f"{field}: {value!r}"
+        super().__init__(f"{shown} {problem}; {remedy}")
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, object, str, str]]:
         return type(self), (self.field, self.value, self.problem, self.remedy)
@@ -33,6 +34,11 @@ class InvalidInput(ValueError):
 def printable(name: object) -> str:
     """``name`` as valid Unicode: the name of a file need not be, and then Python holds its bytes as surrogates."""
     return str(name).encode(errors="backslashreplace").decode()
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in a line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def expand(path: str, field: str) -> Path:

@@ -20,6 +20,8 @@ from search_spaces.variants import apply_factors
 
 NOMINAL_FLOPS_PER_WORKER = 2e10
 """FLOP/s assumed for a worker before anything has been measured: about one CPU core."""
+NOMINAL_SECONDS_PER_STEP = 1e-3
+"""What a step is assumed to take in addition to its FLOPs, which is most of it for the smallest models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +152,18 @@ class Plan:
             tokens_per_second: measured speed of a cell, by scale; other scales are estimated from FLOPs and
                 ``NOMINAL_FLOPS_PER_WORKER``.
         """
-        nominal = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
-        speeds = {c.scale: nominal * c.tokens / c.flops for c in self.cells} | dict(tokens_per_second)
+        flops_per_second = NOMINAL_FLOPS_PER_WORKER * self.study.resources.workers
+        nominal = {cell.scale: cell.flops / flops_per_second + _step_overhead(cell) for cell in self.cells}
+        speeds = {cell.scale: cell.tokens / nominal[cell.scale] for cell in self.cells} | dict(tokens_per_second)
         longest = {scale: cell.tokens / speeds[scale] for scale, cell in self._longest.items()}
         refinement = sum(longest[scale] * cells for scale, cells in self.refinement_cells.items())
         minutes = self.study.refine.budget.minutes or math.inf
         grid = sum(cell.tokens / speeds[cell.scale] for cell in self.cells)
         return (grid + min(refinement, 60 * minutes)) / concurrency
+
+
+def _step_overhead(cell: AnyCell) -> float:
+    return NOMINAL_SECONDS_PER_STEP * (cell.steps or 0)
 
 
 def limit_to_budget(wanted: Mapping[str, int], budget: float) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from search_spaces import study_yaml
 from search_spaces.cell import Frozen
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, reason
 from search_spaces.shipped import SHIPPED, shipped
 
 FOLDER = "folder"
@@ -36,10 +36,14 @@ class StudyFile(Frozen):
         path = SHIPPED / f"{name_or_path}.yaml" if name_or_path in shipped() else Path(name_or_path)
         try:
             return cls.parse(path.read_text(encoding="utf-8"), name_or_path, folder=path.parent)
+        except FileNotFoundError as error:
+            close = difflib.get_close_matches(name_or_path, shipped(), n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            remedy = f"{hint}the shipped studies are {', '.join(shipped())}"
+            raise InvalidInput("study", name_or_path, "is neither a file nor a shipped study", remedy) from error
         except (OSError, UnicodeDecodeError) as error:
-            problem = f"cannot be read ({type(error).__name__})"
-            remedy = f"give the path of a study file, or a shipped study: {', '.join(shipped())}"
-            raise InvalidInput("study", name_or_path, problem, remedy) from error
+            problem = f"cannot be read ({reason(error)})"
+            raise InvalidInput("study", name_or_path, problem, "give a study file") from error
 
     @classmethod
     def parse(cls, text: str, origin: str = "study", folder: Path | None = None) -> Self:
@@ -56,9 +60,9 @@ class StudyFile(Frozen):
         except study_yaml.DuplicateKey as error:
             raise InvalidInput("study", origin, str(error.problem), "remove one of them") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number with too many digits
-            where = getattr(error, "problem_mark", None)
-            at = f" at line {where.line + 1}" if where else ""
-            raise InvalidInput("study", origin, f"is not YAML{at}", "see the shipped studies for the format") from error
+            where, why = (getattr(error, name, None) for name in ("problem_mark", "problem"))
+            at = f" at line {where.line + 1}{f' ({why})' if why else ''}" if where else ""
+            raise InvalidInput("study", origin, f"is not YAML{at}", "correct it") from error
         if not isinstance(fields, dict):
             raise InvalidInput("study", origin, "is not a mapping of fields", "start from a shipped study")
         return cls.validate_fields(fields, folder)
@@ -75,7 +79,9 @@ class StudyFile(Frozen):
         try:
             return cls.model_validate(fields, context={FOLDER: folder or Path.cwd()})
         except ValidationError as error:
-            raise _invalid_input(cls, error.errors()[0]) from error
+            # A misspelled field first, because it may be why another one is missing.
+            errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+            raise _invalid_input(cls, errors[0]) from error
 
     def to_yaml(self) -> str:
         """The study as YAML, which ``parse`` reads back as an equal study."""

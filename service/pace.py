@@ -22,6 +22,15 @@ class Pace:
         return max(0.0, left) / speed if speed else None
 
 
+def duration(seconds: float) -> str:
+    """An estimate for people: ``82 s``, ``4.4 min``, ``12 h``, ``5.0 days``."""
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600), ("days", 86_400)):
+        number = seconds / size
+        if number < 100 or unit == "days":
+            return f"{number:,.{int(number < 10 and unit != 's')}f} {unit}"
+    raise AssertionError
+
+
 def clock_time(seconds: float | None) -> str:
     """``75`` as ``1:15``; ``?`` if unknown."""
     if seconds is None:

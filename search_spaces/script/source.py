@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from search_spaces.errors import InvalidInput
+from search_spaces.errors import InvalidInput, reason
 
 MAX_MODULES = 200
 """A script that imports more local modules than this is a whole project: only the first are read."""
@@ -110,7 +110,7 @@ def _unreadable(script: Path, error: Exception) -> InvalidInput:
             "give the Python script that starts the training; for any other program, write the study by hand "
             "(docs/your-training.md)",
         )
-    what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
+    what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason(error)})"
     return InvalidInput("script", str(script), what, "give the path of a Python training script")
 
 

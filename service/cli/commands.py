@@ -29,12 +29,13 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "sho
 def main() -> None:
     """How sensitive is the final loss to the learning rate, for each stabilization method?
 
-    STUDY is the path of a study file, the name of a shipped study (`oec plan -h` lists them), or - for standard input.
+    To start, run `oec run demo`. STUDY is the path of a study file, the name of a shipped study (`oec plan -h` lists
+    them), or - for standard input.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before MLflow is imported; studies are private
 
 
-@main.group()
+@main.group(short_help="Prepare token files.")
 def data() -> None:
     """Prepare token files."""
 
@@ -69,27 +70,28 @@ def prepare(source: str, home: str, out: Path | None, workers: int | None, **set
         exit_now(exit_codes.INTERRUPTED)
 
 
-@main.command()
+@main.command(short_help="List the methods and attention norms.")
 def methods() -> None:
     """List the output-head methods and the attention norms, which combine freely, with their sources."""
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
     from search_spaces.attention_norms import ATTENTION_NORMS
     from search_spaces.methods import METHODS
 
-    table = Table("method", "acts on", "definition", "gamma", "default", "source")
+    definition = Column("definition", ratio=1, overflow="fold")
+    table = Table("method", "acts on", definition, "gamma", "source", box=SIMPLE_HEAD, pad_edge=False)
     for method in METHODS.values():
         gamma = method.gamma
-        range_ = f"{gamma.symbol} in {gamma.low:g} .. {gamma.high:g}" if gamma else ""
-        default = f"{gamma.default:g}" if gamma else ""
-        table.add_row(method.name, method.acts_on, method.summary, range_, default, method.source)
-    norms = Table("attention norm", "definition", "source")
+        values = f"{gamma.symbol} {gamma.default:g}, in {gamma.low:g} .. {gamma.high:g}" if gamma else ""
+        table.add_row(method.name, method.acts_on, method.summary, values, method.source)
+    norms = Table("attention norm", "definition", "source", box=SIMPLE_HEAD, pad_edge=False)
     for variant in ATTENTION_NORMS.values():
         norms.add_row(variant.name, variant.summary, variant.source)
     plain_console().print(table, norms)
 
 
-@main.command()
+@main.command(short_help="Print the JSON schema of a study file.")
 def schema() -> None:
     """Print the JSON schema of a study file."""
     from search_spaces.study import Study
@@ -97,8 +99,12 @@ def schema() -> None:
     click.echo(json.dumps(Study.model_json_schema(), indent=2))
 
 
-for command in (
-    init, run, plan, status, watch, train, submit, jobs, logs, stop, report, diff, forecast, analyze, clean, sync, ui,
-    serve, token, doctor,
-):  # fmt: skip
-    main.add_command(command)
+main.sections = {
+    "Studies": (plan, run, watch, status, stop, train, init),
+    "Results": (report, diff, analyze, forecast, ui, sync, clean),
+    "Data and reference": (data, methods, schema),
+    "Clusters and teams": (doctor, submit, jobs, logs, serve, token),
+}
+for commands in main.sections.values():
+    for command in commands:
+        main.add_command(command)

@@ -13,7 +13,7 @@ EXIT_PROBLEM = 1
 """At least one check found a problem."""
 
 
-@click.command()
+@click.command(short_help="Check a machine or a cluster before the first study.")
 @home_option
 @cluster_option(help="Ray cluster, as http://HOST:8265 or HOST:6379; default: this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")

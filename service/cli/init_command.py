@@ -9,7 +9,7 @@ import click
 from service.cli.options import PATH, plain_console
 
 
-@click.command()
+@click.command(short_help="Write a study of your own training script.")
 @click.argument("script", type=PATH)
 @click.option("--name", help="Name of the study; default: that of the script or of its folder.")
 @click.option("--out", type=PATH, default="study.yaml", help="File to write.")

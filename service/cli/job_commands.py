@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from search_spaces.errors import InvalidInput
 from service import exit_codes
-from service.cli.options import PATH, cluster_option, home_option, repeatable
+from service.cli.options import PATH, STUDY_NAME, cluster_option, home_option, repeatable
 
 if TYPE_CHECKING:
     from service.cluster.jobs import JobInfo, Jobs
@@ -24,7 +24,7 @@ CLUSTER_HELP = "Dashboard of the Ray cluster, http://HOST:8265. Token: RAY_AUTH_
 required_cluster = cluster_option(required=True, help=CLUSTER_HELP)
 
 
-@click.command()
+@click.command(short_help="Run a study as a job on a Ray cluster.")
 @click.argument("study")
 @required_cluster
 @click.option(
@@ -74,7 +74,7 @@ def submit(
     )
 
 
-@click.command()
+@click.command(short_help="List these jobs.")
 @required_cluster
 def jobs(cluster: str) -> None:
     """List the jobs that `oec submit` started on a Ray cluster, newest first."""
@@ -99,8 +99,8 @@ def jobs(cluster: str) -> None:
     click.echo(tabulate(rows, headers, tablefmt="plain", disable_numparse=True) if rows else "no jobs yet")
 
 
-@click.command()
-@click.argument("job", metavar="JOB|STUDY")
+@click.command(short_help="Print the output of a job or a cell.")
+@click.argument("job", type=STUDY_NAME, metavar="JOB|STUDY")
 @cluster_option(help=CLUSTER_HELP)
 @click.option("--follow", is_flag=True, help="Print until the job ends, and exit with its exit code.")
 @home_option
@@ -127,8 +127,8 @@ def logs(job: str, cluster: str | None, follow: bool, home: str, cell: str | Non
     click.echo(client.logs(found.id), nl=False)
 
 
-@click.command()
-@click.argument("study")
+@click.command(short_help="Stop a running study, to be resumed later.")
+@click.argument("study", type=STUDY_NAME)
 @home_option
 @click.option("--cell", metavar="ID", help="Stop only this running cell, as pruned; the study continues.")
 @cluster_option(help=f"Use this if the study runs as a job. {CLUSTER_HELP}")

@@ -18,7 +18,7 @@ from search_spaces.resources import ResourceSpec
 from service.cluster.connection import local_nodes
 from service.cluster.placement import KINDS, Node, fit
 from service.home.ledger import Entry
-from service.pace import clock_time
+from service.pace import duration
 
 
 def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float]) -> Iterator[RenderableType]:
@@ -31,7 +31,8 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     study = plan.study
     axis = "learning rates" if study.lr_factor == LR else short_name(study.lr_factor)
     yield curve_table(plan, axis)
-    basis = "speeds measured in this home" if speeds else "a nominal speed of one core per worker"
+    is_measured = {cell.scale for cell in plan.cells} <= set(speeds)
+    basis = "at the speeds measured in this home" if is_measured else "a guess until cells have run in this home"
     done = {entry.id for entry in entries if entry.state in ("finished", "diverged")}
     known = sum(cell.id in done for cell in plan.cells)
     off_grid = plan.cell_count - len(plan.cells)
@@ -44,13 +45,13 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     if study.trainer:
         identity = ", ".join(study.trainer.identity_files()) or "no file"
         seconds = plan.seconds(speeds, max_concurrent)
-        about = f"about {clock_time(seconds)}" if study.trainer.name in speeds else "for a time that none has shown yet"
+        about = f"about {duration(seconds)}" if study.trainer.name in speeds else "for a time that none has shown yet"
         yield f"a cell's id includes the contents of: {identity}"
         yield f"{cells} ({known} already in the home), {about} with {max_concurrent} cells in parallel"
         return
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
-        f"{clock_time(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, from {basis}"
+        f"{duration(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, {basis}"
     )
 
 
@@ -64,9 +65,8 @@ def curve_table(plan: Plan, axis: str) -> Table:
     names = varied(key.factors for key in study.curve_keys)
     about = ("trainer",) if study.trainer else ("scale", "parameters", "method")
     sizes = () if study.trainer else ("tokens per cell",)
-    table = Table(*about, *display_names(names).values(), "cells", axis, *sizes, title=study.name)
-    if names:  # more columns have to fit a narrow terminal
-        table.box, table.pad_edge = SIMPLE_HEAD, False
+    columns = (*about, *display_names(names).values(), "cells", axis, *sizes)
+    table = Table(*columns, title=study.name, box=SIMPLE_HEAD, pad_edge=False)
     for curve in plan.curves:
         key = curve.key
         factors = [format_factor(dict(key.factors)[name]) for name in names]
@@ -121,7 +121,7 @@ def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node],
     where = f"a cluster that grows to {describe_nodes([taken])}" if grows else describe_nodes(nodes)
     return (
         f"on {where}: {found.cells} cells in parallel, {workers} workers, limited by {found.bound_by}; "
-        f"about {clock_time(3600 * hours)}, {', '.join(parts)}"
+        f"about {duration(3600 * hours)}, {', '.join(parts)}"
     )
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from search_spaces.errors import InvalidInput
-from service.cli.options import PATH, home_option, plain_console, print_all, repeatable
+from service.cli.options import PATH, STUDY_NAME, home_option, plain_console, print_all, repeatable
 from service.mlflow.address import UI_PORT, check_store, redact, tracking_uri
 
 
-@click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.command(short_help="Write page, tables and figures of studies or other runs.")
+@click.argument("sources", type=STUDY_NAME, nargs=-1, required=True, metavar="SOURCE...")
 @home_option
 @click.option("--out", type=PATH, help="Folder for the page, tables and figures.")
 @repeatable(
@@ -45,9 +45,9 @@ def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple
         write_report(source, out, plain_console(), submit=submit, **parts)
 
 
-@click.command()
-@click.argument("before", metavar="A")
-@click.argument("after", metavar="B")
+@click.command(short_help="Compare the curves of two studies.")
+@click.argument("before", type=STUDY_NAME, metavar="A")
+@click.argument("after", type=STUDY_NAME, metavar="B")
 @home_option
 @repeatable("--column", "columns", metavar="OURS=THEIRS", help="The name of a column in A or B; repeatable.")
 def diff(before: str, after: str, home: str, columns: tuple[str, ...]) -> None:
@@ -63,8 +63,8 @@ def diff(before: str, after: str, home: str, columns: tuple[str, ...]) -> None:
     print_all(compare(*load_each((before, after), open_home(home), parse_columns(columns))))
 
 
-@click.command()
-@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@click.command(short_help="Forecast early whether a run will diverge.")
+@click.argument("studies", type=STUDY_NAME, nargs=-1, metavar="[STUDY]...")
 @home_option
 @click.option("--cells", is_flag=True, help="Also list every run.")
 def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
@@ -76,8 +76,8 @@ def forecast(studies: tuple[str, ...], home: str, cells: bool) -> None:
     print_all(tables(fit_forecast(load_features(open_home(home), studies)), cells))
 
 
-@click.command()
-@click.argument("study", required=False)
+@click.command(short_help="Analyze output embeddings in kept weights.")
+@click.argument("study", type=STUDY_NAME, required=False)
 @home_option
 @repeatable(
     "--cell", "cells", metavar="ID", help="Analyze only this cell; repeatable; default: all cells with kept weights."
@@ -123,8 +123,8 @@ def analyze(
         analysis.analyze_files(files, embedding, out, plain_console())
 
 
-@click.command()
-@click.argument("study", required=False)
+@click.command(short_help="Show or remove files that are no longer needed.")
+@click.argument("study", type=STUDY_NAME, required=False)
 @home_option
 @click.option("--weights", is_flag=True, help="Weights kept by keep_weights.")
 @click.option(
@@ -143,8 +143,8 @@ def clean(study: str | None, home: str, yes: bool, **kinds: bool) -> None:
     clean_home(open_home(home), study, [kind for kind in KINDS if kinds[kind]], yes, plain_console())
 
 
-@click.command()
-@click.argument("study")
+@click.command(short_help="Deliver to MLflow what it lacks of a study.")
+@click.argument("study", type=STUDY_NAME)
 @home_option
 def sync(study: str, home: str) -> None:
     """Deliver to MLflow whatever it lacks of STUDY."""
@@ -163,7 +163,7 @@ def sync(study: str, home: str) -> None:
     click.echo(f"{cells} cells are in MLflow")
 
 
-@click.command()
+@click.command(short_help="Open the MLflow UI.")
 @home_option
 @click.option("--port", type=int, default=UI_PORT, help="Port to listen on.")
 def ui(home: str, port: int) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from search_spaces.errors import InvalidInput
-from search_spaces.shipped import shipped
+from search_spaces.shipped import SHIPPED, shipped
 from service import exit_codes
-from service.cli.options import exit_now, home_option, plain_console, print_all
+from service.cli.options import STUDY_NAME, exit_now, home_option, plain_console, print_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from service.home.layout import Home
 
 
-@click.command()
+@click.command(short_help="Train what is missing of a study, and report.")
 @click.argument("study")
 @home_option
 @click.option("--address", envvar="OEC_RAY_ADDRESS", help="Ray cluster to join; default: a local Ray cluster.")
@@ -68,7 +68,10 @@ def _run(spec: Study, place: Home, address: str | None, retry_crashed: bool, con
     return crashed
 
 
-@click.command(epilog=f"Shipped studies: {', '.join(shipped())}.")
+@click.command(
+    short_help="Show what a study will train, and how long it takes.",
+    epilog=f"Shipped studies: {', '.join(shipped())}. Their files are in {SHIPPED}.",
+)
 @click.argument("study")
 @home_option
 @click.option(
@@ -97,8 +100,8 @@ def plan(study: str, home: str, cluster: str | None) -> None:
         print_all([cluster_line(planned, speeds, nodes, can_grow="=" not in str(cluster))])
 
 
-@click.command()
-@click.argument("study", required=False)
+@click.command(short_help="Show the cells of studies by state.")
+@click.argument("study", type=STUDY_NAME, required=False)
 @home_option
 @click.option("--cells", is_flag=True, help="Also list every cell.")
 def status(study: str | None, home: str, cells: bool) -> None:
@@ -109,8 +112,8 @@ def status(study: str | None, home: str, cells: bool) -> None:
     print_all(status_tables(open_home(home), study, cells))
 
 
-@click.command()
-@click.argument("study")
+@click.command(short_help="Follow a study while it runs.")
+@click.argument("study", type=STUDY_NAME)
 @home_option
 @click.option("--once", is_flag=True, help="Show the current state and exit.")
 @click.option("--page", is_flag=True, help="Also write the report's page, which reloads itself.")
@@ -128,7 +131,7 @@ def watch(study: str, home: str, once: bool, page: bool) -> None:
         sys.exit(0)  # Ctrl-C is the normal way to leave
 
 
-@click.command()
+@click.command(short_help="Train one cell in this process, without Ray.")
 @click.argument("study")
 @home_option
 @click.option("--scale", help="Model scale; default: the first one of the study.")

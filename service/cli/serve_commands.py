@@ -9,7 +9,7 @@ import click
 from service.cli.options import PATH, cluster_option, home_option, plain_console
 
 
-@click.command()
+@click.command(short_help="Serve studies over HTTP: API, web page and metrics.")
 @home_option
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8080, help="Port to listen on; 0 picks a free one.")
@@ -32,10 +32,17 @@ def serve(home: str, host: str, port: int, stop_ray: bool, **limits: Any) -> Non
     from service.http.server import serve as listen
 
     settings = Settings(**{name: value for name, value in limits.items() if value is not None})
-    listen(place, host, port, settings, plain_console())
+    try:
+        listen(place, host, port, settings, plain_console())
+    except KeyboardInterrupt:
+        from service.cluster.local_head import read_head
+
+        if (head := read_head(place)) and head.is_alive:
+            click.echo("its Ray cluster keeps running, with the studies on it; `oec serve --stop-ray` stops it")
+        raise
 
 
-@click.group()
+@click.group(short_help="Manage access tokens of the HTTP service.")
 def token() -> None:
     """Manage access tokens of the HTTP service."""
 
@@ -81,8 +88,12 @@ def list_tokens(home: str) -> None:
     from service.home.location import open_folder
     from service.http.tokens import TokenFile
 
+    tokens = TokenFile(open_folder(home)).all()
+    if not tokens:
+        click.echo("no tokens yet")
+        return
     table = Table("name", "role", "created", "expires")
-    for one in TokenFile(open_folder(home)).all():
+    for one in tokens:
         expires = one.expires.date().isoformat() if one.expires else "never"
         table.add_row(one.name, one.role, one.created.date().isoformat(), f"{expires}{' (expired)' * one.is_expired}")
     plain_console().print(table)

@@ -33,7 +33,7 @@ PAGE_EVERY_S = 30
 PAGE_SHARE = 20
 MARKS = {"diverged": "×", "crashed": "!", "pruned": "–", "planned": "·"}
 """Shown in place of a loss."""
-LEGEND = "loss · planned  × diverged  ! crashed  – pruned; dim: the latest loss of running cells"
+LEGEND = "· planned  × diverged  ! crashed  – pruned; dim: the loss so far of running cells"
 
 
 def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:
@@ -45,6 +45,9 @@ def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[Render
     if study is not None:
         require_study(home, study)
     ledgers = [read_ledger(home, name) for name in ([study] if study else with_ledger(home))]
+    if not ledgers:
+        yield f"no studies in {home} yet"
+        return
     summary = Table("study", *STATES)
     for ledger in ledgers:
         counts = ledger.counts()

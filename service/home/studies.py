@@ -30,7 +30,7 @@ def require_study(home: Home, name: str) -> None:
     """Raise InvalidInput if no study of this name has a ledger here."""
     if name not in (names := with_ledger(home)):
         here = ", ".join(names) or "none yet"
-        raise InvalidInput("STUDY", name, "has no ledger in this home", f"studies here: {here}")
+        raise InvalidInput("STUDY", name, f"is not a study of {home}", f"studies here: {here}")
 
 
 def read_ledger(home: Home, name: str) -> Ledger:

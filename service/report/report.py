@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import track
 
 from dashboards.agreement import agreement, published_studies, terminal_tables
+from dashboards.answer import answer
 from dashboards.comparison import compare, comparison_tables
 from dashboards.drawing import can_draw
 from dashboards.factors import axis_title
@@ -56,6 +57,7 @@ def report(
         what = "Learning-rate sensitivity" if axis == LR else f"Sensitivity to {axis_title(axis)}"
         title = f"{what}: {source.title}"
         console.print(terminal_table(sensitivity_table(found), title=title))
+        console.print(f"{answer(found)}\n")
     if replicated is not None:
         context, notes = replace(context, agreement=replicated), (*notes, replicated.sentence)
         for table in terminal_tables(replicated):

@@ -126,7 +126,7 @@ def _from_home(name: str, home: Home) -> Source:
         runs=runs,
         grid=study.grid,
         provenance=provenance(study, runs),
-        notes=(*([study.description] if study.description else []), *notes),
+        notes=tuple(notes),
         folder=home.study(name) / "report",
         context=context,
     )

@@ -153,5 +153,6 @@ class Progress:
         for name, loss, lr in self.best():
             table.add_row(name, f"{loss:.4f}", f"{lr:g}")
         running = "\n".join(f"  {cell.label}  {share:4.0%}" for cell, share in list(self._running.values()))
-        bar = ProgressBar(total=self._cells(), completed=self._ended(self._ledger.counts()))
+        bar = Table.grid(expand=True)  # a bar alone does not end its line, which would cut off the next one
+        bar.add_row(ProgressBar(total=self._cells(), completed=self._ended(self._ledger.counts())))
         return Group(bar, Text(self.line()), Text(running, style="dim"), table)

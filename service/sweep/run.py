@@ -158,7 +158,8 @@ def _sweep_on_ray(
         if connection.resolve_address(address):
             check_shared(home)
         max_concurrent = check_room(plan.study, joined_nodes(), can_grow=True)
-        console.print(f"up to {max_concurrent} cells in parallel, {describe_group(plan.study)}", soft_wrap=True)
+        cells = "one cell at a time" if max_concurrent == 1 else f"up to {max_concurrent} cells in parallel"
+        console.print(f"{cells}, {describe_group(plan.study)}", soft_wrap=True)
         # Only now, so that nothing is delivered for a study that does not fit.
         sink = MlflowSink(tracking_uri(home), home, plan.study)
         stack.callback(lambda: sink.close(flush_s))

@@ -45,9 +45,10 @@ def describe_group(study: Study) -> str:
     """What trains a cell, for people."""
     workers = study.resources.workers
     if study.trainer is None:
-        return f"{workers} DDP workers each, which stay warm between cells"
+        each = "1 worker each, which stays" if workers == 1 else f"{workers} DDP workers each, which stay"
+        return f"{each} warm between cells"
     if study.trainer.kind == "python":
         each = "1 worker each, which keeps" if workers == 1 else f"{workers} workers each, which keep"
         return f"{each} {study.trainer.python} warm between cells"
     nodes = f" on each of {study.trainer.nodes} nodes" if study.trainer.nodes > 1 else ""
-    return f"each the command {study.trainer.name}{nodes}, with the resources of {workers} workers"
+    return f"each the command {study.trainer.name}{nodes}, with the resources of {workers} worker{'s' * (workers > 1)}"

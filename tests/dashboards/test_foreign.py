@@ -120,7 +120,7 @@ def test_rows_of_a_csv_that_are_no_runs(tmp_path: Path, rows: str, sentence: str
 def test_a_run_that_lacks_something_is_not_left_out(tmp_path: Path) -> None:
     """It has a learning rate and a loss: what it lacks must be given, not guessed."""
     (tmp_path / "runs.csv").write_text(RUNS + "9M,lion,,0.3,,3\n")
-    with pytest.raises(InvalidInput, match="seed: None is missing from a run"):
+    with pytest.raises(InvalidInput, match="seed is missing from a run"):
         read_csv(tmp_path / "runs.csv")
 
 

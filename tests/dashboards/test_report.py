@@ -307,7 +307,7 @@ def test_the_order_of_the_page(tmp_path: Path) -> None:
     ]  # fmt: skip
     page = write_report(runs, tmp_path, title="rich", grid=GRID, formats=("html",), context=rich_context(runs))
     assert headings(page) == [
-        "Final loss over learning rate", "Learning-rate sensitivity", "Why", "What matters", "Cost",
+        "Final loss over learning rate", "Learning-rate sensitivity", "Why the curves differ", "What matters", "Cost",
         "How this report was made",
     ]  # fmt: skip
 
@@ -326,7 +326,7 @@ def test_the_steps_of_cells_are_on_the_page(tmp_path: Path) -> None:
     norms = json.loads(page.scripts[0])["Output norm of QKV, mean over layers"] if "QKV" in page.scripts[0] else {}
     assert norms == {}, "its last value is not finite"
     assert "There is no forecast of divergence, because it needs at least 5 runs" in page.text
-    assert "Total training time: 0.01 hours (0.02 core-hours)." in page.text
+    assert "Total training time: 0.67 minutes (1.33 core-minutes)." in page.text
 
 
 def test_the_cells_of_another_axis_are_named_by_it(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_columns_have_the_numbers_of_the_valley() -> None:
 def test_what_the_page_shows() -> None:
     texts = valley_texts(facts([3.4, 3.0, 3.1, 3.1], [3.4, 3.0, 3.1, 3.1]))
     assert list(texts) == ["Best lr", "Interpolated", "Within 0.01 nats", "Within 0.05 nats", "Headroom"]
-    assert texts["Within 0.01 nats"] == "0.0094 to 0.013\n× 1.3 (1.3 to 1.3)"
-    assert texts["Headroom"] == "≥ × 100"
+    assert texts["Within 0.01 nats"] == "0.0094 to 0.013\n1.3× (1.3 to 1.3)"
+    assert texts["Headroom"] == "≥ 100×"
     assert format_band(Band(low=0.001, high=0.3, open_low=True, open_high=True)) == "≤ 0.001 to ≥ 0.3"
     assert [format_ratio(value) for value in (1.23, 45.6, 1234.5, math.inf)] == ["1.2", "46", "1,234", "∞"]

@@ -47,7 +47,7 @@ def test_a_job_trains_on_two_nodes_and_its_runs_are_in_postgres(stack: Stack) ->
     home = Home(stack.volumes["/oec-home"])
     ended = read_ledger(home, "smoke").ended()
     assert len(ended) == 6, printed
-    assert "up to 1 cells in parallel, 2 DDP workers each" in printed  # two cores, each a node of its own
+    assert "one cell at a time, 2 DDP workers each" in printed  # two cores, each a node of its own
 
     where = {"host": "127.0.0.1", "port": stack.here("5432"), "user": "mlflow", "dbname": "mlflow"}
     with psycopg.connect(**where, password=stack.secrets["postgres-password"]) as connection:

@@ -19,11 +19,19 @@ def test_it_is_committed_without_outputs() -> None:
         assert cell.get("execution_count") is None
 
 
-def test_it_reads_the_published_runs_and_a_trained_study(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_reads_the_published_runs_and_a_trained_study(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Jupyter does, in the notebook's own folder, with the home that `make demo` leaves next to it."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    monkeypatch.setenv("OEC_HOME", str(trained))
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (tmp_path / "oec-home").symlink_to(trained)
+    monkeypatch.delenv("OEC_HOME", raising=False)
     monkeypatch.setenv("OEC_STUDY", "first")
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    place = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=place).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     tables = [output["data"]["text/plain"] for output in shown if "text/html" in output.get("data", {})]
     charts = [output["data"]["image/png"] for output in shown if "image/png" in output.get("data", {})]

@@ -271,7 +271,7 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"schedule": "wsd"}, "training.decay_share: None is missing, but schedule wsd requires it; set"),
+        ({"schedule": "wsd"}, "training.decay_share is missing, but schedule wsd requires it; set"),
         ({"decay_share": 0.2}, "training.decay_share: 0.2 does not apply to schedule cosine; remove it, or set"),
         ({"schedule": "wsd", "decay_share": 0.9, "warmup_steps": 50, "steps": 100}, "plus the 90 steps of the decay"),
         ({"weight_decay_mode": "coupled"}, "training.weight_decay_mode: 'coupled' requires training.weight_decay"),
@@ -280,7 +280,7 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
             {"optimizer": "muon", "muon_lr_ratio": 20.0, "weight_decay_mode": "coupled", "weight_decay": 0.01},
             "times the largest learning rate 200 is 1 or more",
         ),
-        ({"parametrization": "mup"}, "training.mup_base: None is missing, but parametrization mup requires it; set"),
+        ({"parametrization": "mup"}, "training.mup_base is missing, but parametrization mup requires it; set"),
         (
             {"mup_base": "W96"},
             "training.mup_base: 'W96' is not a known scale; did you mean 'w96'? choose from nano, tiny",

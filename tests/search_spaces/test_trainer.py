@@ -102,7 +102,7 @@ def test_identity_is_guessed_from_the_command(tmp_path: Path) -> None:
     assert identity("python -m pkg") == ["pkg/__main__.py"]
     assert identity("anything", identity=["pkg/*.py", "other.py"]) == ["other.py", "pkg/__main__.py", "pkg/main.py"]
     assert identity("anything", identity=[]) == []
-    with pytest.raises(InvalidInput, match=r"trainer\.identity: None is missing, and no file in "):
+    with pytest.raises(InvalidInput, match=r"trainer\.identity is missing, and no file in "):
         identity("anything {lr}")
     with pytest.raises(InvalidInput, match="matches no file"):
         identity("anything", identity=["*.txt"])

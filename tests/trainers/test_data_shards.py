@@ -66,8 +66,8 @@ def test_bad_file_is_named(tmp_path: Path, content: bytes, problem: str) -> None
     ("opening", "problem"),
     [
         (lambda folder: Shards.match(str(folder / "*.bin")), "matches no file"),
-        (lambda folder: Shards.match(str(folder)), "cannot be read (IsADirectoryError)"),
-        (lambda folder: Shards((folder / "gone.bin",)), "cannot be read (FileNotFoundError)"),
+        (lambda folder: Shards.match(str(folder)), "cannot be read (Is a directory)"),
+        (lambda folder: Shards((folder / "gone.bin",)), "cannot be read (No such file or directory)"),
     ],
 )
 def test_missing_file_is_named(tmp_path: Path, opening: Callable[[Path], Shards], problem: str) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from search_spaces.cell import digest
-from search_spaces.errors import InvalidInput, expand, printable
+from search_spaces.errors import InvalidInput, expand, printable, reason
 from trainers.data.shards import match
 
 VALIDATION_SHARE = 0.05
@@ -49,7 +49,7 @@ class Document:
             raise InvalidInput(
                 "data.path",
                 str(self.path),
-                f"cannot be read ({type(error).__name__})",
+                f"cannot be read ({reason(error)})",
                 "make it readable or remove it",
             ) from error
         if not content.strip():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from search_spaces.errors import InvalidInput, expand
+from search_spaces.errors import InvalidInput, expand, reason
 from trainers.storage.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
@@ -182,7 +182,7 @@ class Shards:
             with path.open("rb") as file:
                 start = file.read(HEADER_BYTES)
         except OSError as error:
-            raise bad(f"cannot be read ({type(error).__name__})", "give token shards that exist") from error
+            raise bad(f"cannot be read ({reason(error)})", "give token shards that exist") from error
         if len(start) < HEADER_BYTES:
             raise bad(
                 f"is not a token shard: it has {size} bytes, a header has {HEADER_BYTES}",

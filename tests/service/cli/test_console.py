@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from search_spaces.errors import InvalidInput, expand, printable
 from search_spaces.study import Study
+from service.cli.commands import main
+from service.cli.options import STUDY_NAME, wrap
 from service.cluster.working_dir import WorkingDir
 from tests.service.oec import OEC, environment, invoked, oec
 
@@ -121,3 +125,33 @@ def test_a_working_directory_with_a_name_that_is_not_utf8(tmp_path: Path) -> Non
 def test_printable() -> None:
     assert printable(os.fsdecode(b"caf\xe9")) == "caf\\udce9"
     assert printable("café – ≥") == "café – ≥"
+
+
+def test_a_terminal_gets_lines_that_end_between_words() -> None:
+    text = "the shipped studies are demo, gamma and short; see /a-path/that-is/longer-than-the/terminal"
+    assert wrap(text, 40).split("\n") == [
+        "the shipped studies are demo, gamma and",
+        "short; see",
+        "/a-path/that-is/longer-than-the/terminal",
+    ]
+    assert wrap("short\n  indented", 40) == "short\n  indented"
+
+
+def test_every_command_has_a_line_in_the_help() -> None:
+    """In 80 columns, so that click does not cut it."""
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output
+    for name, command in main.commands.items():
+        assert re.search(rf"^  {name} +{re.escape(command.short_help or 'no short_help')}$", shown, re.MULTILINE), name
+
+
+def test_a_study_in_the_home_may_be_named_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text(Study.load("smoke").to_yaml())
+    assert STUDY_NAME.convert(str(tmp_path / "file.yaml"), None, None) == "smoke"
+    for name in ("smoke", str(tmp_path / "gone.yaml"), "runs.csv"):
+        assert STUDY_NAME.convert(name, None, None) == name
+
+
+def test_methods_fit_a_terminal() -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["methods"]).output
+    assert "…" not in shown, "a definition is cut"
+    assert max(map(len, shown.splitlines())) <= 80

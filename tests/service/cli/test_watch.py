@@ -75,7 +75,7 @@ def test_one_that_was_left(home: Home) -> None:
     assert "not running" in oec("watch", "smoke", "--once", home=home.path).stdout
     missing = oec("watch", "nothing", home=home.path)
     assert missing.returncode == 2
-    assert "STUDY: 'nothing' has no ledger in this home" in missing.stderr
+    assert "STUDY: 'nothing' is not a study of" in missing.stderr
 
 
 def test_it_follows_the_study_and_ends_with_it(home: Home, tmp_path: Path) -> None:

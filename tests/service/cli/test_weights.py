@@ -158,7 +158,7 @@ def test_what_cannot_be_analyzed(home: Path, tokens: Tokens, tmp_path: Path) -> 
     place = open_home(tmp_path / "none")
     train(place, study_of(methods=["baseline"], lrs=[1e-2], keep_weights="none"), tokens)
     refused(invoked("analyze", "kept", home=place.path), "'kept' has no kept weights", "keep_weights: last")
-    refused(invoked("analyze", "other", home=home), "'other' has no ledger")
+    refused(invoked("analyze", "other", home=home), "'other' is not a study of")
     refused(invoked("analyze", "kept", "--cell", "abc", home=home), "--cell: 'abc' is not a cell of kept")
     refused(invoked("analyze", home=home), "STUDY", "is missing")
     refused(invoked("analyze", "kept", "--weights", "x", home=home), "cannot be combined with --weights")

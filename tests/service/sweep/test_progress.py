@@ -96,7 +96,7 @@ def test_what_refinement_may_still_take_counts(ledger: Ledger) -> None:
 
 def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledger) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=120)
+    console = Console(file=out, force_terminal=True, width=80)
     with Progress(PLAN, ledger, console) as progress:
         start_and_end(ledger, progress, 0, "finished", 4.5)
         progress.on_start(entry(ledger, 4))
@@ -105,6 +105,7 @@ def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledg
     shown = out.getvalue()
     assert "z-loss (gamma=0.0001) lr=0.1 seed=1   50%" in shown
     assert "4.5000" in shown
+    assert "\n1/6 cells | 1 running |" in shown, "the counts have a line of their own, below the bar"
 
 
 def test_without_a_measurement_nothing_is_promised(ledger: Ledger) -> None:
