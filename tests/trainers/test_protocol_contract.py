@@ -45,11 +45,12 @@ class Quadratic:
                 return
             x -= 2 * cell.lr * x
 """
-SLOW = (
-    QUADRATIC.replace("import argparse", "import time, argparse")
-    .replace("x -= 2", "time.sleep(0.02)\n        x -= 2")
+HELD = (
+    QUADRATIC.replace("import argparse", "import os, time, argparse")
+    .replace("x -= 2", 'while step == 5 and "OEC_TEST_HOLD" in os.environ: time.sleep(0.02)\n        x -= 2')
     .replace("x, start, state =", 'assert options.seed != 13, "an unlucky seed"\nx, start, state =')
 )
+"""Waits at step 5 to be stopped, if the environment says so."""
 
 
 @dataclass
@@ -82,7 +83,7 @@ def oec(folder: Path) -> tuple[ServedTrial, Any]:
 
 
 def by_command(folder: Path) -> tuple[ServedTrial, Any]:
-    return CommandTrial(command(folder, SLOW, resume="--resume")), CELL
+    return CommandTrial(command(folder, HELD, resume="--resume")), CELL
 
 
 def by_python(folder: Path) -> tuple[ServedTrial, Any]:
@@ -135,10 +136,14 @@ def test_divergence_is_a_result(case: Case) -> None:
     assert case.train()[0].state == "finished"
 
 
-def test_a_stopped_cell_resumes_to_the_result_of_an_undisturbed_one(case: Case) -> None:
+def test_a_stopped_cell_resumes_to_the_result_of_an_undisturbed_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     undisturbed, _ = case.train()
     report = Reported()
-    stopped, folder = case.train(report=report, should_stop=lambda: len(report.rows) > 2)
+    with monkeypatch.context() as patch:
+        patch.setenv("OEC_TEST_HOLD", "1")
+        stopped, folder = case.train(report=report, should_stop=lambda: len(report.rows) > 2)
     assert stopped.state == "stopped"
     assert stopped.steps < undisturbed.steps
     resumed, _ = case.train(folder=folder)
