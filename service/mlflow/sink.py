@@ -87,7 +87,8 @@ class MlflowSink:
 def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, ask_store: bool = False) -> int:
     """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it then holds.
 
-    Then the description of the parent run and the saved view are as of the ledger, too. A file beside the ledger remembers what was delivered where, so that the store is not queried if nothing is new.
+    The description of the parent run and the saved view are brought up to date as well. A file beside the ledger
+    remembers what was delivered where, so that the store is not queried if nothing is new.
 
     Args:
         ask_store: query the store anyway, because it may have been emptied, or restored from a backup.
