@@ -24,10 +24,9 @@ def many() -> list[CurveFacts]:
 
 
 def test_the_recommendation_comes_first_then_links_then_one_row_a_curve() -> None:
-    records = [
-        curve([loss + s / 100 for loss in LOSSES], method=m, seed=s) for m in ("baseline", "max-z") for s in (1, 2)
-    ]
-    facts = curves(study(*records), GRID)
+    by_seed = {seed: [loss + seed * lr for loss, lr in zip(LOSSES, GRID, strict=True)] for seed in (1, 2)}
+    of_both = [curve(losses, method=m, seed=s) for m in ("baseline", "max-z") for s, losses in by_seed.items()]
+    facts = curves(study(*of_both), GRID)
     first, links, _, table, *_ = card(facts).split("\n\n")
     assert first.startswith(f"**{recommendation(facts)[0]}**")
     assert links == "[Compare](#/there)"
