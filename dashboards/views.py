@@ -8,15 +8,15 @@ same kind, or studies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Any
+from typing import Literal
 
 from dashboards.factors import axis_title, display_names, varied
 from dashboards.sensitivity import CurveFacts
 from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.factors import format_factor, to_text
+from search_spaces.factors import CurveKey, format_factor, to_text
 from search_spaces.methods import label, with_factors
 
 GREY = "#8a8a8a"
@@ -66,29 +66,42 @@ class View:
 
 def lines(curves: Sequence[CurveFacts]) -> list[Line]:
     norms = {curve.attention_norm for curve in curves}
-    methods = {(curve.method, curve.gamma) for curve in curves}
-    compares_norms = len(norms) > len(methods)
     several = len({curve.study for curve in curves}) > 1
     shown = varied(curve.factors for curve in curves)
-    colors = _factor_colors(curves, shown[0]) if shown and len(methods) == len(norms) == 1 else {}
+    colored_by, color_of_curve = color_scheme(curves)
     lines = []
     for curve in curves:
         method = label(curve.method, curve.gamma)
         factors = {name: value for name, value in curve.factors if name in shown}
         if len(norms) == 1:
-            value = factors.get(shown[0]) if colors else None
-            name = to_text(factors) if colors and not several else curve.label
-            group, color = "", colors[value] if colors else color_of(curve.method)
-        elif compares_norms:
+            name = to_text(factors) if colored_by == "factor" and not several else curve.label
+            group = ""
+        elif colored_by == "attention_norm":
             name = ", ".join(filter(None, (curve.attention_norm, to_text(factors))))
-            group, color = method, color_of_norm(curve.attention_norm)
+            group = method
         else:
             name = with_factors(method, curve.method, factors)
-            group, color = curve.attention_norm, color_of(curve.method)
+            group = curve.attention_norm
         if several and len(norms) > 1:
             name = f"{curve.study}: {name}"
-        lines.append(Line(curve=curve, name=name, group=group, color=color))
+        lines.append(Line(curve=curve, name=name, group=group, color=color_of_curve(curve)))
     return assign_styles(lines)
+
+
+def color_scheme(
+    curves: Sequence[CurveFacts | CurveKey],
+) -> tuple[Literal["method", "attention_norm", "factor"], Callable[[CurveFacts | CurveKey], str]]:
+    """What the colors of these curves encode, and the color of a curve in hexadecimal."""
+    norms = {curve.attention_norm for curve in curves}
+    methods = {(curve.method, curve.gamma) for curve in curves}
+    if len(norms) > len(methods):
+        return "attention_norm", lambda curve: color_of_norm(curve.attention_norm)
+    shown = varied(curve.factors for curve in curves)
+    if shown and len(methods) == len(norms) == 1:
+        values = dict.fromkeys(dict(curve.factors).get(shown[0]) for curve in curves)
+        colors = dict(zip(values, cycle(FACTOR_COLORS), strict=False))
+        return "factor", lambda curve: colors.get(dict(curve.factors).get(shown[0]), UNKNOWN_COLOR)
+    return "method", lambda curve: color_of(curve.method)
 
 
 def assign_styles(lines: Iterable[Line]) -> list[Line]:
@@ -110,12 +123,6 @@ def views(lines: Iterable[Line]) -> list[View]:
             name = f"{line.curve.scale}, {line.group}" if line.group else line.curve.scale
             lines_by_view.setdefault(name, []).append(line)
     return [View(name=name, lines=tuple(of_view)) for name, of_view in lines_by_view.items()]
-
-
-def _factor_colors(curves: Iterable[CurveFacts], name: str) -> dict[Any, str]:
-    """A color for each value of a factor, for a study of one method."""
-    values = dict.fromkeys(dict(curve.factors).get(name) for curve in curves)
-    return dict(zip(values, cycle(FACTOR_COLORS), strict=False))
 
 
 def filters_by_line(lines: Sequence[Line]) -> dict[str, dict[str, str]]:

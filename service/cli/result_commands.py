@@ -152,6 +152,7 @@ def sync(study: str, home: str) -> None:
     from service.home.location import open_home
     from service.home.studies import read_ledger, require_study
     from service.mlflow.sink import sync as deliver
+    from service.mlflow.store import view_address
 
     place = open_home(home)
     require_study(place, study)
@@ -160,7 +161,7 @@ def sync(study: str, home: str) -> None:
     folder = place.study(study)
     spec = Study.load(str(folder / "study.yaml"))
     cells = deliver(uri, place, spec, read_ledger(place, study), folder / "report", ask_store=True)
-    click.echo(f"{cells} cells are in MLflow")
+    click.echo(f"{cells} cells are in MLflow: {view_address(uri, place, spec)}")
 
 
 @click.command(short_help="Open the MLflow UI.")

@@ -22,6 +22,7 @@ from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger
 from service.mlflow.address import redact, sqlite_file
+from service.mlflow.description import description
 from service.mlflow.store import Store
 from trainers.storage.files import write_atomically
 
@@ -86,7 +87,8 @@ class MlflowSink:
 def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, ask_store: bool = False) -> int:
     """Deliver what the store lacks of a study's ended cells, and its report; returns how many cells it then holds.
 
-    A file beside the ledger remembers what was delivered where, so that the store is not queried if nothing is new.
+    The description of the parent run and the saved view are brought up to date as well. A file beside the ledger
+    remembers what was delivered where, so that the store is not queried if nothing is new.
 
     Args:
         ask_store: query the store anyway, because it may have been emptied, or restored from a backup.
@@ -105,6 +107,8 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, as
         for entry in ended:
             store.deliver(entry)
         store.save_run_ids()
+        store.save_view()
+        store.describe(description(study, ledger, store.links))
         if report.is_dir():
             store.log_artifacts(report)
     except Exception as error:  # any error of the store's client

@@ -8,16 +8,19 @@ delivered, its time differs, and MLflow has that step twice, with equal values.)
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from dashboards.views import color_scheme
 from search_spaces.cell import AnyCell, Cell
 from search_spaces.factors import format_factor, short_name
 from search_spaces.record import COLUMNS, Row, columns_shown
@@ -25,7 +28,8 @@ from search_spaces.study import Study
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
-from service.mlflow.address import sqlite_file, sqlite_uri
+from service.mlflow.address import sqlite_file, sqlite_uri, ui_address
+from service.mlflow.saved_view import TAG_PREFIX, TRAINING, updated_view, view_key, view_path
 from trainers.rows import read
 from trainers.storage.files import write_atomically
 
@@ -36,8 +40,10 @@ if TYPE_CHECKING:
 EXPERIMENT = "oec"
 BATCH_SIZE = 900
 """Metrics per request; MLflow accepts 1,000 metrics, params and tags together."""
-MAX_REASON_CHARACTERS = 5000
-"""MLflow's limit for a tag; the ledger has the whole traceback."""
+MAX_TAG_CHARACTERS = 5000
+"""Older servers refuse more; MLflow 3 accepts 8,000."""
+NOTE, NOTE_HASH = "mlflow.note.content", "oec.card"
+"""The description of a run, and the hash of the one that we wrote last, so that nobody's own text is overwritten."""
 
 
 class Store:
@@ -48,6 +54,9 @@ class Store:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._parent = ""
+        self._note, self._note_hash = "", ""
+        self._parent_has_data = False
+        self._color_of = color_scheme(study.curve_keys)[1]
         self._children: dict[str, str] = {}
         self._states: dict[str, str] = {}
         """The state of each cell in the store, which is written after everything else."""
@@ -79,12 +88,16 @@ class Store:
         for start in range(0, last, BATCH_SIZE):
             client.log_batch(run_id, metrics=metrics[start : min(start + BATCH_SIZE, last)])
         complete = run_id in self._complete_runs
-        if not complete and isinstance(cell, Cell):
-            client.log_inputs(run_id, datasets=[dataset(self._study, cell)])
+        if isinstance(cell, Cell):
+            if not complete:
+                client.log_inputs(run_id, datasets=datasets(self._study, cell))
+            if not self._parent_has_data:
+                client.log_inputs(self._parent, datasets=datasets(self._study, cell))
+                self._parent_has_data = True
         if ended:
             status = "FAILED" if state == "crashed" else "FINISHED"
             client.set_terminated(run_id, status, last_time_and_step(rows)[0] or None)
-        reason = result.reason[:MAX_REASON_CHARACTERS]
+        reason = result.reason[:MAX_TAG_CHARACTERS]  # the ledger has the whole traceback
         tags = {"oec.reason": reason, "oec.origin": entry.origin, "oec.state": state}
         tags |= {f"oec.factor.{name}": format_factor(value) for name, value in cell.factors.items()}
         if result.torch:
@@ -110,6 +123,33 @@ class Store:
         client = self.connect()
         client.log_artifacts(self._parent, str(folder))
         client.set_terminated(self._parent)
+
+    def save_view(self) -> None:
+        """Write the study's saved view, unless somebody has overwritten it."""
+        client = self.connect()
+        key = TAG_PREFIX + view_key(self._study)
+        current = client.get_experiment(self._experiment).tags.get(key)
+        if (view := updated_view(current, self._study, self._parent, int(time.time() * 1000))) is not None:
+            client.set_experiment_tag(self._experiment, key, view)
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Addresses in the UI, relative to that of its page, by what is there."""
+        self.connect()
+        report = f"#/experiments/{self._experiment}/runs/{self._parent}/artifacts/report.html?{TRAINING}"
+        return {"Compare the runs": view_path(self._experiment, self._study), "Report": report}
+
+    def describe(self, text: str) -> None:
+        """Make a text the description of the parent run, unless somebody has written another one there."""
+        from mlflow.entities import RunTag
+
+        client = self.connect()
+        ours = self._note in ("", self._study.description) or self._note_hash == _digest(self._note)
+        if not ours or self._note == text:
+            return
+        tags = {NOTE: text, NOTE_HASH: _digest(text)}  # in one request, because each is worthless without the other
+        client.log_batch(self._parent, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._note, self._note_hash = text, _digest(text)
 
     def connect(self) -> MlflowClient:
         """Connect at the first call: find or create the experiment and the parent run, and find existing child runs."""
@@ -143,10 +183,13 @@ class Store:
                     self._states[cell_id] = run.data.tags.get("oec.state", "")
                 else:
                     self._parent = run.info.run_id
+                    self._note, self._note_hash = (run.data.tags.get(key, "") for key in (NOTE, NOTE_HASH))
+                    self._parent_has_data = bool(run.inputs and run.inputs.dataset_inputs)
             if not (token := page.token):
                 break
         if not self._parent:
-            self._parent = self._create(client, self._study.name, {"mlflow.note.content": self._study.description})
+            self._parent = self._create(client, self._study.name, {NOTE: self._study.description})
+            self._note = self._study.description
         if self._parent not in self._complete_runs:
             client.log_text(self._parent, self._study.to_yaml(), "study.yaml")
             flat = [Param(name, json.dumps(getattr(self._study, name))) for name in ("scales", "lrs", "seeds")]
@@ -159,12 +202,14 @@ class Store:
         duration."""
         if entry.id not in self._children:
             tags = {"oec.cell": entry.id, "mlflow.parentRunId": self._parent}
+            tags["mlflow.runColor"] = self._color_of(entry.cell.curve)  # as in the report; users can change it
             start = int(rows[0].time * 1000) if rows else None
             self._children[entry.id] = self._create(client, entry.cell.label, tags, start)
         return self._children[entry.id]
 
     def _create(self, client: MlflowClient, name: str, tags: dict[str, str], start: int | None = None) -> str:
-        tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **tags}
+        origin = {"mlflow.source.type": "LOCAL", "mlflow.source.name": f"oec run {self._study.name}"}
+        tags = {"oec.study": self._study.name, "oec.hash": self._study.hash, **origin, **tags}
         run = client.create_run(self._experiment, start_time=start, tags=tags, run_name=name)
         return str(run.info.run_id)
 
@@ -212,16 +257,25 @@ def params(cell: AnyCell) -> Iterator[Any]:
         yield Param("parameters", str(cell.parameters))
 
 
-def dataset(study: Study, cell: Cell) -> DatasetInput:
-    """The tokens of a cell as MLflow's data set, which the UI shows by name and by digest (at most 36 characters)."""
+def datasets(study: Study, cell: Cell) -> list[DatasetInput]:
+    """The tokens of a cell as MLflow's data sets, which the UI shows by name and by digest (at most 36 characters).
+
+    Training and validation tokens have one digest and therefore need two names. The UI shows the profile, but not the
+    source.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     spec = study.data.model_dump(mode="json", exclude_none=True)
-    name = spec["source"]
-    return DatasetInput(
-        Dataset(name=name, digest=cell.data[:36], source_type=name, source=json.dumps(spec)),
-        [InputTag("mlflow.data.context", "training")],
-    )
+    source, digest, text = spec["source"], cell.data[:36], json.dumps(spec)
+    return [
+        DatasetInput(
+            Dataset(
+                name=name, digest=digest, source_type=source, source=text, profile=text
+            ),  # the UI shows the profile
+            [InputTag("mlflow.data.context", context)],
+        )
+        for name, context in ((source, "training"), (f"{source} validation", "validation"))
+    ]
 
 
 def result_metrics(entry: Entry) -> dict[str, float]:
@@ -246,6 +300,19 @@ def result_metrics(entry: Entry) -> dict[str, float]:
 def last_time_and_step(rows: Sequence[Row]) -> tuple[int, int]:
     """``(time in ms, step)`` of the last row; zeros without rows, so that a repeated delivery writes the same."""
     return (int(rows[-1].time * 1000), rows[-1].step) if rows else (0, 0)
+
+
+def view_address(uri: str, home: Home, study: Study) -> str:
+    """Where a browser finds a delivered study, or MLflow if nothing has been delivered."""
+    path = runs_file(home, study.name)
+    if not path.is_file():
+        return ui_address(uri)
+    delivered = json.loads(path.read_text(encoding="utf-8"))
+    return f"{ui_address(uri)}/{view_path(delivered['experiment'], study)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def runs_file(home: Home, study: str) -> Path:

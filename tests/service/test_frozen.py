@@ -22,6 +22,7 @@ from service.http.app import create_app
 from service.http.middleware import PUBLIC_PATHS
 from service.http.models import Settings
 from service.mlflow import store
+from service.mlflow.saved_view import view_key
 from trainers.diagnostics import keys
 
 
@@ -137,7 +138,8 @@ def test_columns() -> None:
 
 
 def test_mlflow_keys() -> None:
-    assert store.EXPERIMENT == "oec"
+    assert (store.EXPERIMENT, store.NOTE_HASH) == ("oec", "oec.card")
+    assert view_key(Study.load("smoke")) == f"oec-smoke-{Study.load('smoke').hash}"
     cell = Plan(Study.load("smoke"), "data").cells[1]
     assert [param.key for param in store.params(cell)] == [
         "scale", "attention_norm", "method", "gamma", "lr", "seed", "data", "V",
