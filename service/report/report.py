@@ -48,8 +48,8 @@ def report(
         submit: see ``dashboards.report.write_report``.
     """
     found = curves(add_measurements(source.runs, source.context), source.grid)
-    context, notes = source.context, source.notes
     published = published_studies(source.runs)
+    context, notes = replace(source.context, published=not published), source.notes
     replicated = agreement(curve for curve in found if curve.study in published)
     if replicated is None or len(replicated.curves) < len(found):
         axis = next((fact.lr_factor for fact in found), LR)
