@@ -56,7 +56,8 @@ def here(module: str, name: str, *arguments: Any, **options: Any) -> Callable[[]
 def import_without(module: str, packages: Iterable[str]) -> None:
     """Import a module as if some packages were not installed, for libraries that import whatever is."""
     hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import fail
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes an import fail
     import_module(module)
     for name in hidden:
         del sys.modules[name]
