@@ -40,11 +40,6 @@ EVALUATORS_MODULE = "dashboards.evaluators"
 """Computes the shares. It imports Optuna and scikit-learn, which takes a second."""
 
 
-def importance(runs: pd.DataFrame) -> pd.DataFrame:
-    """The table of ``start_importance``."""
-    return start_importance(runs)()
-
-
 def start_importance(runs: pd.DataFrame, submit: Submit = here) -> Callable[[], pd.DataFrame]:
     """Start to compute the importance of each hyperparameter, for each study and scale: over all methods, and for each
     method with several gammas.

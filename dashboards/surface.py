@@ -47,11 +47,6 @@ def surface_points(
     return points[columns].assign(diverged=points["state"] == "diverged")
 
 
-def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
-    """The figures of ``start_surfaces``."""
-    return start_surfaces(runs, all_views)()
-
-
 def start_surfaces(
     runs: pd.DataFrame, all_views: Sequence[View], submit: Submit = here
 ) -> Callable[[], Iterator[Figure]]:

@@ -13,7 +13,7 @@ from dashboards.files import save_figure
 from dashboards.interpolation import surface
 from dashboards.runs import from_records
 from dashboards.sensitivity import curves, ended_runs
-from dashboards.surface import surface_points, surfaces
+from dashboards.surface import start_surfaces, surface_points
 from dashboards.views import lines, views
 
 
@@ -81,7 +81,7 @@ def test_ended_runs_are_drawn(tmp_path: Path) -> None:
     found = surface_points(ended_runs(on_axis(runs)), "tiny", "qk-norm", "z-loss").set_index("cell")
     assert set(found.index) == {record["cell"] for record in records} | {"refined", "diverged"}
     assert found.loc["diverged", "loss"] == 7.0
-    (figure,) = surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))
+    (figure,) = start_surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))()
     assert figure.title == "Loss over learning rate and gamma, z-loss"
     assert (figure.name, figure.view) == ("surface-z-loss-tiny", "tiny")
     assert len(save_figure(figure, tmp_path)) == 6, "three formats of two widths"
