@@ -210,7 +210,7 @@ def _losses(comparison: ScaleComparison, section: Section) -> Iterator[Figure]:
         x=log_axis(facts, "lr", comparison.axis_title),
         y=alt.Y("loss:Q", title=LOSS_TITLE, scale=scale_y),
         color=colors(comparison.lines),
-        detail="scale:N",
+        detail=alt.Detail("scale:N"),
     )
     details = tooltip("label:N", "scale:N", "lr:Q", "seeds:Q", "diverged:Q", loss=".4f")
     legend = alt.Legend(symbolFillColor=SYMBOL_COLOR, symbolStrokeColor=SYMBOL_COLOR)

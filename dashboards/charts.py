@@ -12,6 +12,7 @@ import altair as alt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import is_numeric_dtype, is_object_dtype
 
 from dashboards.views import Line
 
@@ -112,13 +113,16 @@ def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _json_values(column: pd.Series[Any]) -> list[Any]:
-    present = column.notna().to_numpy()
-    if column.dtype.kind in "fO":
-        present = present & ~column.isin([math.inf, -math.inf]).to_numpy()
+    if is_numeric_dtype(column):
+        known = np.isfinite(column.to_numpy(dtype=float, na_value=math.nan))
+    else:
+        known = column.notna().to_numpy()
+        if is_object_dtype(column):
+            known = known & ~column.isin([math.inf, -math.inf]).to_numpy()
     values: list[Any] = column.tolist()
-    if present.all():
+    if known.all():
         return values
-    return [value if known else None for value, known in zip(values, present.tolist(), strict=True)]
+    return [value if is_known else None for value, is_known in zip(values, known.tolist(), strict=True)]
 
 
 def tooltip(*fields: str, **formats: str) -> list[alt.Tooltip]:

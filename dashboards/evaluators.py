@@ -1,16 +1,17 @@
 """Hyperparameter importance for the final loss, estimated by Optuna's evaluators.
 
-A module of its own, because importing Optuna and scikit-learn takes a second.
+A module of its own, because importing Optuna and scikit-learn takes a second; without pandas, which takes half of one.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optuna
-import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import (
@@ -20,7 +21,6 @@ from optuna.importance import (
     get_param_importances,
 )
 from optuna.trial import TrialState, create_trial
-from pandas.api.types import is_numeric_dtype
 
 EVALUATORS: dict[str, Callable[[int], BaseImportanceEvaluator]] = {
     "random forest": lambda seed: MeanDecreaseImpurityImportanceEvaluator(n_trees=8, seed=seed),
@@ -31,22 +31,32 @@ being among the best (arXiv 2304.10255). fANOVA takes some 50 times as long and 
 
 
 def importance_shares(
-    cells: pd.DataFrame, names: Sequence[str], *, max_cells: int, repetitions: int, sample_share: float
+    columns: Mapping[str, npt.NDArray[Any]],
+    losses: npt.NDArray[np.float64],
+    *,
+    max_cells: int,
+    repetitions: int,
+    sample_share: float,
 ) -> dict[str, dict[str, list[float]]]:
-    """Importance of the hyperparameters ``names`` by evaluator and hyperparameter, one value per repetition.
+    """Importance by evaluator and hyperparameter, one value per repetition.
 
-    ``cells`` has the columns ``names`` and ``loss``. If there are more than ``max_cells``, a random sample of that size
-    is used; each repetition draws ``sample_share`` of it.
+    Args:
+        columns: by hyperparameter, its value in each cell.
+        losses: shape ``(cell,)``.
+        max_cells: if there are more cells, a random sample of this size is used.
+        sample_share: the share of the used cells that each repetition draws.
     """
-    space = {name: _distribution(cells[name]) for name in names}
-    used = cells if len(cells) <= max_cells else cells.sample(max_cells, random_state=0)
+    space = {name: _distribution(name, values) for name, values in columns.items()}
+    used = np.arange(losses.size)
+    if losses.size > max_cells:
+        used = np.random.RandomState(0).choice(losses.size, max_cells, replace=False)
+    values = [
+        (column if isinstance(space[name], FloatDistribution) else column.astype(str))[used].tolist()
+        for name, column in columns.items()
+    ]
     trials = [
-        create_trial(
-            params={key: row[key] if isinstance(space[key], FloatDistribution) else str(row[key]) for key in space},
-            distributions=space,
-            value=row["loss"],
-        )
-        for row in used.to_dict("records")
+        create_trial(params=dict(zip(space, params, strict=True)), distributions=space, value=loss)
+        for *params, loss in zip(*values, losses[used].tolist(), strict=True)
     ]
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs a line per study otherwise
     storage = optuna.storages.InMemoryStorage()
@@ -67,13 +77,12 @@ def importance_shares(
     return shares
 
 
-def _distribution(values: pd.Series) -> BaseDistribution:
+def _distribution(name: str, values: npt.NDArray[Any]) -> BaseDistribution:
     """The distribution of a column. Seeds are floats, because Optuna compares categories one by one at every trial."""
-    if values.name == "seed":
-        return FloatDistribution(float(values.min()), float(values.max()))
-    if is_numeric_dtype(values):
-        return FloatDistribution(float(values.min()), float(values.max()), log=bool(values.min() > 0))
-    return CategoricalDistribution(sorted(str(value) for value in values.unique()))
+    if values.dtype.kind in "biuf":
+        low, high = float(values.min()), float(values.max())
+        return FloatDistribution(low, high, log=low > 0 and name != "seed")
+    return CategoricalDistribution(sorted(set(values.astype(str).tolist())))
 
 
 class _StudySubset(optuna.Study):

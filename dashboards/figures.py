@@ -164,7 +164,7 @@ def _lrs_bars(view: View) -> Figure:
     layers = [base.mark_bar(opacity=0.85).encode(x=value)]
     if has_intervals(facts):
         rules = base.transform_filter(HAS_INTERVAL).mark_rule(strokeWidth=1.5)
-        layers.append(rules.encode(x=low, x2=alt.X2("high:Q"), color=alt.value(INTERVAL_COLOR)))
+        layers.append(rules.encode(x=low, x2=alt.X2("high:Q"), color=alt.ColorValue(INTERVAL_COLOR)))
     return Figure(
         name=f"lrs-{view.name}",
         title="LRS by curve",

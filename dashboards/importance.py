@@ -40,11 +40,6 @@ EVALUATORS_MODULE = "dashboards.evaluators"
 """Computes the shares. It imports Optuna and scikit-learn, which takes a second."""
 
 
-def importance(runs: pd.DataFrame) -> pd.DataFrame:
-    """The table of ``start_importance``."""
-    return start_importance(runs)()
-
-
 def start_importance(runs: pd.DataFrame, submit: Submit = here) -> Callable[[], pd.DataFrame]:
     """Start to compute the importance of each hyperparameter, for each study and scale: over all methods, and for each
     method with several gammas.
@@ -66,7 +61,8 @@ def start_importance(runs: pd.DataFrame, submit: Submit = here) -> Callable[[], 
             if len(varied) < 2 or len(of) < MIN_CELLS or np.ptp(of["loss"]) == 0:
                 continue
             options = {"max_cells": MAX_CELLS, "repetitions": REPETITIONS, "sample_share": SAMPLE_SHARE}
-            shares = submit(EVALUATORS_MODULE, "importance_shares", of[[*varied, "loss"]], varied, **options)
+            columns = {key: of[key].to_numpy() for key in varied}
+            shares = submit(EVALUATORS_MODULE, "importance_shares", columns, of["loss"].to_numpy(), **options)
             started.append(({"study": study, "scale": scale, "of": name, "cells": len(of)}, shares))
     return lambda: _table(started)
 
@@ -100,7 +96,7 @@ def importance_figures(table: pd.DataFrame, all_views: Sequence[View]) -> Iterat
             value, low = (alt.X(f"{column}:Q", title="importance") for column in ("importance", "low"))
             layers = [
                 base.mark_bar().encode(x=value, tooltip=tooltip(importance=".3f", low=".3f", high=".3f")),
-                base.mark_rule().encode(x=low, x2=alt.X2("high:Q"), color=alt.value(GREY)),
+                base.mark_rule().encode(x=low, x2=alt.X2("high:Q"), color=alt.ColorValue(GREY)),
             ]
             yield Figure(
                 name=f"importance-{name}-{view.name}".replace(" ", "-"),

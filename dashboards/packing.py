@@ -35,8 +35,8 @@ class ColumnStore:
 
 
 def _encode_column(values: Sequence[Any]) -> str:
-    distinct: dict[tuple[type, Any], int] = {}
-    indices = [distinct.setdefault((type(value), value), len(distinct)) for value in values]  # 1 and True differ
-    if len(distinct) * MIN_REPEATS > len(values):
+    keys = list(zip(map(type, values), values, strict=True))  # 1 and True differ
+    index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    if len(index) * MIN_REPEATS > len(values):
         return _encode(list(values))
-    return _encode({"values": [value for _, value in distinct], "indices": indices})
+    return _encode({"values": [value for _, value in index], "indices": [index[key] for key in keys]})

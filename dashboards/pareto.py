@@ -68,7 +68,9 @@ def _figure(view: View, facts: pd.DataFrame) -> Figure:
         ):
             rules.append(colored.mark_rule(clip=True, opacity=0.6).encode(**channels))
     layers = [
-        front.mark_line(interpolate="step-after", strokeDash=[4, 4], strokeWidth=1.5, color=GREY).encode(order="LRS:Q"),
+        front.mark_line(interpolate="step-after", strokeDash=[4, 4], strokeWidth=1.5, color=GREY).encode(
+            order=alt.Order("LRS:Q")
+        ),
         *rules,
         colored.mark_point(filled=True, size=60, opacity=1).encode(shape=shapes(view.lines)),
         front.mark_point(size=220, strokeWidth=1.5, color=GREY, opacity=1),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
@@ -52,15 +53,28 @@ def here(module: str, name: str, *arguments: Any, **options: Any) -> Callable[[]
     return lambda: call(module, name, *arguments, **options)
 
 
+def import_without(module: str, packages: Iterable[str]) -> None:
+    """Import a module as if some packages were not installed, for libraries that import whatever is."""
+    hidden = [name for name in packages if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes an import fail
+    import_module(module)
+    for name in hidden:
+        del sys.modules[name]
+
+
 @contextmanager
-def beside(module: str) -> Iterator[Submit]:
+def beside(module: str, without: Collection[str] = ()) -> Iterator[Submit]:
     """A ``Submit`` that runs functions in another process, which imports ``module`` right away.
 
     With only one core it runs them in this process.
+
+    Args:
+        without: see ``import_without``.
     """
     if usable_cores() < 2:
         yield here
         return
     with process_pool(1) as pool:
-        pool.submit(import_module, module)
+        pool.submit(import_without, module, without)
         yield lambda *arguments, **options: pool.submit(call, *arguments, **options).result

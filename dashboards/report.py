@@ -152,26 +152,31 @@ def write_report(
         curve_lines, analysis = lines(facts), context.analysis
         all_views = views(curve_lines)
         surfaces_of = start_surfaces(runs, all_views, submit)
+        # The importances take as long as all of this, so it comes before they are awaited.
         charts = [*figures(curve_lines, published=context.published), *pareto_figures(all_views)]
         charts += drift_figures(curve_lines)
-        parallel = [*parallel_figures(runs, all_views)]
-        shares = shares_of()
-        charts += [*surfaces_of(), *importance_figures(shares, all_views), *parallel]
-        charts += forecast_figures(context.forecast.runs) if context.forecast else ()
-        charts += b_ratio_figures(analysis) if analysis else ()
+        later_charts = [*parallel_figures(runs, all_views)]
+        later_charts += forecast_figures(context.forecast.runs) if context.forecast else ()
+        later_charts += b_ratio_figures(analysis) if analysis else ()
         cell_charts = cell_figures(analysis) if analysis else []
         cells = representative_cells(analysis).items() if analysis else ()
-        files = [*charts]
-        files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
         costs = cost_table(runs, facts, context.cores)
         cost = Sheet(name="cost", values=costs, texts=merge_overheads(format_values(costs), costs))
-        tables = [*sheets(sensitivity_table(facts)), cost, make_sheet("importance", shares)]
-        tables += [make_sheet("drift", drift_table(found))] if (found := drifts(facts)) else ()
+        tables = [*sheets(sensitivity_table(facts)), cost]
+        later_tables = [make_sheet("drift", drift_table(found))] if (found := drifts(facts)) else []
         if not (ratios := b_ratio_table(runs)).empty:
             texts = ratios.map(lambda value: value if isinstance(value, str) else format_value(value, "b_ratio"))
-            tables.append(Sheet(name="b_ratio", values=ratios, texts=texts))
-        tables += agreement.sheets(context.agreement) if context.agreement else ()
-        tables += analysis.sheets() if analysis else ()
+            later_tables.append(Sheet(name="b_ratio", values=ratios, texts=texts))
+        later_tables += agreement.sheets(context.agreement) if context.agreement else ()
+        later_tables += analysis.sheets() if analysis else ()
+        template = Environment(
+            loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        ).get_template("report.html.j2")
+        shares = shares_of()
+        charts += [*surfaces_of(), *importance_figures(shares, all_views), *later_charts]
+        tables += [make_sheet("importance", shares), *later_tables]
+        files = [*charts]
+        files += [figure.for_cell(cell, name) for figure in cell_charts for cell, name in cells if cell in figure.data]
         supported: dict[str, Collection[str]] = {file_stem(figure): FIGURE_FORMATS for figure in files}
         for table in tables:  # a figure and a table may share a name
             supported[table.name] = (*supported.get(table.name, ()), *RENDERERS)
@@ -187,9 +192,6 @@ def write_report(
             return folder
         content = _page_content(runs, curve_lines, charts, cell_charts, cost, context)
         page = folder / "report.html"
-        template = Environment(
-            loader=PackageLoader("dashboards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-        ).get_template("report.html.j2")
         content["warnings"] += notes
         html = template.render(
             content, title=title, provenance=provenance or {}, vega=vega.text(), context=context, drawn=drawn

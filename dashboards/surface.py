@@ -34,22 +34,17 @@ SHAPES = {
 def surface_points(
     runs: pd.DataFrame, scale: str, attention_norm: str, method: str, factors: Shared = ()
 ) -> pd.DataFrame:
-    """The ended runs of a method, with refinements and edge searches: lr, gamma, seed, origin, cell, loss, diverged.
+    """The runs of a method, with refinements and edge searches: lr, gamma, seed, origin, cell, loss, diverged.
 
     Args:
-        runs: columns ``RUN_COLUMNS`` and those of ``on_axis``.
+        runs: the ``ended_runs`` of a table with the columns of ``on_axis``.
     """
     keys = {"scale": scale, "attention_norm": attention_norm, "method": method}
     same = np.logical_and.reduce([runs[column] == value for column, value in keys.items()])
     same &= np.array([shared == factors for shared in runs["curve_factors"]], dtype=bool)
-    points = ended_runs(runs[same & (runs["gamma"] > 0)])  # a gamma of zero has no position on a logarithmic axis
+    points = runs[same & (runs["gamma"] > 0)]  # a gamma of zero has no position on a logarithmic axis
     columns = ["lr", "gamma", "seed", "origin", "cell", "loss"]
     return points[columns].assign(diverged=points["state"] == "diverged")
-
-
-def surfaces(runs: pd.DataFrame, all_views: Sequence[View]) -> Iterator[Figure]:
-    """The figures of ``start_surfaces``."""
-    return start_surfaces(runs, all_views)()
 
 
 def start_surfaces(
@@ -67,21 +62,23 @@ def start_surfaces(
     if runs["study"].nunique() > 1:
         return lambda: iter(())
     runs = on_axis(runs)
-    started: list[tuple[tuple[View, str, str, pd.DataFrame], Callable[[], pd.DataFrame]]] = []
+    ended = ended_runs(runs)
+    started: list[tuple[tuple[View, str, str, pd.DataFrame], Callable[[], Any]]] = []
     for view in all_views:
         curves = [line.curve for line in view.lines]
         if len({curve.attention_norm for curve in curves}) > 1:
             continue
         for y in ("gamma", *_numeric_factors(curves)):
-            table = runs if y == "gamma" else _with_factor_as_gamma(runs, y)
+            table = ended if y == "gamma" else ended_runs(_with_factor_as_gamma(runs, y))
             for method, others in dict.fromkeys((curve.method, _without(curve.factors, y)) for curve in curves):
                 points = surface_points(table, curves[0].scale, curves[0].attention_norm, method, others)
                 if points["gamma"].nunique() < 2 or points["lr"].nunique() < 2:
                     continue
                 shown = tuple(pair for pair in others if pair[0] in varied(curve.factors for curve in curves))
-                cells = submit(INTERPOLATION_MODULE, "surface", points[["lr", "gamma", "loss"]])
+                means = points.groupby(["lr", "gamma"], as_index=False)["loss"].mean().to_numpy(dtype=float)
+                cells = submit(INTERPOLATION_MODULE, "surface", *means.T)
                 started.append(((view, y, with_factors(method, method, dict(shown)), points), cells))
-    return lambda: (_figure(*of, surface) for of, cells in started if not (surface := cells()).empty)
+    return lambda: (_figure(*of, surface) for of, cells in started if not (surface := pd.DataFrame(cells())).empty)
 
 
 def _numeric_factors(curves: Sequence[CurveFacts]) -> list[str]:
@@ -153,5 +150,10 @@ def _figure(view: View, y_name: str, curve: str, points: pd.DataFrame, cells: pd
         f"{join_words([SHAPES[origin][1] for origin in present])}. Crosses are diverged cells, which count as l_init.",
         view=view.name,
         section="lrs",
-        spec=spec_of(layers, {"surface": cells.map(five_digits), "cells": points}),
+        spec=spec_of(layers, {"surface": cells.apply(_five_digits), "cells": points}),
     )
+
+
+def _five_digits(column: pd.Series[float]) -> pd.Series[float]:
+    """The borders of 48 x 48 cells have 48 values along each axis."""
+    return column.map({value: five_digits(value) for value in column.unique()})

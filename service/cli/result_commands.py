@@ -35,7 +35,8 @@ def report(sources: tuple[str, ...], home: str, out: Path | None, columns: tuple
     """
     from dashboards.processes import beside
 
-    with beside("dashboards.evaluators") as submit:  # imports for a second, while this process imports the rest
+    # Imports for a second, while this process imports the rest. scikit-learn would import pandas, for half a second.
+    with beside("dashboards.evaluators", without=("pandas",)) as submit:
         from dashboards.runs import parse_columns
         from service.home.location import open_home
         from service.report.report import report as write_report

@@ -49,8 +49,8 @@ def report(
         submit: see ``dashboards.report.write_report``.
     """
     found = curves(add_measurements(source.runs, source.context), source.grid)
-    context, notes = source.context, source.notes
     published = published_studies(source.runs)
+    context, notes = replace(source.context, published=not published), source.notes
     replicated = agreement(curve for curve in found if curve.study in published)
     if replicated is None or len(replicated.curves) < len(found):
         axis = next((fact.lr_factor for fact in found), LR)
@@ -65,10 +65,17 @@ def report(
     for note in notes:
         console.print(note)
     target = folder or source.folder
-    drawing = {"processes": usable_cores(), "track": partial(_track, console)}
-    source = replace(source, context=context, notes=notes)
     try:
-        page = _write(source, target, formats, only=only, facts=found, submit=submit, **drawing)
+        page = _write(
+            replace(source, context=context, notes=notes),
+            target,
+            formats,
+            only=only,
+            facts=found,
+            submit=submit,
+            processes=usable_cores(),
+            track=partial(_track, console),
+        )
     except OSError as error:
         raise InvalidInput("--out", str(target), f"cannot be written ({error.strerror})", "choose a folder") from error
     if not can_draw():
@@ -97,8 +104,17 @@ def write_live_page(name: str, home: Home, refresh_s: int | None, folder: Path |
 
 
 def _write(source: Source, folder: Path, formats: Sequence[str], **options: Any) -> Path:
-    parts = {name: getattr(source, name) for name in ("title", "grid", "provenance", "notes", "context")}
-    return write_report(source.runs, folder, formats=formats, **parts, **options)
+    return write_report(
+        source.runs,
+        folder,
+        title=source.title,
+        grid=source.grid,
+        provenance=source.provenance,
+        notes=source.notes,
+        context=source.context,
+        formats=formats,
+        **options,
+    )
 
 
 def diff(before: Source, after: Source) -> list[RenderableType]:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 import pandas as pd
 
 from dashboards import analysis
-from dashboards.agreement import published_studies
 from dashboards.analysis import Analysis
 from dashboards.forecast import forecast
 from dashboards.published import NAME, RUNS_CSV
@@ -207,7 +206,6 @@ def _from_csv(
         notes=tuple(notes),
         left_out=tuple(notes),
         folder=home.report(NAME if path == RUNS_CSV else csv_title(path)),
-        context=ReportContext(published=not published_studies(runs)),
     )
 
 
@@ -275,7 +273,6 @@ def _merge_contexts(contexts: Sequence[ReportContext]) -> ReportContext:
         steps={cell: columns for context in contexts for cell, columns in context.steps.items()},
         links={cell: link for context in contexts for cell, link in context.links.items()},
         cores=cores.pop() if len(cores) == 1 else None,
-        published=all(context.published for context in contexts),
     )
 
 

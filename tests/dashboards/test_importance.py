@@ -10,7 +10,7 @@ import pytest
 from made_up import run, study
 
 from dashboards.evaluators import EVALUATORS
-from dashboards.importance import ALL, importance, importance_figures, parallel_figures
+from dashboards.importance import ALL, importance_figures, parallel_figures, start_importance
 from dashboards.sensitivity import curves
 from dashboards.views import lines, views
 
@@ -32,7 +32,7 @@ def bowl(by_lr: float, by_gamma: float, **changes: object) -> pd.DataFrame:
 @pytest.mark.parametrize("evaluator", EVALUATORS)
 @pytest.mark.parametrize(("by_lr", "by_gamma"), [(0.9, 0.1), (0.1, 0.9)])
 def test_a_known_function_is_recovered(evaluator: str, by_lr: float, by_gamma: float) -> None:
-    found = importance(bowl(by_lr, by_gamma)).set_index(["of", "evaluator", "hyperparameter"])
+    found = start_importance(bowl(by_lr, by_gamma))().set_index(["of", "evaluator", "hyperparameter"])
     of = found.loc["z-loss"].loc[evaluator]
     assert set(of.index) == {"lr", "gamma"}
     assert of["importance"].sum() == pytest.approx(1)
@@ -43,7 +43,7 @@ def test_a_known_function_is_recovered(evaluator: str, by_lr: float, by_gamma: f
 
 
 def test_equal_weights_are_equal() -> None:
-    found = importance(bowl(0.5, 0.5)).set_index(["evaluator", "hyperparameter"])["importance"]
+    found = start_importance(bowl(0.5, 0.5))().set_index(["evaluator", "hyperparameter"])["importance"]
     for evaluator in EVALUATORS:
         assert found[evaluator, "lr"] == pytest.approx(0.5, abs=0.12)
 
@@ -53,16 +53,16 @@ def test_only_ended_runs_count() -> None:
     runs.loc[:9, "state"] = "pruned"
     runs.loc[10:14, "state"] = "crashed"
     runs.loc[15:19, ["state", "val_loss"]] = ("diverged", math.nan)
-    assert set(importance(runs)["cells"]) == {49 - 15}
-    assert importance(runs.head(8)).empty, "too few"
-    assert importance(bowl(0.0, 0.0)).empty, "all losses are equal"
-    assert set(importance(runs)["of"]) == {"z-loss"}, "with one method, there is no group of all methods"
+    assert set(start_importance(runs)()["cells"]) == {49 - 15}
+    assert start_importance(runs.head(8))().empty, "too few"
+    assert start_importance(bowl(0.0, 0.0))().empty, "all losses are equal"
+    assert set(start_importance(runs)()["of"]) == {"z-loss"}, "with one method, there is no group of all methods"
 
 
 def test_the_method_is_a_hyperparameter() -> None:
     other = bowl(0.1, 0.0).assign(method="mu-loss")
     other["val_loss"] += 2.0
-    found = importance(pd.concat([bowl(0.1, 0.0), other], ignore_index=True))
+    found = start_importance(pd.concat([bowl(0.1, 0.0), other], ignore_index=True))()
     of_all = found[(found["of"] == ALL) & (found["evaluator"] == "random forest")].set_index("hyperparameter")
     assert of_all["importance"].idxmax() == "method"
     assert "gamma" not in of_all.index
@@ -71,7 +71,7 @@ def test_the_method_is_a_hyperparameter() -> None:
 def test_the_figures() -> None:
     runs = bowl(0.9, 0.1)
     seen = views(lines(curves(runs)))
-    (bars,) = importance_figures(importance(runs), seen)
+    (bars,) = importance_figures(start_importance(runs)(), seen)
     assert "over 49 cells" in bars.caption
     (every,) = parallel_figures(runs, seen)
     values = next(iter(every.spec["datasets"].values()))

@@ -12,8 +12,8 @@ from dashboards.factors import on_axis
 from dashboards.files import save_figure
 from dashboards.interpolation import surface
 from dashboards.runs import from_records
-from dashboards.sensitivity import curves
-from dashboards.surface import surface_points, surfaces
+from dashboards.sensitivity import curves, ended_runs
+from dashboards.surface import start_surfaces, surface_points
 from dashboards.views import lines, views
 
 
@@ -36,7 +36,7 @@ def test_a_known_bowl_is_recovered_from_grid_and_scattered_points() -> None:
     scattered = pd.DataFrame({"lr": 10 ** rng.uniform(-4, 0, 60), "gamma": 10 ** rng.uniform(-4, 2, 60)})
     scattered["loss"] = bowl(scattered["lr"].to_numpy(), scattered["gamma"].to_numpy())
     points = pd.concat([sampled(np.logspace(-4, 0, 9), np.logspace(-4, 2, 7)), scattered])
-    found = surface(points)
+    found = pd.DataFrame(surface(*points.to_numpy().T))
     assert len(found) == 48 * 48, "the hull is the whole box"
     lr, gamma = middles(found)
     assert np.abs(found["loss"].to_numpy() - bowl(lr, gamma)).max() < 0.06, "of a range of 1.7"
@@ -48,7 +48,7 @@ def test_a_known_bowl_is_recovered_from_grid_and_scattered_points() -> None:
 def test_a_plane_is_exact_and_not_extrapolated() -> None:
     points = pd.DataFrame({"lr": [1e-3, 1e-1, 1e-3], "gamma": [1e-2, 1e-2, 1.0]})
     points["loss"] = 3 + np.log10(points["lr"]) - 2 * np.log10(points["gamma"])
-    found = surface(points)
+    found = pd.DataFrame(surface(*points.to_numpy().T))
     lr, gamma = middles(found)
     assert found["loss"].to_numpy() == pytest.approx(3 + np.log10(lr) - 2 * np.log10(gamma))
     assert len(found) == pytest.approx(48 * 48 / 2, rel=0.05), "half of the box is the triangle"
@@ -56,7 +56,8 @@ def test_a_plane_is_exact_and_not_extrapolated() -> None:
 
 @pytest.mark.parametrize("points", [[(1e-3, 1.0)], [(1e-3, 1.0), (1e-2, 1.0), (1e-1, 1.0)]])
 def test_points_on_a_line_have_no_surface(points: list[tuple[float, float]]) -> None:
-    assert surface(pd.DataFrame([{"lr": lr, "gamma": gamma, "loss": 3.0} for lr, gamma in points])).empty
+    lr, gamma = np.array(points).T
+    assert not surface(lr, gamma, np.full(len(points), 3.0))["loss"].size
 
 
 def test_ended_runs_are_drawn(tmp_path: Path) -> None:
@@ -77,10 +78,10 @@ def test_ended_runs_are_drawn(tmp_path: Path) -> None:
     diverged = records[0] | {"cell": "diverged", "lr": 1e-1, "state": "diverged", "val_loss": None}
     pruned = records[0] | {"cell": "pruned", "lr": 5e-1, "gamma": 0.3, "state": "pruned", "origin": "refine"}
     runs = from_records([*records, refined, diverged, pruned])
-    found = surface_points(on_axis(runs), "tiny", "qk-norm", "z-loss").set_index("cell")
+    found = surface_points(ended_runs(on_axis(runs)), "tiny", "qk-norm", "z-loss").set_index("cell")
     assert set(found.index) == {record["cell"] for record in records} | {"refined", "diverged"}
     assert found.loc["diverged", "loss"] == 7.0
-    (figure,) = surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))
+    (figure,) = start_surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))()
     assert figure.title == "Loss over learning rate and gamma, z-loss"
     assert (figure.name, figure.view) == ("surface-z-loss-tiny", "tiny")
     assert len(save_figure(figure, tmp_path)) == 6, "three formats of two widths"

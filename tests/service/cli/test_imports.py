@@ -35,3 +35,15 @@ def test_help_imports_no_package_but_click(arguments: tuple[str, ...]) -> None:
 def test_status_and_plan_import_no_package_that_takes_long(tmp_path: Path) -> None:
     assert not imported("status", "--home", tmp_path) & HEAVY
     assert imported("plan", "smoke", "--home", tmp_path) & HEAVY <= {"numpy"}, "which maps the token files"
+
+
+def test_importances_are_estimated_without_pandas() -> None:
+    """scikit-learn imports pandas if it can, for half a second of every report; afterwards it can be imported."""
+    code = """
+import sys
+from dashboards.processes import import_without
+import_without("dashboards.evaluators", ("pandas",))
+assert "pandas" not in sys.modules
+import pandas
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
