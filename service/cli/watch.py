@@ -114,7 +114,7 @@ def watch(
 
 
 class StudyView:
-    """The curves of a study, its running cells, and a line of counts."""
+    """A line of counts, the curves of a study, and its running cells."""
 
     def __init__(self, home: Home, study: str) -> None:
         self._home, self._study = home, study
@@ -129,11 +129,11 @@ class StudyView:
         self._ledger.refresh()
         entries = list(self._ledger.entries.values())
         copies.download_metrics(self._home, [(entry.id, self._study) for entry in entries if entry.state == "running"])
-        return Group(
+        return Group(  # what is below the lower end of a terminal is not shown
+            Text(self.summary(entries, running)),
             self._curves([entry for entry in entries if entry.origin == "grid"]),
             Text(LEGEND, style="dim"),
             self._running_cells(entries),
-            Text(self.summary(entries, running)),
         )
 
     def _curves(self, grid: list[Entry]) -> Table:
