@@ -32,7 +32,7 @@ PAGE_EVERY_S = 30
 PAGE_SHARE = 20
 MARKS = {"diverged": "×", "crashed": "!", "pruned": "–", "planned": "·"}
 """Shown in place of a loss."""
-LEGEND = "· planned  × diverged  ! crashed  – pruned; dim: the loss so far of running cells"
+LEGEND = "· planned  × diverged  ! crashed  – pruned  dim: loss so far"
 
 
 def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:
@@ -188,6 +188,8 @@ class StudyView:
             done = sum(entry.cell.flops * entry.share_done for entry in timed)
             if (left := Pace(done, seconds).seconds_for(self._flops_left(entries))) is not None:
                 parts.append(f"{clock_time(left)} left")
+        if running and not concurrent:
+            parts.append("starting workers")
         if not running:
             parts.append("not running" if ended < len(entries) else "ended")
         return " | ".join(parts)

@@ -70,6 +70,13 @@ def test_a_study_that_runs(home: Home) -> None:
     assert f"{tokens:,.0f} tokens/s | 0:05 left" in shown, "two whole cells and a half of one, 2 s each"
 
 
+def test_one_that_starts(home: Home) -> None:
+    register_study(home, STUDY)
+    with Ledger(home.ledger("smoke"), "smoke", write=True) as ledger:
+        ledger.plan(CELLS)
+        assert "0/6 cells | starting workers\n" in oec("watch", "smoke", "--once", home=home.path).stdout
+
+
 def test_one_that_was_left(home: Home) -> None:
     held(home).close()
     assert "not running" in oec("watch", "smoke", "--once", home=home.path).stdout
