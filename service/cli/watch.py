@@ -188,7 +188,7 @@ class StudyView:
             done = sum(entry.cell.flops * entry.share_done for entry in timed)
             if (left := Pace(done, seconds).seconds_for(self._flops_left(entries))) is not None:
                 parts.append(f"{clock_time(left)} left")
-        if running and not concurrent:
+        if running and not concurrent and ended < len(entries):
             parts.append("starting workers")
         if not running:
             parts.append("not running" if ended < len(entries) else "ended")
