@@ -10,6 +10,7 @@ from dashboards.sensitivity import CurveFacts
 from dashboards.tables import format_highest_lr, format_value, join_words
 from dashboards.verdict import less_dependent, less_sensitive, lrs_ranges_over_gamma
 from search_spaces.factors import to_text
+from search_spaces.methods import FOREIGN_KINDS
 
 LOSS_MARGIN_NATS = 0.02
 """The answer warns if the best loss of the least sensitive curve exceeds the lowest at its scale by more than this."""
@@ -48,6 +49,9 @@ def _by_scale(curves: Sequence[CurveFacts]) -> dict[str, list[CurveFacts]]:
 
 
 def _least_sensitive(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts]) -> str:
+    if len(ranked) == 1:
+        of = "" if ranked[0].label in FOREIGN_KINDS else f" of {ranked[0].label} at {ranked[0].scale}"
+        return f"The LRS{of} is {_lrs_range(ranked)}."
     scales_by_label: dict[str, list[str]] = {}
     for scale in _by_scale(ranked):
         scales_by_label.setdefault(best[scale].label, []).append(scale)
@@ -56,7 +60,7 @@ def _least_sensitive(ranked: Sequence[CurveFacts], best: Mapping[str, CurveFacts
     axis = f"the {axis_title(ranked[0].lr_factor)}"
     sentence = f"{subject} {verb} least sensitive to {axis}, with an LRS of {_lrs_range(best.values())}"
     baselines = [curve for curve in ranked if curve.method == "baseline"]
-    if any(curve.method != "baseline" for curve in best.values()):
+    if any(curve.method not in ("baseline", *FOREIGN_KINDS) for curve in best.values()):
         sentence += (
             f", compared with {_lrs_range(baselines)} for the baseline" if baselines else "; there is no baseline"
         )

@@ -24,11 +24,10 @@ class Pace:
 
 def duration(seconds: float) -> str:
     """An estimate for people: ``82 s``, ``4.4 min``, ``12 h``, ``5.0 days``."""
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600), ("days", 86_400)):
-        number = seconds / size
-        if number < 100 or unit == "days":
-            return f"{number:,.{int(number < 10 and unit != 's')}f} {unit}"
-    raise AssertionError
+    sizes = {"s": 1, "min": 60, "h": 3600, "days": 86_400}
+    unit = next((unit for unit, size in sizes.items() if seconds < 100 * size), "days")
+    number = seconds / sizes[unit]
+    return f"{number:,.{int(number < 10 and unit != 's')}f} {unit}"
 
 
 def clock_time(seconds: float | None) -> str:

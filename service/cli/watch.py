@@ -33,7 +33,7 @@ PAGE_EVERY_S = 30
 PAGE_SHARE = 20
 MARKS = {"diverged": "×", "crashed": "!", "pruned": "–", "planned": "·"}
 """Shown in place of a loss."""
-LEGEND = "· planned  × diverged  ! crashed  – pruned; dim: the loss so far of running cells"
+LEGEND = "· planned  × diverged  ! crashed  – pruned  dim: loss so far"
 
 
 def status_tables(home: Home, study: str | None, cells: bool) -> Iterator[RenderableType]:
@@ -118,7 +118,7 @@ def watch(
 
 
 class StudyView:
-    """The curves of a study, its running cells, and a line of counts."""
+    """A line of counts, the curves of a study, and its running cells."""
 
     def __init__(self, home: Home, study: str) -> None:
         self._home, self._study = home, study
@@ -133,11 +133,11 @@ class StudyView:
         self._ledger.refresh()
         entries = list(self._ledger.entries.values())
         copies.download_metrics(self._home, [(entry.id, self._study) for entry in entries if entry.state == "running"])
-        return Group(
+        return Group(  # what is below the lower end of a terminal is not shown
+            Text(self.summary(entries, running)),
             self._curves([entry for entry in entries if entry.origin == "grid"]),
             Text(LEGEND, style="dim"),
             self._running_cells(entries),
-            Text(self.summary(entries, running)),
         )
 
     def _curves(self, grid: list[Entry]) -> Table:
@@ -192,6 +192,8 @@ class StudyView:
             done = sum(entry.cell.flops * entry.share_done for entry in timed)
             if (left := Pace(done, seconds).seconds_for(self._flops_left(entries))) is not None:
                 parts.append(f"{clock_time(left)} left")
+        if running and not concurrent and ended < len(entries):
+            parts.append("starting workers")
         if not running:
             parts.append("not running" if ended < len(entries) else "ended")
         return " | ".join(parts)

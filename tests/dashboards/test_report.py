@@ -236,7 +236,12 @@ def test_attention_norms_on_the_page(tmp_path: Path) -> None:
 
 
 def test_the_answer_without_a_baseline() -> None:
-    assert "no baseline" in said(curve([3.5, 3.0, 3.2, 3.4], method="mu-centering"))
+    assert "no baseline" in said(*(curve([3.5, 3.0, 3.2, 3.4], method=name) for name in ("mu-centering", "soft-cap")))
+
+
+def test_the_answer_to_one_curve_compares_nothing() -> None:
+    assert said(curve([3.5, 3.0, 3.2, 3.4], method="mu-centering")).startswith("The LRS of mu-centering at tiny is 0.")
+    assert said(curve([3.5, 3.0, 3.2, 3.4], method="command", scale="train.py")).startswith("The LRS is 0.")
 
 
 @pytest.mark.parametrize(

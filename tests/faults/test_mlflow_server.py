@@ -74,7 +74,7 @@ def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
 ) -> None:
     """The address has a password, and many messages name the address: in no file of the home, of MLflow's store and
     artifacts (the page is one), of Ray's logs, and in nothing that was printed is it, nor the token of Ray."""
-    running.until(lambda: "cells in parallel" in running.log.read_text(), "a connection to Ray")
+    running.until(lambda: "warm between cells" in running.log.read_text(), "a connection to Ray")
     server.kill()
     said = running.ends()
     assert "not in MLflow yet" in said

@@ -70,6 +70,13 @@ def test_a_study_that_runs(home: Home) -> None:
     assert f"{tokens:,.0f} tokens/s | 0:05 left" in shown, "two whole cells and a half of one, 2 s each"
 
 
+def test_one_that_starts(home: Home) -> None:
+    register_study(home, STUDY)
+    with Ledger(home.ledger("smoke"), "smoke", write=True) as ledger:
+        ledger.plan(CELLS)
+        assert "0/6 cells | starting workers\n" in oec("watch", "smoke", "--once", home=home.path).stdout
+
+
 def test_one_that_was_left(home: Home) -> None:
     held(home).close()
     assert "not running" in oec("watch", "smoke", "--once", home=home.path).stdout
@@ -97,9 +104,10 @@ def test_it_follows_the_study_and_ends_with_it(home: Home, tmp_path: Path) -> No
         ledger.close()
         watching.join(60)
         assert not watching.is_alive(), "it goes on after the study has ended"
-    last = (tmp_path / "screen").read_text().rpartition("final loss by learning rate")[2]
+    shown = (tmp_path / "screen").read_text()
+    last = shown[shown.rindex("6/6 cells | 1 crashed | 1 diverged | 4 finished | ended") :]
+    assert "final loss by learning rate" in last
     assert "2.125" in last
-    assert "6/6 cells | 1 crashed | 1 diverged | 4 finished | ended" in last
 
 
 def test_the_page_while_it_runs_and_after(home: Home) -> None:

@@ -13,7 +13,7 @@ from search_spaces.record import CellResult, EndState, Row
 from search_spaces.refine import RefineSpec
 from search_spaces.study import Study
 from service.home.ledger import Entry, Ledger
-from service.pace import clock_time
+from service.pace import clock_time, duration
 from service.sweep.progress import Progress
 
 PLAN = Plan(Study.load("smoke"), "data")
@@ -113,6 +113,13 @@ def test_without_a_measurement_nothing_is_promised(ledger: Ledger) -> None:
     assert progress.seconds_left() is None
     assert progress.tokens_per_second() is None
     assert "starting workers" in progress.line()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(4.4, "4 s"), (264, "4.4 min"), (5220, "87 min"), (9000, "2.5 h"), (9e9, "104,167 days")]
+)
+def test_an_estimate_in_words(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (75.4, "1:15"), (3675, "1:01:15"), (None, "?")])
