@@ -15,11 +15,13 @@ from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from search_spaces.cell import Cell
+from search_spaces.factors import format_factor
 from search_spaces.record import TERMINAL
 from service.home.layout import Home
 from service.home.ledger import Ledger
 from service.home.studies import with_ledger
-from service.mlflow.store import EXPERIMENT, MAX_REASON_CHARACTERS
+from service.mlflow.store import EXPERIMENT, MAX_TAG_CHARACTERS
 from trainers.rows import read
 
 GONE_S = 60.0
@@ -103,9 +105,12 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
         run = children[cell_id]
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert run.data.tags["oec.state"] == entry.state
-        assert run.data.tags["oec.reason"] == entry.result.reason[:MAX_REASON_CHARACTERS]
+        assert run.data.tags["oec.reason"] == entry.result.reason[:MAX_TAG_CHARACTERS]
         assert float(run.data.params["lr"]) == entry.cell.lr
-        assert run.data.params["method"] == entry.cell.method
+        if isinstance(entry.cell, Cell):
+            assert run.data.params["method"] == entry.cell.method
+        for name, value in entry.cell.factors.items():
+            assert run.data.tags[f"oec.factor.{name}"] == format_factor(value)
         assert run.info.status == ("FAILED" if entry.state == "crashed" else "FINISHED")
         if entry.state in ("finished", "diverged"):
             assert entry.result.val_loss is not None

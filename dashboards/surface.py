@@ -42,7 +42,7 @@ def surface_points(
     keys = {"scale": scale, "attention_norm": attention_norm, "method": method}
     same = np.logical_and.reduce([runs[column] == value for column, value in keys.items()])
     same &= np.array([shared == factors for shared in runs["curve_factors"]], dtype=bool)
-    points = runs[same & (runs["gamma"] > 0)]  # a gamma of zero has no position on a logarithmic axis
+    points: pd.DataFrame = runs[same & (runs["gamma"] > 0)]  # a gamma of zero has no position on a logarithmic axis
     columns = ["lr", "gamma", "seed", "origin", "cell", "loss"]
     return points[columns].assign(diverged=points["state"] == "diverged")
 

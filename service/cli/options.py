@@ -36,7 +36,7 @@ home_option = click.option(
 )
 
 
-class StudyName(click.ParamType):
+class StudyName(click.types.StringParamType):
     """The name of a study in the home. The path of a study file is taken as the name in it."""
 
     name = "study"
