@@ -11,11 +11,15 @@ from service.sweep.stop import Interrupts
 
 
 def test_ctrl_c_while_ray_starts_is_answered_once_and_ends_the_block(capsys: pytest.CaptureFixture[str]) -> None:
-    with Interrupts() as interrupts:
-        started = []
-        with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+    started = []
+
+    def start(interrupts: Interrupts) -> None:
+        with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             started.append("Ray")
+
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        start(interrupts)
     assert started == ["Ray"]
     assert capsys.readouterr().err == "interrupted; it ends when Ray has started\n"
