@@ -75,7 +75,7 @@ class Interrupts:
         signal.pthread_sigmask(signal.SIG_BLOCK, held)
         on_sigint = signal.getsignal(signal.SIGINT)
         if on_sigint is signal.default_int_handler:
-            signal.signal(signal.SIGINT, lambda signum, frame: self._requested.set())
+            signal.signal(signal.SIGINT, self._defer)
         try:
             yield
         except SystemExit:  # raised by Ray's own handler
@@ -86,6 +86,11 @@ class Interrupts:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
         if self.requested:  # also if a library swallowed the KeyboardInterrupt during its import
             raise KeyboardInterrupt
+
+    def _defer(self, signum: int, frame: FrameType | None) -> None:
+        if not self.requested:  # once, so that nobody presses Ctrl-C again
+            print("interrupted; it ends when Ray has started", file=sys.stderr, flush=True)
+        self._requested.set()
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         self._requested.set()
