@@ -117,7 +117,7 @@ def test_only_a_shipped_study_is_reproduced_by_its_name(home: Home, delivered: D
 
 def test_sync_brings_the_description_up_to_date(home: Home) -> None:
     early = Delivered(home, SMOKE.model_copy(update={"name": "early"}), untrained=1)
-    assert "- Cells: 5 finished, 1 planned" in early.description
+    assert "- Cells: 1 planned, 5 finished" in early.description
     (last,) = early.ledger.missing()
     early.end(last.id, 1.25)
     early.sync()
