@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dashboards.model_card import model_card
 from dashboards.runs import from_records
 from dashboards.sensitivity import curves
+from search_spaces.record import STATES
 from search_spaces.shipped import shipped
 from search_spaces.study import Study
 from service.home.ledger import Ledger
@@ -19,12 +20,12 @@ def description(study: Study, ledger: Ledger, links: Mapping[str, str]) -> str:
     Args:
         links: addresses by their text.
     """
-    entries = ledger.entries.values()
+    entries, counts = ledger.entries.values(), ledger.counts()
     data = sorted({entry.cell.source for entry in entries})
     torch = sorted({entry.result.torch for entry in entries if entry.result.torch})
     facts = {
         "Reproduce": _command(study),
-        "Cells": ", ".join(f"{number} {state}" for state, number in ledger.counts().items() if number),
+        "Cells": ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]),
         "Command and files" if study.trainer else "Data": ", ".join(f"`{digest}`" for digest in data),
         "Trained with": ", ".join(f"torch {version}" for version in torch),
         "Study": f"`{study.hash}`",

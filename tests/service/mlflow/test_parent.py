@@ -29,14 +29,19 @@ LOGGED = {"logits_absmax": 5.0, "log_z": 2.0, "val_loss": 3.0}
 
 
 class Delivered:
-    """A study whose cells have ended, and its runs in an MLflow store."""
+    """A study whose cells have ended, and its runs in an MLflow store.
 
-    def __init__(self, home: Home, study: Study) -> None:
+    Args:
+        untrained: how many of its cells have not ended yet.
+    """
+
+    def __init__(self, home: Home, study: Study, untrained: int = 0) -> None:
         self.uri, self.home, self.study = f"sqlite:///{home.path / 'mlflow.db'}", home, study
         self.client = MlflowClient(self.uri)
         self.ledger = Ledger(home.ledger(study.name), study.name, write=True)
         self.ledger.plan(Plan(study, "the-digest").cells)
-        for place, cell in enumerate(self.ledger.missing()):
+        cells = self.ledger.missing()
+        for place, cell in enumerate(cells[: len(cells) - untrained]):
             self.end(cell.id, 2.5 + place / 10)
         self.sync()
 
@@ -110,13 +115,15 @@ def test_only_a_shipped_study_is_reproduced_by_its_name(home: Home, delivered: D
     shipped.ledger.close()
 
 
-def test_sync_brings_the_description_up_to_date(delivered: Delivered) -> None:
-    before = delivered.description
-    best = min(delivered.ledger.ended(), key=lambda entry: entry.result.val_loss or 0.0)
-    delivered.end(best.id, 5.0)
-    delivered.sync()
-    assert delivered.description != before
-    assert delivered.description.startswith("**Use")
+def test_sync_brings_the_description_up_to_date(home: Home) -> None:
+    early = Delivered(home, SMOKE.model_copy(update={"name": "early"}), untrained=1)
+    assert "- Cells: 1 planned, 5 finished" in early.description
+    (last,) = early.ledger.missing()
+    early.end(last.id, 1.25)
+    early.sync()
+    assert "- Cells: 6 finished" in early.description
+    assert "| 1.250 |" in early.description
+    early.ledger.close()
 
 
 def test_what_somebody_wrote_is_kept_until_it_is_deleted(delivered: Delivered) -> None:
