@@ -68,9 +68,7 @@ def _figures(names: Sequence[str], studies: Sequence[Study], snapshots: Sequence
     from dashboards.figures import curve_figures
 
     records = [
-        entry.record(name)
-        for name, snapshot in zip(names, snapshots, strict=True)
-        for entry in snapshot.entries
+        entry.record(name) for name, snapshot in zip(names, snapshots, strict=True) for entry in snapshot.entries
     ]
     if not records:
         return []

@@ -62,5 +62,9 @@ export const formatDuration = (seconds) => {
   const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds) % 60];
   return h ? `${h}:${String(m).padStart(2, "0")}:${String(s).padStart(2, "0")}` : `${m}:${String(s).padStart(2, "0")}`;
 };
+export const roundDuration = (seconds) => {
+  const minutes = Math.round(seconds / 60), hours = Math.round(seconds / 3600);
+  return seconds < 60 ? `${Math.ceil(seconds)} s` : minutes < 120 ? `${minutes} min` : hours < 72 ? `${hours} h` : `${Math.round(hours / 24)} days`;
+};
 export const countEnded = (counts) => Object.entries(counts).filter(([state]) => !["planned", "running"].includes(state)).reduce((sum, [, n]) => sum + n, 0);
 export const countAll = (counts) => Object.values(counts).reduce((sum, n) => sum + n, 0);

@@ -31,9 +31,9 @@ function checklist(path, title, hint, names, preset) {
 
 // `control.describe(name => text)` updates the sizes, which depend on the vocabulary.
 export function createScales(scales) {
-  const control = checklist("scales", "Scales (required)", "Model sizes, with the vocabulary of this study.", scales.map((scale) => scale.name), []);
-  const shapes = Object.fromEntries(scales.map((scale) => [scale.name, `${scale.blocks} × ${scale.width}, ${scale.heads} heads`]));
-  return { ...control, showSizes: (parameters) => control.describe((name) => `${compact.format(parameters[name])} parameters, ${shapes[name]}`) };
+  const control = checklist("scales", "Scales (required)", "Parameters with the vocabulary of this study, blocks and width.", scales.map((scale) => scale.name), []);
+  const shapes = Object.fromEntries(scales.map((scale) => [scale.name, `${scale.blocks} blocks × ${scale.width}`]));
+  return { ...control, showSizes: (parameters) => control.describe((name) => `${compact.format(parameters[name])} · ${shapes[name]}`) };
 }
 
 // Folded, because most studies have the default norm.
@@ -61,7 +61,7 @@ function createRow(methods, onRemove) {
     const { symbol, default_gamma: preset, summary, source, name } = method();
     choice.node.querySelector(".hint").textContent = `${summary} · ${source}`;
     gamma.node.hidden = symbol === null;
-    gamma.node.querySelector(".hint").textContent = `Values of ${symbol}, separated by commas. Empty: ${preset}.`;
+    gamma.node.querySelector(".hint").textContent = `Values of ${symbol}, separated by commas; if empty, ${preset}.`;
     label.textContent = symbol;
     gammas.setAttribute("aria-label", `${symbol} of ${name}`);
     remove.ariaLabel = `Remove ${name}`;
@@ -138,7 +138,7 @@ function createList(path, title, hint, parts, draw, describe, preset) {
   const values = textInput(`field-${path}`, "decimal");
   const list = labeled("Values", values, "Separate values with commas.");
   const row = element("div", { className: "row" }, ...parts.map(([, label], i) => labeled(label, inputs[i]).node), list.node);
-  const { node, problem } = section(`field-${path}-all`, title, hint, row);
+  const { node } = section(`field-${path}-all`, title, hint, row);
   const redraw = () => {
     const drawn = draw(inputs.map((input) => Number(input.value)));
     if (drawn) values.value = drawn.join(", ");
@@ -150,7 +150,6 @@ function createList(path, title, hint, parts, draw, describe, preset) {
   fill();
   const value = () => {
     const found = parseList(values.value);
-    problem.textContent = "";
     return !found.length || same(found, preset) ? undefined : found;
   };
   return { path: path, nodes: [node], value: value, fill: fill, target: () => ({ input: values, problem: list.problem }) };

@@ -26,23 +26,23 @@ function panel(figure) {
   return [holder, element("figure", {}, element("figcaption", {}, element("h2", {}, title), element("p", { className: "soft" }, figure.caption)), holder)];
 }
 
+// One group of rows a curve, below its name.
 function table({ before, after, texts }) {
-  const heads = ["Curve", "", before, after, "Change", "Verdict"];
-  const head = element("tr", {}, ...heads.map((text, i) => (text ? element("th", { scope: "col", className: i < 2 || i === 5 ? "left" : "" }, text) : element("td"))));
-  const rows = texts.map((row, i) => {
-    const isFirst = !i || texts[i - 1].curve !== row.curve;
-    const shown = tableRow(1, row.measure, row.before, row.after, row.change, row.verdict);
-    shown.lastChild.className = "left";
-    const name = element("th", { scope: "rowgroup", className: "left", rowSpan: texts.filter((other) => other.curve === row.curve).length }, row.curve);
-    if (isFirst) {
-      shown.prepend(name);
-      shown.className = "first";
-    }
-    return shown;
+  const heads = ["Measure", before, after, "Change", "Verdict"];
+  const isLeft = (i) => i === 0 || i === heads.length - 1;
+  const head = element("tr", {}, ...heads.map((text, i) => element("th", { scope: "col", className: isLeft(i) ? "left" : "" }, text)));
+  const groups = [...new Set(texts.map((row) => row.curve))].map((curve) => {
+    const rows = texts.filter((row) => row.curve === curve).map((row) => {
+      const shown = tableRow(0, row.before, row.after, row.change, row.verdict);
+      shown.lastChild.className = "left verdict";
+      shown.prepend(element("th", { scope: "row", className: "left" }, row.measure));
+      return shown;
+    });
+    return element("tbody", {}, element("tr", {}, element("th", { scope: "rowgroup", colSpan: heads.length, className: "left curve" }, curve)), ...rows);
   });
-  const caption = element("caption", {}, `${before} to ${after}. LRS and best loss change by a difference in nats, ± half of its 95% interval over seeds; learning rates change by a factor.`);
+  const caption = element("caption", {}, "LRS and best loss change by a difference in nats, ± half of its 95% interval over seeds; learning rates change by a factor.");
   const region = element("div", { className: "wide", role: "region", ariaLabel: `Table of ${before} to ${after}`, tabIndex: 0 });
-  region.append(element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows)));
+  region.append(element("table", { className: "comparison" }, caption, element("thead", {}, head), ...groups));
   return region;
 }
 
@@ -66,7 +66,7 @@ export async function showComparison(names) {
     element("ul", {}, ...one.sentences.map((sentence) => element("li", {}, sentence))),
     ...(one.texts.length ? [table(one)] : []),
   ]);
-  const grid = element("div", { className: "charts" }, ...panels.map(([, , figure]) => figure));
+  const grid = element("div", { className: found.figures.length > 2 ? "charts" : "" }, ...panels.map(([, , figure]) => figure));
   const missing = window.vegaEmbed ? [] : [element("p", { className: "soft" }, "This service has no package that draws charts (pip install vl-convert-python).")];
   content.replaceChildren(...(panels.length ? [...missing, grid] : [element("p", {}, "No cells have ended yet.")]), ...comparisons);
   const drawAll = () => Promise.all(panels.map(([figure, holder]) => draw(holder, figure)));

@@ -22,14 +22,18 @@ export const parse = (text) => (text.trim() !== "" && Number.isFinite(Number(tex
 export const parseList = (text) => text.split(/[\s,]+/).filter(Boolean).map(parse);
 export const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
-// A label, its hint, its input and the place of its error.
+export const title = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ");
+
+// A label, its input, the place of its error, and its hint.
 export function labeled(name, input, hint = "", required = false) {
   const problem = element("p", { className: "problem", id: `${input.id}-problem` });
   const description = element("p", { className: "hint", id: `${input.id}-hint` }, hint);
-  input.setAttribute("aria-describedby", `${description.id} ${problem.id}`);
+  input.setAttribute("aria-describedby", `${problem.id} ${description.id}`);
   if (required) input.setAttribute("aria-required", "true");
-  const label = element("label", { htmlFor: input.id }, name + (required ? " (required)" : ""));
-  return { node: element("div", { className: "field" }, label, description, input, problem), problem: problem };
+  const text = name + (required ? " (required)" : "");
+  const isBox = input.type === "checkbox";
+  const label = element("label", { htmlFor: input.id, className: isBox ? "check" : "" }, ...(isBox ? [input, text] : [text]));
+  return { node: element("div", { className: "field" }, label, ...(isBox ? [] : [input]), problem, description), problem: problem };
 }
 
 export function textInput(id, mode = "text") {
@@ -49,7 +53,7 @@ function createField(name, path, raw, root, required) {
   const { default: preset, description = "" } = raw;
   const shown = Array.isArray(preset) ? preset.join(", ") : preset;
   const hasPreset = !values && preset !== undefined && preset !== null && preset !== "";
-  const { node, problem } = labeled(name.replaceAll("_", " "), input, [description, isList ? "Separate values with commas." : ""].filter(Boolean).join(" "), required);
+  const { node, problem } = labeled(title(name), input, [description, isList ? "Separate values with commas." : ""].filter(Boolean).join(" "), required);
   if (hasPreset) input.placeholder = String(shown);
   const fill = (value) => {
     const given = value === undefined ? preset : value;
@@ -75,11 +79,11 @@ export function createGroup(name, path, raw, root, first = []) {
   const changed = element("span", { className: "soft" });
   const isFirst = (control) => first.includes(control.path.split(".").at(-1));
   const grid = (shown) => element("div", { className: "fields" }, ...shown.flatMap((control) => control.nodes));
-  const title = first.length ? `More of ${name.replaceAll("_", " ")}` : name.replaceAll("_", " ");
+  const heading = first.length ? `More of ${name.replaceAll("_", " ")}` : title(name);
   const hidden = controls.filter((control) => !isFirst(control));
   const about = raw.description ? [element("p", { className: "hint" }, raw.description)] : [];
-  const details = element("details", { className: "group" }, element("summary", {}, title, " ", changed), ...about, grid(hidden));
-  const visible = first.length ? [element("fieldset", {}, element("legend", {}, name), grid(controls.filter(isFirst)))] : [];
+  const details = element("details", { className: "group" }, element("summary", {}, heading, " ", changed), ...about, grid(hidden));
+  const visible = first.length ? [element("fieldset", {}, element("legend", {}, title(name)), grid(controls.filter(isFirst)))] : [];
 
   const value = () => {
     const found = controls.map((control) => [control.path.split(".").at(-1), control.value()]).filter(([, inner]) => inner !== undefined);

@@ -1,7 +1,7 @@
 // The form of a new study. It and the study file below it agree: the service checks whichever changed last, and its
 // answer fills the other. It also says what is wrong with the study, and what it would take.
 
-import { $, element, formatDuration, getJson, post } from "/api.js";
+import { $, element, formatDuration, getJson, post, roundDuration } from "/api.js";
 import { createLrs, createMethods, createNorms, createScales, createSeeds } from "/choices.js";
 import { createControl } from "/fields.js";
 import { short } from "/curves.js";
@@ -45,7 +45,7 @@ function createForm(schema, choices, onChange) {
 }
 
 const sentence = ({ problem, remedy }) => `This ${problem}. ${remedy[0].toUpperCase()}${remedy.slice(1)}.`;
-const nameOf = ({ field }) => field.replaceAll("_", " ");
+const nameOf = ({ field }) => field.split(".").filter((part) => Number.isNaN(Number(part))).join(" ").replaceAll("_", " ");
 
 export async function showForm() {
   if (!form) {
@@ -68,7 +68,7 @@ export async function showForm() {
       speed: cost.measured ? "measured" : "nominal",
     };
     $("#cost").replaceChildren(...Object.entries(rows).flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, String(value))]));
-    $("#estimate").textContent = `${cost.cells} ${cost.cells === 1 ? "cell" : "cells"}, about ${formatDuration(cost.seconds)}`;
+    $("#estimate").textContent = `${cost.cells} ${cost.cells === 1 ? "cell" : "cells"}, about ${roundDuration(cost.seconds)}`;
   }
 
   // Shows the problems at their fields: at those that were left, or at all of them after an attempt to start.
