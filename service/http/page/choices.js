@@ -92,10 +92,13 @@ export function createMethods(methods, onChange) {
   const { node, problem } = section("field-methods", "Methods (required)", "Every combination of scale, attention norm, method and gamma is a curve.", list, add);
   add.setAttribute("aria-describedby", problem.id);
   const isFree = (name) => !rows.some((row) => row.select.value === name);
-  const show = () => {
-    list.replaceChildren(...rows.map((row) => row.node));
+  const offerFree = () => {
     add.disabled = rows.length === methods.length;
     for (const row of rows) for (const option of row.select.options) option.disabled = option.value !== row.select.value && !isFree(option.value);
+  };
+  const show = () => {
+    list.replaceChildren(...rows.map((row) => row.node));
+    offerFree();
   };
   const removeRow = (row) => {
     const i = rows.indexOf(row);
@@ -112,7 +115,7 @@ export function createMethods(methods, onChange) {
     row.select.focus();
     onChange();
   });
-  node.addEventListener("change", show);
+  node.addEventListener("change", offerFree);
   const fill = (value = [{ method: methods[0].name }]) => {
     rows = value.map((choice) => { const row = createRow(methods, removeRow); row.fill(choice); return row; });
     show();

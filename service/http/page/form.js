@@ -47,6 +47,12 @@ function createForm(schema, choices, onChange) {
 const sentence = ({ problem, remedy }) => `This ${problem}. ${remedy[0].toUpperCase()}${remedy.slice(1)}.`;
 const nameOf = ({ field }) => field.split(".").filter((part) => Number.isNaN(Number(part))).join(" ").replaceAll("_", " ");
 
+// Leaves a text that did not change alone: a screen reader would announce it again.
+function announce(selector, className, ...texts) {
+  const place = $(selector), lines = texts.map((text) => element("p", { className: className }, text));
+  if (place.textContent !== texts.join("")) place.replaceChildren(...lines);
+}
+
 export async function showForm() {
   if (!form) {
     const [schema, choices] = await Promise.all([getJson("/api/v1/schema"), getJson("/api/v1/choices")]);
@@ -68,7 +74,7 @@ export async function showForm() {
       speed: cost.measured ? "measured" : "nominal",
     };
     $("#cost").replaceChildren(...Object.entries(rows).flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, String(value))]));
-    $("#estimate").textContent = `${cost.cells} ${cost.cells === 1 ? "cell" : "cells"}, about ${roundDuration(cost.seconds)}`;
+    announce("#estimate", "", `${cost.cells} ${cost.cells === 1 ? "cell" : "cells"}, about ${roundDuration(cost.seconds)}`);
   }
 
   // Shows the problems at their fields: at those that were left, or at all of them after an attempt to start.
@@ -80,7 +86,7 @@ export async function showForm() {
     if (form.isFromFile) {
       if (problems.length) $("#yaml").setAttribute("aria-invalid", "true");
       $("#yaml-problem").replaceChildren(...problems.map((one) => element("p", {}, `${one.field}: ${one.problem}; ${one.remedy}`)));
-      return $("#problems").replaceChildren();
+      return announce("#problems", "problem");
     }
     const elsewhere = [];
     for (const one of problems) {
@@ -91,7 +97,7 @@ export async function showForm() {
         target.problem.textContent ||= sentence(one);
       }
     }
-    $("#problems").replaceChildren(...elsewhere.map((one) => element("p", { className: "problem" }, `${one.field}: ${one.problem}; ${one.remedy}`)));
+    announce("#problems", "problem", ...elsewhere.map((one) => `${one.field}: ${one.problem}; ${one.remedy}`));
   }
 
   function focusProblem() {
@@ -115,7 +121,7 @@ export async function showForm() {
     showProblems();
     showEstimate(found.estimate);
     const names = [...new Set(problems.map(nameOf))].join(", ");
-    if (problems.length) $("#estimate").textContent = `Still to complete or correct: ${names}`;
+    if (problems.length) announce("#estimate", "", `Still to complete or correct: ${names}`);
   }
 
   async function check() {
