@@ -22,6 +22,9 @@ from service.http.errors import ApiError, problem_of
 from service.http.models import AttentionNormOut, Choices, Draft, Estimate, MethodOut, ScaleOut, ShippedStudy
 from service.http.untrusted import check_trainer, validate_study
 
+MAX_PROBLEMS = 50
+"""A request of 64 KiB has room for thousands of bad values."""
+
 
 @cache
 def choices() -> Choices:
@@ -65,7 +68,7 @@ def draft(content: dict[str, Any], data_root: Path, estimate: Callable[[Study], 
     try:
         cost = estimate(validate_study(content, data_root))
     except InvalidInput as error:
-        problems = [problem_of(one) for one in _all_problems(content) or [error]]
+        problems = [problem_of(one) for one in _all_problems(content)[:MAX_PROBLEMS] or [error]]
     except ApiError as error:
         problems = [error.problem]
     file = None if problems else changed_fields(Study.validate_fields(content))

@@ -129,7 +129,7 @@ class Draft(Frozen):
         description="The fields that differ from their defaults; null if there are problems."
     )
     yaml: str = Field(description="The same as a study file; with problems, the fields as they were sent.")
-    problems: list[Problem] = Field(description="All that prevents the study from starting.")
+    problems: list[Problem] = Field(description="What prevents the study from starting; the first 50.")
     parameters: dict[str, int] = Field(description="Parameters of each scale with the vocabulary of the study.")
     estimate: Estimate | None = Field(description="Null if there are problems.")
 

@@ -45,6 +45,7 @@ function createForm(schema, choices, onChange) {
 }
 
 const sentence = ({ problem, remedy }) => `This ${problem}. ${remedy[0].toUpperCase()}${remedy.slice(1)}.`;
+const SPOKEN = { lrs: "learning rates" };
 const nameOf = ({ field }) => field.split(".").filter((part) => Number.isNaN(Number(part))).join(" ").replaceAll("_", " ");
 
 // Leaves a text that did not change alone: a screen reader would announce it again.
@@ -120,7 +121,7 @@ export async function showForm() {
     $("#locked").hidden = !$("#study-form").inert;
     showProblems();
     showEstimate(found.estimate);
-    const names = [...new Set(problems.map(nameOf))].join(", ");
+    const names = [...new Set(problems.map(nameOf))].map((name) => SPOKEN[name] || name).join(", ");
     if (problems.length) announce("#estimate", "", `Still to complete or correct: ${names}`);
   }
 

@@ -61,6 +61,10 @@ def test_a_draft_names_everything_that_is_wrong(service: Served) -> None:
     assert yaml.safe_load(found["yaml"]) == sent
 
 
+def test_a_draft_does_not_name_a_thousand_problems(service: Served) -> None:
+    assert len(draft(service, FILE | {"lrs": ["x"] * 1_000})["problems"]) == 50
+
+
 def test_sizes_are_those_of_the_vocabulary(service: Served) -> None:
     small = draft(service, {"data": {"tokenizer": "bytes"}})["parameters"]
     assert small == {name: scale.parameters(256) for name, scale in SCALES.items()}
