@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +79,7 @@ def ended(home: Home, study: Study, loss: Callable[[Cell], float]) -> None:
         ledger.plan(cells)
         for cell in cells:
             ledger.start(cell.id)
-            ledger.end(cell.id, FINISHED.model_copy(update={"val_loss": loss(cell)}))
+            ledger.end(cell.id, replace(FINISHED, val_loss=loss(cell)))
 
 
 @pytest.fixture

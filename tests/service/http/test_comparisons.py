@@ -41,7 +41,9 @@ def valley(shift: float, noise: float = 0.01) -> Any:
 def three(home: Home) -> None:
     """``run-a``; ``run-b``, whose losses are higher; ``run-c``, which has one method in common with them."""
     ended(home, Study.validate_fields(FILE), valley(0))
-    ended(home, Study.validate_fields(FILE | {"name": "run-b", "training": {"steps": 20, "warmup_steps": 4}}), valley(0.5))
+    ended(
+        home, Study.validate_fields(FILE | {"name": "run-b", "training": {"steps": 20, "warmup_steps": 4}}), valley(0.5)
+    )
     ended(home, Study.validate_fields(FILE | {"name": "run-c", "methods": ["mu-centering", "max-z"]}), valley(0.1, 0.5))
 
 
