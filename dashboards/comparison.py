@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,18 @@ from rich.box import SIMPLE
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from dashboards.published import MAX_L_INIT_DIFFERENCE
 from dashboards.sensitivity import CurveFacts, Floats
-from dashboards.tables import format_value, join_words
+from dashboards.tables import MISSING, format_value, join_words
 from search_spaces.methods import label
 from search_spaces.tolerance import match_value, same_value
 
-COLUMNS = ("curve", "measure", "before", "after", "change", "p", "verdict")
+COLUMNS = ("curve", "measure", "before", "after", "change", "low", "high", "p", "verdict")
 MEASURES = {"LRS": "LRS", "best_loss": "best loss", "best_lr": "best lr", "highest_lr": "highest lr"}
+TESTED = ("LRS", "best_loss")
+"""The measures in nats, which have a value for each seed; the others are learning rates."""
 ALPHA = 0.05
 """The chance that at least one verdict of a table mistakes noise for a change."""
 
@@ -33,8 +36,9 @@ class Comparison:
 
     rows: pd.DataFrame
     """Columns ``COLUMNS``, one row per measure for each curve in both studies. ``change`` is a difference in nats or,
-    for a learning rate, a factor. ``p`` is from Welch's test with Holm's correction over the table; NaN if the
-    measure cannot be tested."""
+    for a learning rate, a factor. ``low`` to ``high`` is the 95% interval of a difference by Welch's t, without a
+    correction for the number of rows; ``p`` is from Welch's test with Holm's correction over the table. All three are
+    NaN if the measure cannot be tested."""
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
     notes: tuple[str, ...]
@@ -66,29 +70,64 @@ def compare(before: Sequence[CurveFacts], after: Sequence[CurveFacts]) -> Compar
     )
 
 
-def comparison_tables(comparison: Comparison, before: str, after: str) -> Iterator[RenderableType]:
-    """The display of a comparison: a table of the curves that differ, then a summary, then what only one study has."""
-    rows = comparison.rows
-    title = f"{before} to {after}"
-    table = Table("curve", "", before, after, "change", "", title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    equal = []
+@dataclass(frozen=True, kw_only=True)
+class RowTexts:
+    """A row of a comparison as displayed."""
+
+    curve: str
+    measure: str
+    before: str
+    after: str
+    change: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonTexts:
+    """The display of a comparison."""
+
+    rows: tuple[RowTexts, ...]
+    """The rows of the curves that differ."""
+    sentences: tuple[str, ...]
+    """What changed significantly, which curves are equal or in only one study, and notes."""
+
+
+def comparison_texts(comparison: Comparison, before: str, after: str) -> ComparisonTexts:
+    """The display of a comparison of the studies ``before`` and ``after``."""
+    rows, texts, equal = comparison.rows, [], []
     for name, of_curve in rows.groupby("curve", sort=False):
         if (of_curve["verdict"] == "equal").all():
             equal.append(str(name))
             continue
-        for i, row in enumerate(of_curve.to_dict("records")):
-            change = "–" if pd.isna(row["change"]) else f"x {row['change']:.3g}"
-            if row["measure"] in ("LRS", "best_loss") and not pd.isna(row["change"]):
-                change = f"{row['change']:+.3f}"
-            verdict = row["verdict"] if pd.isna(row["p"]) else f"{row['verdict']} (p {row['p']:.2g})"
-            values = (format_value(row[side], row["measure"]) for side in ("before", "after"))
-            cells = ("" if i else name, MEASURES[row["measure"]], *values, change, verdict)
-            table.add_row(*(Text(str(cell)) for cell in cells))
-    if table.row_count:
-        yield table
+        for row in of_curve.to_dict("records"):
+            verdict = str(row["verdict"])
+            texts.append(
+                RowTexts(
+                    curve=str(name),
+                    measure=MEASURES[row["measure"]],
+                    before=format_value(row["before"], row["measure"]),
+                    after=format_value(row["after"], row["measure"]),
+                    change=_format_change(row),
+                    verdict=verdict if pd.isna(row["p"]) else f"{verdict} (p {row['p']:.2g})",
+                )
+            )
+    return ComparisonTexts(rows=tuple(texts), sentences=tuple(_sentences(comparison, equal, before, after)))
+
+
+def _format_change(row: Mapping[Hashable, Any]) -> str:
+    if pd.isna(row["change"]):
+        return MISSING
+    if row["measure"] not in TESTED:
+        return f"x {row['change']:.3g}"
+    interval = "" if pd.isna(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.3f}"
+    return f"{row['change']:+.3f}{interval}"
+
+
+def _sentences(comparison: Comparison, equal: Sequence[str], before: str, after: str) -> Iterator[str]:
+    rows = comparison.rows
     if rows.empty:
         yield f"{before} and {after} have no curve in common."
-    for measure in ("LRS", "best_loss"):
+    for measure in TESTED:
         changed = rows.loc[(rows["verdict"] == "changed") & (rows["measure"] == measure), "curve"]
         if len(changed):
             yield f"{MEASURES[measure]} changed significantly: {join_words(list(changed))}"
@@ -104,6 +143,20 @@ def comparison_tables(comparison: Comparison, before: str, after: str) -> Iterat
         if names:
             yield f"{heading}: {join_words(names)}"
     yield from comparison.notes
+
+
+def comparison_tables(comparison: Comparison, before: str, after: str) -> Iterator[RenderableType]:
+    """The display of a comparison on a terminal: a table of the curves that differ, then the sentences."""
+    texts = comparison_texts(comparison, before, after)
+    title = f"{before} to {after}"
+    table = Table("curve", "", before, after, "change", "", title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    last = ""
+    for row in texts.rows:
+        name, last = "" if row.curve == last else row.curve, row.curve
+        table.add_row(*map(Text, (name, row.measure, row.before, row.after, row.change, row.verdict)))
+    if table.row_count:
+        yield table
+    yield from texts.sentences
 
 
 def _name(curve: CurveFacts) -> str:
@@ -135,14 +188,15 @@ def seed_samples(curve: CurveFacts) -> dict[str, Floats]:
 def _rows(name: str, before: CurveFacts, after: CurveFacts) -> Iterator[dict[str, object]]:
     samples = seed_samples(before), seed_samples(after)
     for measure in MEASURES:
-        row: dict[str, object] = {"curve": name, "measure": measure, "p": math.nan}
-        if measure in ("LRS", "best_loss"):
+        row: dict[str, object] = {"curve": name, "measure": measure, **dict.fromkeys(("low", "high", "p"), math.nan)}
+        if measure in TESTED:
             x, y = (sample.get(measure, np.asarray([math.nan])) for sample in samples)
             a, b = float(x.mean()), float(y.mean())
             few = min(x.size, y.size) < 2
             row |= {"change": b - a, "verdict": "noise unknown" if few else ""}
             if not (few or _equal(a, b)):
-                row["p"] = welch_p(x, y)
+                low, high = welch_interval(x, y)
+                row |= {"p": welch_p(x, y), "low": low, "high": high}
         else:
             a, b = (math.nan if lr is None else lr for lr in (getattr(before, measure), getattr(after, measure)))
             row |= {"change": b / a, "verdict": ""}
@@ -158,13 +212,27 @@ def _equal(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9)
 
 
+def _welch(x: Floats, y: Floats) -> tuple[float, float]:
+    """The standard error of the difference of two means, and its degrees of freedom, which are 1 without variance."""
+    a, b = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees = (a + b) ** 2 / (a**2 / (x.size - 1) + b**2 / (y.size - 1))
+    return float(np.sqrt(a + b)), float(np.nan_to_num(degrees, nan=1.0))
+
+
 def welch_p(x: Floats, y: Floats) -> float:
     """Two-sided p value of Welch's test; 0 if neither sample varies, because the means then differ for certain."""
+    error, degrees = _welch(x, y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
-        t = (x.mean() - y.mean()) / np.sqrt(a + b)
-        degrees = (a + b) ** 2 / (a**2 / (x.size - 1) + b**2 / (y.size - 1))
-    return two_sided_p(t, np.nan_to_num(degrees, nan=1.0))
+        t = (x.mean() - y.mean()) / np.float64(error)
+    return two_sided_p(t, degrees)
+
+
+def welch_interval(x: Floats, y: Floats) -> tuple[float, float]:
+    """95% interval of the mean of ``y`` minus that of ``x``, by Welch's t."""
+    error, degrees = _welch(x, y)
+    change, half = float(y.mean() - x.mean()), float(stdtrit(degrees, 0.975)) * error
+    return change - half, change + half
 
 
 def two_sided_p(t: float, degrees: float) -> float:

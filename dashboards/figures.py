@@ -70,12 +70,17 @@ def figures(lines: Sequence[Line], *, published: bool = True) -> list[Figure]:
     """
     all_views = views(lines)
     main, sweeps = multi_scale_figures(lines)
-    figures = [*main, *(_loss_figure(view, published) for view in all_views)]
-    figures += [_lrs_bars(view) for view in all_views if any(line.curve.LRS is not None for line in view.lines)]
-    figures += sweeps
+    figures = [*main, *curve_figures(lines, published=published), *sweeps]
     figures += [figure for view in all_views for figure in _lrs_over_gamma(view)]
     figures += [figure for column in DIAGNOSTICS for view in all_views for figure in _diagnostics(view, column)]
     return figures
+
+
+def curve_figures(lines: Sequence[Line], *, published: bool) -> list[Figure]:
+    """The loss curves of each view, then its LRS; ``published`` as for ``figures``."""
+    all_views = views(lines)
+    bars = [_lrs_bars(view) for view in all_views if any(line.curve.LRS is not None for line in view.lines)]
+    return [*(_loss_figure(view, published) for view in all_views), *bars]
 
 
 def _loss_figure(view: View, published: bool) -> Figure:

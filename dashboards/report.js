@@ -15,16 +15,6 @@ function rows(table) {
   return entries.length ? entries[0][1].map((_, i) => Object.fromEntries(entries.map(([name, values]) => [name, values[i]]))) : [];
 }
 
-function theme(legend, columns) {
-  const style = getComputedStyle(document.documentElement);
-  const [text, soft, line] = ["--text", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
-  const axis = { labelColor: soft, titleColor: soft, titleFontWeight: 400, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 11, titleFontSize: 12, labelOverlap: true, labelSeparation: 6 };
-  return {
-    background: "transparent", font: getComputedStyle(document.body).fontFamily, view: { stroke: null }, axis: axis,
-    legend: { ...legend, columns: columns, labelColor: text, titleColor: soft, labelFontSize: 12, symbolSize: 80 },
-  };
-}
-
 function figureOf(holder) {
   const figures = panels[holder.dataset.panel];
   return figures[""] || figures[view ? view.value : Object.keys(figures)[0]];
@@ -104,15 +94,12 @@ function draw(holder) {
 }
 
 function drawLines(chart, figure, chosen) {
-  const names = figure.spec.layer.flatMap((layer) => layer.encoding?.color?.scale?.domain || []);
-  const longest = Math.max(20, ...names.map((name) => String(name).length));
-  const legendColumns = Math.max(1, Math.floor(chart.clientWidth / Math.min(300, 40 + 7 * longest)));
   const colored = colorBy && colorBy.value ? recolor(figure.spec, colorBy.value) : figure.spec;
   const spec = Object.keys(chosen).length ? filterLegends(colored, chosen) : colored;
   const layers = published && published.checked ? spec.layer.concat(figure.overlay) : spec.layer;
   const tables = Object.fromEntries(Object.entries(figure.data).map(([name, table]) => [name, rows(table).filter((row) => isShown(row.label, chosen))]));
   const marks = Math.max(...Object.values(tables).map((table) => table.length));
-  return embed(chart, { ...spec, datasets: tables, layer: layers, config: theme(spec.config.legend, legendColumns) }, marks);
+  return embed(chart, { ...spec, datasets: tables, layer: layers, config: theme(spec.config.legend, legendColumns(figure.spec, chart.clientWidth)) }, marks);
 }
 
 function embed(chart, spec, marks) {

@@ -16,6 +16,8 @@ from dashboards.charts import VEGA_LITE
 from dashboards.drawing import can_draw
 from dashboards.files import write_atomically
 
+THEME = Path(__file__).parent / "theme.js"
+"""The script with the look of charts on a page."""
 CODE = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle(sys.argv[1], sys.argv[2]))"
 
 

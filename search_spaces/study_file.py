@@ -83,6 +83,15 @@ class StudyFile(Frozen):
             errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
             raise _invalid_input(cls, errors[0]) from error
 
+    @classmethod
+    def problems(cls, fields: dict[str, Any]) -> list[InvalidInput]:
+        """All that is wrong with ``fields``; the first is what ``validate_fields`` raises."""
+        try:
+            cls.model_validate(fields, context={FOLDER: Path.cwd()})
+        except ValidationError as error:
+            return [_invalid_input(cls, one) for one in error.errors()]
+        return []
+
     def to_yaml(self) -> str:
         """The study as YAML, which ``parse`` reads back as an equal study."""
         return self.written()

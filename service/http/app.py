@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from search_spaces.study import Study
 from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
+from service.http.comparisons import Comparisons
 from service.http.errors import install_handlers
 from service.http.events import EventStreams
 from service.http.feed import LedgerFeeds
 from service.http.metrics import Metrics
-from service.http.middleware import PAGE_FILES, ResponseMiddleware, TokenMiddleware
+from service.http.middleware import CHARTS, PAGE_FILES, ResponseMiddleware, TokenMiddleware
 from service.http.models import Settings
 from service.http.report_pages import ReportPages
 from service.http.routes import REPORT_POLICY, AppContext, metrics_text, router
@@ -31,6 +33,7 @@ from service.http.tokens import TokenFile
 
 logger = logging.getLogger(__name__)
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+CHARTS_MAX_AGE_S = 3600
 VIEW_POLICY = f"{REPORT_POLICY}; script-src-elem 'self' 'unsafe-inline'"
 """The policy of the empty page that a report is written into."""
 
@@ -46,6 +49,7 @@ def create_app(
     """
     backend, feeds, metrics = Backend(home, settings.cluster, log), LedgerFeeds(home), Metrics()
     audit, tokens = Audit(home.service), TokenFile(home)
+    studies = Studies(home, settings, backend, feeds, audit)
     context = AppContext(
         data_root=settings.data_root or home.path / "data",
         tokens=tokens,
@@ -55,7 +59,8 @@ def create_app(
         metrics=metrics,
         streams=EventStreams(settings.max_watchers, metrics),
         report_pages=ReportPages(home),
-        studies=Studies(home, settings, backend, feeds, audit),
+        comparisons=Comparisons(studies, feeds),
+        studies=studies,
     )
 
     @asynccontextmanager
@@ -78,6 +83,7 @@ def create_app(
     app.add_api_route("/healthz", lambda: {"status": "ok"}, include_in_schema=False)
     for path, name in PAGE_FILES.items():
         app.add_api_route(path, static_file(name), include_in_schema=False)
+    app.add_api_route(CHARTS, chart_script, include_in_schema=False)
     app.add_middleware(TokenMiddleware, tokens=tokens)
     app.add_middleware(ResponseMiddleware, metrics=metrics)
     app.openapi = lambda: openapi_description(app)  # type: ignore[method-assign]
@@ -94,6 +100,20 @@ def static_file(name: str) -> Any:
         return Response(content, media_type=media_type, headers=headers)
 
     return handler
+
+
+def chart_script() -> Response:
+    """Vega and the look of its charts; only the latter if the package that draws figures is not installed."""
+    headers = {"Cache-Control": f"max-age={CHARTS_MAX_AGE_S}"}
+    return Response(_chart_script(), media_type=MEDIA_TYPES[".js"], headers=headers)
+
+
+@cache
+def _chart_script() -> str:
+    from dashboards.vega import THEME, Script  # these imports take a second
+
+    with Script() as script:
+        return f"{script.text()}\n{THEME.read_text(encoding='utf-8')}"
 
 
 def openapi_description(app: FastAPI) -> dict[str, Any]:

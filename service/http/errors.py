@@ -35,6 +35,16 @@ class Problem(Frozen):
     remedy: str = Field(description="What to do instead.")
 
 
+def problem_of(error: InvalidInput) -> Problem:
+    """The description of bad input; its value is shortened, and valid Unicode."""
+    return _problem(error.field, error.value, error.problem, error.remedy)
+
+
+def _problem(field: str, value: object, problem: str, remedy: str) -> Problem:
+    shown = None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
+    return Problem(field=field, value=shown, problem=problem, remedy=remedy)
+
+
 class ApiError(Exception):
     """An error response other than that for bad input."""
 
@@ -42,8 +52,7 @@ class ApiError(Exception):
         self, status: HTTPStatus, field: str, value: object, problem: str, remedy: str, retry_after_s: int | None = None
     ) -> None:
         self.status, self.retry_after_s = status, retry_after_s
-        shown = None if value is None else str(value)[:MAX_VALUE_CHARACTERS].encode(errors="replace").decode()
-        self.problem = Problem(field=field, value=shown, problem=problem, remedy=remedy)
+        self.problem = _problem(field, value, problem, remedy)
         super().__init__(f"{field}: {value!r} {problem}; {remedy}")
 
     def response(self) -> JSONResponse:

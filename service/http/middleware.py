@@ -12,11 +12,14 @@ from service.http.errors import ApiError
 from service.http.metrics import Metrics
 from service.http.tokens import TokenFile
 
-PAGE_FILES = {"/": "index.html", "/view": "view.html"} | {
-    f"/{name}": name for name in ("page.css", "page.js", "form.js", "curves.js", "view.js")
+SCRIPTS = ("page", "api", "list", "study", "curves", "compare", "form", "fields", "choices", "view")
+PAGE_FILES = {"/": "index.html", "/view": "view.html", "/page.css": "page.css"} | {
+    f"/{name}.js": f"{name}.js" for name in SCRIPTS
 }
 """The static files of the page, by path."""
-PUBLIC_PATHS = PAGE_FILES.keys() | {"/healthz"}
+CHARTS = "/vega.js"
+"""The script that draws charts, from the packages that draw those of a report."""
+PUBLIC_PATHS = PAGE_FILES.keys() | {CHARTS, "/healthz"}
 """Paths that need no token. None of them reveals data of a home."""
 DEFAULT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

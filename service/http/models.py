@@ -13,6 +13,7 @@ from search_spaces.cell import Frozen
 from search_spaces.factors import Value
 from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
 from service.cluster.jobs import Status
+from service.http.errors import Problem
 
 StudyState = Literal["claimed", "starting", "running", "interrupted", "failed", "ended", "damaged"]
 """
@@ -74,6 +75,63 @@ class Estimate(Frozen):
     bound_by: str = Field(description="The resource or setting that limits max_concurrent.")
     core_hours: float
     accelerator_hours: float
+
+
+class ScaleOut(Frozen):
+    """A scale that a study may choose."""
+
+    name: str
+    blocks: int
+    width: int
+    heads: int
+
+
+class AttentionNormOut(Frozen):
+    """An attention norm that a study may choose."""
+
+    name: str
+    summary: str
+    source: str
+
+
+class MethodOut(Frozen):
+    """A method that a study may choose."""
+
+    name: str
+    summary: str
+    source: str
+    symbol: str | None = Field(description="How papers write its gamma; null for a method without one.")
+    default_gamma: float | None
+
+
+class ShippedStudy(Frozen):
+    """A study that comes with the package."""
+
+    name: str
+    description: str
+    file: dict[str, Any] = Field(description="The fields that differ from their defaults.")
+
+
+class Choices(Frozen):
+    """The registries that a study chooses from, and the shipped studies."""
+
+    scales: list[ScaleOut]
+    attention_norms: list[AttentionNormOut]
+    methods: list[MethodOut]
+    studies: list[ShippedStudy]
+    significant_digits: int = Field(description="To how many digits proposed learning rates are rounded.")
+
+
+class Draft(Frozen):
+    """A study that may be incomplete, and what it would take."""
+
+    file: dict[str, Any] | None = Field(
+        description="The fields that differ from their defaults; null if there are problems."
+    )
+    yaml: str = Field(description="The same as a study file; with problems, the fields as they were sent.")
+    problems: list[Problem] = Field(description="What prevents the study from starting; the first 50.")
+    parameters: dict[str, int] = Field(description="Parameters of each scale with the vocabulary of the study.")
+    estimate: Estimate | None = Field(description="Null if there are problems.")
 
 
 class JobOut(Frozen):
@@ -197,6 +255,58 @@ class Table(Frozen):
     seq: int
     columns: list[str]
     rows: list[dict[str, str | float | int | None]]
+
+
+class ChangeOut(Frozen):
+    """A row of a comparison: one measure of one curve."""
+
+    curve: str
+    measure: str
+    before: Finite
+    after: Finite
+    change: Finite = Field(description="A difference in nats; for a learning rate, a factor.")
+    low: Finite = Field(description="Lower end of the 95% interval of a difference; null if noise is unknown.")
+    high: Finite
+    p: Finite = Field(description="From Welch's test over seeds, with Holm's correction over the table.")
+    verdict: str
+
+
+class ChangeText(Frozen):
+    """A row of a comparison as `oec diff` displays it."""
+
+    curve: str
+    measure: str
+    before: str
+    after: str
+    change: str
+    verdict: str
+
+
+class ComparisonOut(Frozen):
+    """The comparison of a study with the first of the request, as by `oec diff`."""
+
+    before: str
+    after: str
+    rows: list[ChangeOut]
+    texts: list[ChangeText] = Field(description="The rows of the curves that differ.")
+    sentences: list[str]
+
+
+class FigureOut(Frozen):
+    """A figure of the report."""
+
+    title: str
+    view: str
+    caption: str
+    spec: dict[str, Any] = Field(description="Vega-Lite, with its data.")
+
+
+class Compared(Frozen):
+    """Several studies over each other."""
+
+    studies: list[str]
+    figures: list[FigureOut]
+    comparisons: list[ComparisonOut]
 
 
 class Logs(Frozen):

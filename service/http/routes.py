@@ -17,13 +17,18 @@ from search_spaces.record import State
 from search_spaces.study import Study
 from service.http.audit import Audit
 from service.http.backend import Backend
+from service.http.comparisons import Comparisons
+from service.http.drafts import choices, draft
 from service.http.errors import RESPONSES, ApiError
 from service.http.events import EventStreams
 from service.http.feed import LedgerFeeds
 from service.http.metrics import Metrics
 from service.http.models import (
     CellPage,
+    Choices,
+    Compared,
     Curves,
+    Draft,
     Estimate,
     Logs,
     ResumeRequest,
@@ -38,7 +43,7 @@ from service.http.report_pages import ReportPages
 from service.http.results import cells_response, curves_response, table_response
 from service.http.studies import Studies
 from service.http.tokens import Token, TokenFile
-from service.http.untrusted import parse_study
+from service.http.untrusted import parse_fields, parse_study
 
 REPORT_POLICY = (
     "sandbox allow-scripts allow-popups; default-src 'none'; style-src 'unsafe-inline'; "
@@ -48,6 +53,7 @@ REPORT_POLICY = (
 MAX_SEQ = 2**53
 MAX_PAGE_CELLS = 1_000
 MAX_LOG_CHARACTERS = 200_000
+MAX_COMPARED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,7 @@ class AppContext:
     metrics: Metrics
     streams: EventStreams
     report_pages: ReportPages
+    comparisons: Comparisons
     studies: Studies
 
 
@@ -97,14 +104,28 @@ def submitted_study(request: Request, context: Context, body: Annotated[bytes, D
     return parse_study(body, request.headers.get("content-type", ""), context.data_root)
 
 
+def submitted_fields(request: Request, body: Annotated[bytes, Depends(request_body)]) -> dict[str, Any]:
+    return parse_fields(body, request.headers.get("content-type", ""))
+
+
 StudyName = Annotated[str, Depends(existing_study)]
 RunToken = Annotated[Token, Depends(run_token)]
 SubmittedStudy = Annotated[Study, Depends(submitted_study)]
+SubmittedFields = Annotated[dict[str, Any], Depends(submitted_fields)]
 STUDY_BODY = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/Study"}},
+            "application/yaml": {"schema": {"type": "string", "description": "A study file."}},
+        },
+    }
+}
+DRAFT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"type": "object", "description": "Fields of a study."}},
             "application/yaml": {"schema": {"type": "string", "description": "A study file."}},
         },
     }
@@ -129,6 +150,18 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a study."""
     content: dict[str, Any] = Study.model_json_schema()
     return content
+
+
+@router.get("/choices")
+def list_choices() -> Choices:
+    """The scales, attention norms and methods that a study may choose, and the shipped studies."""
+    return choices()
+
+
+@router.post("/draft", openapi_extra=DRAFT_BODY)
+def check_draft(context: Context, fields: SubmittedFields) -> Draft:
+    """Check a study that may be incomplete: all its problems, its file, and its estimate. This starts nothing."""
+    return draft(fields, context.data_root, context.studies.estimate)
 
 
 @router.post("/plan", openapi_extra=STUDY_BODY)
@@ -210,6 +243,24 @@ async def events(
     summarize = partial(context.studies.summary, name)
     stream = context.streams.stream(context.feeds.get(name), summarize, after, is_authorized)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+@router.get("/compare")
+def compare(
+    context: Context,
+    study: Annotated[
+        list[str],
+        Query(
+            min_length=2,
+            max_length=MAX_COMPARED,
+            description="Names of studies; the others are compared with the first.",
+        ),
+    ],
+) -> Compared:
+    """Loss curves of several studies over each other, and the tables of `oec diff`."""
+    for name in study:
+        context.studies.require(name)
+    return context.comparisons.compare(study)
 
 
 @router.post("/studies/{name}/stop", status_code=HTTPStatus.ACCEPTED)

@@ -28,12 +28,15 @@ class NoAliasLoader(study_yaml.Loader):
 
 
 def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
-    """Parse the study in a request: JSON if ``media_type`` says so, otherwise YAML. Its data paths become absolute,
-    because other machines read them from other working directories.
+    """The study in a request. Raises what ``parse_fields`` and ``validate_study`` raise."""
+    return validate_study(parse_fields(body, media_type), data_root)
+
+
+def parse_fields(body: bytes, media_type: str) -> dict[str, Any]:
+    """Parse the fields in a request: JSON if ``media_type`` says so, otherwise YAML.
 
     Raises:
-        InvalidInput: the body is not a valid study, it has a trainer of its own, or a data path leads outside
-            ``data_root``.
+        InvalidInput: the body is neither, is not a mapping, or has a value that ``check_values`` refuses.
     """
     is_json = "json" in media_type
     try:
@@ -42,21 +45,41 @@ def parse_study(body: bytes, media_type: str, data_root: Path) -> Study:
             content = json.loads(text, object_pairs_hook=_without_duplicates)
         else:
             content = NoAliasLoader(text).get_single_data()
+        if isinstance(content, dict):
+            check_values(content, "study")
     except study_yaml.DuplicateKey as error:
         raise InvalidInput("study", "(request body)", str(error.problem), "remove one of them") from error
+    except InvalidInput:
+        raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if is_json else "YAML, or has aliases or Python tags"
         raise InvalidInput("study", "(request body)", f"is not valid {kind}", SCHEMA_REMEDY) from error
     if not isinstance(content, dict):
         raise InvalidInput("study", "(request body)", "is not a mapping of fields", SCHEMA_REMEDY)
-    check_values(content, "study")
-    if content.get("trainer") is not None:  # the service must neither run nor read what a request says
-        remedy = "start it with `oec run` or `oec submit`; this service shows it"
-        raise InvalidInput("trainer", "(request body)", "is not taken by this service", remedy)
+    return content
+
+
+def validate_study(content: dict[str, Any], data_root: Path) -> Study:
+    """The study that the fields describe. Its data paths become absolute, because other machines read them from other
+    working directories.
+
+    Raises:
+        InvalidInput: the fields are not a valid study, it has a trainer of its own, or a data path leads outside
+            ``data_root``.
+    """
+    check_trainer(content)
     study = Study.validate_fields(content)
     paths = {name: path for name in ("path", "validation") if (path := getattr(study.data, name)) is not None}
     resolved = {name: str(resolve(data_root, f"data.{name}", path)) for name, path in paths.items()}
     return study.model_copy(update={"data": study.data.model_copy(update=resolved)})
+
+
+def check_trainer(content: dict[str, Any]) -> None:
+    """Raise InvalidInput if there is a trainer. It must be called before the fields are validated: the service must
+    neither run nor read what a request says."""
+    if content.get("trainer") is not None:
+        remedy = "start it with `oec run` or `oec submit`; this service shows it"
+        raise InvalidInput("trainer", "(request body)", "is not taken by this service", remedy)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

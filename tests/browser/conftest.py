@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from benchmarks.report import CHROMIUM, FLAGS
+
+expect.set_options(timeout=30_000)
+"""A busy machine takes its time; what never comes still ends the test."""
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from service.home.studies import read_ledger
 from service.http.tokens import TokenFile
 from tests.browser.test_page import SIZES
 from tests.service.http.conftest import CELLS, FINISHED, Served, begin, served
+from tests.service.http.test_comparisons import three
 from tests.service.http.test_events import listening
 
 pytestmark = pytest.mark.slow
@@ -55,53 +56,52 @@ def secret_of(service: Served) -> str:
     return service.runner.headers["Authorization"].removeprefix("Bearer ")
 
 
+VIEWS = {
+    "#/": ("#list tbody tr", {"Compare smoke", "Compare run-a", "compare-chosen"}),
+    "#/new": ("#start-hint:not(:empty)", {"start", "use-start", "field-name", "field-scales-nano"}),
+    "#/study/smoke": ("#charts .point", {"stop", "report"}),
+    "#/compare/run-a/run-b/run-c": ("#compare[aria-busy=false] table", {"Table of run-a to run-b"}),
+}
+"""For each view, what shows that it is complete, and what the Tab key reaches."""
+FOCUSED = "document.activeElement.ariaLabel || document.activeElement.id || document.activeElement.tagName"
+OPEN_ALL = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
+
+
+def serious(page: Page) -> list[str]:
+    """What axe finds that is serious or critical."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
 @pytest.mark.parametrize("size", list(SIZES))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_it(browser: Browser, home: Home, size: str, scheme: str) -> None:
     """Every view: no finding of axe that is serious, nothing wider than the screen, every control by the keyboard."""
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    three(home)
     with begin(home), listening(service := served(home)) as url:
         complaints = entered(page, at(url), secret_of(service))
-        for where, shown in (("#/", "#list tbody tr"), ("#/new", "#field-name"), ("#/study/smoke", "#charts .point")):
+        page.check("[aria-label='Compare run-a']")
+        page.check("[aria-label='Compare run-b']")
+        for where, (shown, controls) in VIEWS.items():
             page.goto(at(url) + where)
             page.wait_for_selector(shown)
-            findings = Axe().run(page).response["violations"]
-            assert [one["id"] for one in findings if one["impact"] in ("serious", "critical")] == [], where
+            page.evaluate(OPEN_ALL)
+            assert serious(page) == [], where
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{where} scrolls sideways"
             reached = set()
             for _ in range(20):
                 page.keyboard.press("Tab")
-                reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-            assert (
-                reached
-                >= {"#/": {"A"}, "#/new": {"field-name", "field-lrs"}, "#/study/smoke": {"stop", "report"}}[where]
-            )
+                reached.add(page.evaluate(FOCUSED))
+            assert reached >= controls, where
+            page.goto(at(url) + "#/")
+        page.goto(at(url) + "#/new")
+        page.click("#submit")
+        expect(page.locator("[id='field-name']")).to_be_focused()
+        assert serious(page) == [], "with errors"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "errors scroll sideways"
         assert complaints == []
-        page.close()
-
-
-def test_the_form_validates_and_prices_as_one_types(browser: Browser, home: Home) -> None:
-    page = browser.new_page()
-    with listening(service := served(home)) as url:
-        entered(page, at(url), secret_of(service))
-        page.click("nav >> text=New study")
-        for name, value in (("name", "mine"), ("scales", "tiny"), ("methods", "baselin"), ("lrs", "1e-3, 1e-1")):
-            page.fill(f"#field-{name}", value)
-        expect(page.locator("[id='field-methods']")).to_have_attribute("aria-invalid", "true")
-        expect(page.locator("[id='field-methods-problem']")).to_contain_text("did you mean 'baseline'?")
-        expect(page.locator("#submit")).to_be_disabled()
-        page.fill("#field-methods", 'baseline\n{"method": "z-loss", "gamma": [1e-4, 1e-1]}')
-        expect(page.locator(".cost")).to_contain_text("cells6")
-        expect(page.locator("#submit")).to_be_enabled()
-        page.fill("#field-lrs", "1e-3, 1e-2, 1e-1")
-        expect(page.locator(".cost")).to_contain_text("cells9")
-        page.click("summary >> text=training")
-        page.fill("[id='field-training.steps']", "0")
-        expect(page.locator("[id='field-training.steps']")).to_have_attribute("aria-invalid", "true")
-        page.click("summary >> text=Paste a study file")
-        page.fill("#yaml", Study.load("short").to_yaml())
-        expect(page.locator(".cost")).to_contain_text("cells49")
         page.close()
 
 
@@ -156,23 +156,14 @@ def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
         until_it_answers(server, tmp_path / "serve.log")
         entered(page, f"http://127.0.0.1:{server.port}/", secret)
         page.click("nav >> text=New study")
-        page.click("summary >> text=data")
-        for group in ("training", "resources"):
-            page.click(f"summary >> text={group}")
-        fields = {"name": "by-hand", "scales": "tiny", "methods": "baseline\nmu-centering", "lrs": "1e-3, 1e-1"}
-        training = {
-            "steps": "20",
-            "batch_size": "4",
-            "sequence_length": "64",
-            "warmup_steps": "2",
-            "eval_sequences": "8",
-        }
-        fields["resources.concurrency"] = "1"
-        for name, value in {**fields, **{f"training.{key}": value for key, value in training.items()}}.items():
-            page.fill(f"[id='field-{name}']", value)
-        page.select_option("[id='field-data.tokenizer']", "bytes")
-        page.select_option("[id='field-training.precision']", "float32")
-        expect(page.locator(".cost")).to_contain_text("cells4")
+        page.select_option("#start", "smoke")
+        page.click("#use-start")
+        page.fill("#field-name", "by-hand")
+        page.click("[aria-label='Remove z-loss']")
+        page.click("summary >> text=Resources")
+        page.fill("[id='field-resources.workers']", "1")
+        page.fill("[id='field-resources.concurrency']", "1")
+        expect(page.locator("#estimate")).to_contain_text("4 cells")
         page.click("#submit")
         expect(page.locator("#study h1")).to_have_text("by-hand", timeout=TRAINS_MS)
         expect(page.locator("#study .where")).to_contain_text(re.compile("^ended"), timeout=TRAINS_MS)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from made_up import L_INIT, curve, study
 from rich.console import Console
+from scipy.stats import ttest_ind
 
 from dashboards.comparison import ALPHA, Comparison, compare, comparison_tables
 from dashboards.sensitivity import curves
@@ -59,10 +60,22 @@ def test_the_test_is_welchs() -> None:
     assert row(found, "LRS")["p"] == pytest.approx(0.218, abs=0.005)
 
 
+def test_the_interval_of_a_change_is_welchs() -> None:
+    """As SciPy computes it from the losses at the last learning rate, a third of whose difference is that of LRS."""
+    found = compared(seeds(LOSSES, 0.1), seeds([3.5, 3.0, 3.2, 3.7], 0.3, count=4))
+    before, after = 3.4 + np.linspace(-0.1, 0.1, 3), 3.7 + np.linspace(-0.3, 0.3, 4)
+    expected = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    lrs = row(found, "LRS")
+    assert (lrs["low"], lrs["high"]) == pytest.approx((expected.low / 3, expected.high / 3))
+    half = (expected.high - expected.low) / 6
+    assert f"+0.100 ± {half:.3f}" in said(found)
+
+
 def test_with_one_seed_the_noise_is_unknown() -> None:
     found = compared([curve(LOSSES)], seeds([3.5, 3.1, 3.2, 4.4], 0.01))
     assert row(found, "LRS")["verdict"] == row(found, "best_loss")["verdict"] == "noise unknown"
-    assert math.isnan(row(found, "LRS")["p"])
+    assert row(found, "LRS")[["p", "low", "high"]].isna().all()
+    assert "±" not in said(found)
     assert "a change cannot be told from noise" in said(found)
 
 

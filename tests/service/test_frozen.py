@@ -86,7 +86,10 @@ def test_routes_of_the_service(tmp_path: Path) -> None:
     studies = "/api/v1/studies"
     assert {path: sorted(methods) for path, methods in described["paths"].items()} == {
         "/api/v1/schema": ["get"],
+        "/api/v1/choices": ["get"],
+        "/api/v1/draft": ["post"],
         "/api/v1/plan": ["post"],
+        "/api/v1/compare": ["get"],
         studies: ["get", "post"],
         studies + "/{name}": ["get"],
         **{f"{studies}/{{name}}/{what}": ["get"] for what in ("cells", "curves", "table", "events", "report", "logs")},
@@ -97,8 +100,11 @@ def test_routes_of_the_service(tmp_path: Path) -> None:
     assert fields["SubmitResponse"] == ["study", "hash", "job", "estimate"]
     assert fields["StudySummary"] == ["name", "description", "hash", "state", "seq", "cells", "job", "message"]
     assert fields["Curves"] == ["study", "seq", "charts"]
-    page = {"/", "/page.css", "/page.js", "/form.js", "/curves.js", "/view", "/view.js"}
-    assert page | {"/healthz"} == PUBLIC_PATHS
+    assert fields["Draft"] == ["file", "yaml", "problems", "parameters", "estimate"]
+    assert fields["Choices"] == ["scales", "attention_norms", "methods", "studies", "significant_digits"]
+    assert fields["Compared"] == ["studies", "figures", "comparisons"]
+    scripts = {"api", "choices", "compare", "curves", "fields", "form", "list", "page", "study", "vega", "view"}
+    assert {"/", "/page.css", "/view", "/healthz", *(f"/{name}.js" for name in scripts)} == PUBLIC_PATHS
 
 
 def test_methods() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from search_spaces.cell import Cell
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult
 from search_spaces.study import Study
@@ -68,6 +69,17 @@ def begin(home: Home, study: Study = STUDY) -> Ledger:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"step": 10, "time": 2.0, "val_loss": 3.25}) + "\n")
     return ledger
+
+
+def ended(home: Home, study: Study, loss: Callable[[Cell], float]) -> None:
+    """The ledger of a study whose cells all finished, each with the loss that ``loss`` gives it."""
+    register_study(home, study)
+    cells = list(Plan(study, "data").cells)
+    with Ledger(home.ledger(study.name), study.name, write=True) as ledger:
+        ledger.plan(cells)
+        for cell in cells:
+            ledger.start(cell.id)
+            ledger.end(cell.id, replace(FINISHED, val_loss=loss(cell)))
 
 
 @pytest.fixture

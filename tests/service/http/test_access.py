@@ -63,7 +63,7 @@ def test_what_is_open_tells_nothing(service: Served) -> None:
         assert before.status_code == 200, path
         assert before.content, f"{path} is empty"
         for secret in ("smoke", "a-reader", "a-runer", str(service.home.path)):
-            assert secret not in before.text, (path, secret)
+            assert secret not in before.text.replace("whitesmoke", ""), (path, secret)  # a color that charts know
     other = service.home.path.parent / "empty"
     empty = served(open_home(other))
     assert all(empty.anybody.get(path).text == service.anybody.get(path).text for path in PUBLIC_PATHS), (
