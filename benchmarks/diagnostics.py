@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import Cell
 from search_spaces.study import default_interval
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers import diagnostics
 from trainers.data import Shards, write_shard
 from trainers.engine import Engine

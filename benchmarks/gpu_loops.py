@@ -17,8 +17,9 @@ from torch import Tensor
 
 from benchmarks.plain import PlainGPT
 from benchmarks.step import tokens_of
-from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers import micro_batch
 from trainers.engine import Engine, PendingStep
 from trainers.numerics import numerics_for

@@ -46,9 +46,10 @@ from rich.table import Table
 from scipy.stats import quantile_test
 from torch import Tensor
 
-from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
 from trainers.head import losses

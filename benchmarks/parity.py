@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dashboards import published
-from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import Cell
 from search_spaces.scales import SCALES, Scale
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers.engine import Engine
 from trainers.head import Losses
 from trainers.model import GPT

@@ -43,9 +43,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain import PlainGPT
-from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers.allocator import keep_freed_memory
 from trainers.engine import Engine
 from trainers.model import GPT

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import bad
+from search_spaces.frozen import Frozen
 
 
 class DataSpec(Frozen):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from search_spaces.cell import Frozen
+from search_spaces.frozen import Frozen
 from search_spaces.record import CellResult
 
 MIN_EVALUATION_INTERVAL = 20

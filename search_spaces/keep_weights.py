@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import bad
+from search_spaces.frozen import Frozen
 
 Shorthand = Literal["none", "last"]
 SHORTHANDS: dict[str, dict[str, Any]] = {"none": {}, "last": {"last": True}}

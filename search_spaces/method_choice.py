@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import bad, require_known
+from search_spaces.frozen import Frozen
 from search_spaces.methods import METHODS
 from search_spaces.tolerance import REL_TOLERANCE, same_value
 

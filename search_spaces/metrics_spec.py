@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from search_spaces.cell import Frozen
 from search_spaces.command_line import placeholders
 from search_spaces.errors import bad
+from search_spaces.frozen import Frozen
 
 SOURCES: dict[str, str] = {
     "file": "JSON lines",

@@ -11,11 +11,12 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from search_spaces.cell import AnyCell, Cell, ForeignCell, ModelSpec, TrainingSpec
+from search_spaces.cell import AnyCell, Cell, ForeignCell
 from search_spaces.edge import max_cells
 from search_spaces.factors import LR, CurveKey
 from search_spaces.methods import METHODS, label
 from search_spaces.study import Study
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from search_spaces.variants import apply_factors
 
 NOMINAL_FLOPS_PER_WORKER = 2e10

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from search_spaces.cell import Frozen
 from search_spaces.edge import MIN_FACTOR
 from search_spaces.errors import bad
+from search_spaces.frozen import Frozen
 
 
 class Budget(Frozen):

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import bad
+from search_spaces.frozen import Frozen
 
 GPU_UNIT = 1e-4
 """The smallest fraction of an accelerator that Ray can assign."""

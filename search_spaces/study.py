@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT
-from search_spaces.cell import ADDED_FIELDS, AnyCell, ModelSpec, TrainingSpec, digest
+from search_spaces.cell import AnyCell
 from search_spaces.command_line import require_placeholder
 from search_spaces.data_spec import DataSpec
 from search_spaces.errors import bad, require_known
@@ -32,6 +32,7 @@ from search_spaces.factors import (
     require_axis,
     to_text,
 )
+from search_spaces.frozen import digest
 from search_spaces.intervals import MIN_EVALUATION_INTERVAL, Intervals
 from search_spaces.keep_weights import NO_WEIGHTS, KeepWeights, Shorthand
 from search_spaces.method_choice import Grid, MethodChoice
@@ -41,6 +42,7 @@ from search_spaces.resources import ResourceSpec
 from search_spaces.scales import SCALES
 from search_spaces.study_file import StudyFile
 from search_spaces.trainer import TrainerSpec
+from search_spaces.training_spec import ADDED_FIELDS, ModelSpec, TrainingSpec
 from search_spaces.variants import add_factors, apply_factors, check_pairs, check_training, checked_value
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from search_spaces import study_yaml
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput, reason
+from search_spaces.frozen import Frozen
 from search_spaces.shipped import SHIPPED, shipped
 
 FOLDER = "folder"

@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from search_spaces.cell import Frozen, digest
 from search_spaces.command_line import PLACEHOLDERS, Text, placeholders, split
 from search_spaces.errors import InvalidInput, bad
 from search_spaces.factors import LR
+from search_spaces.frozen import Frozen, digest
 from search_spaces.metrics_spec import SOURCES, MetricsSpec
 from search_spaces.resources import ResourceSpec
 from search_spaces.study_file import FOLDER

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from search_spaces.cell import ModelSpec, TrainingSpec
 from search_spaces.errors import bad, require_known
 from search_spaces.factors import Factors, format_factor, to_text
 from search_spaces.resources import ResourceSpec
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 
 SECTIONS: dict[str, type[BaseModel]] = {"training": TrainingSpec, "model": ModelSpec}
 """The parts of a study whose fields can be factors."""

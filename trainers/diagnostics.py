@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from search_spaces.cell import TrainingSpec
+from search_spaces.training_spec import TrainingSpec
 from trainers import usage
 from trainers.data import Shards
 from trainers.head import Objective, logits

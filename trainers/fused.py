@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_spaces.cell import TrainingSpec
+from search_spaces.training_spec import TrainingSpec
 from trainers import head, methods
 from trainers.head import Objective
 from trainers.optimizer import Optimizer, must_skip

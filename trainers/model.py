@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.attention_norms import ATTENTION_NORMS, DEFAULT, AttentionNorm, layer_scale
-from search_spaces.cell import ModelSpec
 from search_spaces.scales import Scale
+from search_spaces.training_spec import ModelSpec
 from trainers.attention import ATTENTIONS
 from trainers.matmul import Linear
 from trainers.parametrization import HiddenMatrix, Widths

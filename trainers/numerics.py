@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from search_spaces.cell import TrainingSpec
+from search_spaces.training_spec import TrainingSpec
 
 CUBLAS_WORKSPACE = ":4096:8"
 """Makes cuBLAS deterministic (its documentation, "Results reproducibility")."""

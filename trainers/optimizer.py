@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from search_spaces.cell import TrainingSpec
+from search_spaces.training_spec import TrainingSpec
 from trainers import muon
 from trainers.parametrization import HiddenMatrix
 

@@ -20,12 +20,12 @@ import dashboards
 from benchmarks import loss_overview
 from dashboards.runs import read_csv
 from dashboards.sensitivity import curves
-from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.record import CellResult, EndState
 from search_spaces.study import Study
 from search_spaces.study_file import SHIPPED
+from search_spaces.training_spec import TrainingSpec
 from service.cli.watch import status_tables
 from service.home.layout import Home
 from service.home.ledger import Ledger

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from search_spaces.cell import Frozen
+from search_spaces.frozen import Frozen
 
 Separator = Literal[" ", "=", ""]
 Kind = Literal["float", "int", "str", "bool", "unknown"]

@@ -21,8 +21,8 @@ from typing import Any
 from filelock import FileLock
 from pydantic import ValidationError
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen
 from service.background import wait_until
 from service.cluster import ray_start
 from service.cluster.connection import LOOPBACK, check_port, configure_ray, ensure_private_token, free_port, local_cores

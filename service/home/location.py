@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from search_spaces.cell import digest
 from search_spaces.errors import InvalidInput, expand, printable
+from search_spaces.frozen import digest
 from service.home import copies
 from service.home.layout import Home
 from trainers.storage.bucket import Bucket, is_bucket

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen
 
 LOCK_TRIES, LOCK_PAUSE_S = 10, 0.02
 BEAT_S = 5.0

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen
 from service.home.writer import LedgerLocked
 
 MAX_VALUE_CHARACTERS = 200

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
-from search_spaces.cell import Frozen
 from search_spaces.factors import Value
+from search_spaces.frozen import Frozen
 from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
 from service.cluster.jobs import Status
 from service.http.errors import Problem

@@ -20,8 +20,8 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import Field, TypeAdapter, ValidationError
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen
 from search_spaces.study import is_name
 from service.home.layout import Home
 from trainers.storage.files import atomic_writer

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from dashboards.forecast import COLUMNS, FEATURES, OBSERVED_SHARE, Forecast, extract_features
-from search_spaces.cell import digest
+from search_spaces.frozen import digest
 from search_spaces.record import Row
 from service.home import copies
 from service.home.layout import Home

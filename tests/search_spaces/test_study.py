@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.cell import TrainingSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.plan import Plan
@@ -19,6 +18,7 @@ from search_spaces.scales import SCALES
 from search_spaces.shipped import shipped
 from search_spaces.study import NAME, Study
 from search_spaces.tolerance import same_value
+from search_spaces.training_spec import TrainingSpec
 
 positive = st.floats(min_value=1e-7, max_value=1e3, allow_nan=False)
 grids = (

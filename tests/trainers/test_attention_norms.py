@@ -13,9 +13,10 @@ from tiny import cell
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_NORMS, layer_scale
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec
 from trainers import attention, diagnostics, micro_batch, qk_clip
 from trainers.engine import Engine
 from trainers.head import Objective

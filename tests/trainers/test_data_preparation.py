@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from search_spaces.cell import TrainingSpec
 from search_spaces.data_spec import DataSpec
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
+from search_spaces.training_spec import TrainingSpec
 from tests import fineweb
 from trainers.data import Recipe, prepare, tokenize, write_shard
 from trainers.data import preparation as module

@@ -16,9 +16,9 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from search_spaces.cell import TrainingSpec
 from search_spaces.data_spec import DataSpec
 from search_spaces.errors import InvalidInput
+from search_spaces.training_spec import TrainingSpec
 from trainers.data import Tokens, prepare, sources, write_shard
 from trainers.data.corpus import local, standard_library
 from trainers.data.tokenizer import load_encoding

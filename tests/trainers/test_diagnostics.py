@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from search_spaces.cell import ModelSpec, TrainingSpec
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers import diagnostics
 from trainers.data import Shards, write_shard
 from trainers.head import Objective

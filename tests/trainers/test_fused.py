@@ -10,8 +10,8 @@ import torch
 from tiny import batches, of
 from torch import Tensor
 
-from search_spaces.cell import ModelSpec
 from search_spaces.methods import METHODS
+from search_spaces.training_spec import ModelSpec
 from trainers import fused
 from trainers.engine import Engine
 from trainers.world import World

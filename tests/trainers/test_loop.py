@@ -11,10 +11,11 @@ import tiny
 import torch
 from tiny import cell
 
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
 from search_spaces.errors import InvalidInput
 from search_spaces.methods import METHODS
 from search_spaces.record import CellResult, Row
+from search_spaces.training_spec import ModelSpec
 from trainers import diagnostics, rows, spikes, usage
 from trainers.data import Shards, Tokens, batch_windows, write_shard
 from trainers.engine import Engine

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.parity import matrices
 from benchmarks.plain import PlainGPT
-from search_spaces.cell import ModelSpec
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec
 from trainers.model import GPT, QueryKey
 
 V, T = 256, 16

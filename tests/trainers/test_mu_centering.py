@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 from pair import joined
 from tiny import cell
 
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
+from search_spaces.training_spec import ModelSpec
 from trainers.engine import Engine
 from trainers.world import World
 

@@ -10,7 +10,7 @@ import torch
 from tiny import cell
 from torch import Tensor, nn
 
-from search_spaces.cell import TrainingSpec
+from search_spaces.training_spec import TrainingSpec
 from trainers import muon
 from trainers.engine import Engine
 from trainers.optimizer import Optimizer

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import cell
 from torch import nn
 
-from search_spaces.cell import TrainingSpec
+from search_spaces.training_spec import TrainingSpec
 from trainers.optimizer import Optimizer, lr_at
 from trainers.parametrization import HiddenMatrix
 

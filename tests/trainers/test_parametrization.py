@@ -14,8 +14,9 @@ from tiny import batches, cell
 from torch import Tensor, nn
 
 from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec
 from trainers.engine import Engine
 from trainers.model import GPT
 from trainers.optimizer import Optimizer

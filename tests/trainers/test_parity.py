@@ -19,8 +19,8 @@ from benchmarks.parity import (
     table,
 )
 from dashboards import published
-from search_spaces.cell import ModelSpec
 from search_spaces.scales import SCALES
+from search_spaces.training_spec import ModelSpec
 from trainers.model import GPT
 from trainers.optimizer import lr_at
 

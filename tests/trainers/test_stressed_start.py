@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import tiny
 
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
+from search_spaces.training_spec import ModelSpec
 from trainers.data import Tokens
 from trainers.loop import Trainer
 from trainers.world import World

@@ -16,7 +16,8 @@ from tiny import of
 from torch import Tensor
 
 from search_spaces.attention_norms import ATTENTION_NORMS
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
+from search_spaces.training_spec import ModelSpec
 from trainers import checkpoint, qk_clip
 from trainers.engine import Engine
 from trainers.loop import Trainer

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from tiny import cell
 from torch import Tensor
 
-from search_spaces.cell import Cell, ModelSpec
+from search_spaces.cell import Cell
 from search_spaces.keep_weights import KeepWeights
 from search_spaces.record import CellResult
+from search_spaces.training_spec import ModelSpec
 from trainers import tensor_files, weights
 from trainers.loop import Trainer
 from trainers.world import World

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.cell import Cell, ModelSpec, TrainingSpec
+from search_spaces.cell import Cell
 from search_spaces.methods import METHODS
+from search_spaces.training_spec import ModelSpec, TrainingSpec
 from trainers.data import Shards, Tokens, write_shard
 
 V = 256

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from search_spaces.cell import digest
 from search_spaces.errors import InvalidInput, expand, printable, reason
+from search_spaces.frozen import digest
 from trainers.data.shards import match
 
 VALIDATION_SHARE = 0.05

@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen
 from trainers.data.corpus import Corpus, local
 
 if TYPE_CHECKING:

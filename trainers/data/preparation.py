@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from search_spaces.cell import Frozen
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen
 from trainers.data.documents import Batch, Documents, StreamPosition
 from trainers.data.shards import write_shard
 from trainers.data.sources import grouped

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from search_spaces.cell import Frozen, TrainingSpec, digest
 from search_spaces.data_spec import DataSpec
 from search_spaces.errors import InvalidInput
+from search_spaces.frozen import Frozen, digest
+from search_spaces.training_spec import TrainingSpec
 from trainers.data.corpus import Corpus, Document, local, standard_library
 from trainers.data.shards import Shards, write_shard
 from trainers.data.tokenizer import (
