@@ -22,7 +22,6 @@ class GiveUp(Frozen):
 
     above: Literal["l_init"] = Field(default="l_init", description="The loss to compare with: that before training.")
     evaluations: int = Field(
-        default=3,
         gt=0,
         alias="for",
         description="Consecutive evaluations with a validation loss above it that end a run as diverged.",

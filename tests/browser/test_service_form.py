@@ -37,7 +37,7 @@ training: {steps: 30, batch_size: 8, sequence_length: 32, schedule: wsd, warmup_
   weight_decay_mode: coupled, cautious_weight_decay: true, grad_clip: 2.0, precision: float32, logits_dtype: float32,
   deterministic: true, eval_sequences: 8, final_eval_sequences: 16, eps: 1.0e-7}
 refine: {trials: 3, sampler: gp, edge: 1.5, pruner: median, budget: {cells: 5, minutes: 2.5}}
-intervals: {evaluate: 10, checkpoint: 20}
+intervals: {evaluate: 10, checkpoint: 20, give_up: {for: 4}}
 resources: {workers: 2, cpus_per_worker: 2, gpus_per_worker: 1.0, concurrency: 3, compile: false, max_failures: 5,
   autoscale: true}
 keep_weights: {every: 10}

@@ -30,8 +30,8 @@ if options.resume:
     x, start = json.loads(state.read_text())
 with (options.out / "log.jsonl").open("a") as log:
     for step in range(start, 11):
-        print(json.dumps({"step": step, "val": {"loss": x * x}}), file=log, flush=True)
         state.write_text(json.dumps([x, step]))
+        print(json.dumps({"step": step, "val": {"loss": x * x}}), file=log, flush=True)
         x -= 2 * options.lr * x
 print("done")
 """

@@ -48,7 +48,7 @@ class Quadratic:
 """
 SLOW = (
     QUADRATIC.replace("import argparse", "import time, argparse")
-    .replace("x -= 2", 'while step == 5 and pathlib.Path("hold").exists(): time.sleep(0.02)\n        x -= 2')
+    .replace("x -= 2", 'while step == 2 and pathlib.Path("hold").exists(): time.sleep(0.02)\n        x -= 2')
     .replace("x, start, state =", 'assert options.seed != 13, "an unlucky seed"\nx, start, state =')
 )
 
