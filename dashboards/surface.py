@@ -141,13 +141,15 @@ def _figure(view: View, y_name: str, curve: str, points: pd.DataFrame, cells: pd
         .mark_point(filled=True, size=45, opacity=1, color="white", stroke="black", strokeWidth=1)
         .encode(shape=shape),
     ]  # fmt: skip
+    caption = "Bands show the mean loss over seeds, interpolated linearly between the cells that were trained: "
+    caption += f"{join_words([SHAPES[origin][1] for origin in present])}."
     if points["diverged"].any():  # Vega warns about a layer without points
         layers.append(crosses(base, color="black"))
+        caption += " Crosses are diverged cells, which count as l_init."
     return Figure(
         name=f"surface-{curve}-{view.name}" if y_name == "gamma" else f"surface-{y_title}-{curve}-{view.name}",
         title=f"Loss over {view.axis_title} and {y_title}, {curve}",
-        caption="Bands show the mean loss over seeds, interpolated linearly between the cells that were trained: "
-        f"{join_words([SHAPES[origin][1] for origin in present])}. Crosses are diverged cells, which count as l_init.",
+        caption=caption,
         view=view.name,
         section="lrs",
         spec=spec_of(layers, {"surface": cells.apply(_five_digits), "cells": points}),
