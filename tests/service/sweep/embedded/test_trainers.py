@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,14 +44,6 @@ class Trial:
                 return
             x = x - 2 * cell.lr * x
 """
-NODE = """
-import json, os, sys, time
-rank, folder, lr = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-with open(f"{folder}/rank-{rank}.json", "w") as file:
-    json.dump([sys.argv[4:], os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]], file)
-if rank == 0:
-    print('{"val_loss": 1.0}')
-"""
 
 
 def study(folder: Path, trainer: dict[str, Any], **resources: Any) -> Study:
@@ -68,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("code")
-    for name, text in {"train.py": QUADRATIC, "mine_trial.py": TRIAL, "node.py": NODE}.items():
+    for name, text in {"train.py": QUADRATIC, "mine_trial.py": TRIAL}.items():
         (folder / name).write_text(text)
     return folder
 
@@ -136,20 +127,6 @@ def test_a_python_object_of_two_workers_stays_warm(start: Callable[[Study], Warm
     assert other.state == "finished"
     assert later[0].metrics["pid"] == rows[0].metrics["pid"]
     assert later[0].metrics["cells"] > 3, "a cell is retried once"
-
-
-def test_a_command_on_two_nodes(start: Callable[[Study], WarmGroup], home: Home, code: Path) -> None:
-    """Here both are one machine, which Ray allows if there is no second one."""
-    command = f"{sys.executable} -S node.py {{node_rank}} {{folder}} {{lr}} {{nodes}} {{workers}} {{master_port}}"
-    metrics = {"stdout": '"val_loss": (?P<val_loss>[0-9.]+)'}
-    spec = study(code, {"command": command, "metrics": metrics, "nodes": 2}, workers=2)
-    group, cell = start(spec), cell_of(spec)
-    result, _ = run(group, home, cell)
-    assert (result.state, result.val_loss) == ("finished", 1.0), result.reason
-    found = [json.loads((home.cell(cell.id, "mine") / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-    assert found[0] == found[1]
-    assert found[0][0][:2] == ["2", "2"]
-    assert found[0][1:] == ["1", ""]
 
 
 def cell_of(spec: Study) -> ForeignCell:
