@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dashboards.factors import axis_title, display_names, varied
-from dashboards.sensitivity import CurveFacts
 from search_spaces.attention_norms import ATTENTION_NORMS
 from search_spaces.factors import CurveKey, format_factor, to_text
 from search_spaces.methods import label, with_factors
+
+if TYPE_CHECKING:  # imports pandas, for half a second, and a driver needs only the colors of its runs
+    from dashboards.sensitivity import CurveFacts
 
 GREY = "#8a8a8a"
 """The color of the reference; visible on both a white and a black background."""

@@ -22,7 +22,6 @@ from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.ledger import Entry, Ledger
 from service.mlflow.address import redact, sqlite_file
-from service.mlflow.description import description
 from service.mlflow.store import Store
 from trainers.storage.files import write_atomically
 
@@ -102,6 +101,8 @@ def sync(uri: str, home: Home, study: Study, ledger: Ledger, report: Path, *, as
     gone = (file := sqlite_file(uri)) is not None and not file.is_file()
     if not (ask_store or gone) and marker.is_file() and marker.read_text(encoding="utf-8") == state:
         return len(ended)
+    from service.mlflow.description import description  # imports pandas, which a driver does not need until its end
+
     try:
         store = Store(uri, home, study)
         for entry in ended:

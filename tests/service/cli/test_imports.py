@@ -37,6 +37,12 @@ def test_status_and_plan_import_no_package_that_takes_long(tmp_path: Path) -> No
     assert imported("plan", "smoke", "--home", tmp_path) & HEAVY <= {"numpy"}, "which maps the token files"
 
 
+def test_a_driver_starts_without_the_packages_of_reports() -> None:
+    code = "import service.sweep.run, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & HEAVY - {"numpy"}, "import it where it is needed"
+
+
 def test_importances_are_estimated_without_pandas() -> None:
     """scikit-learn imports pandas if it can, for half a second of every report; afterwards it can be imported."""
     code = """
