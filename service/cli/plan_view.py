@@ -14,9 +14,9 @@ from search_spaces.errors import InvalidInput
 from search_spaces.factors import LR, format_factor, short_name
 from search_spaces.methods import label
 from search_spaces.plan import Plan
-from search_spaces.resources import ResourceSpec
+from search_spaces.study import Study
 from service.cluster.connection import local_nodes
-from service.cluster.placement import KINDS, Node, fit
+from service.cluster.placement import KINDS, Node, fit_study
 from service.home.ledger import Entry
 from service.pace import duration
 
@@ -41,7 +41,7 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     )
     if size := kept_bytes(plan):
         yield f"keep_weights: at most {decimal(size)} of weights, if every cell is trained here"
-    max_concurrent = concurrent_here(study.group_resources)
+    max_concurrent = concurrent_here(study)
     if study.trainer:
         identity = ", ".join(study.trainer.identity_files()) or "no file"
         seconds = plan.seconds(speeds, max_concurrent)
@@ -104,13 +104,7 @@ def cluster_line(plan: Plan, speeds: Mapping[str, float], nodes: Sequence[Node],
         InvalidInput: not even one cell fits.
     """
     resources = plan.study.resources
-    found = fit(
-        plan.study.group_resources,
-        nodes,
-        distinct_nodes=plan.study.distinct_nodes,
-        cells=plan.cell_count,
-        can_grow=can_grow,
-    )
+    found = fit_study(plan.study, nodes, cells=plan.cell_count, can_grow=can_grow)
     workers = found.cells * resources.workers
     hours = plan.seconds(speeds, found.cells) / 3600
     taken = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
@@ -132,9 +126,9 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
     return listed if len(nodes) == 1 else f"{len(nodes)} nodes with {listed}"
 
 
-def concurrent_here(resources: ResourceSpec) -> int:
+def concurrent_here(study: Study) -> int:
     """Cells in parallel on this machine; for a study that does not fit here, what it asks for, or one."""
     try:
-        return fit(resources, local_nodes()).cells
+        return fit_study(study, local_nodes()).cells
     except InvalidInput:
-        return resources.concurrency or 1
+        return study.resources.concurrency or 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from search_spaces.errors import InvalidInput
 from search_spaces.resources import GPU_UNIT, ResourceSpec
+from search_spaces.study import Study
 
 Node = Mapping[str, float]
 """The resources of a node: ``CPU``, ``GPU`` and, where it is known, ``memory`` in bytes, as Ray names them."""
@@ -80,6 +81,11 @@ def fit(
         limits = {"the number of cells": cells, **limits}
     bound = min(limits, key=lambda name: limits[name])
     return Fit(limits[bound], bound)
+
+
+def fit_study(study: Study, nodes: Sequence[Node], *, cells: int | None = None, can_grow: bool = False) -> Fit:
+    """``fit`` for the worker groups of a study."""
+    return fit(study.group_resources, nodes, distinct_nodes=study.distinct_nodes, cells=cells, can_grow=can_grow)
 
 
 def _limits(resources: ResourceSpec, nodes: Sequence[Node]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from search_spaces.errors import InvalidInput
 from search_spaces.plan import Plan
 from search_spaces.study import Study
-from service.cluster.placement import Node, fit
+from service.cluster.placement import Node, fit_study
 from service.http.models import Estimate, PlannedCurve, Settings
 
 
@@ -26,7 +26,7 @@ def estimate(
     check_size(study, settings)
     plan = Plan(study, "")  # the digest of the data changes no number here, so the data need not be read
     resources = study.resources
-    found = fit(study.group_resources, nodes, distinct_nodes=study.distinct_nodes, cells=plan.cell_count, can_grow=True)
+    found = fit_study(study, nodes, cells=plan.cell_count, can_grow=True)
     seconds = plan.seconds(tokens_per_second, found.cells)
     worker_hours = seconds / 3600 * found.cells * resources.workers
     curves = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -15,7 +14,7 @@ from search_spaces.intervals import given_up_note
 from search_spaces.plan import Plan
 from search_spaces.study import Study
 from service.cluster import connection
-from service.cluster.placement import Node, fit, joined_nodes
+from service.cluster.placement import fit_study, joined_nodes
 from service.home import copies
 from service.home.data import prepare_source
 from service.home.layout import Home
@@ -48,7 +47,7 @@ def run_study(study: Study, home: Home, *, address: str | None, retry_crashed: b
             check_nodes(study, home)
             check_store(tracking_uri(home))
             if connection.resolve_address(address) is None:
-                check_room(study, connection.local_nodes())
+                fit_study(study, connection.local_nodes())
             source, tokens = prepare_source(study, home, console.print)
             plan = Plan(study, source)
             register_study(home, study)
@@ -75,11 +74,6 @@ def check_nodes(study: Study, home: Home) -> None:
     if home.bucket and study.trainer and study.distinct_nodes:
         problem = f"spreads a cell over nodes that do not share the folder of its files, as {home} is a bucket"
         raise InvalidInput("trainer.nodes", study.trainer.nodes, problem, "use a home on shared storage")
-
-
-def check_room(study: Study, nodes: Sequence[Node], *, can_grow: bool = False) -> int:
-    """How many cells run concurrently on these nodes; see ``placement.fit``, which raises InvalidInput."""
-    return fit(study.group_resources, nodes, distinct_nodes=study.distinct_nodes, can_grow=can_grow).cells
 
 
 def plan_cells(plan: Plan, ledger: Ledger, home: Home, *, retry_crashed: bool, console: Console) -> int:
@@ -157,7 +151,7 @@ def _sweep_on_ray(
             connection.connect(address, partial(console.print, soft_wrap=True), lambda: interrupts.requested)
         if connection.resolve_address(address):
             check_shared(home)
-        max_concurrent = check_room(plan.study, joined_nodes(), can_grow=True)
+        max_concurrent = fit_study(plan.study, joined_nodes(), can_grow=True).cells
         cells = "one cell at a time" if max_concurrent == 1 else f"up to {max_concurrent} cells in parallel"
         console.print(f"{cells}, {describe_group(plan.study)}", soft_wrap=True)
         # Only now, so that nothing is delivered for a study that does not fit.

@@ -13,9 +13,10 @@ from rich.console import Console
 from benchmarks.nodes import Nodes
 from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
+from service.cluster.placement import fit_study
 from service.home.layout import Home
 from service.home.location import open_home
-from service.sweep.run import check_room, run_study
+from service.sweep.run import run_study
 from service.sweep.trials import group_config
 from tests.service.oec import oec
 from trainers.command.supervisor import STUCK_S
@@ -47,10 +48,10 @@ def test_a_home_in_a_bucket_is_refused(tmp_path: Path) -> None:
 
 def test_each_node_of_a_cell_needs_a_node_of_the_cluster(tmp_path: Path) -> None:
     """Ray would wait for it without an end."""
-    assert check_room(study(tmp_path), [{"CPU": 4}, {"CPU": 4}, {"CPU": 3}]) == 1
+    assert fit_study(study(tmp_path), [{"CPU": 4}, {"CPU": 4}, {"CPU": 3}]).cells == 1
     for cluster in ([{"CPU": 64}, {"CPU": 3}], [{"CPU": 4}]):
         with pytest.raises(InvalidInput, match="needs 2 nodes with 4 CPU and 0 GPU each, and there is 1; lower it"):
-            check_room(study(tmp_path), cluster)
+            fit_study(study(tmp_path), cluster)
 
 
 def test_nodes_wait_until_the_command_of_another_has_ended(tmp_path: Path) -> None:
