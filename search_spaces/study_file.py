@@ -79,9 +79,7 @@ class StudyFile(Frozen):
         try:
             return cls.model_validate(fields, context={FOLDER: folder or Path.cwd()})
         except ValidationError as error:
-            # A misspelled field first, because it may be why another one is missing.
-            errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-            raise _invalid_input(cls, errors[0]) from error
+            raise _all_invalid_inputs(cls, error)[0] from error
 
     @classmethod
     def problems(cls, fields: dict[str, Any]) -> list[InvalidInput]:
@@ -89,7 +87,7 @@ class StudyFile(Frozen):
         try:
             cls.model_validate(fields, context={FOLDER: Path.cwd()})
         except ValidationError as error:
-            return [_invalid_input(cls, one) for one in error.errors()]
+            return _all_invalid_inputs(cls, error)
         return []
 
     def to_yaml(self) -> str:
@@ -99,6 +97,12 @@ class StudyFile(Frozen):
     def written(self, exclude: Iterable[str] = ()) -> str:
         """The study as YAML, without the fields ``exclude``."""
         return study_yaml.write(self.model_dump(mode="json", exclude_none=True, exclude=set(exclude)))
+
+
+def _all_invalid_inputs(model: type[BaseModel], error: ValidationError) -> list[InvalidInput]:
+    """Misspelled fields first, because one may be why another one is missing."""
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    return [_invalid_input(model, one) for one in errors]
 
 
 def _invalid_input(model: type[BaseModel], error: ErrorDetails) -> InvalidInput:
