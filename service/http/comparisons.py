@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 
 from dashboards.comparison import compare, comparison_texts
@@ -15,7 +14,7 @@ from search_spaces.errors import InvalidInput
 from search_spaces.study import Study
 from service.http.errors import ConcurrencyLimit
 from service.http.feed import LedgerFeeds, Snapshot
-from service.http.models import ChangeOut, ChangeText, Compared, ComparisonOut, FigureOut
+from service.http.models import ChangeOut, Compared, ComparisonOut, FigureOut
 from service.http.results import curve_facts
 from service.http.studies import Studies
 
@@ -90,6 +89,6 @@ def _comparison(
         before=before,
         after=after,
         rows=[ChangeOut.model_validate(row) for row in found.rows.to_dict("records")],
-        texts=[ChangeText.model_validate(asdict(row)) for row in texts.rows],
+        texts=list(texts.rows),
         sentences=list(texts.sentences),
     )

@@ -20,7 +20,7 @@ from search_spaces.shipped import shipped
 from search_spaces.study import Study
 from service.http.errors import ApiError, problem_of
 from service.http.models import AttentionNormOut, Choices, Draft, Estimate, MethodOut, ScaleOut, ShippedStudy
-from service.http.untrusted import check_trainer, validate_study
+from service.http.untrusted import check_trainer, confine_data, validate_fields
 
 MAX_PROBLEMS = 50
 """A request of 64 KiB has room for thousands of bad values."""
@@ -64,14 +64,15 @@ def draft(content: dict[str, Any], data_root: Path, estimate: Callable[[Study], 
     Raises:
         InvalidInput: the fields are nested too deeply to be written as YAML.
     """
-    problems, cost = [], None
+    problems, cost, file = [], None, None
     try:
-        cost = estimate(validate_study(content, data_root))
+        study = validate_fields(content)
+        cost = estimate(confine_data(study, data_root))
+        file = changed_fields(study)
     except InvalidInput as error:
         problems = [problem_of(one) for one in _all_problems(content)[:MAX_PROBLEMS] or [error]]
     except ApiError as error:
         problems = [error.problem]
-    file = None if problems else changed_fields(Study.validate_fields(content))
     try:
         text = study_yaml.write(content if file is None else file)
     except RecursionError as error:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
+from dashboards.comparison import RowTexts
 from search_spaces.factors import Value
 from search_spaces.frozen import Frozen
 from search_spaces.record import COLUMNS, Column, Kind, Origin, State, columns_shown
@@ -271,24 +272,13 @@ class ChangeOut(Frozen):
     verdict: str
 
 
-class ChangeText(Frozen):
-    """A row of a comparison as `oec diff` displays it."""
-
-    curve: str
-    measure: str
-    before: str
-    after: str
-    change: str
-    verdict: str
-
-
 class ComparisonOut(Frozen):
     """The comparison of a study with the first of the request, as by `oec diff`."""
 
     before: str
     after: str
     rows: list[ChangeOut]
-    texts: list[ChangeText] = Field(description="The rows of the curves that differ.")
+    texts: list[RowTexts] = Field(description="The rows of the curves that differ.")
     sentences: list[str]
 
 

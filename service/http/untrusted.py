@@ -67,8 +67,21 @@ def validate_study(content: dict[str, Any], data_root: Path) -> Study:
         InvalidInput: the fields are not a valid study, it has a trainer of its own, or a data path leads outside
             ``data_root``.
     """
+    return confine_data(validate_fields(content), data_root)
+
+
+def validate_fields(content: dict[str, Any]) -> Study:
+    """The study that the fields describe, with the data paths that they give.
+
+    Raises:
+        InvalidInput: as ``validate_study``, except for the data paths.
+    """
     check_trainer(content)
-    study = Study.validate_fields(content)
+    return Study.validate_fields(content)
+
+
+def confine_data(study: Study, data_root: Path) -> Study:
+    """The study with absolute data paths; raises InvalidInput if one leads outside ``data_root``."""
     paths = {name: path for name in ("path", "validation") if (path := getattr(study.data, name)) is not None}
     resolved = {name: str(resolve(data_root, f"data.{name}", path)) for name, path in paths.items()}
     return study.model_copy(update={"data": study.data.model_copy(update=resolved)})
