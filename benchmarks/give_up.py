@@ -10,11 +10,11 @@ all steps saved.
 from __future__ import annotations
 
 import argparse
-from itertools import accumulate
 
 from rich.console import Console
 from rich.table import Table
 
+from search_spaces.intervals import GiveUp
 from search_spaces.record import Row
 from service.home.ledger import Entry
 from service.home.location import open_home
@@ -22,12 +22,11 @@ from service.home.studies import read_ledger
 from trainers.rows import read
 
 
-def given_up_at(rows: list[Row], evaluations: int, l_init: float) -> int | None:
+def given_up_at(rows: list[Row], give_up: GiveUp, l_init: float) -> int | None:
     """The step at which a run would have been given up; None if it would have run to its end."""
-    losses = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
-    in_a_row = accumulate((loss > l_init for _, loss in losses), lambda n, above: n + 1 if above else 0, initial=0)
-    hits = (step for (step, _), n in zip(losses, list(in_a_row)[1:], strict=True) if n >= evaluations)
-    return next(hits, None)
+    evaluated = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
+    losses = [loss for _, loss in evaluated]
+    return next((step for n, (step, _) in enumerate(evaluated, 1) if give_up.is_reached(losses[:n], l_init)), None)
 
 
 def main() -> None:
@@ -45,7 +44,8 @@ def main() -> None:
         rows = {entry.id: read(home.metrics(entry.id, study)) for entry in entries}
         diverged = sum(entry.outcome.verdict == "diverged" for entry in entries)
         for evaluations in range(1, args.most + 1):
-            ends = [(entry, given_up_at(rows[entry.id], evaluations, entry.result.l_init or 0.0)) for entry in entries]
+            give_up = GiveUp(evaluations=evaluations)
+            ends = [(entry, given_up_at(rows[entry.id], give_up, entry.result.l_init or 0.0)) for entry in entries]
             ended: list[tuple[Entry, int]] = [(e, step) for e, step in ends if step and step < (e.result.steps or 0)]
             back = [entry for entry, _ in ended if entry.outcome.verdict != "diverged"]
             saved = sum((entry.result.steps or 0) - step for entry, step in ended)

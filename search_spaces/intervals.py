@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -26,6 +26,11 @@ class GiveUp(Frozen):
         alias="for",
         description="Consecutive evaluations with a validation loss above it that end a run as diverged.",
     )
+
+    def is_reached(self, losses: Sequence[float], l_init: float) -> bool:
+        """Whether a run is given up after these evaluations; only the last ones matter."""
+        last = losses[-self.evaluations :]
+        return len(last) == self.evaluations and min(last) > l_init
 
     def reason(self, step: int, val_loss: float, l_init: float) -> str:
         """Why a run ended at ``step`` with this validation loss."""

@@ -72,11 +72,11 @@ class ReportedRun:
         """Why the run is given up after its last evaluation; an empty string if it is not."""
         if self._give_up is None or self.l_init is None:
             return ""
-        evaluated = ((row.step, row.val_loss) for row in reversed(self._rows) if row.val_loss is not None)
-        last = list(islice(evaluated, self._give_up.evaluations))
-        if len(last) < self._give_up.evaluations or min(loss for _, loss in last) <= self.l_init:
+        losses = (row.val_loss for row in reversed(self._rows) if row.val_loss is not None)
+        last = list(islice(losses, self._give_up.evaluations))[::-1]
+        if not self._give_up.is_reached(last, self.l_init):
             return ""
-        return self._give_up.reason(*last[0], self.l_init)
+        return self._give_up.reason(self.last_step, last[-1], self.l_init)
 
     @property
     def last_step(self) -> int:
