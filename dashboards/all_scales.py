@@ -22,6 +22,7 @@ from dashboards.charts import (
     crosses,
     cycle,
     dashes,
+    diverged_cells,
     log_axis,
     lrs_axis,
     lrs_layers,
@@ -227,7 +228,7 @@ def _losses(comparison: ScaleComparison, section: Section) -> Iterator[Figure]:
         f"Colors show the {comparison.color_meaning}, symbols the scale.",
         comparison.note,
         "Points are means over seeds." if facts["seeds"].max() > 1 else "",
-        f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "",
+        diverged_cells(diverged, cells) if diverged else "",
         f"{above} of {len(facts)} points lie above the frame, up to {facts['loss'].max():.2f}." if above else "",
     )
     title = f"Final loss over {comparison.axis_title}, all scales"

@@ -105,6 +105,11 @@ def spec_of(
     return {**shared, "width": "container", "height": height, "layer": parts, **datasets}
 
 
+def diverged_cells(diverged: int, cells: int) -> str:
+    """What the crosses of a chart of losses mean, as a sentence."""
+    return f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "No cell diverged."
+
+
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One mapping per row that JSON can represent: None for a missing or non-finite value."""
     columns = [_json_values(column) for _, column in table.items()]

@@ -28,6 +28,7 @@ from dashboards.charts import (
     crosses,
     cycle,
     dashes,
+    diverged_cells,
     has_intervals,
     log_axis,
     log_ticks,
@@ -135,10 +136,6 @@ def _loss_figure(view: View, published: bool) -> Figure:
         spec=spec_of(layers, {"facts": facts, **ceiling}),
         overlay=_published_layers(curve.scale) if published and comparable else (),
     )
-
-
-def diverged_cells(diverged: int, cells: int) -> str:
-    return f"Crosses at l_init mark diverged cells: {diverged} of {cells}." if diverged else "No cell diverged."
 
 
 @cache

@@ -56,7 +56,7 @@ def test_only_ended_runs_count() -> None:
     assert set(start_importance(runs)()["cells"]) == {49 - 15}
     assert start_importance(runs.head(8))().empty, "too few"
     assert start_importance(bowl(0.0, 0.0))().empty, "all losses are equal"
-    assert set(start_importance(runs)()["of"]) == {"z-loss"}, "with one method, there is no group of all methods"
+    assert set(start_importance(runs)()["of"]) == {"z-loss"}, "the group of all methods requires several methods"
 
 
 def test_the_method_is_a_hyperparameter() -> None:
