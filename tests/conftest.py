@@ -54,19 +54,24 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("studies"), "first", refine={"trials": 1, "edge": 200})
 
 
+def packages_of_another_project(folder: Path) -> Path:
+    """Writes packages with the names of ours, which raise an error on import, and returns their folder."""
+    for name in ("service", "trainers", "search_spaces", "dashboards"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise RuntimeError('the wrong package was imported')\n")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(first: Path) -> Path:
     """Returns a home in which the study ``first`` is done.
 
-    It was started in a folder that has packages with the names of ours, which raise an error on import.
+    It was started in another project, see ``packages_of_another_project``, which is on the import path as well.
     """
     from tests.service.oec import oec
 
-    home, project = first.with_name("home"), first.with_name("project")
-    for name in ("service", "trainers", "search_spaces", "dashboards"):
-        (project / name).mkdir(parents=True)
-        (project / name / "__init__.py").write_text("raise RuntimeError('the wrong package was imported')\n")
-    done = oec("run", first, home=home, cwd=project)
+    home, project = first.with_name("home"), packages_of_another_project(first.with_name("project"))
+    done = oec("run", first, home=home, cwd=project, PYTHONPATH=str(project))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout
     return home

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.shipped import SHIPPED
+from tests.conftest import packages_of_another_project
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"search_spaces", "trainers", "service", "dashboards"}
@@ -41,6 +42,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_installs_the_four_packages_and_their_data_only(environment: Path) -> None:
     (site,) = environment.glob("lib/python*/site-packages")
     installed = {path.name for path in site.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")}
+    assert (site / "oec_sensitivity.py").is_file()
     assert installed == PACKAGES, "a folder such as tests would be everybody's `import tests`"
     assert {path.name for path in (site / "search_spaces" / "studies").iterdir()} == {
         path.name for path in SHIPPED.iterdir()
@@ -50,16 +52,15 @@ def test_it_installs_the_four_packages_and_their_data_only(environment: Path) ->
 
 
 @pytest.mark.slow
-def test_packages_of_the_same_names_where_a_study_starts_do_not_replace_ours(environment: Path, tmp_path: Path) -> None:
-    here = tmp_path / "repository"
-    for name in PACKAGES:
-        (here / name).mkdir(parents=True)
-        (here / name / "__init__.py").write_text("raise RuntimeError('the package of another project')\n")
+@pytest.mark.parametrize("on_path", [False, True], ids=["where a study starts", "in PYTHONPATH"])
+def test_packages_of_the_same_names_do_not_replace_ours(environment: Path, tmp_path: Path, on_path: bool) -> None:
+    here = packages_of_another_project(tmp_path / "repository")
     text = tmp_path / "text.txt"
     text.write_text("All work and no play makes Jack a dull boy.\n" * 200)
     (here / "one.yaml").write_text(STUDY.replace("TEXT", str(text)))
     command = [str(environment / "bin" / "oec"), "run", "one.yaml", "--home", str(tmp_path / "home")]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {"PYTHONPATH": str(here)} if on_path else {}
     done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1/1 cells" in done.stdout

@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import chdir, suppress
@@ -44,8 +45,11 @@ HEAD_POLL_S, HEAD_LOST_S = 2.0, 20.0
 """How often the head is checked, and how long it may be unreachable."""
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that contains the packages of this project. Ray puts the driver's working directory first on the import
-path of its workers, so a driver connects from here. Otherwise a folder of the same name in the user's working
-directory, such as ``trainers``, would be imported instead of ours."""
+path of its workers, so a driver connects from here. Otherwise a folder in the user's working directory, such as
+``trainers`` or ``datasets``, would be imported instead of ours or of a library."""
+COMMAND = "oec_sensitivity"
+"""The module of the command ``oec``. A driver that it started has its workers import our packages as it does: also if
+others come first in ``PYTHONPATH`` or in the working directory of a Ray job."""
 MAX_START_ATTEMPTS = 5
 """Ray gives its processes 30 s to start, and two of its agents import many Python packages in that time."""
 
@@ -90,7 +94,7 @@ def connect(
             host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         environment = cluster_environment(f"{host}:{port}" if host else joined)
         with chdir(PACKAGE_ROOT):
-            runtime_env = {"env_vars": environment}
+            runtime_env = {"env_vars": environment, **worker_setup()}
             ray.init(address=joined, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
@@ -168,6 +172,7 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
                     address="local",
                     num_cpus=cores,
                     include_dashboard=True,  # on loopback; its State API frees the cores of a dead trial
+                    runtime_env=worker_setup(),
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,  # an error is logged below, as the reason of a failed attempt
                 )
@@ -189,6 +194,11 @@ def start_local_cluster(log: Callable[[str], None], is_interrupted: Callable[[],
             for variable in inherited:
                 os.environ.pop(variable)
             os.environ.update(before)
+
+
+def worker_setup() -> dict[str, str]:
+    """The part of Ray's runtime environment that makes workers import our packages, see ``COMMAND``."""
+    return {"worker_process_setup_hook": f"{COMMAND}.import_own_packages"} if COMMAND in sys.modules else {}
 
 
 def cluster_environment(address: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from benchmarks.study_run import newest_step
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import is_running
+from tests.conftest import packages_of_another_project
 from tests.faults.cluster import Cluster
 from tests.service.oec import OEC, environment, oec, start
 from trainers.rows import read
@@ -33,6 +34,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 240.0
+ONE = """\
+name: one
+scales: [tiny]
+data: {source: text, path: TEXT, tokenizer: bytes}
+methods: [baseline]
+lrs: [1.0e-2]
+training: {steps: 20, batch_size: 4, sequence_length: 32, warmup_steps: 2, precision: float32, eval_sequences: 4}
+"""
 FINISHED = r"6/6 cells \| 0 running \| [\d,]+ tokens/s \| \d+:\d\d elapsed \| 0:00 left \| best tiny "
 
 
@@ -260,6 +269,32 @@ def test_rays_own_command_with_a_working_directory(
     said = cluster.job("submit", "--working-dir", ".", "--runtime-env-json", settings, "--", "oec", "run", "smoke")
     assert "succeeded" in said
     assert "6 cells, 0 to train" in said
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of another project, whose packages have the names of ours, with the study ``one``."""
+    folder = packages_of_another_project(tmp_path_factory.mktemp("project"))
+    (folder / "one.yaml").write_text(ONE.replace("TEXT", str(Path(__file__).resolve())))
+    return folder
+
+
+def test_a_job_is_submitted_from_a_folder_with_packages_of_the_same_names(
+    cluster: Cluster, project: Path, tmp_path: Path
+) -> None:
+    done = oec("submit", "one.yaml", "--follow", home=tmp_path / "home", cwd=project, **url(cluster))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1/1 cells" in done.stdout
+
+
+def test_packages_of_the_same_names_in_a_working_directory_do_not_replace_the_installed_ones(
+    cluster: Cluster, project: Path, tmp_path: Path
+) -> None:
+    settings = json.dumps({"env_vars": {"OEC_HOME": str(tmp_path / "home")}})
+    arguments = ("--working-dir", str(project), "--runtime-env-json", settings)
+    said = cluster.job("submit", *arguments, "--", "oec", "run", "one.yaml")
+    assert "1/1 cells" in said
+    assert "succeeded" in said
 
 
 def test_a_working_directory_is_what_runs_and_its_size_is_shown(cluster: Cluster, home: Path, sources: Path) -> None:
