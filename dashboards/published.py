@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-RUNS_CSV = Path(__file__).parent / "oec_published_runs.csv"
+RUNS_CSV = Path(__file__).parent / "published.csv"
 """The 350 published runs: every curve of ``CURVES`` at 5 scales and 7 learning rates, with one seed."""
 
 NAME = "published"

@@ -177,7 +177,7 @@ def checkpoint(folder: Path) -> Target:
 
 def csv_of_runs(folder: Path) -> Target:
     path = folder / "runs.csv"
-    published = Path(dashboards.__file__).with_name("oec_published_runs.csv").read_bytes().splitlines(keepends=True)
+    published = Path(dashboards.__file__).with_name("published.csv").read_bytes().splitlines(keepends=True)
 
     def read(content: bytes) -> None:
         path.write_bytes(content)

@@ -34,7 +34,7 @@ required_cluster = cluster_option(required=True, help=CLUSTER_HELP)
     help="Folder or bucket that every node can read and write; default: the cluster's own OEC_HOME.",
 )
 @click.option("--retry-crashed", is_flag=True, help="Train crashed cells again, too.")
-@click.option("--working-dir", type=PATH, help="Source folder to upload and use in place of the installed package.")
+@click.option("--working-dir", type=PATH, help="Folder to upload; sources of oec replace the installed package.")
 @click.option("--max-megabytes", default=50.0, help="Maximum size of the upload of --working-dir.")
 @click.option(
     "--driver-resource", metavar="NAME", help="Run the driver on a node with this Ray resource; default: the head node."

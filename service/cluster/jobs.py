@@ -103,7 +103,7 @@ class Jobs:
 
         Args:
             home: an absolute path on storage that every node sees, or a bucket; default: the cluster's ``OEC_HOME``.
-            working_dir: sources that run in place of the installed package.
+            working_dir: files that the job and its workers find in their working directory.
             driver_resource: a Ray resource that the driver's node must have.
             driver_labels: Ray labels that the driver's node must have.
 
@@ -115,7 +115,9 @@ class Jobs:
         variables["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI")
         runtime_env: dict[str, Any] = {"env_vars": {name: value for name, value in variables.items() if value}}
         job = {
-            "entrypoint": entrypoint_command(study, retry_crashed=retry_crashed, installed=working_dir is None),
+            "entrypoint": entrypoint_command(
+                study, retry_crashed=retry_crashed, installed=not (working_dir and working_dir.runs_itself)
+            ),
             "runtime_env": runtime_env,
             "metadata": {"oec.study": study.name, "oec.hash": study.hash, "oec.home": home or ""},
             "entrypoint_num_cpus": 0,

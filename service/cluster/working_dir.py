@@ -40,6 +40,11 @@ class WorkingDir:
     def __str__(self) -> str:
         return f"{self.folder}: {len(self.sizes)} files, {self.megabytes:.1f} MB"
 
+    @property
+    def runs_itself(self) -> bool:
+        """Whether these are sources of ``oec``, which run in place of the installed package."""
+        return Path("service/cli/__main__.py") in self.sizes
+
     @classmethod
     def scan(cls, folder: Path, *, max_megabytes: float) -> WorkingDir:
         """Collect the files of a folder.

@@ -205,7 +205,7 @@ def _from_csv(
         provenance={"command": command, "table": path.name, **_environment()},
         notes=tuple(notes),
         left_out=tuple(notes),
-        folder=home.report(NAME if path == RUNS_CSV else csv_title(path)),
+        folder=home.report(csv_title(path)),
     )
 
 

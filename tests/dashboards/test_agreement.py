@@ -117,8 +117,8 @@ def test_two_studies_are_distinguished(runs: pd.DataFrame) -> None:
 
 
 def test_published_runs_are_recognized_in_any_file(runs: pd.DataFrame, tmp_path: Path) -> None:
-    assert published_studies(runs) == {"oec_published_runs"}
-    assert published_studies(runs.sample(frac=1, random_state=1).head(9)) == {"oec_published_runs"}
+    assert published_studies(runs) == {"published"}
+    assert published_studies(runs.sample(frac=1, random_state=1).head(9)) == {"published"}
     runs.assign(study="mine").to_csv(tmp_path / "runs.csv", index=False)
     assert published_studies(read_csv(tmp_path / "runs.csv")) == {"mine"}
     overview = loss_overview.write(tmp_path / "loss_overview.csv", loss_overview.published_rows()[:7])

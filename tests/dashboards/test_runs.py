@@ -141,7 +141,7 @@ def test_published_runs() -> None:
         strengths = table.loc[table["method"] == method, "gamma"].value_counts()
         assert strengths.to_dict() == dict.fromkeys(published.GAMMAS, 35)
     assert table["logits_std"].iloc[0] == 2.6094
-    assert table["study"].iloc[0] == "oec_published_runs"
+    assert table["study"].iloc[0] == "published"
 
 
 def test_our_own_file_reads_back(tmp_path: Path) -> None:

@@ -279,15 +279,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_job_is_submitted_from_a_folder_with_packages_of_the_same_names(
-    cluster: Cluster, project: Path, tmp_path: Path
+@pytest.mark.parametrize("options", [(), ("--working-dir", ".")], ids=["submitted from there", "shipped"])
+def test_packages_of_the_same_names_do_not_replace_ours_in_a_job(
+    cluster: Cluster, project: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    done = oec("submit", "one.yaml", "--follow", home=tmp_path / "home", cwd=project, **url(cluster))
+    done = oec("submit", "one.yaml", "--follow", *options, home=tmp_path / "home", cwd=project, **url(cluster))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1/1 cells" in done.stdout
 
 
-def test_packages_of_the_same_names_in_a_working_directory_do_not_replace_the_installed_ones(
+def test_packages_of_the_same_names_do_not_replace_ours_in_a_job_that_rays_own_command_submits(
     cluster: Cluster, project: Path, tmp_path: Path
 ) -> None:
     settings = json.dumps({"env_vars": {"OEC_HOME": str(tmp_path / "home")}})

@@ -105,7 +105,7 @@ def test_diff_of_two_homes(homes: tuple[Path, Path]) -> None:
     assert same.stdout.startswith("Equal: ")
     other = invoked("diff", "smoke", RUNS_CSV, home=new)
     assert other.returncode == 0, other
-    assert "Only in oec_published_runs: 16M baseline" in other.stdout
+    assert "Only in published: 16M baseline" in other.stdout
 
 
 AGREES = (
@@ -157,9 +157,9 @@ def test_a_report_stays_in_the_home(name: str, tmp_path: Path) -> None:
 def test_a_study_beside_the_published_runs(homes: tuple[Path, Path], tmp_path: Path) -> None:
     result = invoked("report", "smoke", "published", "--out", tmp_path, "--format", "csv", home=homes[0])
     assert result.returncode == 0, result
-    assert "Learning-rate sensitivity: smoke and oec_published_runs" in " ".join(result.stdout.split())
+    assert "Learning-rate sensitivity: smoke and published" in " ".join(result.stdout.split())
     assert AGREES in " ".join(result.stdout.split())
-    assert set(pd.read_csv(tmp_path / "tables" / "published.csv")["study"]) == {"oec_published_runs"}
+    assert set(pd.read_csv(tmp_path / "tables" / "published.csv")["study"]) == {"published"}
 
 
 def test_several_files_of_the_published_repository(homes: tuple[Path, Path], tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_a_study_of_the_home_comes_before_the_published_runs(tmp_path: Path) -> 
     register_study(home, Study.validate_fields(study))
     with Ledger(home.ledger("published"), "published", write=True) as ledger:
         ledger.plan(Plan(Study.load("smoke"), "data").cells)
-    assert load("published", home).title == "published"
-    assert load("published", open_home(tmp_path / "empty")).title == "oec_published_runs"
+    assert "study file" in load("published", home).provenance
+    assert load("published", open_home(tmp_path / "empty")).provenance["table"] == "published.csv"
 
 
 @pytest.mark.parametrize(
