@@ -82,7 +82,7 @@ class Cell(CellBase):
     V: int = Field(description="Padded vocabulary size.")
     model: ModelSpec
     training: TrainingSpec
-    factors: dict[str, Value] = Field(default={}, description="The study's factors with this cell's values.")
+    factors: dict[str, Value] = Field(default_factory=dict, description="The study's factors with this cell's values.")
     lr_factor: str = Field(default=LR, description="The factor on the axis of the cell's curve.")
 
     @property
@@ -106,7 +106,7 @@ class Cell(CellBase):
         training = self.training.content()
         if "mup_base" in training:
             training["mup_base"] = _shape(training["mup_base"])
-        content = self.model_dump(mode="json", exclude={"factors", "lr_factor"})
+        content = self.model_dump(mode="json", exclude={"factors", "lr_factor", "training"})
         return digest(content | {"scale": _shape(self.scale), "training": training})[:12]
 
     @property
@@ -145,7 +145,7 @@ class ForeignCell(CellBase):
     kind: Literal["command", "python"]
     lr: float
     seed: int
-    factors: dict[str, Value] = Field(default={})
+    factors: dict[str, Value] = Field(default_factory=dict)
     lr_factor: str = LR
 
     @property
