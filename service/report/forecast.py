@@ -66,6 +66,9 @@ def forecast_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def tables(forecast: Forecast, cells: bool) -> Iterator[RenderableType]:
     """The accuracy of the forecast next to that of simple rules, and the runs that it got wrong; then the probability
     that a run diverges, for running cells, or with ``cells`` for all."""
+    if forecast.runs.empty and not (forecast.diverged_early or forecast.not_evaluated):
+        yield "no forecast: no run has started yet"
+        return
     ended = forecast.ended
     yield (
         f"{len(ended)} runs to forecast, {(ended['state'] == 'diverged').sum()} of which diverged after the first "

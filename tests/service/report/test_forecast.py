@@ -91,6 +91,11 @@ def test_with_cells_every_run_has_its_probability(home: Home) -> None:
     assert all((float(p) > 0.5) == (state.strip() == "diverged") for *_, state, p, _ in lines)
 
 
+def test_a_home_without_runs(tmp_path: Path) -> None:
+    done = invoked("forecast", home=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "no forecast: no run has started yet\n")
+
+
 def test_a_study_that_is_not_there(tmp_path: Path) -> None:
     done = oec("forecast", "nowhere", home=tmp_path)
     assert done.returncode == 2
