@@ -92,7 +92,7 @@ def test_with_cells_every_run_has_its_probability(home: Home) -> None:
 
 
 def test_a_home_without_runs(tmp_path: Path) -> None:
-    done = invoked("forecast", home=tmp_path)
+    done = oec("forecast", home=tmp_path)
     assert (done.returncode, done.stdout) == (0, "no forecast: no run has started yet\n")
 
 
