@@ -1,4 +1,4 @@
-"""One browser a module."""
+"""One browser per module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from benchmarks.report import CHROMIUM, FLAGS
 
 expect.set_options(timeout=30_000)
-"""A busy machine takes its time; what never comes still ends the test."""
+"""Long enough for a busy machine, short enough that a test whose element never appears still ends."""
 
 
 @pytest.fixture(scope="module")
