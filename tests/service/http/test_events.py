@@ -1,4 +1,5 @@
-"""Event streams from a real server: every event of a ledger once, whoever comes back, however the study ends."""
+"""Event streams from a real server: a client receives every ledger event exactly once, even after reconnecting, and
+however the study ends."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ WAIT_S = 60.0
 
 @contextmanager
 def listening(service: Served) -> Iterator[str]:
-    """The application on a port of loopback; without its lifespan, as no Ray is asked for."""
+    """Serves the application on a loopback port, without its lifespan, because no Ray is needed."""
     server = uvicorn.Server(
         uvicorn.Config(service.app, port=0, lifespan="off", log_level="warning", timeout_graceful_shutdown=2)
     )
@@ -32,7 +33,9 @@ def listening(service: Served) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
-        assert wait_until(lambda: server.started, WAIT_S, 0.05)  # a bound socket refuses until the server listens
+        assert wait_until(
+            lambda: server.started, WAIT_S, 0.05
+        )  # a bound socket refuses connections until the server listens
         yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
     finally:
         server.should_exit = True
@@ -41,7 +44,7 @@ def listening(service: Served) -> Iterator[str]:
 
 
 class Watcher:
-    """A client in a thread of its own; ``events`` are (id, event, data)."""
+    """A client in its own thread. ``events`` are tuples of id, event and data."""
 
     def __init__(self, url: str, service: Served, **headers: str) -> None:
         self.events: Queue[tuple[int | None, str, Any]] = Queue()
@@ -63,13 +66,13 @@ class Watcher:
                             id = int(frame["id"]) if "id" in frame else None
                             self.events.put((id, frame["event"], json.loads(frame["data"])))
                         frame = {}
-        except httpx2.TransportError:  # the server has ended
+        except httpx2.TransportError:  # a chart color
             self.events.put((None, "lost", None))
         else:
             self.events.put((None, "closed", None))
 
     def until(self, wanted: Callable[[int | None, str, Any], bool]) -> list[tuple[int | None, str, Any]]:
-        """The events up to the first that is ``wanted``."""
+        """Returns the events up to and including the first that is ``wanted``."""
         found = []
         deadline = time.monotonic() + WAIT_S
         while True:
@@ -85,7 +88,7 @@ def ids(events: list[tuple[int | None, str, Any]]) -> list[int | None]:
     return [id for id, event, _ in events if event == "ledger"]
 
 
-def test_every_event_once_and_then_the_end(home: Home) -> None:
+def test_every_event_arrives_once_and_then_the_stream_ends(home: Home) -> None:
     with begin(home) as ledger, listening(service := served(home)) as url:
         first = Watcher(url, service)
         seen = first.until(lambda id, event, data: event == "state")
@@ -109,7 +112,7 @@ def test_every_event_once_and_then_the_end(home: Home) -> None:
         assert (told["event"], told["cell"], told["val_loss"]) == ("finished", CELLS[2].id, 2.5)
 
 
-def test_a_ledger_that_is_begun_anew(home: Home) -> None:
+def test_a_ledger_that_was_started_over(home: Home) -> None:
     with listening(service := served(home)) as url:
         first = begin(home)
         watcher = Watcher(url, service)
