@@ -117,10 +117,10 @@ def compare(
         assert float(value) == pytest.approx(float(reference), rel=2e-3 if narrow else 1e-5)
     for name, gradient, reference, other in zip(("h", "E"), ours[2:], exact[2:], blocks[2:], strict=True):
         assert relative_difference(gradient, reference) < (3 * SPACING if narrow else 1e-5), (
-            f"gradient of {name}, to the formula"
+            f"gradient of {name}, against the formula"
         )
         assert relative_difference(gradient, other) < (2 * SPACING if narrow else 1e-5), (
-            f"gradient of {name}, to the processor"
+            f"gradient of {name}, against the CPU"
         )
 
 

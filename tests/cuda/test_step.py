@@ -93,7 +93,7 @@ def test_a_bfloat16_step_is_the_cpu_step_to_its_spacing(method: str, recordings:
     assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=5e-2)
 
 
-def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
+def test_a_replay_gives_the_same_bits_as_its_calls() -> None:
     """With deterministic kernels, the same compiled calls in the same order give the same bits."""
     this = of("z-loss", deterministic=True, precision="bfloat16")
     with numerics_for(this.training, DEVICE):
@@ -108,7 +108,7 @@ def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
 
 
 def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
-    """Never for a new learning rate, gamma or seed, which a captured step reads from tensors."""
+    """A new learning rate, gamma or seed is not a new kind, because a captured step reads them from tensors."""
     engine = warm_engine(of("z-loss"), micro_batch=4)
     compiled = graphs()
     losses = []
@@ -118,7 +118,7 @@ def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
         losses.append(trained_by(engine, STEPS, micro_batch=4, lr=lr)[-1])
     assert recordings.made == 1
     assert graphs() == compiled
-    assert len(set(losses)) == 4, "each of them makes a difference"
+    assert len(set(losses)) == 4, "each of these changes must make a difference"
     warm_engine(of("mu-centering"), micro_batch=4, engine=engine)
     assert recordings.made == 2
     warm_engine(of("z-loss"), micro_batch=2, engine=engine)
@@ -132,7 +132,7 @@ def graphs() -> int:
 
 @pytest.mark.device
 def test_all_recorded_steps_share_their_memory() -> None:
-    """Otherwise each new method in a warm process would have less memory."""
+    """Otherwise each new method in a warm process would reduce the memory that is left."""
     sizes = {"scale": "16M", "batch_size": 16, "sequence_length": 512, "precision": "bfloat16"}
     engine = warm_engine(of("baseline", **sizes), micro_batch=16)
     held = []

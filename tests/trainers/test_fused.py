@@ -133,12 +133,12 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     ],
     ids=["small", "two workers", "autocast", "dropout", "muon", "qk-clip"],
 )
-def test_kinds_that_are_compiled_as_one_function(fields, size, fuses):
+def test_which_kinds_are_compiled_as_one_function(fields, size, fuses):
     engine = engine_of("baseline", compile=True, **fields)
     fuses &= fused.is_supported()
     engine.world = World(0, size, torch.device("cpu"))
     assert engine._can_fuse(engine.cell.training.batch_size) == fuses
-    assert not engine._can_fuse(10**9), "its logits would not fit one chunk"
+    assert not engine._can_fuse(10**9), "its logits would not fit in one chunk"
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_every_method_has_an_independent_formula() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_of_the_registry_has_its_function_and_enters_in_one_place(method):
+def test_every_method_has_a_function_and_acts_in_one_place(method):
     found = {place for place, functions in FUNCTIONS.items() if method.name in functions}
     assert found == {method.acts_on} - {"nothing"}
     for functions in FUNCTIONS.values():
@@ -84,7 +84,7 @@ def test_every_function_is_in_the_registry():
 
 @pytest.fixture(params=[1, 3, 5, 10, 64], ids="chunks of {}".format)
 def chunks(request, monkeypatch) -> int:
-    """Tokens of a chunk; there are ten tokens, which some sizes divide."""
+    """Returns the tokens per chunk. There are ten tokens in total, which only some of the sizes divide."""
     monkeypatch.setattr(head, "CHUNK_BYTES", request.param * V * 4)
     return request.param
 

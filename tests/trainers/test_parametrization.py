@@ -26,7 +26,7 @@ from trainers.world import World
 V, T = 64, 16
 WIDTHS = ("w96", "w192", "w384")
 STEPS = 4
-"""Of a coordinate check."""
+"""Steps of a coordinate check."""
 
 
 def gpt(scale: str, base: str, **fields: Any) -> GPT:
@@ -40,7 +40,8 @@ def gpt(scale: str, base: str, **fields: Any) -> GPT:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("scale", "base"), [("w384", "w96"), ("8M", "5M"), ("5M", "8M")])
 def test_initial_values_are_the_bases_over_the_root_of_the_inputs(scale, base, init, tied):
-    """Of the matrices of blocks; embedding and head keep the base's. F of 8M is twice that of 5M, D only 4/3."""
+    """This holds for the matrices of blocks; embedding and head keep the values of the base. F of 8M is twice that of
+    5M, but D is only 4/3 of it."""
     here, there = SCALES[scale], SCALES[base]
     found = {tuple(W.shape): std for W, std in gpt(scale, base, init=init, tied=tied)._initial_stds()}
 
@@ -106,8 +107,8 @@ def test_learning_rates_are_those_of_groups_of_adamw(fields):
         torch.testing.assert_close(p, reference)
 
 
-def test_muon_has_no_factor():
-    """A step of a matrix is as large at every width, in its spectral norm."""
+def test_muon_needs_no_width_factor():
+    """Steps of a matrix have the same spectral norm at every width."""
     weight = nn.Parameter(torch.eye(6))
     steps = []
     for width in (1.0, 4.0):

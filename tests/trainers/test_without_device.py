@@ -1,4 +1,4 @@
-"""The code for accelerators, without one: shapes, dtypes and devices of their steps, with fake tensors."""
+"""Tests the code for accelerators without one: shapes, dtypes and devices of steps with fake tensors."""
 
 from __future__ import annotations
 
