@@ -1,10 +1,10 @@
-"""What a cell of a command and of a Python object costs beyond its training, in one run on one machine.
+"""The overhead per cell of a command and of a Python object beyond their training, measured in one run.
 
     python -m benchmarks.trainers [--cells 20]
 
-bare      the command, started by ``subprocess.run``, one after the other
+bare      the command alone, started by ``subprocess.run``, one run after another
 command   the same command as the trainer of a study: the median time from the end of a cell to the end of the next
-python    the same training as a Python object in a warm worker, likewise
+python    the same training as a Python object in a warm worker: the same time
 
 Cells run one at a time. All start with the same niceness, which Ray otherwise raises for its workers.
 """

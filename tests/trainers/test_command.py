@@ -273,9 +273,7 @@ def test_a_killed_worker_leaves_nothing(supervisor: str, folder: Path, tmp_path:
             if b"supervisor.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGSTOP)
     assert worker.pid is not None
-    if (
-        supervisor == "a child of the worker"
-    ):  # a Ray worker that exits kills its child processes, but not their children
+    if supervisor == "a child of the worker":  # an exiting Ray worker kills its children, not theirs
         for pid, parent in processes():
             if parent == worker.pid:
                 os.kill(pid, signal.SIGKILL)
