@@ -161,9 +161,7 @@ def test_bad_shard(name: str, tmp_path: Path) -> None:
 
 
 def test_home_that_is_not_writable(tmp_path: Path) -> None:
-    (tmp_path / "home").write_text(
-        "a file where a folder should be"
-    )  # a directory would not do, because root can write to it
+    (tmp_path / "home").write_text("a file where a folder should be")  # root may write to any folder
     refused(oec("run", "smoke", home=tmp_path / "home"), tmp_path / "home", "--home", "not writable")
 
 

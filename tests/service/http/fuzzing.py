@@ -24,11 +24,11 @@ MADE_VALID = CHECKS.get_by_names(["negative_data_rejection"])
 def ask_everything(
     schema: Any, token: dict[str, str], mode: GenerationMode, name: str | None, skip: Collection[str], examples: int
 ) -> list[str]:
-    """Send ``examples`` requests to every operation but those of ``skip``, about the study ``name`` where one is given;
-    the operations that were asked.
+    """Sends ``examples`` requests to every operation except those in ``skip``, about the study ``name`` if it is given.
+    Returns the labels of the operations.
 
     Raises:
-        FailureGroup: an answer is not described, or is a 5xx.
+        FailureGroup: a response is not described, or is a 5xx.
     """
     asked = []
     for found in schema.get_all_operations():

@@ -33,9 +33,7 @@ def listening(service: Served) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
-        assert wait_until(
-            lambda: server.started, WAIT_S, 0.05
-        )  # a bound socket refuses connections until the server listens
+        assert wait_until(lambda: server.started, WAIT_S, 0.05)  # a bound socket refuses until the server listens
         yield f"http://127.0.0.1:{socket.getsockname()[1]}/api/v1/studies/smoke/events"
     finally:
         server.should_exit = True
@@ -66,7 +64,7 @@ class Watcher:
                             id = int(frame["id"]) if "id" in frame else None
                             self.events.put((id, frame["event"], json.loads(frame["data"])))
                         frame = {}
-        except httpx2.TransportError:  # a chart color
+        except httpx2.TransportError:  # the server has exited
             self.events.put((None, "lost", None))
         else:
             self.events.put((None, "closed", None))

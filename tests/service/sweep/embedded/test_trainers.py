@@ -104,9 +104,7 @@ def test_commands_one_after_another(start: Callable[[Study], WarmGroup], home: H
     assert (first.state, first.l_init, [row.step for row in rows]) == ("finished", 4.0, list(range(11)))
     diverged, _ = run(group, home, cell.model_copy(update={"lr": 2.0}))
     assert diverged.state == "diverged"
-    broken, _ = run(
-        group, home, cell.model_copy(update={"seed": "broken"})
-    )  # a factor with an invalid value would have this effect
+    broken, _ = run(group, home, cell.model_copy(update={"seed": "broken"}))  # like an invalid factor
     assert broken.state == "crashed"
     assert "invalid int value: 'broken'" in broken.reason.splitlines()[-1]
     assert not children_with("train.py")
