@@ -89,7 +89,7 @@ def found(
         if shape == "one chunk" or method in ("baseline", "z-loss", "soft-cap")
     ],
 )
-def test_a_compiled_chunk_is_the_formula_and_the_cpu_chunk(
+def test_a_compiled_chunk_matches_the_formula_and_the_cpu(
     shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(SHAPES[shape], method, logits_dtype, monkeypatch)
@@ -126,7 +126,7 @@ def compare(
 
 @pytest.mark.device
 @pytest.mark.parametrize("method", METHODS)
-def test_the_eager_head_of_the_device_is_that_of_the_cpu(method: str) -> None:
+def test_the_eager_head_on_the_device_matches_the_cpu(method: str) -> None:
     """The eager head evaluates, and trains if nothing is compiled."""
     drawing = drawn(300, 500, 32)
     for logits_dtype, bound in (("float32", 1e-5), ("bfloat16", 2 * SPACING)):

@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_replayed_step_is_the_eager_step_and_the_cpu_step(method: str, recordings: Recordings) -> None:
+def test_a_replayed_step_matches_the_eager_step_and_the_cpu(method: str, recordings: Recordings) -> None:
     this = of(method, weight_decay=1e-2, **FLOAT32)
     ours = warm_engine(this, micro_batch=2)
     engines = [Engine(this, world(device), compile=False) for device in (DEVICE, CPU)]
@@ -85,7 +85,7 @@ def test_an_eager_step_of_every_other_attention_norm(attention_norm: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bfloat16_step_is_the_cpu_step_to_its_spacing(method: str, recordings: Recordings) -> None:
+def test_a_bfloat16_step_matches_the_cpu_within_its_spacing(method: str, recordings: Recordings) -> None:
     this = of(method, precision="bfloat16", logits_dtype="bfloat16")
     ours, other = warm_engine(this, micro_batch=4), Engine(this, world(CPU), compile=False)
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
@@ -181,7 +181,7 @@ def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, c
 
 
 @pytest.mark.device
-def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
+def test_tf32_has_ten_bits_and_float32_has_more() -> None:
     """The gradient: tf32 rounds each product's operands to 2 ** -11; float32 does not round them."""
     sizes: dict[str, Any] = {"batch_size": 8, "sequence_length": 128, "logits_dtype": "float32"}
     gradients = {}

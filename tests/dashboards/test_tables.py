@@ -69,7 +69,7 @@ def test_a_layout_has_gaps_for_missing_methods() -> None:
     assert wide.isna().sum().sum() == 2
 
 
-def test_terminal_table_fits_80_columns_with_everything_in_it(table: pd.DataFrame) -> None:
+def test_terminal_table_with_every_column_fits_80_columns(table: pd.DataFrame) -> None:
     text = drawn(table.assign(LRS_low=0.1, LRS_high=0.2))
     assert "…" not in text
     assert "within" not in text

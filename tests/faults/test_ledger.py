@@ -33,7 +33,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 
 
 @pytest.mark.fault("clock set back")
-def test_the_order_is_that_of_the_lines_even_if_the_clock_was_set_back(tmp_path: Path) -> None:
+def test_events_are_in_line_order_even_if_the_clock_was_set_back(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])

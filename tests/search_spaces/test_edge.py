@@ -120,7 +120,7 @@ def test_there_is_no_edge_if_a_result_below_it_is_missing(state: Verdict) -> Non
     assert found.cells_left == (0 if state == "crashed" else 2)
 
 
-def test_what_lies_above_the_edge_does_not_matter() -> None:
+def test_results_above_the_edge_do_not_matter() -> None:
     runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): "diverged", (1e-1, 1): "crashed", (1.0, 1): "converged"}
     found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
     assert (found.edge, found.ask) == (Edge(low=1e-3, high=1e-2), (0.003162, 1))

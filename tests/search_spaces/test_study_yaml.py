@@ -58,7 +58,7 @@ def parsed(more: str) -> Study:
         ("08.5", 8.5),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     (found,) = study_yaml.read(f"[{text}]")
     assert (found, type(found)) == (value, type(value))
 

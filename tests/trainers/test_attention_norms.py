@@ -146,7 +146,7 @@ def chunks(request, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_output_and_gradients_are_the_formulas(name, chunks):
+def test_output_and_gradients_match_the_formula(name, chunks):
     model = gpt(name)
     got = model(tokens_BT())
     P = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}

@@ -53,7 +53,7 @@ def test_a_healthy_model_has_every_key(tied):
     assert (measured["output_mu_norm"] == measured["input_mu_norm"]) == tied
 
 
-def test_values_are_the_definitions():
+def test_values_match_their_definitions():
     measuring = objective()
     model, tokens_BU = measuring.model, batch()
     seen = {}

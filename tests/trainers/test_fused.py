@@ -56,7 +56,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(("logits_dtype", "tied"), [("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("method", METHODS)
-def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without_kernels):
+def test_steps_match_the_eager_engine(method, logits_dtype, tied, without_kernels):
     """Weights after three steps, also with weight decay and in micro batches."""
     # Without a large eps, Adam's first steps are the signs of the gradient, even where it is only rounding.
     fields = {"logits_dtype": logits_dtype, "model": ModelSpec(tied=tied), "weight_decay": 1e-3, "eps": 1e-2}
@@ -80,7 +80,7 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     ],
     ids=["cautious", "mup"],
 )
-def test_steps_of_other_kinds_are_those_of_the_eager_engine(fields, without_kernels):
+def test_steps_of_other_kinds_match_the_eager_engine(fields, without_kernels):
     fields = {"logits_dtype": "float32", "eps": 1e-2} | fields
     eager, engine = (engine_of("baseline", compile=compile, **fields) for compile in (False, True))
     engine.programs[engine._program_key(HALF)] = partial(engine._fused_step, program_of(engine, HALF))

@@ -177,7 +177,7 @@ def test_the_gradient_is_the_slope_of_the_objective_for_any_shape(sizes, method,
 
 @pytest.mark.parametrize("sizes", [(B, T, D, V), (B, T, V, D)], ids=["V > D", "V < D"])
 @pytest.mark.parametrize("onednn", [False, True])
-def test_float32_is_the_formula_whichever_library_multiplies(onednn, sizes, chunks, monkeypatch):
+def test_float32_matches_the_formula_with_either_matmul_library(onednn, sizes, chunks, monkeypatch):
     monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", onednn)
     drawing = drawn(torch.float32, sizes=sizes)
     wide = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in drawing]

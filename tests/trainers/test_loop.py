@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_before_the_optimizer_step(tokens, tmp_pa
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_diverged_cell_is_a_result_and_says_why(tokens, folder):
+def test_a_diverged_cell_is_a_result_with_a_reason(tokens, folder):
     result = run(Trainer(WORLD, tokens), cell("z-loss", 1e38), folder)
     assert result.state == "diverged"
     assert "at step 0" in result.reason

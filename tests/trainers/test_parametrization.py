@@ -39,7 +39,7 @@ def gpt(scale: str, base: str, **fields: Any) -> GPT:
 @pytest.mark.parametrize("init", ["xavier", "normal"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("scale", "base"), [("w384", "w96"), ("8M", "5M"), ("5M", "8M")])
-def test_initial_values_are_the_bases_over_the_root_of_the_inputs(scale, base, init, tied):
+def test_initial_values_scale_with_the_root_of_the_inputs(scale, base, init, tied):
     """This holds for the matrices of blocks; embedding and head keep the values of the base. F of 8M is twice that of
     5M, but D is only 4/3 of it."""
     here, there = SCALES[scale], SCALES[base]
@@ -59,7 +59,7 @@ def test_initial_values_are_the_bases_over_the_root_of_the_inputs(scale, base, i
 
 
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "none"])
-def test_logits_have_the_factors_of_the_widths(attention_norm):
+def test_logits_are_scaled_by_width(attention_norm):
     """Outputs times D0 / D, attention logits times sqrt(K0 / K), so that they are ``q . k sqrt(K0) / K``."""
     mup, standard = (gpt("8M", base, attention_norm=attention_norm) for base in ("5M", "8M"))
     standard.load_state_dict(mup.state_dict())
@@ -80,7 +80,7 @@ def test_logits_have_the_factors_of_the_widths(attention_norm):
 @pytest.mark.parametrize(
     "fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}], ids=["no decay", "decay"]
 )
-def test_learning_rates_are_those_of_groups_of_adamw(fields):
+def test_learning_rates_match_groups_of_adamw(fields):
     """lr / r for hidden matrices, lr for the rest. Coupled decay takes ``lr * weight_decay`` at every width."""
     generator = torch.Generator().manual_seed(0)
     shapes = {(8, 6): None, (6, 6): 4.0, (6,): None, (12, 6): 4.0, (6, 12): 3.0}

@@ -127,7 +127,7 @@ def test_printable() -> None:
     assert printable("café – ≥") == "café – ≥"
 
 
-def test_a_terminal_gets_lines_that_end_between_words() -> None:
+def test_lines_on_a_terminal_break_between_words() -> None:
     text = "the shipped studies are demo, gamma and short; see /a-path/that-is/longer-than-the/terminal"
     assert wrap(text, 40).split("\n") == [
         "the shipped studies are demo, gamma and",

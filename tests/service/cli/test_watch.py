@@ -86,7 +86,7 @@ def test_a_study_whose_driver_is_gone(home: Home) -> None:
     assert "STUDY: 'nothing' is not a study of" in missing.stderr
 
 
-def test_it_follows_the_study_and_ends_with_it(home: Home, tmp_path: Path) -> None:
+def test_it_follows_the_study_until_it_ends(home: Home, tmp_path: Path) -> None:
     """The output goes to a terminal. The loss of a cell that ends meanwhile is drawn, and the last drawing shows the
     final state."""
     ledger = held(home)

@@ -77,7 +77,9 @@ def test_cells_on_two_devices(share: float, fits: int) -> None:
         ({"workers": 3, "cpus_per_worker": 2}, "2xCPU=3", "the nodes have room for 2; use at most 2 workers"),
     ],
 )
-def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], cluster: str, message: str) -> None:
+def test_the_error_for_cells_that_do_not_fit_shows_the_arithmetic(
+    resources: dict[str, float], cluster: str, message: str
+) -> None:
     with pytest.raises(InvalidInput) as refused:
         placement.fit(ResourceSpec.model_validate(resources), placement.parse_nodes(cluster))
     assert message in str(refused.value)

@@ -113,7 +113,7 @@ def test_divergence_is_a_result_and_the_group_stays_warm(group: WarmGroup, home:
     assert workers() == before
 
 
-def test_an_exception_on_all_ranks_is_the_cells_result(group: WarmGroup, home: Home, tokens: Tokens) -> None:
+def test_an_exception_on_all_ranks_is_the_result_of_the_cell(group: WarmGroup, home: Home, tokens: Tokens) -> None:
     before = workers()
     crashed = done(group, job(home, cell(tokens, data="other tokens")))
     assert crashed.state == "crashed"
