@@ -1,4 +1,4 @@
-"""The installed ``oec`` command in a process of its own, for benchmarks and tests."""
+"""The installed ``oec`` command in its own process, for benchmarks and tests."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from trainers.rows import read
 
 
 def given_up_at(rows: list[Row], give_up: GiveUp, l_init: float) -> int | None:
-    """The step at which a run would have been given up; None if it would have run to its end."""
+    """Returns the step at which a run would have been given up, or None if it would have run to its end."""
     evaluated = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
     losses = [loss for _, loss in evaluated]
     return next((step for n, (step, _) in enumerate(evaluated, 1) if give_up.is_reached(losses[:n], l_init)), None)

@@ -46,7 +46,7 @@ from trainers.loop import Trainer
 from trainers.world import World
 
 RUN_STEPS, RUN_EVALUATIONS = 100_000, 21
-"""Of a run with the defaults: one evaluation before the first step and twenty during the run."""
+"""Steps and evaluations of a run with the defaults: one evaluation before the first step and twenty during the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,7 @@ def in_turns(rounds: int, names: Iterable[str], run: Callable[[str], float]) -> 
 
 
 def table(title: str, times: Pairs, of: str, targets: dict[str, float]) -> Table:
-    """``times``: by name, those of the reference and of the variant."""
+    """Returns a table of ``times``: by variant, the seconds of the reference and of the variant itself."""
     found = Table("", "seconds", f"x {of}", "least", "target", title=title)
     for name, (reference, values) in times.items():
         ratio = median(a / b for a, b in zip(values, reference, strict=True))

@@ -1,4 +1,4 @@
-"""What holds for a home after any fault, once the study has been run to its end."""
+"""What must hold for a home after any fault, once the study has run to its end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def agree(home: Path, study: str, undisturbed: dict[str, float | None] | None = 
     mlflow_agrees(home, study, uri)
     nothing_left_over(home)
     if undisturbed is not None:
-        assert losses(home, study) == undisturbed, "a disturbed run has another loss than an undisturbed one"
+        assert losses(home, study) == undisturbed, "a fault changed a loss"
 
 
 def starts(home: Path, study: str) -> list[int]:
@@ -121,10 +121,10 @@ def mlflow_agrees(home: Path, study: str, uri: str | None = None) -> None:
             rows = read(Home(home).metrics(cell_id, study))
             curve = {(row.step, row.val_loss) for row in rows if row.val_loss is not None}
             delivered = {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "val_loss")}
-            if entry.state == "pruned":  # its workers stop a moment later, and may write one more row
+            if entry.state == "pruned":  # its workers stop a moment later and may write one more row
                 last = max((step for step, _ in delivered), default=-1)
                 curve = {(step, loss) for step, loss in curve if step <= last}
-            assert delivered == curve, f"the curve of {cell_id} in MLflow is another than its file's"
+            assert delivered == curve, f"the curve of {cell_id} in MLflow differs from that in its file"
 
 
 def nothing_left_over(home: Path) -> None:
@@ -137,7 +137,7 @@ def nothing_left_over(home: Path) -> None:
         assert not kept, f"checkpoints of ended cells: {kept}"
     deadline = time.monotonic() + GONE_S
     while left := processes(home):
-        assert time.monotonic() < deadline, f"still there: {left}"
+        assert time.monotonic() < deadline, f"still running: {left}"
         psutil.wait_procs(left, timeout=1)
 
 

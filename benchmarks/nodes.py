@@ -19,7 +19,7 @@ import psutil
 from service.cluster.connection import free_port
 
 UP_S = 240.0
-"""Seconds after which a node that did not start is an error, which shows its log."""
+"""Seconds to wait for a node to start; after that, an error shows its log."""
 MEMORY = 2**38
 """Bytes that every node declares. Trials request memory, but actually use far less here."""
 OBJECT_STORE = 10**8
@@ -56,7 +56,7 @@ class Nodes:
         return self._node(1, ["--head", "--port", str(self.port), *dashboard, *arguments], **more)
 
     def worker(self, *arguments: str, within: Sequence[str] = ()) -> psutil.Process:
-        """Starts another node. ``within`` is a command that starts it, given as its last arguments."""
+        """Starts another node. ``within`` is a command that runs the rest of its arguments as the node's command."""
         return self._node(self.alive() + 1, ["--address", self.address, *arguments], within)
 
     def _node(self, nodes: int, arguments: Sequence[str], within: Sequence[str] = (), **more: str) -> psutil.Process:

@@ -45,9 +45,9 @@ class Differences(NamedTuple):
     objective: float
     grad_norm: float
     final_norms: float
-    """In the norms of all parameters at the end."""
+    """Difference in the norms of all parameters at the end."""
     final_mean: float
-    """In the components of E's mean row, relative to the root mean square of its rows' norms."""
+    """Difference in the components of E's mean row, relative to the root mean square of its rows' norms."""
 
 
 @dataclass(frozen=True)

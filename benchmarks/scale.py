@@ -120,7 +120,7 @@ class Simulated:
     delivered_seconds: float
     """Seconds from the end of the last cell until MLflow had everything."""
     undelivered: int
-    """Seconds after which waiting for that was given up."""
+    """Number of deliveries that were still pending when waiting for them was given up."""
 
 
 def simulate(spec: Study, home: Home, at_once: int, train: Replay, deliver_s: float) -> Simulated:

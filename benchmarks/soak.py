@@ -207,7 +207,7 @@ def main() -> None:
                 cells += disturbed(place, server, args.cells, expected, draw, injected)
             finally:
                 server.kill()
-            assert not processes(place / "home"), "a process is left"
+            assert not processes(place / "home"), "a process is still running"
             rounds += 1
             console.print(f"study {rounds}: held, {sum(injected.values())} faults so far")
     table = Table("fault", "injected", "survived", title=f"{rounds} studies, {cells} cells, invariants held after each")

@@ -31,7 +31,7 @@ def until(
     """Waits for a condition. If the driver ends first or it takes too long, it fails with the driver's log."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert driver.poll() is None, f"it ended before {what}:\n{log.read_text()}"
+        assert driver.poll() is None, f"the driver ended before {what}:\n{log.read_text()}"
         assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s:\n{log.read_text()}"
         time.sleep(pause_s)
 
@@ -58,7 +58,7 @@ class Run:
         self.until(lambda: self.state(0) == "finished" and self.step() > beyond, f"step {beyond} of the second cell")
 
     def named(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
-        """Returns processes of this run by the title that Ray gives them, the oldest first."""
+        """Returns the processes of this run that have this title, which Ray sets, oldest first."""
         found = []
         for process in processes(self.home):
             try:

@@ -1,10 +1,10 @@
-"""What a cell of a command and of a Python object costs beyond its training, in one run on one machine.
+"""The overhead per cell of a command and of a Python object beyond their training, measured in one run.
 
     python -m benchmarks.trainers [--cells 20]
 
-bare      the command, started by ``subprocess.run``, one after the other
+bare      the command alone, started by ``subprocess.run``, one run after another
 command   the same command as the trainer of a study: the median time from the end of a cell to the end of the next
-python    the same training as a Python object in a warm worker, likewise
+python    the same training as a Python object in a warm worker: the same time
 
 Cells run one at a time. All start with the same niceness, which Ray otherwise raises for its workers.
 """
@@ -62,7 +62,7 @@ def bare(cells: int, folder: Path) -> list[float]:
 
 
 def as_cells(kind: str, cells: int, folder: Path) -> list[float]:
-    """Runs a study with ``oec run``'s code; returns the seconds from the end of each cell to the end of the next."""
+    """Runs a study with ``oec run``'s code. Returns the seconds from the end of each cell to the end of the next."""
     from rich.console import Console
 
     from search_spaces.study import Study
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def bare_again(cells: int, folder: Path) -> list[float]:
-    """The command once more, after the studies: the machine may be busier at one time than at the other."""
+    """Measures the command again after the studies, because the load of the machine may have changed."""
     again = folder / "again"
     again.mkdir()
     (again / "train.py").write_text(SCRIPT)
@@ -115,7 +115,7 @@ def bare_again(cells: int, folder: Path) -> list[float]:
 
 
 def in_process(kind: str, cells: int, folder: Path) -> list[float]:
-    """Runs a study in a process of its own, whose Ray is new."""
+    """Runs a study in its own process, with a new Ray cluster."""
     environment = {**os.environ, "RAY_worker_niceness": "0"}
     command = [sys.executable, "-m", "benchmarks.trainers", "--cells", str(cells), "--only", kind, str(folder)]
     print(f"running: {kind}", file=sys.stderr)

@@ -1,5 +1,5 @@
 """Shared by all tests: the environment in which ``oec`` runs Ray, set before any test module imports Ray; a home with a
-trained study, for all tests that only read it; and a summary of the injected faults after the last test."""
+trained study for tests that only read it; and a summary of injected faults after the last test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def gpt2_cache(request: pytest.FixtureRequest) -> Path:
 
 
 def write(folder: Path, name: str, **changes: object) -> Path:
-    """Writes a study like ``smoke``: three curves of two learning rates, with 2-worker DDP. One cell diverges."""
+    """Writes a study like ``smoke``: three curves with two learning rates, trained by two DDP workers. One cell
+    diverges."""
     import yaml
 
     from search_spaces.study import Study
@@ -50,12 +51,13 @@ def write(folder: Path, name: str, **changes: object) -> Path:
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the file of the study ``first``, with one Optuna trial per method and one bisection per curve."""
+    """Writes the study ``first``, with one Optuna trial per method and one bisection per curve, and returns its
+    path."""
     return write(tmp_path_factory.mktemp("studies"), "first", refine={"trials": 1, "edge": 200})
 
 
 def packages_of_another_project(folder: Path) -> Path:
-    """Writes packages with the names of ours, which raise an error on import, and returns their folder."""
+    """Writes packages that have the names of ours and raise an error on import, and returns their folder."""
     for name in ("service", "trainers", "search_spaces", "dashboards"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text("raise RuntimeError('the wrong package was imported')\n")
@@ -64,9 +66,10 @@ def packages_of_another_project(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(first: Path) -> Path:
-    """Returns a home in which the study ``first`` is done.
+    """Returns a home in which the study ``first`` is complete.
 
-    It was started in another project, see ``packages_of_another_project``, which is on the import path as well.
+    It was started in the folder of another project, which is on the import path too; see
+    ``packages_of_another_project``.
     """
     from tests.service.oec import oec
 
@@ -90,7 +93,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
     from xdist.scheduler import LoadFileScheduling
 
     class Modules(LoadFileScheduling):
-        """Gives all tests of a module, or of a group in ``SHARED``, to the same process."""
+        """Sends all tests of a module, or of a group in ``SHARED``, to the same process."""
 
         def _split_scope(self, nodeid: str) -> str:
             groups = (group for prefix, group in SHARED.items() if nodeid.startswith(prefix))
@@ -107,7 +110,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Prints for every kind of fault how often it was injected and how often the test passed."""
+    """Prints how often each kind of fault was injected, and how often its test passed."""
     injected: Counter[str] = Counter()
     survived: Counter[str] = Counter()
     for outcome in ("passed", "failed"):

@@ -1,4 +1,4 @@
-"""Runs object stores on this machine: moto's S3 server, and an emulator of Google Cloud Storage."""
+"""Runs object stores on this machine: moto's S3 server and an emulator of Google Cloud Storage."""
 
 from __future__ import annotations
 

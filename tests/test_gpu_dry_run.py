@@ -21,7 +21,7 @@ def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_one_line_says_so() -> None:
+def test_without_a_device_it_prints_one_line() -> None:
     done = run("tests.cuda")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1

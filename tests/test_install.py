@@ -1,4 +1,4 @@
-"""An installed copy, as `pip install` makes it, rather than this checkout."""
+"""An installed copy of the packages, as created by ``pip install``, instead of this checkout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ training: {steps: 20, batch_size: 4, sequence_length: 32, warmup_steps: 2, preci
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with a copy of the packages; it takes their dependencies from this one."""
+    """Creates a virtual environment with a copy of the packages; their dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(folder)
     install = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--quiet", "--no-deps", str(ROOT)]
@@ -44,7 +44,7 @@ def test_it_installs_the_four_packages_and_their_data_only(environment: Path) ->
     folders = {path.name for path in site.iterdir() if path.is_dir()}
     installed = {name for name in folders if not name.endswith(".dist-info")} - {"__pycache__"}
     assert (site / "oec_sensitivity.py").is_file()
-    assert installed == PACKAGES, "a folder such as tests would be everybody's `import tests`"
+    assert installed == PACKAGES, "a folder such as tests would be importable as `tests` in every user's environment"
     assert {path.name for path in (site / "search_spaces" / "studies").iterdir()} == {
         path.name for path in SHIPPED.iterdir()
     }

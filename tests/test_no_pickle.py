@@ -32,19 +32,19 @@ def code_readers(source: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_reader_of_code(path: Path) -> None:
+def test_no_unsafe_reader(path: Path) -> None:
     found = code_readers(path.read_text())
     assert not found, f"{path.name} uses {found}: read JSON, YAML by safe_load, safetensors or raw arrays"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 @pytest.mark.parametrize("statement", ["import {}", "import {}.a as b", "from {} import load", "from {}.a import b"])
-def test_an_import_of_a_reader_of_code_is_found(statement: str, module: str) -> None:
+def test_an_import_of_an_unsafe_reader_is_found(statement: str, module: str) -> None:
     assert code_readers(f"x = 1\n{statement.format(module)}\n") == [(2, module)]
 
 
 @pytest.mark.parametrize("call", sorted(CALLS))
-def test_a_call_of_a_reader_of_code_is_found(call: str) -> None:
+def test_a_call_of_an_unsafe_reader_is_found(call: str) -> None:
     assert code_readers(f"def read(path):\n    return {call}(path)\n") == [(2, call)]
 
 

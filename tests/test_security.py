@@ -1,4 +1,5 @@
-"""A study file, a name or an address cannot reach outside the home, write to the terminal, or reveal a secret."""
+"""A study file, a name or an address cannot reach outside of the home, write control characters to the terminal, or
+reveal a secret."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ print(is_telemetry_disabled())
 
 
 def test_a_password_reaches_no_output_and_no_file(tmp_path: Path) -> None:
-    uri = "http://somebody:hunter2secret@127.0.0.1:9/"  # nothing listens there
+    uri = "http://somebody:hunter2secret@127.0.0.1:9/"  # nothing listens on this port
     done = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "MLFLOW_TRACKING_URI" in done.stderr

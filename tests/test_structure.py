@@ -1,4 +1,4 @@
-"""The structure that ARCHITECTURE.md promises: which folders import which, and no circles of imports."""
+"""The structure that ARCHITECTURE.md promises: which folders import which, and no circular imports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RAY_FILE = "trainers.ray_worker"
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere in it."""
+    """Yields every module that a file imports, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,8 +67,8 @@ def test_no_two_folders_of_service_import_each_other() -> None:
 def test_imports_point_one_way(module: str) -> None:
     package = module.partition(".")[0]
     found = {name.partition(".")[0] for name in imports(FILES[module])}
-    assert found & set(PACKAGES) <= ALLOWED[package], f"{module} may import {sorted(ALLOWED[package])} alone"
+    assert found & set(PACKAGES) <= ALLOWED[package], f"{module} may only import {sorted(ALLOWED[package])}"
     if package in ("search_spaces", "dashboards"):
-        assert not found & {"torch", "ray"}, f"{module} takes seconds to import"
+        assert not found & {"torch", "ray"}, f"{module} must not import torch or ray, which take seconds to import"
     if package == "trainers" and module != RAY_FILE:
         assert "ray" not in found, f"only {RAY_FILE} may import ray"

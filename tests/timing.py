@@ -1,4 +1,4 @@
-"""How long something may take that is measured by the clock of a machine which others use too."""
+"""Time limits for measurements on a machine that is shared with other work."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def within(seconds: float) -> float:
-    """``seconds`` where every process that wants a core has one; more by as much as more of them want one."""
+    """Returns ``seconds``, or proportionally more if more processes than cores want to run."""
     return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))

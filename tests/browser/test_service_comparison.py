@@ -1,4 +1,4 @@
-"""Choosing studies and their comparison, in a real browser."""
+"""Selecting and comparing studies in a real browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("size", list(SIZES))
 def test_choose_and_compare(browser: Browser, tmp_path: Path, size: str) -> None:
-    """By keyboard; the charts have every cell, the tables are those of the API, and the policy of the page holds."""
+    """Works with the keyboard alone. The charts show every cell, the tables match the API, and the page's security
+    policy is never violated."""
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     home = open_home(tmp_path / "home")

@@ -1,4 +1,4 @@
-"""The form of a new study in a real browser: each control, the study file that agrees with it, errors, and estimate."""
+"""The form for a new study in a real browser: its controls, the matching study file, errors, and the estimate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TYPE = """(input, text) => {
     input.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }"""
-"""Keys in one go: however busy the machine is, no pause of theirs ends typing."""
+"""Types all keys without a pause, so that a busy machine cannot make the page think that typing has ended."""
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +60,17 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Served:
 def page(browser: Browser, service: Served) -> Iterator[Page]:
     page = browser.new_page()
     with listening(service) as url:
-        # With the role read one can do everything here but start a study, which test_service_page.py does.
+        # A token with the role read can do everything here except start a study, which test_service_page.py tests.
         complaints = entered(page, at(url), service.reader.headers["Authorization"].removeprefix("Bearer "))
         page.click("nav >> text=New study")
         expect(page.locator("#estimate")).to_contain_text("Still to complete")
         yield page
-        assert [text for text in complaints if "status of 4" not in text] == []  # answers to what a test sends wrong
+        assert [text for text in complaints if "status of 4" not in text] == []  # to invalid requests
         page.close()
 
 
 def study_of(page: Page) -> Study:
-    """The study in the file below the form."""
+    """Returns the study in the file below the form."""
     return Study.parse(page.input_value("#yaml"))
 
 
@@ -79,12 +79,12 @@ def by_id(page: Page, name: str):  # type: ignore[no-untyped-def]
 
 
 def cost(page: Page, cells: int) -> None:
-    """Wait for the estimate of the study as it is now."""
+    """Waits until the estimate matches the current study."""
     expect(page.locator("#estimate")).to_have_text(re.compile(rf"^{cells} cells?, about "))
 
 
 @pytest.mark.parametrize("name", ["short", "stressed"])
-def test_a_shipped_study_is_a_start(page: Page, name: str) -> None:
+def test_a_shipped_study_is_a_starting_point(page: Page, name: str) -> None:
     study = Study.load(name)
     options = page.locator("#start option").all_text_contents()
     assert options == shipped()
@@ -113,7 +113,7 @@ def test_a_study_by_keyboard_alone(page: Page) -> None:
     expect(second).to_be_focused()
     expect(second).to_have_value("z-loss")
     expect(page.get_by_label("gamma of z-loss")).to_have_value("0.0001")
-    assert second.locator("option[disabled]").all_text_contents() == ["baseline"], "each method once"
+    assert second.locator("option[disabled]").all_text_contents() == ["baseline"], "a method can be chosen twice"
     page.keyboard.type("soft")
     expect(page.get_by_label("c of soft-cap")).to_have_value("30")
     page.keyboard.press("Tab")
@@ -159,7 +159,7 @@ def test_form_and_file_agree_on_every_field(page: Page) -> None:
         if getattr(spec, name) == field.default
     }
     assert untouched == {"data.source", "data.path", "data.validation"}, (
-        "give every field another value than its default"
+        "EVERY_FIELD must give every field a value other than its default"
     )
     left = {name for name in Study.model_fields if getattr(study, name) == Study.model_fields[name].default}
     assert left == {"trainer", "lr_factor"}
@@ -173,7 +173,7 @@ def test_a_file_with_an_error_locks_the_form(page: Page) -> None:
         expect(page.locator("#yaml")).to_have_attribute("aria-invalid", "true")
         expect(page.locator("#locked")).to_be_visible()
         expect(page.locator("#study-form")).to_have_attribute("inert", "")
-    assert page.input_value("#yaml") == "name: x\nscales: [tin]", "what one types stays"
+    assert page.input_value("#yaml") == "name: x\nscales: [tin]", "what the user typed was lost"
     page.click("#submit")
     expect(page.locator("#yaml")).to_be_focused()
     page.fill("#yaml", "name: x\nscales: [tiny]\nmethods: [mu-centering]\nlrs: [0.1]")
@@ -182,7 +182,7 @@ def test_a_file_with_an_error_locks_the_form(page: Page) -> None:
     expect(page.locator(".rows select")).to_have_value("mu-centering")
 
 
-def test_errors_stand_at_their_fields(page: Page) -> None:
+def test_errors_are_shown_at_their_fields(page: Page) -> None:
     expect(page.locator("#study-form [aria-invalid]")).to_have_count(0)
     by_id(page, "name").fill("Not a name")
     by_id(page, "description").focus()
@@ -217,7 +217,7 @@ def test_errors_stand_at_their_fields(page: Page) -> None:
     assert page.locator("#study-form [aria-invalid]").count() == 0
 
 
-def test_errors_without_a_field_stand_at_the_button(page: Page) -> None:
+def test_errors_without_a_field_are_shown_at_the_button(page: Page) -> None:
     page.select_option("#start", "smoke")
     page.click("#use-start")
     cost(page, 6)
@@ -242,7 +242,7 @@ def test_the_estimate_is_announced_once_typing_ends(page: Page) -> None:
     page.on("request", lambda request: asked.append(request.url))
     by_id(page, "lrs").evaluate(TYPE, ", 1, 2")
     cost(page, 12)
-    assert len(asked) == 1, "a request for each key"
+    assert len(asked) == 1, "the form must send one request when typing ends, not one per key"
 
 
 def test_what_was_typed_is_kept_while_another_view_is_shown(page: Page, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The page of ``oec serve`` in a real browser, from the form to the curve, and what everybody must be able to do."""
+"""The page of ``oec serve`` in a real browser: accessible in every view, and usable from the form to the final
+curve."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ from tests.service.http.test_events import listening
 
 pytestmark = pytest.mark.slow
 TRAINS_MS = 240_000
-"""Ray starts, then the study's driver, then its workers."""
+"""Starting Ray, the study's driver and its workers takes this long on a busy machine."""
 EVIL = "<img src=x onerror=alert(1)>"
 
 
 def entered(page: Page, url: str, secret: str) -> list[str]:
-    """Open the page and give it the token; returns what it complains of, which grows."""
+    """Opens the page and signs in. Returns the list of console messages and errors, which grows while the page is
+    open."""
     complaints: list[str] = []
     page.on("console", lambda said: complaints.append(said.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -68,15 +70,15 @@ OPEN_ALL = "document.querySelectorAll('details').forEach(one => { one.open = tru
 
 
 def serious(page: Page) -> list[str]:
-    """What axe finds that is serious or critical."""
+    """Returns the serious and critical violations that axe finds."""
     found = Axe().run(page).response["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
 
 
 @pytest.mark.parametrize("size", list(SIZES))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it(browser: Browser, home: Home, size: str, scheme: str) -> None:
-    """Every view: no finding of axe that is serious, nothing wider than the screen, every control by the keyboard."""
+def test_every_view_is_accessible(browser: Browser, home: Home, size: str, scheme: str) -> None:
+    """In every view, axe finds nothing serious, nothing is wider than the screen, and Tab reaches every control."""
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     three(home)
@@ -99,13 +101,13 @@ def test_everybody_can_use_it(browser: Browser, home: Home, size: str, scheme: s
         page.goto(at(url) + "#/new")
         page.click("#submit")
         expect(page.locator("[id='field-name']")).to_be_focused()
-        assert serious(page) == [], "with errors"
+        assert serious(page) == [], "with errors shown"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "errors scroll sideways"
         assert complaints == []
         page.close()
 
 
-def test_curves_grow_and_what_a_study_says_is_text(browser: Browser, home: Home) -> None:
+def test_curves_grow_and_text_from_a_study_is_never_markup(browser: Browser, home: Home) -> None:
     page = browser.new_page()
     study = Study.load("smoke").model_copy(update={"description": EVIL})
     with begin(home, study) as ledger, listening(service := served(home)) as url:
@@ -147,7 +149,8 @@ def until_it_answers(server: Server, log: Path) -> None:
 
 @pytest.mark.long
 def test_from_the_form_to_the_curve(browser: Browser, tmp_path: Path) -> None:
-    """The real command with a Ray of its own: a study is filled in, started, watched to its end, and agrees."""
+    """Runs the real command with its own Ray: fills in and starts a study, and watches it until the end. The curve must
+    match the ledger."""
     home = open_home(tmp_path / "home")
     secret = TokenFile(home).add("me", "run", None)
     server = Server(home, free_port(), tmp_path / "serve.log", OMP_NUM_THREADS="1")

@@ -40,8 +40,8 @@ def kinds() -> list[tuple[str, torch.dtype, int, bool]]:
 
 
 @pytest.mark.parametrize(("softmax", "dtype", "K", "compiles"), kinds(), ids=str)
-def test_forward_and_backward_are_the_formula(softmax: str, dtype: torch.dtype, K: int, compiles: bool) -> None:
-    """At a length that is not a multiple of a block, with logits as far apart as in training."""
+def test_forward_and_backward_match_the_formula(softmax: str, dtype: torch.dtype, K: int, compiles: bool) -> None:
+    """The length is not a multiple of a block, and the logits are as far apart as in training."""
     generator = torch.Generator().manual_seed(K)
     B, H, T = 2, 2, 200
     drawn = [(torch.randn(B, H, T, K, generator=generator) * 3).to(dtype) for _ in range(3)]

@@ -89,7 +89,7 @@ def found(
         if shape == "one chunk" or method in ("baseline", "z-loss", "soft-cap")
     ],
 )
-def test_a_compiled_chunk_is_the_formula_and_the_cpu_chunk(
+def test_a_compiled_chunk_matches_the_formula_and_the_cpu(
     shape: str, method: str, logits_dtype: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(SHAPES[shape], method, logits_dtype, monkeypatch)
@@ -117,16 +117,16 @@ def compare(
         assert float(value) == pytest.approx(float(reference), rel=2e-3 if narrow else 1e-5)
     for name, gradient, reference, other in zip(("h", "E"), ours[2:], exact[2:], blocks[2:], strict=True):
         assert relative_difference(gradient, reference) < (3 * SPACING if narrow else 1e-5), (
-            f"gradient of {name}, to the formula"
+            f"gradient of {name}, against the formula"
         )
         assert relative_difference(gradient, other) < (2 * SPACING if narrow else 1e-5), (
-            f"gradient of {name}, to the processor"
+            f"gradient of {name}, against the CPU"
         )
 
 
 @pytest.mark.device
 @pytest.mark.parametrize("method", METHODS)
-def test_the_eager_head_of_the_device_is_that_of_the_cpu(method: str) -> None:
+def test_the_eager_head_on_the_device_matches_the_cpu(method: str) -> None:
     """The eager head evaluates, and trains if nothing is compiled."""
     drawing = drawn(300, 500, 32)
     for logits_dtype, bound in (("float32", 1e-5), ("bfloat16", 2 * SPACING)):

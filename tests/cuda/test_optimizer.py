@@ -34,7 +34,7 @@ def made(device: torch.device, **fields: Any) -> Optimizer:
     ],
     ids=str,
 )
-def test_steps_are_those_of_the_cpu(fields: dict[str, Any]) -> None:
+def test_steps_match_the_cpu(fields: dict[str, Any]) -> None:
     ours, theirs = made(DEVICE, **fields), made(CPU, **fields)
     generator = torch.Generator().manual_seed(1)
     for i in range(6):
@@ -52,7 +52,7 @@ def test_steps_are_those_of_the_cpu(fields: dict[str, Any]) -> None:
         assert relative_difference(getattr(ours, name), getattr(theirs, name)) < 1e-6, name
 
 
-def test_steps_of_muon_are_those_of_the_cpu_to_the_spacing_of_bfloat16() -> None:
+def test_steps_of_muon_match_the_cpu_within_the_spacing_of_bfloat16() -> None:
     ours, theirs = made(DEVICE, optimizer="muon"), made(CPU, optimizer="muon")
     start = theirs.values.clone()
     generator = torch.Generator().manual_seed(1)

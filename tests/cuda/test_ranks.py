@@ -1,4 +1,4 @@
-"""Two ranks on one device, over gloo, because NCCL does not allow that."""
+"""Two ranks on one device, over gloo, because NCCL does not allow two ranks on one device."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ def worker(rank: int, folder: Path) -> None:
         (folder / f"found-{rank}.json").write_text(json.dumps(content))
 
 
-def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) -> None:
-    """Their steps are one graph before the sum over ranks and one after it."""
+def test_two_ranks_on_one_device_match_one_with_the_whole_batch(tmp_path: Path) -> None:
+    """Their step is one graph before the sum over ranks and one after it."""
     tiny.tokens(tmp_path)
     mp.spawn(worker, (tmp_path,), nprocs=2)
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["stopped"] == ["stopped", 3]
-    assert first["programs"] == (["partial"] if DRY else ["function"]), "a graph is a function"
+    assert first["programs"] == (["partial"] if DRY else ["function"]), (
+        "each step must be captured, which makes it a function"
+    )
     alone = Trainer(world(), tiny.opened(tmp_path), compile=False).run(
         CELL, tmp_path / "alone", evaluate_every=4, checkpoint_every=4
     )
@@ -54,8 +56,8 @@ def test_two_ranks_on_one_device_are_one_with_the_whole_batch(tmp_path: Path) ->
     assert first["found"][2:] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-4)
 
 
-def test_graphs_around_a_sum_are_the_step(recordings: Recordings) -> None:
-    """In a single process, whose sum over ranks has no effect."""
+def test_graphs_around_a_sum_match_the_step(recordings: Recordings) -> None:
+    """Runs in a single process, where the sum over ranks has no effect."""
     this = of("z-loss", weight_decay=1e-2, **FLOAT32)
     whole = warm_engine(this, micro_batch=2)
     tokens_BU = torch.zeros(this.training.batch_size, this.training.sequence_length + 1, dtype=torch.int64).to(DEVICE)

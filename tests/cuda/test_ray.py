@@ -17,7 +17,7 @@ CLI = "from service.cli import main; main()"
 """``oec``, even if the package is not installed."""
 
 
-def test_a_study_on_quarters_of_the_device_ends_with_page_and_tables(tmp_path: Path) -> None:
+def test_a_study_on_quarters_of_the_device_writes_page_and_tables(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from search_spaces.study import Study
     from service.home.ledger import Ledger

@@ -36,7 +36,7 @@ def run(tokens: Tokens, this: Cell, folder: Path, device: torch.device = DEVICE,
     return trainer.run(this, folder, **(INTERVALS | options))
 
 
-def test_a_run_is_that_of_the_cpu(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_run_matches_the_cpu(tokens: Tokens, tmp_path: Path) -> None:
     this = of("z-loss", steps=12, **FLOAT32)
     ours, theirs = (run(tokens, this, tmp_path / name, device) for name, device in BOTH)
     assert (ours.state, ours.steps) == (theirs.state, theirs.steps) == ("finished", 12)
@@ -57,7 +57,7 @@ def test_a_cell_diverges_at_the_same_step_and_for_the_same_reason_as_on_the_cpu(
     assert ours.steps > 0
 
 
-def test_a_cell_stops_at_the_step_at_which_it_was_asked(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_cell_stops_at_the_step_at_which_it_was_asked_to(tokens: Tokens, tmp_path: Path) -> None:
     found = []
     for name, device in BOTH:
         asked = iter(range(100))
@@ -145,7 +145,7 @@ def test_a_share_of_the_device_is_not_exceeded_and_is_enough(tmp_path: Path) -> 
     result = trainer.run(this, tmp_path / "run", evaluate_every=2, checkpoint_every=100)
     assert result.state == "finished"
     (found,) = json.loads((tmp_path / "memo.json").read_text()).values()
-    assert 1 <= found < 64, "nothing was halved"
+    assert 1 <= found < 64, "the micro batch was never halved"
     assert torch.cuda.max_memory_reserved() <= share * total - CUDA_CONTEXT_BYTES
     assert micro_batch.RESERVED_SHARE > 0
 

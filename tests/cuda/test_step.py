@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_replayed_step_is_the_eager_step_and_the_cpu_step(method: str, recordings: Recordings) -> None:
+def test_a_replayed_step_matches_the_eager_step_and_the_cpu(method: str, recordings: Recordings) -> None:
     this = of(method, weight_decay=1e-2, **FLOAT32)
     ours = warm_engine(this, micro_batch=2)
     engines = [Engine(this, world(device), compile=False) for device in (DEVICE, CPU)]
@@ -85,7 +85,7 @@ def test_an_eager_step_of_every_other_attention_norm(attention_norm: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bfloat16_step_is_the_cpu_step_to_its_spacing(method: str, recordings: Recordings) -> None:
+def test_a_bfloat16_step_matches_the_cpu_within_its_spacing(method: str, recordings: Recordings) -> None:
     this = of(method, precision="bfloat16", logits_dtype="bfloat16")
     ours, other = warm_engine(this, micro_batch=4), Engine(this, world(CPU), compile=False)
     found, expected = (trained_by(engine, STEPS, micro_batch=4) for engine in (ours, other))
@@ -93,7 +93,7 @@ def test_a_bfloat16_step_is_the_cpu_step_to_its_spacing(method: str, recordings:
     assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=5e-2)
 
 
-def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
+def test_a_replay_gives_the_same_bits_as_its_calls() -> None:
     """With deterministic kernels, the same compiled calls in the same order give the same bits."""
     this = of("z-loss", deterministic=True, precision="bfloat16")
     with numerics_for(this.training, DEVICE):
@@ -108,7 +108,7 @@ def test_a_replay_gives_the_bits_of_the_calls_that_it_is_made_of() -> None:
 
 
 def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
-    """Never for a new learning rate, gamma or seed, which a captured step reads from tensors."""
+    """A new learning rate, gamma or seed is not a new kind, because a captured step reads them from tensors."""
     engine = warm_engine(of("z-loss"), micro_batch=4)
     compiled = graphs()
     losses = []
@@ -118,7 +118,7 @@ def test_only_a_new_kind_of_step_is_recorded(recordings: Recordings) -> None:
         losses.append(trained_by(engine, STEPS, micro_batch=4, lr=lr)[-1])
     assert recordings.made == 1
     assert graphs() == compiled
-    assert len(set(losses)) == 4, "each of them makes a difference"
+    assert len(set(losses)) == 4, "each of these changes must make a difference"
     warm_engine(of("mu-centering"), micro_batch=4, engine=engine)
     assert recordings.made == 2
     warm_engine(of("z-loss"), micro_batch=2, engine=engine)
@@ -132,7 +132,7 @@ def graphs() -> int:
 
 @pytest.mark.device
 def test_all_recorded_steps_share_their_memory() -> None:
-    """Otherwise each new method in a warm process would have less memory."""
+    """Otherwise each new method in a warm process would reduce the memory that is left."""
     sizes = {"scale": "16M", "batch_size": 16, "sequence_length": 512, "precision": "bfloat16"}
     engine = warm_engine(of("baseline", **sizes), micro_batch=16)
     held = []
@@ -181,7 +181,7 @@ def test_nothing_waits_for_the_device_between_batch_and_optimizer(method: str, c
 
 
 @pytest.mark.device
-def test_tf32_is_off_by_its_ten_bits_and_float32_is_not() -> None:
+def test_tf32_has_ten_bits_and_float32_has_more() -> None:
     """The gradient: tf32 rounds each product's operands to 2 ** -11; float32 does not round them."""
     sizes: dict[str, Any] = {"batch_size": 8, "sequence_length": 128, "logits_dtype": "float32"}
     gradients = {}

@@ -1,4 +1,4 @@
-"""Synthetic runs for the tests of the dashboards."""
+"""Synthetic runs for the dashboards' tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    """A finished baseline run with some fields changed."""
+    """Returns a finished baseline run with some fields changed."""
     return {
         "study": "made-up",
         "scale": "tiny",
@@ -30,7 +30,7 @@ def run(**changes: Any) -> dict[str, Any]:
 
 
 def curve(losses: list[float], **changes: Any) -> list[dict[str, Any]]:
-    """One run per learning rate of ``GRID``, each with a cell id."""
+    """Returns one run per learning rate of ``GRID``, each with a cell id."""
     method, seed = changes.get("method", "baseline"), changes.get("seed", 1)
     return [
         run(lr=lr, val_loss=loss, cell=f"{method}-{changes.get('gamma')}-{lr:g}-{seed}", **changes)

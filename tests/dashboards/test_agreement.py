@@ -1,4 +1,4 @@
-"""Published runs, recomputed and compared with the published numbers."""
+"""Results recomputed from the published runs, compared with the published numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def drawn(found: Agreement) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_every_published_number_follows_from_the_runs(runs: pd.DataFrame) -> None:
+def test_every_published_number_is_reproduced_from_the_runs(runs: pd.DataFrame) -> None:
     assert of(runs).sentence == ALL
 
 

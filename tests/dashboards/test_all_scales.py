@@ -1,4 +1,4 @@
-"""Figures of all scales: which lines each one has, and what its frame leaves out."""
+"""Figures of all scales: which lines each one has, and what lies outside its frame."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_published_main_comparison(of_published: tuple[dict[str, Figure], di
     main, _ = of_published
     assert list(main) == ["loss-scales", "lrs-scale"]
     facts = main["loss-scales"].spec["datasets"]["facts"]
-    assert len(facts) == 140, "as published: one gamma of z-loss and mu-loss"
+    assert len(facts) == 140, "expected the published comparison, which has one gamma each of z-loss and mu-loss"
     assert {row["label"] for row in facts} == set(published.METHODS)
     color = main["loss-scales"].spec["layer"][0]["encoding"]["color"]["scale"]
     assert dict(zip(color["domain"], color["range"], strict=True)) == {name: COLORS[name] for name in published.METHODS}
@@ -142,7 +142,7 @@ def test_attention_norms_are_not_mixed() -> None:
     ]
     assert not sweeps
     for figure in main:
-        assert len(figure.spec["datasets"]["facts"]) in (4, 16), "two methods at two scales"
+        assert len(figure.spec["datasets"]["facts"]) in (4, 16), "expected two methods at two scales"
 
 
 def test_colors_show_the_norm_if_norms_are_compared() -> None:

@@ -1,4 +1,4 @@
-"""The analysis of kept weights: tables that read back, and figures."""
+"""The analysis of kept weights: tables that can be read back, and figures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_tables_read_back_as_written(tmp_path: Path) -> None:
     assert again is not None
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_dtype=False)
-    assert again.embeddings["cell"].tolist() == ["a", "a", "b", "b", "12e5", "12e5"], "an id is not a number"
+    assert again.embeddings["cell"].tolist() == ["a", "a", "b", "b", "12e5", "12e5"], (
+        "an id of digits must not become a number"
+    )
 
 
 def test_a_folder_without_an_analysis_gives_none(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_the_figures_of_a_cell_use_its_last_weights() -> None:
         assert set(figure.data) == {"a", "b"}
         for name, tables in figure.data.items():
             if "bins" in tables:
-                assert tables["bins"]["rows"].sum() == 40, "of one file of weights"
+                assert tables["bins"]["rows"].sum() == 40, "a histogram must count the rows of one file of weights only"
             assert f"B-ratio {last.loc[name, 'b_ratio']:.2f}" in tables["about"]["text"].iloc[0]
     marks = figures[0].data["a"]["marks"]
     assert marks["value"].tolist() == pytest.approx(

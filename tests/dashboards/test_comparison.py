@@ -1,4 +1,4 @@
-"""The comparison of two studies: what changed, and how often noise is mistaken for a change."""
+"""The comparison of two studies: which changes are reported, and how often noise is mistaken for a change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compared(before: list[list[dict[str, object]]], after: list[list[dict[str, o
 
 
 def seeds(losses: list[float], noise: float, count: int = 3, **changes: object) -> list[list[dict[str, object]]]:
-    """Curves over seeds around ``losses``, with noise at the last learning rate."""
+    """Returns curves over seeds around ``losses``, with noise at the last learning rate."""
     shifts = np.linspace(-noise, noise, count)
     return [curve([*losses[:-1], losses[-1] + shift], seed=s, **changes) for s, shift in enumerate(shifts)]
 
@@ -55,13 +55,15 @@ def test_a_change_within_the_noise_is_not_reported() -> None:
 
 
 def test_the_test_is_welchs() -> None:
-    """t = 0.3 / sqrt(0.01 / 3 + 0.09 / 3) on 2.44 degrees of freedom, worked by hand; LRS is a third of it."""
+    """By hand, t = 0.3 / sqrt(0.01 / 3 + 0.09 / 3) with 2.44 degrees of freedom. The change of LRS is a third of
+    0.3."""
     found = compared(seeds(LOSSES, 0.1), seeds([3.5, 3.0, 3.2, 3.7], 0.3))
     assert row(found, "LRS")["p"] == pytest.approx(0.218, abs=0.005)
 
 
 def test_the_interval_of_a_change_is_welchs() -> None:
-    """As SciPy computes it from the losses at the last learning rate, a third of whose difference is that of LRS."""
+    """SciPy computes the expected interval from the losses at the last learning rate; LRS changes by a third of their
+    difference."""
     found = compared(seeds(LOSSES, 0.1), seeds([3.5, 3.0, 3.2, 3.7], 0.3, count=4))
     before, after = 3.4 + np.linspace(-0.1, 0.1, 3), 3.7 + np.linspace(-0.3, 0.3, 4)
     expected = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
@@ -105,7 +107,7 @@ def test_curves_of_only_one_study_are_listed() -> None:
 
 def test_different_grids_are_compared_at_common_learning_rates() -> None:
     found = compared([curve(LOSSES)], [curve(LOSSES)[:3]])
-    assert set(found.rows["verdict"]) == {"equal"}, "an LRS over other learning rates is not comparable"
+    assert set(found.rows["verdict"]) == {"equal"}, "LRS over different learning rates must not be compared"
     assert "compared over the learning rates that both have: 0.001, 0.01, 0.1" in said(found)
     nowhere = compared([curve(LOSSES)], [[record | {"lr": 5.0} for record in curve(LOSSES)[:1]]])
     assert nowhere.rows.empty
@@ -125,12 +127,12 @@ def test_losses_on_different_texts_are_not_comparable() -> None:
     assert f"the loss before training is {L_INIT:.2f} and 10.80 nats" in text
 
 
-def test_studies_without_a_curve_in_common() -> None:
+def test_studies_that_share_no_curve() -> None:
     assert said(compared([], [curve(LOSSES)])) == "A and B have no curve in common.\nOnly in B: tiny baseline\n"
 
 
 def test_noise_alone_is_rarely_called_a_change() -> None:
-    """Four curves of equal methods, three seeds each, whose noise grows toward the last learning rate."""
+    """Each study has four methods with equal loss and three seeds. The noise grows with the learning rate."""
     rng = np.random.default_rng(0)
     wrong, repetitions = 0, 80
 
@@ -143,4 +145,6 @@ def test_noise_alone_is_rarely_called_a_change() -> None:
 
     for _ in range(repetitions):
         wrong += bool((compared(noisy(), noisy()).rows["verdict"] == "changed").any())
-    assert wrong / repetitions <= ALPHA + 0.04, f"noise was called a change in {wrong} of {repetitions} comparisons"
+    assert wrong / repetitions <= ALPHA + 0.04, (
+        f"noise was reported as a change in {wrong} of {repetitions} comparisons"
+    )

@@ -24,7 +24,7 @@ ASCENDING = st.lists(st.floats(-10, 10), min_size=3, max_size=3).map(sorted).fil
 
 
 def parabola(best: float, noise: float = 0.0, rng: np.random.Generator | None = None, **changes: object) -> list[dict]:
-    """Runs with losses of a parabola in log lr with its minimum at ``best``."""
+    """Returns runs whose losses are a parabola in log lr with its minimum at ``best``."""
     return [
         run(
             lr=lr,
@@ -147,7 +147,7 @@ def test_methods_and_norms_drift_apart() -> None:
 
 
 def test_scales_of_different_depths_are_not_compared() -> None:
-    assert drifts(curves(read_csv(published.RUNS_CSV))) == [], "the published scales grow in depth as well"
+    assert drifts(curves(read_csv(published.RUNS_CSV))) == [], "the published scales also differ in depth"
     assert SCALES["5M"].D == SCALES["w96"].D
     (found,) = drifts(curves(study(*with_slope(-1.0), *with_slope(0.5, scales=("5M", "8M")))))
     assert [curve.scale for curve in found.curves] == ["w96", "w192", "w384"]

@@ -1,4 +1,4 @@
-"""The edge that a table of runs shows."""
+"""Edges computed from a table of runs."""
 
 from __future__ import annotations
 
@@ -46,9 +46,11 @@ def test_a_curve_that_never_or_always_diverges_has_one_bound() -> None:
 def test_every_seed_has_to_converge() -> None:
     two = [*GRID_RUNS, *curve([3.5, 3.0, 3.2, 3.3], seed=2)]
     assert edge_of(study(two)) == Edge(low=0.1, high=1.0)
-    assert edge_of(study(two[:-2])) == Edge(missing=0.1), "a seed that the grid lacks"
-    assert edge_of(study(two, [edge_run(0.3162, True)])) == Edge(low=0.1, high=1.0), "the budget left out its seed 2"
-    assert edge_of(study(two, [edge_run(0.3162, False)])) == Edge(low=0.1, high=0.3162), "no further seed was needed"
+    assert edge_of(study(two[:-2])) == Edge(missing=0.1), "a seed is missing from the grid"
+    assert edge_of(study(two, [edge_run(0.3162, True)])) == Edge(low=0.1, high=1.0), (
+        "the budget ended before seed 2 was run"
+    )
+    assert edge_of(study(two, [edge_run(0.3162, False)])) == Edge(low=0.1, high=0.3162), "one diverged seed is enough"
 
 
 def test_edge_search_runs_belong_to_no_curve(tmp_path: Any) -> None:
@@ -72,4 +74,6 @@ def test_a_curve_and_its_table_row_have_the_edge() -> None:
     assert [one.edge for one in found] == [Edge(low=0.3162, high=0.5623), None]
     row = sensitivity_table(found).iloc[0]
     assert (row["edge_low"], row["edge_high"], row["LRS"]) == (0.3162, 0.5623, found[0].LRS)
-    assert "edge_low" not in format_columns(sensitivity_table(found[1:])), "no column without an edge search"
+    assert "edge_low" not in format_columns(sensitivity_table(found[1:])), (
+        "a table without an edge search must not have the column"
+    )

@@ -1,5 +1,5 @@
-"""The geometry of an embedding matrix, checked against definitions, the output of the published code, and the
-diagnostics of a run."""
+"""The geometry of an embedding matrix, compared with its definitions, the output of the published code, and a run's
+diagnostics."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def test_the_values_of_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(found.e_mu_V, E_VD.astype(float) @ mu_D, rtol=1e-12)
     np.testing.assert_allclose(found.row_norm_V, np.linalg.norm(E_VD.astype(float), axis=1))
     np.testing.assert_allclose(found.singular_D, np.linalg.svd(E_VD.astype(float), compute_uv=False))
-    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 8)  # 50 rows in seven parts
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 8)  # 50 rows in seven chunks
     in_parts = measure_embedding(E_VD)
     assert in_parts.measures == pytest.approx(found.measures, rel=1e-9)
     np.testing.assert_allclose(in_parts.e_mu_V, found.e_mu_V, rtol=1e-12)
 
 
 def test_the_b_ratio_of_the_published_checkpoint() -> None:
-    """16M baseline at a learning rate of 1e-3: smallest and largest dot product, |mu|² and B-ratio, as the published
-    notebook prints them."""
+    """The published notebook prints these values for 16M baseline at a learning rate of 1e-3: smallest and largest dot
+    product, |mu|² and B-ratio."""
     assert b_ratio(np.array([-2.9141207, 9.550041]), 4.894086) == pytest.approx(0.818, abs=5e-4)
 
 

@@ -1,4 +1,4 @@
-"""Runs that another program recorded."""
+"""Runs that were recorded by another program."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_further_factor_is_added_to_those_of_our_own_table(tmp_path: Path) -> 
         *(("[NaN]", "[NaN]"), ('{"a": 1}', '{"a": 1}'), ("adamw", "adamw")),
     ],
 )
-def test_the_value_of_a_factor(tmp_path: Path, text: str, value: object) -> None:
+def test_values_of_factors(tmp_path: Path, text: str, value: object) -> None:
     path = tmp_path / "runs.csv"
     rows = study(curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], seed=2))
     rows.assign(theirs=text).to_csv(path, index=False)
@@ -137,6 +137,6 @@ def test_a_csv_over_another_axis(tmp_path: Path) -> None:
     assert [(curve.lr, curve.best_lr, curve.highest_lr, curve.label) for curve in found] == [
         ((0.1, 1, 10), 0.1, 1, "lr=0.001"),
         ((0.1, 1, 10), 0.1, 1, "lr=0.01"),
-    ], "the loss of 13 is above l_init"
+    ], "at an eps of 10, the loss of 13 is above l_init"
     with pytest.raises(InvalidInput, match="lr_factor: 'eps' is not a positive number in a run"):
         curves(read_csv(path, parse_columns([*columns, "lr_factor==eps"])))

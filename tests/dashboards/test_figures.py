@@ -1,4 +1,4 @@
-"""Figures: the facts behind each one, one color per method, and overlays and links."""
+"""Figures: the data behind each one, one color per method, overlays and links."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def drawn_of(runs: pd.DataFrame) -> list[Line]:
 
 @pytest.fixture(scope="module")
 def found() -> list[Line]:
-    """Two gammas, two seeds, a diverged and a crashed cell, no diagnostic but one."""
+    """Returns lines of three methods: mu-loss with two gammas, two seeds of the baseline, a diverged and a crashed
+    cell, and one diagnostic."""
     broken = curve([3.4, 3.1, 3.0, 3.3], method="z-loss", gamma=1e-1)
     broken[0] |= {"state": "crashed", "val_loss": None}
     return drawn_of(
@@ -43,14 +44,14 @@ def layers_with(spec: dict[str, Any], mark: str) -> list[dict[str, Any]]:
     return [layer for layer in spec["layer"] if layer["mark"]["type"] == mark]
 
 
-def test_every_method_has_one_color_of_its_own() -> None:
+def test_every_method_has_its_own_color() -> None:
     assert set(COLORS) == set(METHODS), "a new method needs a color in dashboards.views.COLORS"
     assert len(set(COLORS.values())) == len(COLORS)
 
 
 def test_a_diverged_cell_is_a_fact_at_l_init(found: list[Line]) -> None:
     facts = loss_facts(found)
-    assert len(facts) == 8 + 4 + 4 + 3, "every cell with a result is a row"
+    assert len(facts) == 8 + 4 + 4 + 3, "every cell with a result must be a row"
     diverged = facts[facts["diverged"]]
     assert diverged["loss"].tolist() == pytest.approx([L_INIT, L_INIT])
     assert facts.loc[facts["cell"] == "baseline-None-0.001-1", "mean"].item() == 3.5
@@ -73,21 +74,23 @@ def test_the_names_of_the_figures(found: list[Line]) -> None:
     ]  # fmt: skip
     assert figures([]) == []
     names = {figure.name for figure in figures(lines(curves(read_csv(published.RUNS_CSV))))}
-    assert len(names) == 5 * 8 + 2 + 4, "8 per scale; all scales at once for the methods and for 2 gamma sweeps"
+    assert len(names) == 5 * 8 + 2 + 4, (
+        "expected 8 figures per scale, and those of all scales for the methods and for 2 gamma sweeps"
+    )
     assert {"loss-scales", "lrs-scale", "loss-scales-z-loss", "lrs-scale-mu-loss"} <= names
 
 
 def test_the_loss_figure_marks_diverged_cells_and_the_ceiling(found: list[Line]) -> None:
     spec = figures(found)[0].spec
     points = layers_with(spec, "point")
-    assert len(points) == 2, "one layer of points, one of the baseline's crosses"
+    assert len(points) == 2, "expected one layer of points and one of the baseline's crosses"
     assert points[0]["mark"].get("shape") != points[1]["mark"]["shape"]
     assert len(layers_with(spec, "rule")) == 1
     colors = points[0]["encoding"]["color"]["scale"]
     assert dict(zip(colors["domain"], colors["range"], strict=True))["mu-loss (gamma=0.1)"] == COLORS["mu-loss"]
 
 
-def test_the_mean_of_several_seeds_has_a_band_and_the_frame_shows_what_was_seen() -> None:
+def test_the_mean_of_several_seeds_has_a_band_and_the_frame_shows_every_seed() -> None:
     seeds = [3.0, 3.1, 3.3]
     found = drawn_of(study(*(curve([3.5, 3.0, 3.2, loss], seed=s) for s, loss in enumerate(seeds))))
     low, high = found[0].curve.band[3] or (math.nan, math.nan)
@@ -101,7 +104,7 @@ def test_the_mean_of_several_seeds_has_a_band_and_the_frame_shows_what_was_seen(
     assert low < bottom < 3.0 < 3.5 < top < L_INIT
 
 
-def test_a_band_ends_at_the_loss_of_initialisation() -> None:
+def test_a_band_ends_at_the_initial_loss() -> None:
     found = drawn_of(study(*(curve([3.5, 3.0, 3.2, loss], seed=s) for s, loss in enumerate([3.0, 3.1, math.nan]))))
     assert found[0].curve.band[3] is not None
     assert found[0].curve.band[3][1] == pytest.approx(L_INIT)
@@ -113,13 +116,13 @@ def test_one_seed_has_no_band() -> None:
     assert not layers_with(figures(found)[0].spec, "area")
 
 
-def test_where_nothing_comes_near_the_ceiling_words_say_where_it_is() -> None:
+def test_if_no_loss_is_near_the_ceiling_the_caption_gives_its_value() -> None:
     figure = figures(drawn_of(study(curve([3.5, 3.0, 3.2, 3.4]))))[0]
     assert not layers_with(figure.spec, "rule")
     assert "6.93" in figure.caption
 
 
-def test_studies_are_told_apart() -> None:
+def test_studies_are_distinguished() -> None:
     swept = [
         curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma, study=name) for name in "AB" for gamma in (1, 2)
     ]
@@ -152,13 +155,13 @@ def test_factors_have_their_own_lines_over_gamma() -> None:
     assert "dashes distinguish the factors." in gammas.caption
 
 
-def test_eight_lines_can_share_a_colour() -> None:
+def test_eight_lines_can_share_a_color() -> None:
     many = [curve([3.5, 3.0, 3.2, 3.4], method="mu-loss", gamma=gamma) for gamma in range(1, 9)]
-    assert len({line.shape for line in drawn_of(study(*many))}) == 8, "a legend shows shapes, and no dashes"
+    assert len({line.shape for line in drawn_of(study(*many))}) == 8, "a legend shows shapes but not dashes"
 
 
 def compared(*norms: str, methods: tuple[str, ...] = ("baseline",), scales: tuple[str, ...] = ("tiny",)) -> list[Line]:
-    """Every method under every attention norm at every scale."""
+    """Returns lines of every method with every attention norm at every scale."""
     records = [
         curve([3.5, 3.0, 3.2, 3.4], attention_norm=norm, method=method, scale=scale)
         for norm in norms
@@ -188,17 +191,19 @@ def test_norms_are_compared_under_one_method_each_if_they_outnumber_the_methods(
 
 def test_norms_have_distinct_styles() -> None:
     looks = {(line.color, line.dash, line.shape) for line in compared(*ATTENTION_NORMS, "from-elsewhere")}
-    assert len(looks) == len(ATTENTION_NORMS) + 1, "more norms of one color than dashes: extend dashboards.views.DASHES"
+    assert len(looks) == len(ATTENTION_NORMS) + 1, (
+        "one color has more norms than there are dashes: extend dashboards.views.DASHES"
+    )
     assert color_of_norm("none") == GREY
 
 
 def test_gamma_can_be_selected_if_a_method_has_several(found: list[Line]) -> None:
     assert filters_by_line(found) == {"gamma": {"mu-loss (gamma=0.0001)": "0.0001", "mu-loss (gamma=0.1)": "0.1"}}, (
-        "z-loss has one"
+        "z-loss has only one gamma"
     )
     of_z_loss = [curve([3.5, 3.0, 3.2, 3.4], method="z-loss", gamma=gamma) for gamma in (1e-4, 1e-1)]
     under = [[run | {"attention_norm": norm} for norm in ATTENTION_NORMS for run in runs] for runs in of_z_loss]
-    assert filters_by_line(drawn_of(study(*under))) == {}, "its views separate them already"
+    assert filters_by_line(drawn_of(study(*under))) == {}, "the views already separate them"
 
 
 def test_a_single_norm_is_named_unless_it_is_the_default() -> None:
@@ -212,11 +217,13 @@ def test_published_curves_overlay_those_of_the_same_scale_and_vocabulary() -> No
     assert len(loss.overlay) == len(published.METHODS)
     first = loss.overlay[0]["data"]["values"]
     runs = read_csv(published.RUNS_CSV).query("scale == '16M' and method == 'baseline'")
-    assert all(len(layer["data"]["values"]) == 7 for layer in loss.overlay), "one gamma, that of the main comparison"
+    assert all(len(layer["data"]["values"]) == 7 for layer in loss.overlay), (
+        "expected one gamma, that of the main comparison"
+    )
     assert [point["loss"] for point in first] == runs["val_loss"].tolist()
     assert {point["label"] for point in first} == {"baseline, published"}
     for other in (curve([3.9, 3.8, 3.9, 4.0], scale="16M"), curve([3.9, 3.8, 3.9, 4.0], l_init=10.84)):
-        assert not figures(drawn_of(study(other)))[0].overlay, "another vocabulary, or another scale"
+        assert not figures(drawn_of(study(other)))[0].overlay, "the vocabulary or the scale differs"
     assert not figures(drawn_of(study(mine)), published=False)[0].overlay
 
 
@@ -226,4 +233,4 @@ def test_points_link_to_their_runs_if_known() -> None:
     for runs, links in ((records, 0), (linked, 2)):
         (loss, *_) = figures(lines(curves(runs, GRID)))
         found = [layer["encoding"]["href"]["field"] for layer in loss.spec["layer"] if "href" in layer["encoding"]]
-        assert found == ["url"] * links, "finished and diverged ones"
+        assert found == ["url"] * links, "finished and diverged runs must have links"

@@ -1,4 +1,4 @@
-"""Files: figures in the sizes of a paper, and the selection of what is written."""
+"""Figure files in paper sizes, and the selection of what is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_figure_is_written_for_two_columns_and_for_one(saved: list[Path]) -> N
 
 
 @pytest.mark.parametrize(("first", "inches"), [(0, 6.9), (3, 3.3)])
-def test_every_format_is_as_wide_as_its_place_on_paper(saved: list[Path], first: int, inches: float) -> None:
+def test_every_format_is_as_wide_as_its_space_on_paper(saved: list[Path], first: int, inches: float) -> None:
     png, svg, pdf = saved[first : first + 3]
     width = struct.unpack(">I", png.read_bytes()[16:20])[0]
     assert width / 300 == pytest.approx(inches, abs=0.01)
@@ -60,14 +60,14 @@ def test_the_text_of_a_figure_is_legible_on_paper(saved: list[Path], first: int)
         if "font-size" in element.attrib
     }
     assert sizes
-    assert min(sizes) > 7, f"text of {min(sizes):.1f} points is too small for a paper"
+    assert min(sizes) > 7, f"text of {min(sizes):.1f} pt is too small for a paper"
     words = "".join(root.itertext())
     for word in ("learning rate", "baseline", "l_init 6.93"):
         assert word in words
 
 
 def texts(element: ElementTree.Element, x: float = 0.0) -> Iterator[tuple[float, str]]:
-    """The x position in pixels and the content of every text."""
+    """Yields the x position in pixels and the content of every text."""
     moved = re.match(r"translate\(([-\d.]+)", element.attrib.get("transform", ""))
     x += float(moved[1]) if moved else 0.0
     if element.text:
@@ -137,11 +137,13 @@ def test_a_report_has_figures_only_if_they_are_requested(tmp_path: Path) -> None
     assert not (tmp_path / "plain" / "figures").exists()
     assert "<code>figures/</code>" not in page.read_text()
     folder = write_report(runs, tmp_path / "only", title="some", grid=GRID, only=("loss-tiny",))
-    assert len(list((folder / "figures").iterdir())) == 6, "without --format, every format of what --only names"
+    assert len(list((folder / "figures").iterdir())) == 6, (
+        "without --format, what --only names must be written in every format"
+    )
 
 
 def test_a_figure_and_a_table_of_one_name_are_both_written(tmp_path: Path) -> None:
-    """The best learning rate over width is both."""
+    """The best learning rate over width is both a figure and a table."""
     runs = study(*(curve([3.5, 3.0, 3.2, 3.4], scale=scale) for scale in ("w96", "w192")))
     folder = write_report(runs, tmp_path, title="widths", formats=("svg", "csv"), only=("drift",))
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -158,7 +160,7 @@ def test_several_processes_draw_the_same_files(saved: list[Path], tmp_path: Path
         assert path.read_bytes() == saved[0].with_name(path.name).read_bytes()
 
 
-def test_an_error_of_a_drawing_process_ends_the_others(tmp_path: Path) -> None:
+def test_an_error_in_a_drawing_process_stops_the_others(tmp_path: Path) -> None:
     todo = list(drawings(figure_of(), tmp_path / "missing", ("svg",)))
     with pytest.raises(FileNotFoundError):
         list(draw_all(todo, processes=2))

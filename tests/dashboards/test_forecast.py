@@ -16,7 +16,8 @@ LIMIT = 1.0
 
 
 def rows(heat: float, noise: np.random.Generator) -> list[Row]:
-    """A run's first rows. Output norms and the drift of the mean logit grow with heat; a hot run's loss rises."""
+    """Returns a run's first rows. Output norms and the drift of the mean logit grow with heat; a hot run's loss
+    rises."""
     found = []
     for step in range(0, 2 * int(OBSERVED_SHARE * STEPS) + 1, 5):
         t = step / STEPS
@@ -49,7 +50,7 @@ def run(i: int, heat: float, noise: np.random.Generator, **changes: Any) -> dict
 
 
 def study(n: int, **changes: Any) -> pd.DataFrame:
-    """Runs of six curves whose heat is uniform around the limit."""
+    """Returns runs of six curves whose heat is uniform around the limit."""
     noise = np.random.default_rng(0)
     return table([run(i, noise.uniform(-1.0, 2.0), noise, **changes) for i in range(n)])
 
@@ -77,7 +78,7 @@ def test_it_beats_an_uninformative_learning_rate() -> None:
 def test_it_saves_the_time_of_caught_runs_after_the_first_fifth() -> None:
     runs = study(120)
     own = forecast(runs).scores[0]
-    # 60 of 100 steps in 6 seconds, the first 20 of them in 2.
+    # 60 of 100 steps take 6 s, the first 20 of them 2 s.
     assert own.saved == pytest.approx(own.caught * 4.0 / runs["seconds"].sum())
 
 
@@ -89,7 +90,7 @@ def test_a_probability_does_not_depend_on_outcomes_of_its_own_curve() -> None:
     turned.loc[mine, "state"] = runs.loc[mine, "state"].map({"finished": "diverged", "diverged": "finished"})
     before, after = (forecast(table).runs["probability"] for table in (runs, turned))
     pd.testing.assert_series_equal(before[mine], after[mine])
-    assert not np.allclose(before[~mine], after[~mine]), "other curves do learn from it"
+    assert not np.allclose(before[~mine], after[~mine]), "other curves must be affected"
 
 
 def test_random_outcomes_cannot_be_forecast() -> None:
@@ -110,7 +111,7 @@ def test_runs_that_cannot_be_forecast_are_counted_separately() -> None:
     assert (found.diverged_early, found.not_evaluated, len(found.runs)) == (1, 1, 60)
 
 
-def test_a_running_run_has_a_probability_but_no_score() -> None:
+def test_an_unfinished_run_has_a_probability_but_no_score() -> None:
     noise = np.random.default_rng(3)
     running = {"state": "running", "taken": math.nan, "seconds": math.nan}
     hot, cold = run(1000, 2.0, noise, **running), run(1001, -1.0, noise, **running)
@@ -149,7 +150,7 @@ def test_features_come_from_the_first_fifth() -> None:
     assert found["loss"] == pytest.approx(7.0)
     assert found["norm_growth"] == pytest.approx(math.log(2 * 8) / 2)
     assert found["logits_drift"] == pytest.approx(math.asinh(4.0))
-    assert math.isnan(found["attention_logit_max"]), "the row lacks it"
+    assert math.isnan(found["attention_logit_max"]), "the row does not have this value"
 
 
 @pytest.mark.parametrize("steps", [[], [0], [0, 50, 100]])

@@ -1,4 +1,4 @@
-"""Tables of other programs: rows that are not runs, endings of files, columns of one of two sources."""
+"""Tables of other programs: rows that are not runs, file endings, and columns that only one of two sources has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ COLUMNS = parse_columns(("lr=learning_rate", "val_loss=val/loss"))
 
 
 def log_children(folder: Path, parent_params: dict[str, object], parent_metrics: dict[str, float]) -> str:
-    """Runs as tutorials on hyperparameter search log them: one parent, ten nested runs. Returns the address."""
+    """Logs runs like tutorials on hyperparameter search: one parent with ten nested runs. Returns the address of the
+    store."""
     from mlflow import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -65,7 +66,7 @@ def log_children(folder: Path, parent_params: dict[str, object], parent_metrics:
 def test_the_parent_of_nested_runs(
     tmp_path: Path, params: dict[str, object], metrics: dict[str, float], sentence: str
 ) -> None:
-    """It may hold nothing, the best parameters, or a copy of the best run."""
+    """The parent has none of the required values, the best parameters, or a copy of the best run."""
     uri = log_children(tmp_path, params, metrics)
     notes: list[str] = []
     found = curves(read_experiment(uri, "hpo", COLUMNS, notes.append))
@@ -110,7 +111,7 @@ RUNS = HEADER + "9M,lion,,0.1,1,3\n9M,lion,,0.2,1,4\n"
         ("9M,lion,,0.3,,\n", "1 run without seed left out, such as line 4"),
     ],
 )
-def test_rows_of_a_csv_that_are_no_runs(tmp_path: Path, rows: str, sentence: str) -> None:
+def test_rows_of_a_csv_that_are_not_runs(tmp_path: Path, rows: str, sentence: str) -> None:
     (tmp_path / "runs.csv").write_text(RUNS + rows)
     notes: list[str] = []
     (found,) = curves(read_csv(tmp_path / "runs.csv", None, notes.append))
@@ -118,7 +119,7 @@ def test_rows_of_a_csv_that_are_no_runs(tmp_path: Path, rows: str, sentence: str
 
 
 def test_a_run_that_lacks_something_is_not_left_out(tmp_path: Path) -> None:
-    """It has a learning rate and a loss: what it lacks must be given, not guessed."""
+    """It has a learning rate and a loss, so what it lacks must be given rather than guessed."""
     (tmp_path / "runs.csv").write_text(RUNS + "9M,lion,,0.3,,3\n")
     with pytest.raises(InvalidInput, match="seed is missing from a run"):
         read_csv(tmp_path / "runs.csv")
@@ -154,7 +155,7 @@ def test_endings_of_tables(tmp_path: Path, name: str, title: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["runs.csvx", "csv", "runs.txt", "runs.gz", "my.csv.d", "runs.csv.zst"])
-def test_what_is_no_table(name: str) -> None:
+def test_files_that_are_not_tables(name: str) -> None:
     assert not is_csv(Path(name))
 
 

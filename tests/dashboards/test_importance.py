@@ -1,4 +1,4 @@
-"""The importance of known functions, and which runs count."""
+"""The importance of hyperparameters of known functions, and which runs are counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dashboards.views import lines, views
 
 
 def bowl(by_lr: float, by_gamma: float, **changes: object) -> pd.DataFrame:
-    """Losses of z-loss on a grid of 7 x 7, quadratic in log lr and log gamma."""
+    """Returns losses of z-loss on a 7 x 7 grid, quadratic in log lr and log gamma."""
     return study(
         [
             run(
@@ -38,7 +38,7 @@ def test_a_known_function_is_recovered(evaluator: str, by_lr: float, by_gamma: f
     assert of["importance"].sum() == pytest.approx(1)
     assert (of["low"] <= of["importance"]).all()
     assert (of["importance"] <= of["high"]).all()
-    # Variances are as the squares of the weights, 81 to 1.
+    # Variances are proportional to the squared weights, 81 to 1.
     assert of.loc["lr" if by_lr > by_gamma else "gamma", "importance"] > 0.85
 
 
@@ -54,7 +54,7 @@ def test_only_ended_runs_count() -> None:
     runs.loc[10:14, "state"] = "crashed"
     runs.loc[15:19, ["state", "val_loss"]] = ("diverged", math.nan)
     assert set(start_importance(runs)()["cells"]) == {49 - 15}
-    assert start_importance(runs.head(8))().empty, "too few"
+    assert start_importance(runs.head(8))().empty, "too few runs"
     assert start_importance(bowl(0.0, 0.0))().empty, "all losses are equal"
     assert set(start_importance(runs)()["of"]) == {"z-loss"}, "the group of all methods requires several methods"
 

@@ -28,7 +28,7 @@ def described(name: str) -> dict[str, object]:
     return {column: found[column] for column in ("study", "scale", "method", "gamma", "lr", "seed")}
 
 
-def test_all_published_runs_are_read_as_the_table_that_ships(tmp_path: Path) -> None:
+def test_all_published_runs_match_the_shipped_table(tmp_path: Path) -> None:
     path = loss_overview.write(tmp_path / published.RUNS_CSV.name, loss_overview.published_rows())
     pd.testing.assert_frame_equal(read_csv(path), read_csv(published.RUNS_CSV))
 
@@ -64,7 +64,7 @@ def test_every_name_reads_back(scale: str, method: str, gamma: float, lr: int, s
     assert int(str(found["seed"])) == seed
 
 
-def test_tied_weights_are_a_study_of_their_own(tmp_path: Path) -> None:
+def test_tied_weights_are_a_separate_study(tmp_path: Path) -> None:
     tied = "wor40z-16M-13p1B-100k-bs64-lr10-zlosswt-g1e-04-s1"
     table = read_csv(loss_overview.write(tmp_path / "both.csv", [row(), row(tied)]))
     assert table["study"].tolist() == ["both", "both, tied"]
@@ -93,7 +93,7 @@ def test_diagnostics_are_renamed_to_our_columns(tmp_path: Path) -> None:
     assert table["train_seconds"].item() == 5180.0
 
 
-def test_further_columns_may_be_mapped(tmp_path: Path) -> None:
+def test_more_columns_may_be_mapped(tmp_path: Path) -> None:
     path = loss_overview.write(tmp_path / "runs.csv", [row()])
     assert read_csv(path, {"l_init": "=10.85"})["l_init"].item() == 10.85
 
@@ -127,7 +127,7 @@ def test_a_learning_rate_of_zero_is_refused(tmp_path: Path) -> None:
         read_csv(path)
 
 
-def test_a_name_column_alone_does_not_make_a_table_theirs(tmp_path: Path) -> None:
+def test_a_name_column_alone_does_not_identify_the_format(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_text("name,test_loss,scale,method,gamma,lr,seed\nmine,3.0,16M,baseline,0,0.1,1\n")
     assert read_csv(path)["val_loss"].item() == 3.0
@@ -139,7 +139,7 @@ def test_every_letter_is_a_method_of_the_registry() -> None:
     assert {method for method, _ in METHODS.values()} <= set(REGISTRY)
 
 
-def test_a_header_alone_holds_no_run() -> None:
+def test_a_header_alone_has_no_runs() -> None:
     table = pd.DataFrame(columns=["name", "test_loss"])
     with pytest.raises(InvalidInput, match="has no runs"):
         as_runs(table, "loss_overview")

@@ -1,4 +1,4 @@
-"""The model card: what a reader of MLflow finds in the description of a study."""
+"""The model card: what readers of MLflow find in the description of a study."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def card(facts: list[CurveFacts], limit: int = LIMIT) -> str:
 
 
 def many() -> list[CurveFacts]:
-    """Curves with different gammas, enough for several descriptions."""
+    """Returns curves with different gammas, enough to exceed the limit of a description several times."""
     return curves(study(*(curve(LOSSES, method="z-loss", gamma=1e-6 * n) for n in range(1, 201))), GRID)
 
 
-def test_the_recommendation_comes_first_then_links_then_one_row_a_curve() -> None:
+def test_the_recommendation_comes_first_then_links_then_one_row_per_curve() -> None:
     by_seed = {seed: [loss + seed * lr for loss, lr in zip(LOSSES, GRID, strict=True)] for seed in (1, 2)}
     of_both = [curve(losses, method=m, seed=s) for m in ("baseline", "max-z") for s, losses in by_seed.items()]
     facts = curves(study(*of_both), GRID)
@@ -38,16 +38,16 @@ def test_the_recommendation_comes_first_then_links_then_one_row_a_curve() -> Non
 
 
 @pytest.mark.parametrize("limit", [2000, LIMIT])
-def test_a_long_table_ends_early_and_says_so(limit: int) -> None:
+def test_a_long_table_is_cut_and_says_so(limit: int) -> None:
     facts = many()
     text = card(facts, limit)
     assert limit - 100 < len(text) <= limit
     rows = text.count("| z-loss |")
     assert f"The report has {len(facts) - rows} more rows." in text
-    assert text.endswith("- Data: `digest`\n\nThe purpose."), "what comes after the table is complete"
+    assert text.endswith("- Data: `digest`\n\nThe purpose."), "what follows the table must be complete"
 
 
-def test_without_room_there_is_no_table() -> None:
+def test_without_space_there_is_no_table() -> None:
     facts = many()
     parts = card(facts).split("\n\n")
     rest = "\n\n".join(part for part in parts if not part.startswith(("| ", "The report has")))

@@ -1,4 +1,4 @@
-"""Extra training time: a ratio over pairs of runs, with an interval, or no number at all."""
+"""Extra training time: a ratio over pairs of runs with an interval, or no number at all."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def seconds(*values: float) -> dict[tuple[float, int], float]:
 
 
 def test_by_hand() -> None:
-    """The ratio is 33 / 30; the runs differ from it by 11 - 11, 10 - 11 and 12 - 11 seconds, so its standard error is
-    1 / sqrt(3) / 10, and Student's t with two degrees of freedom is 4.3027."""
+    """The ratio is 33 / 30. The runs differ from it by 11 - 11, 10 - 11 and 12 - 11 seconds, so its standard error is 1
+    / sqrt(3) / 10. Student's t with two degrees of freedom is 4.3027."""
     found = overhead([seconds(11, 10, 12)], seconds(10, 10, 10))
     assert found is not None
     assert found.percent == pytest.approx(10)
@@ -68,7 +68,7 @@ def runs_of(seeds: int, lrs: int) -> pd.DataFrame:
 
 
 def test_one_run_each_is_not_shown_as_a_number(tmp_path: Path) -> None:
-    """Beside other work one run each read +107%."""
+    """On a busy machine, a single run of each once measured +107%."""
     runs = runs_of(seeds=1, lrs=1)
     found = curves(runs, GRID[:1])
     assert method_overheads(found) == {}

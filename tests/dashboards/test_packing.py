@@ -1,4 +1,4 @@
-"""Tables as deduplicated columns."""
+"""Tables packed as deduplicated columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from
 
 
 def read(columns: ColumnStore, table: dict[str, int]) -> list[dict[str, Any]]:
-    """As the page's script does."""
+    """Unpacks rows like the page's script."""
     kept = json.loads(columns.json())
     found = {name: kept[place] for name, place in table.items()}
     values = {

@@ -1,4 +1,4 @@
-"""Loss against sensitivity: the rings that Vega draws are the curves that no other curve beats in both."""
+"""Loss against sensitivity: Vega draws rings around the curves that no other curve beats in both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def figure_of(*records: list[dict[str, object]]) -> list:
 
 
 def marks(spec: dict[str, object], name: str) -> int:
-    """The number of marks that Vega draws for the layer of this role."""
+    """Returns the number of marks that Vega draws for the layer of this role."""
     svg = vl_convert.vegalite_to_svg(spec | {"width": 300}, vl_version=VEGA_LITE)
     return len(re.findall(name, svg))
 
@@ -55,15 +55,15 @@ def test_the_facts_have_both_intervals() -> None:
     assert fact["low"] < fact["LRS"] < fact["high"]
 
 
-def test_one_curve_has_no_front_and_an_incomplete_one_no_point() -> None:
+def test_one_curve_has_no_front_and_an_incomplete_curve_has_no_point() -> None:
     good, other = curve([3.5, 3.0, 3.2, 3.4]), curve([3.5, 3.0, 3.2, 3.4], method="mu-centering")
     assert figure_of(good) == []
     assert figure_of(good, other[:3]) == []
     (figure,) = figure_of(good, other)
     assert figure.name == "pareto-tiny"
-    assert "intervals" not in figure.caption, "one seed"
+    assert "intervals" not in figure.caption, "one seed has no intervals"
     low, high = figure.spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
-    assert low < high, "equal curves still have an axis"
+    assert low < high, "equal curves still need an axis"
 
 
 def test_curves_of_one_seed_are_in_the_frame() -> None:
@@ -74,7 +74,7 @@ def test_curves_of_one_seed_are_in_the_frame() -> None:
         values = [fact["LRS"] for fact in facts]
         assert x[0] <= min(values) <= max(values) <= x[1]
     domain = found[0].spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
-    assert domain == pytest.approx([1.1 / 3, 2.0 / 3]), "without intervals, the values alone"
+    assert domain == pytest.approx([1.1 / 3, 2.0 / 3]), "without intervals, the frame must fit the values"
 
 
 def test_wide_intervals_do_not_squeeze_the_points() -> None:
@@ -85,5 +85,5 @@ def test_wide_intervals_do_not_squeeze_the_points() -> None:
     ]
     (figure,) = figure_of(*records)
     low, high = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
-    assert high - low == pytest.approx(0.3), "thrice the difference of the two losses"
+    assert high - low == pytest.approx(0.3), "the axis must span three times the difference of the two losses"
     assert "95% intervals" in figure.caption

@@ -1,4 +1,4 @@
-"""The sentence that a report begins with."""
+"""The recommendation with which a report begins."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def said(*records: list[dict[str, object]], grid: tuple[float, ...] | None = DEN
     return " ".join(recommendation(curves(study(*records), grid)))
 
 
-def test_the_sentence_that_a_person_wants() -> None:
+def test_the_recommendation_of_a_typical_study() -> None:
     records = [
         dense([3.5, 3.0, 3.0 + cost, math.nan], seed=s, method="mu-centering") for s, cost in enumerate((0.01, 0.02))
     ]
-    # By hand: the standard deviation of 0.01 and 0.02 over the square root of 2 is 0.005, and t(1) is 12.706.
+    # By hand: the standard deviation of 0.01 and 0.02, divided by the square root of 2, is 0.005; t(1) is 12.706.
     assert said(*records) == (
         "Use a learning rate of 0.002 with mu-centering; twice as much costs 0.015 ± 0.064 nats, and four times as "
         "much diverges."
@@ -68,11 +68,11 @@ def test_costs_are_interpolated_in_log_lr() -> None:
         ),
     ],
 )
-def test_at_the_end_of_the_grid_it_says_what_is_not_known(losses: list[float], words: str) -> None:
+def test_at_the_end_of_the_grid_it_says_what_is_unknown(losses: list[float], words: str) -> None:
     assert words in said(dense(losses))
 
 
-def test_between_the_last_that_converges_and_the_first_that_diverges() -> None:
+def test_between_the_last_converging_lr_and_the_first_diverging_one() -> None:
     records = curve([3.5, 3.0, math.nan, math.nan])
     unknown = "twice as much may diverge, because 0.1 does, and four times as much may diverge, because 0.1 does."
     assert unknown in said(records, grid=GRID)
@@ -124,7 +124,7 @@ def test_the_published_runs() -> None:
     assert recommendation(main)[0].startswith("At 221M, use a learning rate of 0.003 with ")
 
 
-def test_a_factor_in_the_place_of_the_learning_rate_is_named() -> None:
+def test_a_factor_in_place_of_the_learning_rate_is_named() -> None:
     records = [
         run(lr=1e-2, val_loss=loss, factors=to_json({"training.eps": eps}), lr_factor="training.eps", scale=scale)
         for scale in ("w96", "w192")
@@ -142,4 +142,4 @@ def test_a_foreign_curve_is_named_by_its_factors() -> None:
         dense([3.4, loss, 3.1, 3.2], factors=to_json({"width": width}), **command)
         for width, loss in ((64, 2.0), (128, 3.0))
     ]
-    assert said(*widths).startswith("Use a learning rate of 0.002 with width=128; "), "the widest counts"
+    assert said(*widths).startswith("Use a learning rate of 0.002 with width=128; "), "the widest model must be used"

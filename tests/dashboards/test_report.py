@@ -1,4 +1,4 @@
-"""The report: one folder, one page that needs no network, and nothing from a study that is read as markup."""
+"""The report: one folder, a page that needs no network, and no text from a study that is interpreted as markup."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements with attributes, text, and the content of each script."""
+    """What a browser would find: elements with their attributes, the text, and the content of each script."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Page(HTMLParser):
             self.text += data
 
     def rows(self, table: dict[str, int]) -> list[dict[str, object]]:
-        """Of a table that is kept as columns, as the page's script reads it."""
+        """Returns the rows of a table that is stored as columns, as the page's script reads it."""
         return list(
             map(dict, zip(*([(name, value) for value in self.column(at)] for name, at in table.items()), strict=True))
         )
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report in which every text that comes from outside tries to be markup."""
+    """Writes a report in which every external text tries to be markup."""
     records = curve([3.5, 3.0, 3.2, math.nan], method=EVIL, scale=EVIL, study=EVIL)
     records[0] |= {"state": "crashed", "val_loss": None, "reason": EVIL, "cell": EVIL}
     folder = tmp_path_factory.mktemp("report")
@@ -96,10 +96,14 @@ def test_the_folder(evil: Path) -> None:
 
 
 def test_external_text_is_never_markup(page: Page) -> None:
-    assert len(page.scripts) == 8, "figures, steps, runs, columns, gammas and weights as JSON, Vega, and the page's own"
+    assert len(page.scripts) == 8, (
+        "expected figures, steps, runs, columns, gammas and weights as JSON, then Vega and the page's own script"
+    )
     assert not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    assert page.text.count("alert('x')") >= 6, "title, heading, table, note, reason and provenance are shown as text"
+    assert page.text.count("alert('x')") >= 6, (
+        "title, heading, table, note, reason and provenance must be shown as text"
+    )
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -144,7 +148,7 @@ def test_the_scale_can_be_selected_if_there_are_several(page: Page, tmp_path: Pa
     assert len(several.all("option")) == 2
 
 
-def test_the_page_begins_with_what_to_use_and_shows_how_wrong_it_may_be(tmp_path: Path) -> None:
+def test_the_page_begins_with_a_recommendation_and_shows_its_uncertainty(tmp_path: Path) -> None:
     records = [
         curve([3.5, 3.0 + seed / 100, 3.2, last], seed=seed, scale=scale, method=method)
         for scale in ("w96", "w192")
@@ -162,7 +166,7 @@ def test_the_page_begins_with_what_to_use_and_shows_how_wrong_it_may_be(tmp_path
     assert len(pd.read_csv(tmp_path / "tables" / "drift.csv")) == 2
 
 
-def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+def test_a_report_without_results_says_so(tmp_path: Path) -> None:
     runs = from_records([run(state="planned", val_loss=None)])
     page = Page(write_report(runs, tmp_path, title="nothing yet", grid=GRID))
     assert "No curve has an LRS yet" in page.text
@@ -172,10 +176,12 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
 def test_a_report_can_be_written_again(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     first = write_report(runs, tmp_path, title="again", grid=GRID).read_bytes()
-    assert write_report(runs, tmp_path, title="again", grid=GRID).read_bytes() == first, "equal runs, equal page"
+    assert write_report(runs, tmp_path, title="again", grid=GRID).read_bytes() == first, (
+        "equal runs must give the same page"
+    )
 
 
-def test_the_answer_to_the_published_runs() -> None:
+def test_the_answer_for_the_published_runs() -> None:
     found = curves(read_csv(published.RUNS_CSV))
     seed = "With only one seed, small differences cannot be told from noise."
     assert answer([curve for curve in found if curve.gamma in (None, published.GAMMA)]) == (
@@ -217,7 +223,7 @@ def test_with_several_norms_the_answer_says_what_converges_at_the_highest_lr() -
     stable = curve([3.5, 3.0, 3.2, 3.4], attention_norm="qkv-norm")
     text = said(stable, curve([3.5, 3.0, 3.2, math.nan]), curve([3.5, 3.0, math.nan, math.nan], attention_norm="none"))
     assert text.startswith("baseline + qkv-norm at tiny is least sensitive")
-    assert "compared with" not in text, "the best is a baseline itself"
+    assert "compared with" not in text, "the best curve is itself a baseline"
     assert "The highest learning rate that converges at tiny is ≥ 1, reached by baseline + qkv-norm. " in text
     many = [
         curve([3.5, 3.0, 3.2, math.nan], attention_norm=norm) for norm in ("none", "qk-norm", "attn-cap", "soft-clip")
@@ -231,7 +237,7 @@ def test_attention_norms_on_the_page(tmp_path: Path) -> None:
     runs = study(*(curve([3.5, 3.0, 3.2, math.nan], attention_norm=norm) for norm in ("none", "qk-norm")))
     page = Page(write_report(runs, tmp_path, title="norms", grid=GRID))
     assert "baseline + qk-norm" in page.text
-    assert not page.all("select"), "one method: its norms stand in one chart"
+    assert not page.all("select"), "norms of a single method belong in one chart"
     assert list(json.loads(page.scripts[0])["Final loss over learning rate"]) == ["tiny, baseline"]
 
 
@@ -239,7 +245,7 @@ def test_the_answer_without_a_baseline() -> None:
     assert "no baseline" in said(*(curve([3.5, 3.0, 3.2, 3.4], method=name) for name in ("mu-centering", "soft-cap")))
 
 
-def test_the_answer_to_one_curve_compares_nothing() -> None:
+def test_the_answer_for_one_curve_compares_nothing() -> None:
     assert said(curve([3.5, 3.0, 3.2, 3.4], method="mu-centering")).startswith("The LRS of mu-centering at tiny is 0.")
     assert said(curve([3.5, 3.0, 3.2, 3.4], method="command", scale="train.py")).startswith("The LRS is 0.")
 
@@ -271,7 +277,9 @@ def test_the_answer_says_whether_the_dependence_on_gamma_is_significant() -> Non
     assert "; z-loss does not vary significantly less than any other method." in said(*swept(0.1))
     decays = [[r | {"factors": f'{{"wd": {wd}}}'} for r in c] for wd, by in ((0, 1.0), (0.1, 0.1)) for c in swept(by)]
     text = said(*decays)
-    assert f"were tried at (with wd=0), LRS varies by {words}" in text, "never curves of different factors"
+    assert f"were tried at (with wd=0), LRS varies by {words}" in text, (
+        "curves with different factors must not be mixed"
+    )
 
 
 def test_neither_torch_nor_ray_nor_mlflow_is_imported() -> None:
@@ -289,7 +297,7 @@ def headings(page: Path) -> list[str]:
 
 
 def rich_context(runs: pd.DataFrame) -> ReportContext:
-    """Steps of every cell but the last, a forecast of all."""
+    """Returns steps of every cell except the last, and a forecast of all cells."""
     columns = {"step": [0, 10, 20], "val_loss": [6.9, 4.0, 3.1], "qkv_norm": [1.0, 2.0, None], "logits_mean": [0, 1, 2]}
     cells = list(runs["cell"])
     begun = pd.DataFrame(
@@ -326,10 +334,10 @@ def test_the_steps_of_cells_are_on_the_page(tmp_path: Path) -> None:
     assert steps["cells"][0]["url"] == context.links[runs["cell"][0]]
     kept = {cell: {key: page.column(at) for key, at in of.items()} for cell, of in steps["values"].items()}
     assert kept == context.steps
-    assert len({of["step"] for of in steps["values"].values()}) == 1, "equal columns are stored once"
+    assert len({of["step"] for of in steps["values"].values()}) == 1, "equal columns must be stored once"
     assert "This page includes 3 of 4 cells" in page.text
     norms = json.loads(page.scripts[0])["Output norm of QKV, mean over layers"] if "QKV" in page.scripts[0] else {}
-    assert norms == {}, "its last value is not finite"
+    assert norms == {}, "a figure needs a finite last value"
     assert "There is no forecast of divergence, because it needs at least 5 runs" in page.text
     assert "Total training time: 0.67 minutes (1.33 core-minutes)." in page.text
 
@@ -343,7 +351,7 @@ def test_the_cells_of_another_axis_are_named_by_it(tmp_path: Path) -> None:
 
 
 def analysis(cells: list[str], method: str = "baseline") -> Analysis:
-    """An analysis of synthetic weights; the last cell diverged."""
+    """Returns an analysis of synthetic weights; the last cell diverged."""
     told: dict[str, list[dict[str, object]]] = {}
     for number, cell in enumerate(cells):
         E_VD = np.random.default_rng(number).normal(size=(30, 4)) + 1.0
@@ -359,7 +367,7 @@ def analysis(cells: list[str], method: str = "baseline") -> Analysis:
 def test_the_weights_of_selectable_cells_are_on_the_page(tmp_path: Path) -> None:
     runs = study(curve([3.5, 3.0, 3.2, 3.4]))
     cells = list(runs["cell"])
-    context = replace(rich_context(runs), analysis=analysis(cells))  # whose last cell has no steps
+    context = replace(rich_context(runs), analysis=analysis(cells))  # the last cell has no steps
     path = write_report(runs, tmp_path, title="weights", grid=GRID, formats=("html", "svg", "csv"), context=context)
     page = Page(path)
     weights = json.loads(page.scripts[5])
@@ -372,7 +380,7 @@ def test_the_weights_of_selectable_cells_are_on_the_page(tmp_path: Path) -> None
     figures_ = [holder["data-weights"] for holder in page.all("figure") if "data-weights" in holder]
     assert figures_ == list(weights)
     assert "B-ratio of the output embedding" in json.loads(page.scripts[0])
-    assert "3.2500" in page.text, "the loss on other tokens"
+    assert "3.2500" in page.text, "the loss on other tokens is missing"
     names = {file.name for file in tmp_path.rglob("*.*")}
     assert names >= {"e-mu-tiny.svg", "row-norms-tiny-column.svg", "b-ratio.svg", "embeddings.csv", "losses.csv"}
 
@@ -422,7 +430,7 @@ def test_b_ratios_by_curve_and_learning_rate() -> None:
 
 
 def test_a_gamma_of_zero_is_a_gamma(tmp_path: Path) -> None:
-    """It is in the tables and the loss curves, and on no logarithmic axis."""
+    """It is in the tables and the loss curves, but not on logarithmic axes."""
     losses = [3.5, 3.0, 3.2, 3.4]
     gammas = (0.0, 0.1, 0.5, 1.0)
     runs = study(*(curve([loss + g for loss in losses], method="z-loss", gamma=g) for g in gammas))

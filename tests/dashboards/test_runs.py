@@ -1,4 +1,4 @@
-"""Tables of runs: the columns, the three readers, and their errors."""
+"""Tables of runs: columns, the three readers, and errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_columns_are_frozen() -> None:
             "torch",
             "reason",
         ),
-    ) == RUN_COLUMNS, "runs.csv is a public format: a changed column breaks every file written so far"
+    ) == RUN_COLUMNS, "runs.csv is a public format: changing a column breaks every file written so far"
 
 
 @pytest.mark.parametrize("records", [[], [run()], [run(unknown=1, cell="abc")]])
@@ -190,7 +190,7 @@ def test_our_own_file_reads_back(tmp_path: Path) -> None:
     ],
 )
 def test_the_state_of_a_run_in_a_csv(tmp_path: Path, state: str | None, loss: str, expected: str) -> None:
-    """A loss that was never recorded is not a result; only NaN, infinity or a status that says so is a divergence."""
+    """A loss that was never recorded is not a result. Only NaN, infinity or an explicit status count as divergence."""
     for column in ("state", "Status", "STATE"):
         path = tmp_path / f"{column}.csv"
         name, value = ("", "") if state is None else (f",{column}", f",{state}")
@@ -255,10 +255,10 @@ def test_read_mlflow(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     experiment = client.create_experiment("oec", artifact_location=str(tmp_path / "artifacts"))
-    client.create_run(experiment, tags={"oec.study": "made-up"})  # the study's own run, no cell
+    client.create_run(experiment, tags={"oec.study": "made-up"})  # the study's own run, which is not a cell
     client.create_run(experiment, tags={"oec.study": "another", "oec.cell": "zzz"})
     for cell, method, gamma, state, norm in (
-        ("aaa", "baseline", "None", "finished", {}),  # as written before there were attention norms
+        ("aaa", "baseline", "None", "finished", {}),  # as written by versions without attention norms
         ("bbb", "z-loss", "0.0001", "diverged", {"attention_norm": "none"}),
     ):
         tags = {"oec.study": "made-up", "oec.cell": cell, "oec.state": state, "oec.reason": "because"}

@@ -40,7 +40,7 @@ def test_published_numbers(
     assert found.at_edge == (scale in ("109M", "221M") and curve == ("z-loss", 100.0))
 
 
-def test_every_published_curve_is_there(
+def test_every_published_curve_exists(
     published_curves: dict[tuple[str, str, float | None], CurveFacts],
 ) -> None:
     assert set(published_curves) == {(scale, *curve) for scale, curve in product(published.SCALES, published.CURVES)}
@@ -63,7 +63,7 @@ def test_published_overheads(published_curves: dict[tuple[str, str, float | None
             scale,
             method,
         )
-        assert 0 < extra.half_width < 0.5, "over seven learning rates"
+        assert 0 < extra.half_width < 0.5, "the interval over seven learning rates is too wide"
 
 
 def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
@@ -73,7 +73,7 @@ def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
             for record, time in zip(curve([3.5, 3.0, 3.2, 3.4], **changes), seconds, strict=True)
         ]
 
-    # By hand: the baseline's mean is 100, those of the gammas are 110 and 130, and their mean is 120.
+    # By hand: the baseline's mean is 100; those of the gammas are 110 and 130, whose mean is 120.
     found = curves(
         study(
             timed([70, 90, 110, 130]),
@@ -82,7 +82,7 @@ def test_the_overhead_of_a_method_is_a_mean_over_its_gammas() -> None:
         )
     )
     assert [extra.percent for extra in method_overheads(found).values()] == pytest.approx([20.0])
-    assert method_overheads(found[:1]) == {}, "the baseline has none"
+    assert method_overheads(found[:1]) == {}, "the baseline has no overhead"
 
 
 @given(LOSSES)
@@ -93,7 +93,7 @@ def test_lrs_is_between_zero_and_the_full_height(losses: list[float]) -> None:
 
 @given(LOSSES, st.floats(-5, 5))
 def test_lrs_ignores_a_common_shift(losses: list[float], shift: float) -> None:
-    # A loss within rounding of l_init may fall on either side of it after the shift, where both give l_init.
+    # A loss within rounding of l_init may be on either side of it after the shift, but counts as l_init on both.
     shifted = [loss + shift for loss in losses]
     assert lrs(shifted, L_INIT + shift) == pytest.approx(lrs(losses, L_INIT), abs=1e-9)
 
@@ -112,7 +112,7 @@ def test_the_two_divisors_differ_by_their_ratio(losses: list[float]) -> None:
 
 
 @given(LOSSES, st.sampled_from([math.nan, math.inf, L_INIT + 0.1, 1e9]))
-def test_however_a_run_diverged_it_counts_as_l_init(losses: list[float], broken: float) -> None:
+def test_any_diverged_run_counts_as_l_init(losses: list[float], broken: float) -> None:
     assert lrs([*losses, broken], L_INIT) == lrs([*losses, L_INIT], L_INIT)
 
 
@@ -137,7 +137,7 @@ def test_a_missing_cell_is_named_and_not_averaged_over(state: str) -> None:
     assert found.missing == (f"lr=0.1 seed=1 ({state})",)
     assert (found.LRS, found.LRS_n, found.best_loss, found.best_lr, found.interval) == (None,) * 5
     assert any("lr=0.1 seed=1" in warning for warning in found.warnings)
-    assert len(found.points) == 3, "the cells that have a result are still drawn"
+    assert len(found.points) == 3, "cells with a result must still be drawn"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_several_seeds_give_the_mean_curve_and_an_interval() -> None:
     assert found.interval is not None
     low, high = found.interval
     assert low < found.LRS < high  # type: ignore[operator]
-    # Each seed's height above its loss at 0.01: 3.93 / 3 plus 0, 0.1 and 0.2; t is 4.303 with two degrees of freedom.
+    # By hand: a seed's LRS is 3.93 / 3 plus 0, 0.1 or 0.2; t is 4.303 with two degrees of freedom.
     assert (low, high) == pytest.approx((found.LRS - 4.303 * 0.1 / 3**0.5, found.LRS + 4.303 * 0.1 / 3**0.5), rel=1e-3)
 
 
@@ -246,7 +246,8 @@ def test_an_interval_of_lrs_is_never_negative() -> None:
 
 
 def test_a_95_percent_interval_covers_the_truth_95_percent_of_the_time() -> None:
-    """3 seeds of a curve that is noisier at high learning rates; 600 studies, so 95% within 2.5% almost surely."""
+    """Three seeds of a curve whose noise grows with the learning rate. In 600 studies, the coverage is almost surely
+    within 2.5% of 95%."""
     random = np.random.default_rng(0)
     mean, noise = np.array([3.6, 3.2, 3.0, 3.3]), np.array([0.01, 0.01, 0.02, 0.1])
     losses = mean[:, None] + noise[:, None] * random.normal(size=(600, 4, 3))
@@ -315,7 +316,7 @@ def test_the_highest_lr_is_one_at_which_no_seed_diverged() -> None:
     assert "0.001, diverges" in " ".join(none.warnings)
 
 
-def test_a_grid_of_one_learning_rate_is_not_said_to_have_an_end() -> None:
+def test_a_grid_of_one_learning_rate_has_no_warning_about_its_edge() -> None:
     (alone,) = curves(study([run()]))
     assert alone.warnings == ("no LRS because the grid has only one learning rate",)
 
@@ -371,13 +372,13 @@ def test_each_study_has_its_own_curves_on_its_own_grid() -> None:
         ("another", "another: baseline"),
     ]
     assert (first.lr, second.lr) == (GRID, GRID[:3])
-    assert third.overhead_percent == pytest.approx(100), "over the baseline of its own study"
+    assert third.overhead_percent == pytest.approx(100), "the baseline of its own study must be used"
     alone = curves(runs[runs["study"] == "another"], GRID[:3])
     assert [curve.label for curve in alone] == ["baseline", "mu-centering"]
     assert second.LRS == alone[0].LRS
 
 
-def test_runs_without_a_study_belong_to_the_one_that_is_named() -> None:
+def test_runs_without_a_study_belong_to_the_given_one() -> None:
     (found,) = curves(from_records([run(study=None), run(lr=1.0)]))
     assert (found.study, len(found.points)) == ("made-up", 2)
 
@@ -396,7 +397,7 @@ def test_the_order_of_the_rows_does_not_matter(losses: list[float], order: list[
 
 
 def test_a_refinement_belongs_to_no_curve() -> None:
-    """Neither where it lies between the grid's learning rates, nor where it hits one of them with another gamma."""
+    """This holds whether it lies between the grid's learning rates or equals one of them with another gamma."""
     cell = {"scale": "tiny", "method": "z-loss", "gamma": 1e-4, "seed": 1, "state": "finished", "l_init": 7.0}
     grid = [
         {**cell, "lr": lr, "val_loss": loss, "origin": "grid"} for lr, loss in ((1e-3, 3.0), (1e-2, 2.0), (1e-1, 4.0))
@@ -405,7 +406,7 @@ def test_a_refinement_belongs_to_no_curve() -> None:
         {**cell, "lr": 3.3e-3, "val_loss": 1.5, "origin": "refine"},
         {**cell, "lr": 1e-2, "gamma": 0.02, "val_loss": 1.0, "origin": "refine"},
     ]
-    for origin in ("grid", None):  # a table from elsewhere does not tell
+    for origin in ("grid", None):  # tables of other programs do not have this column
         (curve,) = curves(from_records([{**run, "origin": origin} for run in grid] + refined))
         assert pytest.approx((1.0 + 2.0) / 2) == curve.LRS
         assert curve.lr == (1e-3, 1e-2, 1e-1)

@@ -1,4 +1,4 @@
-"""The status words of other programs, as their installed versions have them."""
+"""Status names of other programs, as defined in their installed versions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_word_has_one_state() -> None:
 
 
 @given(st.text())
-def test_any_other_word_is_refused_by_name(word: str) -> None:
+def test_any_other_word_is_refused(word: str) -> None:
     known = {inner for words in WORDS.values() for inner in words.split()}
     assume("_".join(word.strip().lower().rpartition(".")[2].replace("-", " ").replace("_", " ").split()) not in known)
     with pytest.raises(InvalidInput, match="is not a state of a run") as caught:

@@ -1,4 +1,4 @@
-"""The steps of a cell that a page holds."""
+"""The steps of a cell that a page contains."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dashboards.views import lines, views
 
 
 def bowl(lr: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-    """Lowest, 3, at lr 1e-2 and gamma 1e-1."""
+    """Returns a bowl whose minimum is 3, at lr 1e-2 and gamma 1e-1."""
     return 3 + 0.2 * (np.log10(lr) + 2) ** 2 + 0.1 * (np.log10(gamma) + 1) ** 2
 
 
@@ -39,7 +39,7 @@ def test_a_known_bowl_is_recovered_from_grid_and_scattered_points() -> None:
     found = pd.DataFrame(surface(*points.to_numpy().T))
     assert len(found) == 48 * 48, "the hull is the whole box"
     lr, gamma = middles(found)
-    assert np.abs(found["loss"].to_numpy() - bowl(lr, gamma)).max() < 0.06, "of a range of 1.7"
+    assert np.abs(found["loss"].to_numpy() - bowl(lr, gamma)).max() < 0.06, "the error is too large for a range of 1.7"
     lowest = int(found["loss"].to_numpy().argmin())
     assert abs(np.log10(lr[lowest]) + 2) < 0.3
     assert abs(np.log10(gamma[lowest]) + 1) < 0.6
@@ -51,7 +51,7 @@ def test_a_plane_is_exact_and_not_extrapolated() -> None:
     found = pd.DataFrame(surface(*points.to_numpy().T))
     lr, gamma = middles(found)
     assert found["loss"].to_numpy() == pytest.approx(3 + np.log10(lr) - 2 * np.log10(gamma))
-    assert len(found) == pytest.approx(48 * 48 / 2, rel=0.05), "half of the box is the triangle"
+    assert len(found) == pytest.approx(48 * 48 / 2, rel=0.05), "the triangle covers half of the box"
 
 
 @pytest.mark.parametrize("points", [[(1e-3, 1.0)], [(1e-3, 1.0), (1e-2, 1.0), (1e-1, 1.0)]])
@@ -84,4 +84,4 @@ def test_ended_runs_are_drawn(tmp_path: Path) -> None:
     (figure,) = start_surfaces(runs, views(lines(curves(runs, (1e-3, 1e-2)))))()
     assert figure.title == "Loss over learning rate and gamma, z-loss"
     assert (figure.name, figure.view) == ("surface-z-loss-tiny", "tiny")
-    assert len(save_figure(figure, tmp_path)) == 6, "three formats of two widths"
+    assert len(save_figure(figure, tmp_path)) == 6, "expected three formats in two widths"

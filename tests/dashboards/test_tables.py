@@ -1,4 +1,4 @@
-"""Tables of curves: their columns, their layouts, and that no name can break out of a format."""
+"""Tables of curves: columns, layouts, and that no name can break out of a format."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def test_a_layout_has_gaps_for_missing_methods() -> None:
     assert wide.isna().sum().sum() == 2
 
 
-def test_terminal_table_fits_80_columns_with_everything_in_it(table: pd.DataFrame) -> None:
+def test_terminal_table_with_every_column_fits_80_columns(table: pd.DataFrame) -> None:
     text = drawn(table.assign(LRS_low=0.1, LRS_high=0.2))
     assert "…" not in text
     assert "within" not in text
     assert "mu-centering" in text
     assert re.search("every lr .* converges", " ".join(text.split()))
     of_one_gamma = drawn(table[table["gamma"].isna()].assign(LRS_low=0.1, LRS_high=0.2))
-    assert "+0.6 ± 0.1" in of_one_gamma, "there is room for the extra time"
+    assert "+0.6 ± 0.1" in of_one_gamma, "the terminal has room for the extra time"
     assert "…" not in of_one_gamma
 
 
 def several_norms() -> pd.DataFrame:
-    """Two seeds, so that intervals are shown too."""
+    """Returns curves with several norms and two seeds, so that intervals are shown too."""
     records = [
         curve([3.5 + seed / 10, 3.0, 3.2, math.nan], attention_norm=norm, method=method, seed=seed)
         for norm in ("sigma-reparam", "qk-norm", "none")
@@ -203,7 +203,7 @@ MAIN_COMPARISON = (("baseline", None), ("z-loss", 1e-4), ("mu-loss", 1e-4), ("mu
 def test_a_csv_of_raw_runs_gives_the_published_layout_for_a_gamma_sweep_of_any_length(
     gammas: tuple[float, ...], tmp_path: Path
 ) -> None:
-    """Scales as rows, methods and their gammas as columns; with one gamma it is the published table."""
+    """Scales are rows; methods and their gammas are columns. With a single gamma, the result is the published table."""
     published_runs = pd.read_csv(published.RUNS_CSV).query("gamma in (0, 0.0001)")
     has_gamma = published_runs["method"].isin(["z-loss", "mu-loss"])
     parts = [published_runs[~has_gamma], *(published_runs[has_gamma].assign(gamma=gamma) for gamma in gammas)]

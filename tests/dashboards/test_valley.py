@@ -1,4 +1,4 @@
-"""Valleys and headroom: properties of the band, open ends, and how often its interval contains the true width."""
+"""Valleys and headroom: properties of the band, open ends, and the coverage of its interval."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TOLERANCE = st.floats(0.001, 2.0)
 
 
 def facts(*by_seed: Sequence[float], scale_lr: float = 1.0, shift: float = 0.0) -> CurveFacts:
-    """A curve over ``GRID`` or, for five losses, one learning rate more, without the table of runs, which would take
-    most of the time of a property test."""
+    """Returns a curve over ``GRID``, or over one more learning rate for five losses. It is created without a table of
+    runs, which would take most of the time of a property test."""
     grid, l_init = tuple(lr * scale_lr for lr in (*GRID, 10.0)[: len(by_seed[0])]), L_INIT + shift
     losses = np.nan_to_num(np.array(by_seed, dtype=float) + shift, nan=l_init).T
     points = [
@@ -53,7 +53,7 @@ def test_a_valley_by_hand() -> None:
     assert found.band.high == pytest.approx(10 ** (-2 + 0.05 / 0.1))
     assert found.band.width == pytest.approx(10 ** (0.05 / 0.4 + 0.05 / 0.1))
     assert not found.band.is_open
-    assert found.interval is None, "one seed"
+    assert found.interval is None, "one seed has no interval"
 
 
 def test_a_diverged_cell_counts_as_l_init() -> None:
@@ -69,7 +69,7 @@ def test_a_second_valley_does_not_count() -> None:
     ("losses", "ends"),
     [([3.5, 3.0, 3.0, 3.5], ""), ([3.01, 3.0, 3.5, 3.6], "low"), ([3.5, 3.2, 3.0, 3.01], "high"), ([3.0] * 4, "both")],
 )
-def test_an_end_is_open_where_the_grid_ends_first(losses: list[float], ends: str) -> None:
+def test_an_end_is_open_if_the_grid_ends_first(losses: list[float], ends: str) -> None:
     band = valley_of(facts(losses), 0.05).band
     assert band.open_ends == ends
     assert (band.low == GRID[0]) == (ends in ("low", "both"))
@@ -125,7 +125,7 @@ def close(a: Valley, b: Valley, scale_lr: float = 1.0) -> bool:
 
 
 def far_from_ties(by_seed: list[list[float]], tolerance: float) -> bool:
-    """Whether rounding can change neither the best learning rate nor which ends are open."""
+    """Returns whether rounding cannot change the best learning rate or which ends are open."""
     mean = np.sort(np.mean(by_seed, axis=0))
     found = facts(*by_seed)
     nearby = [valley_of(found, tolerance + step) for step in (-1e-9, 0, 1e-9)]
@@ -154,15 +154,15 @@ def test_the_valley_ignores_the_order_of_seeds(by_seed: list[list[float]], toler
 
 
 @given(LOSSES, TOLERANCE, st.integers(2, 5))
-def test_seeds_that_agree_leave_no_uncertainty(losses: list[float], tolerance: float, seeds: int) -> None:
+def test_identical_seeds_leave_no_uncertainty(losses: list[float], tolerance: float, seeds: int) -> None:
     found = valley_of(facts(*[losses] * seeds), tolerance)
     width = math.inf if found.band.is_open else found.band.width
     assert found.interval == pytest.approx((found.band.width, width), rel=1e-6)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_interval_contains_the_true_width_as_often_as_it_says(seeds: int) -> None:
-    """Noise that differs by learning rate, and a part that all learning rates of a seed share."""
+def test_the_interval_has_its_nominal_coverage(seeds: int) -> None:
+    """The noise differs by learning rate, and a part of it is shared by all learning rates of a seed."""
     rng = np.random.default_rng(seeds)
     true = np.array([3.3, 3.0, 3.06, 3.3])
     width = valley_of(facts(true.tolist()), 0.05).band.width
@@ -206,7 +206,7 @@ def test_if_everything_diverges_there_is_no_headroom() -> None:
     assert headroom(facts([math.nan] * 4)) is None
 
 
-def test_the_interval_is_around_the_best_learning_rate_although_a_lower_one_may_be_as_good() -> None:
+def test_the_interval_is_around_the_best_learning_rate_even_if_a_lower_one_may_be_as_good() -> None:
     found = valley_of(facts([6, 5, 4.5, 4, 4.3], [6.02, 3.9, 4.52, 4.02, 4.33]), 0.05)
     assert found.band.width == pytest.approx(1.84, abs=0.005)
     assert found.interval == pytest.approx((1.72, 2.03), abs=0.005)

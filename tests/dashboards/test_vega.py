@@ -1,4 +1,4 @@
-"""The script of a page: bundled once per user, or for every report without a cache."""
+"""The script of a page: bundled once per user, or for every report if there is no cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The significance tests of the answer, on simulated studies whose truth is known."""
+"""The significance tests behind the answer, on simulated studies with known truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STUDIES = 400
 def curve(
     losses: Any, method: str = "baseline", gamma: float | None = None, first_seed: int = 1, factors: Shared = ()
 ) -> CurveFacts:
-    """A curve from losses of shape ``(lr, seed)``."""
+    """Returns a curve with losses of shape ``(lr, seed)``."""
     grid = tuple(10.0 ** (i / 2 - 4) for i in range(len(losses)))
     points = tuple(
         Point(cell="", lr=lr, seed=first_seed + j, loss=float(loss), diverged=False, run={})
@@ -42,13 +42,14 @@ def curve(
 
 
 def drawn(rng: np.random.Generator, seeds: int, shift: float = 0.0) -> Any:
-    """Losses of one curve; ``shift`` raises all but the best and thereby the LRS."""
+    """Draws the losses of one curve; ``shift`` raises all except the best and thereby the LRS."""
     return (TRUTH + shift * (TRUTH > 3.0))[:, None] + NOISE[:, None] * rng.standard_normal((7, seeds))
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_among_equal_curves_the_lowest_is_rarely_significant(seeds: int) -> None:
-    """Four curves with the same truth; runs of a seed share half of the noise. Wrong in 16 and 13 of 400 studies."""
+    """Four curves have the same true losses, and runs of a seed share half of the noise. 16 and 13 of 400 studies are
+    wrong."""
     rng, wrong = np.random.default_rng(seeds), 0
     for _ in range(STUDIES):
         shared = drawn(rng, seeds) - TRUTH[:, None]
@@ -95,11 +96,14 @@ def test_the_range_of_lrs_is_over_the_gammas_that_all_methods_were_tried_at() ->
     assert lrs_ranges_over_gamma(tried) == {"z-loss": pytest.approx(0.6), "mu-loss": pytest.approx(0.1)}
     assert lrs_ranges_over_gamma(tried[:2]) == {}
     others = [flat_but(9.0, "z-loss", 0.1, (("wd", 0.1),)), flat_but(9.0, "mu-loss", 2.0, (("wd", 0.1),))]
-    assert lrs_ranges_over_gamma([tried[0], *others, *tried[1:]]) == lrs_ranges_over_gamma(tried), "other factors"
+    assert lrs_ranges_over_gamma([tried[0], *others, *tried[1:]]) == lrs_ranges_over_gamma(tried), (
+        "curves with other factors must not count"
+    )
 
 
 def at_gammas(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ...]) -> list[CurveFacts]:
-    """Curves of methods whose LRS is shifted by these amounts at each gamma, with different noise."""
+    """Returns curves of methods whose LRS is shifted by the given amount at each gamma, each method with its own
+    noise."""
     return [
         curve(drawn(rng, seeds, shift) + 0.05 * k * rng.standard_normal((7, seeds)), method, 10.0**i)
         for k, (method, shifts) in enumerate(by_method.items())
@@ -109,7 +113,8 @@ def at_gammas(rng: np.random.Generator, seeds: int, **by_method: tuple[float, ..
 
 @pytest.mark.parametrize("truth", [(0.0, 0.0, 0.0), (0.0, 0.4, 0.8)])
 def test_methods_that_depend_equally_on_gamma_are_rarely_distinguished(truth: tuple[float, ...]) -> None:
-    """Neither depends on gamma, or both do; the noisier method must not be mistaken for the more dependent one."""
+    """Either no method depends on gamma or both do. The noisier method must not be mistaken for the more dependent
+    one."""
     rng = np.random.default_rng(len(set(truth)))
     wrong = sum(bool(less_dependent(at_gammas(rng, 4, quiet=truth, loud=truth))) for _ in range(200))
     assert wrong / 200 <= 0.05
@@ -123,7 +128,7 @@ def test_the_method_that_depends_less_on_gamma_is_reported() -> None:
     assert sum(map(bool, found)) > 45
 
 
-def test_dependence_without_noise_with_one_seed_or_without_seeds_in_common() -> None:
+def test_dependence_without_noise_with_one_seed_or_without_common_seeds() -> None:
     def exact(seeds: int, first_seed: int = 1) -> list[CurveFacts]:
         return [
             curve(np.tile((TRUTH + by * (TRUTH > 3.0))[:, None], seeds), method, gamma, first_seed)

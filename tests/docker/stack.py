@@ -1,4 +1,4 @@
-"""``docker/local_stack.py`` for tests: all services, or a skipped test where Postgres is not installed."""
+"""``docker/local_stack.py`` for tests: starts all services, or skips the test if Postgres is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of docker/ without an engine: its files are valid, and agree with each other and the package."""
+"""Checks docker/ without a container engine: its files are valid and match each other and the package."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ PODS = [
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """The parameters of a command line as the program itself reads them; it raises at an option that it lacks."""
+    """Returns the parameters of a command line as parsed by the program itself, which raises on unknown options."""
     match words:
         case ["oec", name, *rest]:
             command: click.Command = main.commands[name]
         case ["mlflow", "server", *rest]:
             command = mlflow.cli.server
         case ["ray", "start", *rest]:
-            from ray.scripts.scripts import start  # its import warns, which only a test's filter can keep quiet
+            from ray.scripts.scripts import start  # it warns, which only a test's filter can silence
 
             command = start
         case ["ray", "job", "submit", *rest]:
             command = submit
         case _:
-            pytest.fail(f"a command of no known program: {words}")
+            pytest.fail(f"unknown program: {words}")
     with command.make_context(words[0], list(rest)) as context:
         return dict(context.params)
 
 
-def test_linters_have_nothing_to_say() -> None:
+def test_linters_report_nothing() -> None:
     programs = Path(sys.executable).parent
     for check in (
         [programs / "hadolint", FOLDER / "Dockerfile"],
@@ -74,13 +74,13 @@ def test_linters_have_nothing_to_say() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_versions_are_those_of_the_package() -> None:
+def test_versions_match_the_package() -> None:
     declared = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
     pinned = [Requirement(line) for line in (FOLDER / "constraints.txt").read_text().splitlines() if line[0] != "#"]
     for pin in pinned:
         (exact,) = pin.specifier
         assert declared[pin.name].specifier.contains(exact.version)
-        assert version(pin.name).partition("+")[0] == exact.version, f"docker/constraints.txt: {pin.name} moved on"
+        assert version(pin.name).partition("+")[0] == exact.version, f"docker/constraints.txt: {pin.name} is outdated"
     assert {"ray", "torch", "mlflow"} <= {pin.name for pin in pinned}
     assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {version("ray")}
     images = {service["image"] for service in SERVICES.values()} - {SERVICES["postgres"]["image"]}
@@ -93,17 +93,17 @@ def test_base_images_are_exact_versions_that_the_package_runs_on() -> None:
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
     assert SERVICES["mlflow"]["build"]["args"]["PYTHON_IMAGE"] == python
     exact = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-\w+", python)
-    assert exact, f"{python} is no exact version"
+    assert exact, f"{python} is not an exact version"
     assert SpecifierSet(PROJECT["requires-python"]).contains(exact[1])
     assert re.fullmatch(r"postgres:\d+\.\d+", SERVICES["postgres"]["image"])
 
 
-def test_build_arguments_are_those_of_the_dockerfile() -> None:
+def test_build_arguments_match_the_dockerfile() -> None:
     declared = dict(re.findall(r'^ARG (\w+)="?([^"\n]*)"?$', DOCKERFILE, re.MULTILINE))
     assert SERVICES["mlflow"]["build"]["args"] == declared
 
 
-def test_the_image_is_made_of_what_the_build_context_holds() -> None:
+def test_the_build_context_has_exactly_what_the_image_needs() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in kept)
     packages = {pattern.rstrip("*") for pattern in ("search_spaces*", "trainers*", "service*", "dashboards*")}
@@ -141,7 +141,7 @@ def test_services_find_each_other() -> None:
         assert f"home:{SERVICES[name]['environment']['OEC_HOME']}" in SERVICES[name]["volumes"]
 
 
-def test_only_loopback_reaches_what_is_published_and_no_other_port_is() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     server, head = parsed(SERVICES["mlflow"]["command"]), parsed(SERVICES["ray-head"]["command"])
     service = parsed(SERVICES["serve"]["command"])
@@ -150,7 +150,7 @@ def test_only_loopback_reaches_what_is_published_and_no_other_port_is() -> None:
     assert not published
 
 
-def test_what_is_waited_for_has_a_health_check() -> None:
+def test_services_that_others_wait_for_have_a_health_check() -> None:
     awaited = {name for service in SERVICES.values() for name in service.get("depends_on", {})}
     assert awaited == {"postgres", "mlflow", "ray-head", "ray-worker"}
     for service in SERVICES.values():
@@ -158,7 +158,7 @@ def test_what_is_waited_for_has_a_health_check() -> None:
     assert all("healthcheck" in SERVICES[name] for name in awaited)
 
 
-def test_secrets_are_files_that_no_image_and_no_commit_holds(tmp_path: Path) -> None:
+def test_secrets_are_files_that_are_in_no_image_and_no_commit(tmp_path: Path) -> None:
     for name, service in SERVICES.items():
         asked = {value for value in service["environment"].values() if value.startswith("/run/secrets/")}
         assert asked == {f"/run/secrets/{secret}" for secret in service["secrets"]}, name
@@ -168,9 +168,9 @@ def test_secrets_are_files_that_no_image_and_no_commit_holds(tmp_path: Path) -> 
     made = {secret["file"]: (tmp_path / secret["file"]).read_text() for secret in COMPOSE["secrets"].values()}
     assert len({*made.values()}) == len(made)
     assert all(re.fullmatch(r"[0-9a-f]{64}", secret) for secret in made.values())
-    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0, "others may enter the folder"
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0, "other users may enter the folder"
     subprocess.run([tmp_path / "secrets.sh"], check=True)
-    assert made == {file: (tmp_path / file).read_text() for file in made}, "a second run made others"
+    assert made == {file: (tmp_path / file).read_text() for file in made}, "a second run replaced the secrets"
     assert "docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
@@ -186,12 +186,12 @@ def test_the_entry_point_reads_secrets_and_nothing_else(tmp_path: Path) -> None:
     assert seen["SSL_CERT_FILE"] == "/etc/certificates"
     assert "A_PASSWORD_FILE" not in seen
     missing = subprocess.run(command, env=environment | {"A_PASSWORD_FILE": f"{secret}-not"}, capture_output=True)
-    assert missing.returncode, "a secret that is not there starts a service without it"
+    assert missing.returncode, "a service starts although its secret is missing"
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_image_has_gpt2s_ranks_or_is_not_built(cached: bool, gpt2_cache: Path, tmp_path: Path) -> None:
-    """The very step of the Dockerfile, with another folder in place of the image's."""
+    """Runs the actual step of the Dockerfile, with another folder in place of the image's."""
     (step,) = re.findall(r"^RUN (mkdir /opt/tiktoken (?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
     folder = tmp_path / "tiktoken"
     step = step.replace("\\\n", "").replace("/opt/tiktoken", str(folder)).removeprefix(f"mkdir {folder} && ")
@@ -204,7 +204,7 @@ def test_the_image_has_gpt2s_ranks_or_is_not_built(cached: bool, gpt2_cache: Pat
         assert (done.returncode == 0) == works, done.stderr
 
 
-def test_nodes_ask_for_a_token_and_nothing_is_root() -> None:
+def test_nodes_require_a_token_and_nothing_runs_as_root() -> None:
     assert compose_file.image_variables()["RAY_AUTH_MODE"] == ENVIRONMENT["RAY_AUTH_MODE"] == "token"
     assert all(cluster["authOptions"] == {"mode": "token"} for cluster in CLUSTERS.values())
     (user,) = re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)

@@ -1,5 +1,5 @@
-"""The manifests against KubeRay's own definitions, where those are at hand: ``KUBERAY_CRDS`` is the folder
-``ray-operator/config/crd/bases`` of a checkout of KubeRay."""
+"""Validates the manifests against KubeRay's own definitions, if they are available: ``KUBERAY_CRDS`` is the folder
+``ray-operator/config/crd/bases`` of a KubeRay checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS names no folder w
 
 
 def strict(schema: Any) -> Any:
-    """A schema as the API server reads it: a field that it does not name is an error."""
+    """Returns the schema as the API server applies it: a field that it does not list is an error."""
     if isinstance(schema, list):
         return [strict(one) for one in schema]
     if not isinstance(schema, dict):
@@ -40,9 +40,9 @@ def test_a_manifest_is_valid(kind: str) -> None:
     version = manifest["apiVersion"].partition("/")[2]
     (found,) = (one for one in definition["spec"]["versions"] if one["name"] == version)
     schema = strict(found["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}  # the API server's own
+    schema["properties"]["metadata"] = {"type": "object"}  # defined by the API server, not by KubeRay
     validator = Draft7Validator(schema)
     assert [error.message for error in validator.iter_errors(manifest)] == []
     misspelt = deepcopy(manifest)
     misspelt["spec"]["rayVersions"] = "2.60.0"
-    assert not validator.is_valid(misspelt), "the definition refuses nothing"
+    assert not validator.is_valid(misspelt), "the schema accepts unknown fields"

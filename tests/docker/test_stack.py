@@ -1,4 +1,4 @@
-"""The stack without containers: every service of docker/compose.yaml, then a study as a Ray job through all of them."""
+"""The stack without containers: every service of docker/compose.yaml, and studies that run through all of them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ JOB_S = 480
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """All services, with two Ray workers of one core each."""
+    """Yields all services, with two Ray workers of one CPU each."""
     with started(workers=2) as stack:
         yield stack
 
 
 def submit(stack: Stack, *arguments: str) -> str:
-    """What a job prints, by the command of the service ``demo`` up to its ``--``."""
+    """Submits a job with the command of the service ``demo`` up to its ``--``, and returns the job's output."""
     job = stack.demo(*arguments, capture_output=True, timeout=JOB_S, cwd=ROOT)
     assert job.returncode == 0, f"{job.stdout}{job.stderr}\n{stack.logs()}"
     return job.stdout
@@ -47,7 +47,7 @@ def test_a_job_trains_on_two_nodes_and_its_runs_are_in_postgres(stack: Stack) ->
     home = Home(stack.volumes["/oec-home"])
     ended = read_ledger(home, "smoke").ended()
     assert len(ended) == 6, printed
-    assert "one cell at a time, 2 DDP workers each" in printed  # two cores, each a node of its own
+    assert "one cell at a time, 2 DDP workers each" in printed  # two CPUs, each on its own node
 
     where = {"host": "127.0.0.1", "port": stack.here("5432"), "user": "mlflow", "dbname": "mlflow"}
     with psycopg.connect(**where, password=stack.secrets["postgres-password"]) as connection:
@@ -61,7 +61,7 @@ def test_a_job_trains_on_two_nodes_and_its_runs_are_in_postgres(stack: Stack) ->
     assert list(stack.volumes["/artifacts"].rglob("report.html")), "the report's page is not among MLflow's artifacts"
 
 
-def test_a_working_directory_ships_the_sources_alone_and_its_code_is_what_runs(stack: Stack) -> None:
+def test_a_working_directory_ships_only_the_sources_and_its_code_is_what_runs(stack: Stack) -> None:
     look = "import os, service; print('SHIPPED', service.__file__, os.getcwd(), *os.listdir())"
     printed = submit(stack, "--working-dir", ".", "--", sys.executable, "-c", look)
     (shipped,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("SHIPPED"))
@@ -71,7 +71,7 @@ def test_a_working_directory_ships_the_sources_alone_and_its_code_is_what_runs(s
     assert not {".git", ".venv", "oec-home"} & set(names)
 
 
-def test_the_service_sends_a_study_to_the_same_cluster(stack: Stack) -> None:
+def test_the_service_submits_a_study_to_the_same_cluster(stack: Stack) -> None:
     studies = f"{stack.address('serve')}/api/v1/studies"
     headers = {"Authorization": f"Bearer {stack.token('test')}", "Content-Type": "application/yaml"}
     study = Study.load("smoke").model_copy(update={"name": "sent", "lrs": (1e-3, 1e-2)})
@@ -88,7 +88,7 @@ def test_the_service_sends_a_study_to_the_same_cluster(stack: Stack) -> None:
     assert (found["state"], found["cells"]) == ("ended", {"finished": 6}), found
 
 
-def test_who_has_no_token_or_password_and_who_calls_mlflow_by_another_name_is_refused(stack: Stack) -> None:
+def test_requests_without_a_token_or_password_or_with_another_host_name_are_refused(stack: Stack) -> None:
     ray, experiment = f"{stack.address('ray-head')}/api/jobs/", "/api/2.0/mlflow/experiments/get?experiment_id=0"
     admin = base64.b64encode(f"admin:{stack.secrets['mlflow-password']}".encode()).decode()
     service = stack.address("serve")

@@ -1,4 +1,4 @@
-"""docs/formats.md says what the code writes: its tables against models, and against the files of a trained study."""
+"""docs/formats.md matches the code: its tables are compared with models and with the files of a trained study."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAGE = "formats.md"
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models within an annotation: of a field, an optional one, or the items of a tuple."""
+    """Yields the models in the annotation of a field, also of an optional field or of the items of a tuple."""
     if get_origin(annotation) in (Union, UnionType, tuple) or hasattr(annotation, "__metadata__"):
         for part in get_args(annotation):
             yield from models(part)
@@ -46,7 +46,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def study_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """A line of the table for each field that holds a value."""
+    """Yields the line of the table for each field that has a value."""
     for name, field in model.model_fields.items():
         name = field.alias or name
         inner = [found for found in models(field.annotation) if found is not MethodChoice]
@@ -59,9 +59,11 @@ def study_rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from study_rows(MethodChoice, "methods[].")
 
 
-def test_the_fields_of_a_study_are_those_of_its_schema() -> None:
+def test_the_fields_of_a_study_match_its_schema() -> None:
     want = "\n".join(["| field | default | meaning |", "|---|---|---|", *study_rows(Study)])
-    assert want in section(PAGE, "Study files"), f"docs/formats.md, section Study files, wants this table:\n{want}"
+    assert want in section(PAGE, "Study files"), (
+        f"docs/formats.md, section Study files, must contain this table:\n{want}"
+    )
 
 
 def test_placeholders_and_sources_of_a_command() -> None:
@@ -124,10 +126,10 @@ def test_token_files_and_their_manifests() -> None:
     assert names(PAGE, "Manifest of `oec data prepare`") == prepared
 
 
-def test_the_columns_of_runs_are_those_of_the_registry() -> None:
+def test_the_columns_of_runs_match_the_registry() -> None:
     lines = (f"| `{column.name}` | {column.unit} | {column.meaning} |" for column in COLUMNS.values())
     want = "\n".join(["| column | unit | meaning |", "|---|---|---|", *lines])
-    assert want in section(PAGE, "Runs"), f"docs/formats.md, section Runs, wants this table:\n{want}"
+    assert want in section(PAGE, "Runs"), f"docs/formats.md, section Runs, must contain this table:\n{want}"
 
 
 def test_the_columns_of_curves() -> None:

@@ -36,7 +36,7 @@ def test_a_study_with_it_has_a_report(copy: Path) -> None:
     assert curves.index.tolist() == [1e-3, 1e-1]
     assert curves["LRS"].notna().all()
     baseline = table.loc[table["method"] == "baseline", "best_loss"].item()
-    assert (curves["best_loss"] != baseline).all(), "the penalty did not change the loss"
+    assert (curves["best_loss"] != baseline).all(), "the penalty has no effect on the loss"
 
 
 def test_it_passes_the_tests_that_iterate_over_the_registry(copy: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_backup_can_be_restored(trained: Path, first: Path, tmp_path: Path) ->
     assert files(home) == files(trained)
 
 
-def test_a_home_of_another_format_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
+def test_a_home_of_another_format_is_refused(trained: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(trained, home)
     ledger = home / "studies" / "first" / "ledger.jsonl"

@@ -1,4 +1,4 @@
-"""The examples: short studies of scripts that nobody changed for them, and what `oec init` finds out about each."""
+"""The examples: short studies of unmodified training scripts, and what ``oec init`` finds out about each of them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SCRIPTS = {
     "optax": ("train.py", ("jax", "optax", "absl")),
     "sgd": ("digits.py", ()),
 }
-"""The script of each example, and the libraries that it needs beside ours."""
+"""The script of each example, and the libraries that it needs in addition to ours."""
 MAX_LINES = 15
 SEARCH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-"""The path of programs with this environment first: an activated one."""
+"""A PATH that starts with this environment's programs, as if it were activated."""
 
 
 def require(name: str) -> None:
@@ -58,7 +58,7 @@ def test_studies_are_short_and_valid(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_init_finds_what_the_study_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code, metrics, resume option, and every option of the command, apart from those of factors."""
+    """It finds code, metrics, resume option, and every option of the command except those of factors."""
     monkeypatch.chdir(EXAMPLES / name)
     script = SCRIPTS[name][0]
     done = invoked("init", script, "--name", name, "--out", str(tmp_path / "study.yaml"), home=tmp_path / "home")
@@ -75,7 +75,7 @@ def test_init_finds_what_the_study_says(name: str, tmp_path: Path, monkeypatch: 
 
 
 def train(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    """The training of ``chargpt`` on one core for each rank."""
+    """Starts the training of ``chargpt`` with one core per rank."""
     script = [*(launcher or (sys.executable,)), str(EXAMPLES / "chargpt" / "train.py")]
     options = ["--out_dir", str(folder), "--max_iters", "40", "--eval_interval", "10", "--eval_iters", "2", *words]
     return subprocess.Popen([*script, *options], env=environment(folder, OMP_NUM_THREADS="1"))
@@ -93,11 +93,11 @@ def test_chargpt_resumes_bit_for_bit_and_trains_on_two_ranks(tmp_path: Path) -> 
     process = train(killed)
     deadline = time.monotonic() + 120
     while not any(row["iter"] == 10 for row in rows(killed)):
-        assert time.monotonic() < deadline, "no second evaluation in two minutes"
+        assert time.monotonic() < deadline, "no second evaluation within two minutes"
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert max(row["iter"] for row in rows(killed)) < 40, "it had ended before it could be killed"
+    assert max(row["iter"] for row in rows(killed)) < 40, "the run ended before it could be killed"
     assert train(killed, "--resume").wait() == 0
     assert rows(killed)[-1]["val/loss"] == rows(whole)[-1]["val/loss"]
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -109,7 +109,7 @@ def test_chargpt_resumes_bit_for_bit_and_trains_on_two_ranks(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_of_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cell of the study, with the trial that a worker of Ray Train has: real processes, metrics and result."""
+    """Trains one cell as a Ray Train worker does, with real processes, metrics and a result."""
     require(name)
     monkeypatch.setenv("PATH", SEARCH)
     study = Study.load(str(EXAMPLES / name / "study.yaml"))
@@ -129,7 +129,7 @@ def test_a_run_of_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chargpt", "sgd"])
 def test_a_study_of_it_runs(name: str, tmp_path: Path) -> None:
-    """Two learning rates of the study, through Ray, with the commands that a person uses."""
+    """Runs two learning rates of the study through Ray with the real commands."""
     home = tmp_path / "home"
     fields = yaml.safe_load((EXAMPLES / name / "study.yaml").read_text(encoding="utf-8"))
     fields |= {"lrs": fields["lrs"][:2], "seeds": 1, "factors": {key: [v[0]] for key, v in fields["factors"].items()}}

@@ -1,4 +1,4 @@
-"""A Ray cluster of its own processes, as an operator starts one."""
+"""A Ray cluster of separate processes, started the way an operator would start it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.study_run import NAME, Run
 
 JOB_S = 400.0
 FREE_S = 60.0
-"""How long a cluster may take to clear away after a driver."""
+"""Seconds within which a cluster must release what an ended driver used."""
 LEFT = """
 import json, ray
 from ray.util.state import list_actors, list_placement_groups
@@ -26,7 +26,7 @@ print(json.dumps({{
     "taken": {{name: total[name] for name in ("CPU", "memory") if total[name] != free.get(name, 0)}},
 }}))
 """
-"""A program that prints what is taken of a cluster. Ray keeps its coordinator of autoscaling, one for all drivers."""
+"""A program that prints what is still in use. Ray keeps one autoscaling coordinator for all drivers; it is excluded."""
 THERE = """
 import ray
 from ray._private.state import jobs
@@ -34,15 +34,15 @@ ray.init("{address}", log_to_driver=False)
 ended = [one["EndTime"] - one["StartTime"] for one in jobs() if "{file}" in one["Entrypoint"] and one["IsDead"]]
 print(ended[0] / 1000 if ended else "")
 """
-"""One that prints for how many seconds the driver of a study's file was there."""
+"""A program that prints how many seconds the driver of a study file was connected."""
 NOTHING = '{"actors": [], "placement groups": [], "taken": {}}'
 
 
 class Cluster(Nodes):
-    """``ray start`` on loopback, each node a process group of its own."""
+    """A cluster started with ``ray start`` on loopback; each node is its own process group."""
 
     def job(self, *arguments: str) -> str:
-        """What ``ray job ...`` prints."""
+        """Returns the output of ``ray job ...``."""
         command = [str(Path(sys.executable).with_name("ray")), "job", *arguments[:1]]
         command += ["--address", f"http://127.0.0.1:{self.dashboard_port}", *arguments[1:]]
         done = subprocess.run(
@@ -52,13 +52,13 @@ class Cluster(Nodes):
         return done.stdout
 
     def is_free(self) -> None:
-        """Nothing of an ended driver is left: no actor, no placement group, nothing that they took."""
+        """Waits until nothing is left of an ended driver: no actor, no placement group, and no resources in use."""
         deadline = time.monotonic() + FREE_S
         while (left := self.asked(LEFT.format(address=self.address))) != NOTHING:
             assert time.monotonic() < deadline, f"left in the cluster: {left}"
 
     def seconds_of(self, study: Path) -> float:
-        """From the moment at which the driver of this file joined the cluster to that at which it left."""
+        """Returns how many seconds the driver of this study file was connected to the cluster."""
         deadline = time.monotonic() + FREE_S
         while not (seconds := self.asked(THERE.format(address=self.address, file=study))):
             assert time.monotonic() < deadline, f"no driver of {study} joined and left"

@@ -1,4 +1,4 @@
-"""The studies that faults are put into, and what comes of them without one."""
+"""The studies into which faults are injected, and their undisturbed results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Losses = dict[str, float | None]
 
 
 def cells(folder: Path, steps: int, workers: int = 2, lrs: Sequence[float] = (1e-3, 2e-3)) -> Path:
-    """One after the other, of two DDP workers or of one; 500 steps are some ten seconds."""
+    """Writes a study whose cells run one at a time, with one worker or two DDP workers. 500 steps take about 10 s."""
     training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": steps}
     changes = {"name": NAME, "methods": ["baseline"], "lrs": list(lrs), "training": training}
     changes |= {"intervals": {"evaluate": 100, "checkpoint": 50}, "resources": {"workers": workers, "concurrency": 1}}
@@ -36,9 +36,9 @@ def cells(folder: Path, steps: int, workers: int = 2, lrs: Sequence[float] = (1e
 
 
 def without_ray(file: Path, folder: Path) -> Losses:
-    """The losses of a study by cell, from as many processes as it has workers."""
+    """Trains a study without Ray, in as many processes as it has workers. Returns the losses by cell."""
     study, home = Study.load(str(file)), open_home(folder)
-    prepare_tokens(study, home, print)  # made once, not by each
+    prepare_tokens(study, home, print)  # tokenized once here, so that the processes do not all do it
     if study.resources.workers == 1:
         rank_of(0, study, home)
     else:
@@ -74,7 +74,7 @@ def undisturbed(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses
 
 @pytest.fixture(scope="session")
 def long_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For faults during which a node or a server starts."""
+    """Returns a longer study, for faults during which a node or a server has to start."""
     return cells(tmp_path_factory.mktemp("long-study"), 900)
 
 

@@ -1,4 +1,4 @@
-"""Processes that train one tiny cell and are killed at a chosen moment of writing its checkpoints."""
+"""Processes that train one tiny cell and are killed at a chosen moment while they write its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainers.world import World
 
 INTERVALS = {"evaluate_every": 4, "checkpoint_every": 2}
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])  # torch is imported once, in a process without threads
+SERVER.set_forkserver_preload([__name__])  # imports torch once, in a process without threads
 
 
 def train(
@@ -35,8 +35,8 @@ def train(
 def train_until(
     folder: Path, tokens: Path, operation: int, kind: str = "checkpoints", keep_weights: KeepWeights = NO_WEIGHTS
 ) -> None:
-    """SIGKILL before the ``operation``-th time that Python opens, renames, lists or removes a file of checkpoints, or
-    of weights, counted from the first of step 6."""
+    """Trains, and sends itself SIGKILL before its ``operation``-th operation on a checkpoint or weights file: an open,
+    rename, listing or removal. Counting starts with the first operation on a file of step 6."""
     done = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -52,17 +52,17 @@ def train_until(
 
 
 def train_within(folder: Path, tokens: Path, file_bytes: int) -> None:
-    """The kernel kills in the middle of the write that makes a file larger than ``file_bytes``."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    """Trains under a file size limit: the kernel kills the process in the middle of a write beyond ``file_bytes``."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores this signal by default
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     train(folder, tokens)
 
 
 def exit_code(target: Any, *arguments: object) -> int:
-    """What became of ``target`` in a process of its own."""
+    """Runs ``target`` in its own process and returns the exit code."""
     process = SERVER.Process(target=target, args=arguments)
     process.start()
     process.join(300)
-    assert process.exitcode is not None, "it neither ended nor died in five minutes"
+    assert process.exitcode is not None, "the process neither ended nor died within five minutes"
     return process.exitcode

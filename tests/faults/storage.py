@@ -1,4 +1,4 @@
-"""Storage that is full or read-only, for real: a small file system of its own."""
+"""Storage that really is full or read-only: a small file system mounted for the test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def mounted(path: Path, size: str) -> Iterator[None]:
-    """A tmpfs of ``size`` at ``path``; skips the test where mounting is not allowed."""
+    """Mounts a tmpfs of ``size`` at ``path``. Skips the test if mounting is not allowed."""
     path.mkdir(parents=True, exist_ok=True)
     result = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True)
     if result.returncode:
@@ -25,12 +25,12 @@ def mounted(path: Path, size: str) -> Iterator[None]:
 
 
 def remount(path: Path, options: str) -> None:
-    """Change a mounted one: ``size=64m``, ``ro``, ``rw``."""
+    """Changes the options of a mounted file system, such as ``size=64m``, ``ro`` or ``rw``."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
 
 
 def fill(path: Path, leaving: int) -> None:
-    """Leave ``leaving`` bytes in the file system at ``path``, a multiple of its blocks."""
+    """Fills the file system at ``path`` until ``leaving`` bytes, a multiple of its block size, are free."""
     room = os.statvfs(path)
     with (path / "filler").open("wb") as file:
         file.write(b"\0" * (room.f_bavail * room.f_frsize - leaving))

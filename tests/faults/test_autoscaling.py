@@ -1,4 +1,4 @@
-"""A cluster that starts its own nodes: Ray's autoscaler, with its provider of real nodes on this machine."""
+"""A cluster that starts its own nodes: Ray's autoscaler, with the provider that runs real nodes on this machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tests.service.oec import oec
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 GONE_S = 120.0
-"""What Ray Train asked for and was not told otherwise of, it keeps for three minutes."""
+"""Ray Train's resource requests expire after three minutes if they are not withdrawn; idle nodes must go before
+that."""
 IDLE_MINUTES = 0.1
 NAME = "grows"
 
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    """A head without a core, and up to two nodes of one."""
+    """Starts a head without CPUs, whose cluster can grow by up to two nodes with one CPU each."""
     with Nodes() as made:
         kinds = {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -39,7 +40,7 @@ def nodes() -> Iterator[Nodes]:
             "provider": {
                 "type": "fake_multinode",
                 "gcs_address": made.address,
-                "use_node_id_as_ip": True,  # the nodes share this machine's
+                "use_node_id_as_ip": True,  # all nodes share this machine's IP address
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
@@ -61,7 +62,7 @@ def study(folder: Path, **resources: object) -> Path:
 
 
 @pytest.mark.fault("no node is up")
-def test_a_study_gets_the_nodes_that_it_asks_for_and_lets_go_of_them(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_study_gets_the_nodes_that_it_asks_for_and_releases_them(nodes: Nodes, tmp_path: Path) -> None:
     home = tmp_path / "home"
     cluster = {"OEC_RAY_ADDRESS": nodes.address, **nodes.environment}
     refused = oec("run", study(tmp_path), home=home, **cluster)
@@ -80,4 +81,4 @@ def test_a_study_gets_the_nodes_that_it_asks_for_and_lets_go_of_them(nodes: Node
     agree(home, NAME)
     deadline = time.monotonic() + GONE_S
     while nodes.alive() > 1:
-        assert time.monotonic() < deadline, "idle nodes are still there"
+        assert time.monotonic() < deadline, "idle nodes are still running"

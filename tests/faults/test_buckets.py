@@ -1,4 +1,4 @@
-"""Studies whose home is a bucket: a machine, or a node, that is gone with everything on its disk."""
+"""Studies whose home is in a bucket: a machine or a node is lost with everything on its disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cell of one worker."""
+    """Returns a study with one cell and one worker."""
     return cells(tmp_path_factory.mktemp("narrow"), STEPS, workers=1, lrs=[1e-3])
 
 
@@ -40,21 +40,22 @@ def saves(url: str, driver: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def steps(url: str) -> list[int]:
-    """The newest checkpoint of each cell that is being trained."""
+    """Returns the steps of all checkpoints in the bucket."""
     names = [name for name in Bucket(url).names() if name.endswith(".json") and "/checkpoints/step-" in name]
     return [int(name.removesuffix(".json").rpartition("step-")[2]) for name in names]
 
 
 def agrees(url: str, scratch: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bucket, as a machine brings it that has seen none of it, and the views of the driver that ended."""
+    """Checks the home as the last driver left it, and that a machine that has never seen the bucket gets the same
+    ledger."""
     monkeypatch.setenv("OEC_SCRATCH", str(scratch))
     last = open_home(url).path
     one_end_a_cell(last, NAME)
     nothing_runs_in_optuna(last, NAME)
     mlflow_agrees(last, NAME)
-    assert losses(last, NAME) == undisturbed, "a disturbed run has another loss than an undisturbed one"
-    assert steps(url) == [], "checkpoints of ended cells"
-    assert not list((last / "work").rglob("*.*")), "what a worker wrote on its way to the bucket"
+    assert losses(last, NAME) == undisturbed, "a fault changed a loss"
+    assert steps(url) == [], "checkpoints of ended cells are left in the bucket"
+    assert not list((last / "work").rglob("*.*")), "a worker left files in the folder from which it uploads"
     monkeypatch.setenv("OEC_SCRATCH", str(scratch.with_name("fresh")))
     fresh = open_home(url)
     assert fresh.ledger(NAME).read_bytes() == (last / "studies" / NAME / "ledger.jsonl").read_bytes()
@@ -62,7 +63,7 @@ def agrees(url: str, scratch: Path, undisturbed: Losses, monkeypatch: pytest.Mon
 
 @pytest.mark.long
 @pytest.mark.fault("the driver's machine lost with its disk, the home in a bucket")
-def test_another_machine_goes_on(s3: Store, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_resumes(s3: Store, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, log, lost = s3.home(), tmp_path / "log", tmp_path / "lost"
     driver = start("run", narrow, home=url, log=log, OEC_SCRATCH=str(lost), **s3.environment)
     try:
@@ -95,7 +96,7 @@ def test_another_machine_goes_on(s3: Store, narrow: Path, tmp_path: Path, monkey
 
 @pytest.mark.long
 @pytest.mark.fault("a second writer, and `oec stop`, through a bucket")
-def test_another_machine_sees_who_runs_and_ends_it(s3: Store, tmp_path: Path) -> None:
+def test_another_machine_sees_a_running_study_and_can_stop_it(s3: Store, tmp_path: Path) -> None:
     url, log, study = s3.home(), tmp_path / "log", cells(tmp_path, steps=3000)
     elsewhere = {"OEC_SCRATCH": str(tmp_path / "two"), **s3.environment}
     driver = start("run", study, home=url, log=log, OEC_SCRATCH=str(tmp_path / "one"), **s3.environment)
@@ -125,7 +126,7 @@ def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each worker node has a scratch of its own, which no other process sees."""
+    """Each worker node has its own scratch folder, which no other process can see."""
     url, log, scratch = s3.home(), tmp_path / "log", tmp_path / "scratch"
     scratch.mkdir()
     own = f'mount -t tmpfs tmpfs {scratch} && exec "$@"'
@@ -138,7 +139,7 @@ def test_the_cells_of_a_dead_node_move_to_another_that_shares_no_disk(
         driver = start("run", long_study, home=url, log=log, **on)
         try:
             saves(url, driver, log)
-            assert not list(scratch.rglob("step-*")), "the driver sees what a node writes"
+            assert not list(scratch.rglob("step-*")), "the driver sees the node's scratch folder"
             cluster.worker("--num-cpus", "2", within=within)
             kill(first)
             assert driver.wait(timeout=DEADLINE_S) == 0, log.read_text()

@@ -1,4 +1,5 @@
-"""A process killed at every moment of writing a checkpoint: the one before is used, the torn one never read."""
+"""A process killed at every point of writing a checkpoint: it resumes from the previous one and never reads a torn
+one."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from trainers.world import World
 pytestmark = pytest.mark.slow
 
 MOST = 100
-"""More operations than the last checkpoint takes, its removal at the end of the cell included."""
+"""An upper bound on the operations on the last checkpoint, including its removal at the end of the cell."""
 TORN = {"tensors-tmp", "json-tmp", "safetensors"}
-"""Endings of what a kill can leave of a checkpoint."""
+"""Suffixes of the files that a kill can leave behind."""
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,14 @@ def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> float
 
 
 def whole(folder: Path) -> list[int]:
-    """Steps of the checkpoints of which both files are there."""
+    """Returns the steps of the checkpoints that have both of their files."""
     files = [path for path in (folder / "checkpoints").glob("*.json") if path.with_suffix(".safetensors").exists()]
     return sorted(json.loads(path.read_text())["step"] for path in files)
 
 
 def resumes(folder: Path, tokens: Path, undisturbed: float | None) -> None:
-    """The cell continues after the newest whole checkpoint, to the loss of an undisturbed run, and leaves nothing."""
+    """Checks that the cell resumes from its newest complete checkpoint, reaches the undisturbed loss, and leaves no
+    files."""
     last = max(whole(folder), default=0)
     rows: list[Row] = []
     result = train(folder, tokens, rows)
@@ -52,7 +54,7 @@ def resumes(folder: Path, tokens: Path, undisturbed: float | None) -> None:
     assert [row.step for row in rows] == [step for step in (0, 4, 8) if step > last or not last]
     assert result.val_loss == undisturbed
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [0, 4, 8], "a row is missing or doubled"
+    assert steps == [0, 4, 8], "a row is missing or duplicated"
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl"]
 
 
@@ -73,15 +75,15 @@ def test_killed_before_each_operation_on_a_checkpoint(
         }
         resumes(folder, tokens, undisturbed)
     record_property("fault", ("SIGKILL while a checkpoint is written", operation - 1))
-    assert code == 0, f"the cell makes more than {MOST} operations: raise MOST"
-    assert seen == TORN, "a kind of torn checkpoint was not met"
+    assert code == 0, f"the cell needs more than {MOST} operations: raise MOST"
+    assert seen == TORN, "the kills did not leave every kind of torn checkpoint"
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint .* skipped. its JSON file is missing:UserWarning")
 def test_killed_before_each_operation_on_kept_weights(
     tokens: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Those of step 6, where there is a checkpoint too, and those that the cell ends with."""
+    """Covers the weights of step 6, where a checkpoint is written too, and the weights at the end of the cell."""
     every = KeepWeights(last=True, every=3)
     train(tmp_path / "undisturbed", tokens, keep_weights=every)
 
@@ -100,8 +102,8 @@ def test_killed_before_each_operation_on_kept_weights(
         assert kept(folder) == kept(tmp_path / "undisturbed")
         assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", "weights"]
     record_property("fault", ("SIGKILL while weights are kept", operation - 1))
-    assert code == 0, f"the cell makes more than {MOST} operations: raise MOST"
-    assert seen == TORN, "a kind of torn file was not met"
+    assert code == 0, f"the cell needs more than {MOST} operations: raise MOST"
+    assert seen == TORN, "the kills did not leave every kind of torn file"
 
 
 @pytest.mark.fault("SIGKILL while a checkpoint is written")
@@ -109,14 +111,14 @@ def test_killed_before_each_operation_on_kept_weights(
 def test_killed_in_the_middle_of_writing_the_tensors(
     tokens: Path, undisturbed: float | None, tmp_path: Path, bytes_: int
 ) -> None:
-    """The first file that is larger is torn: the row before the first step, or the first checkpoint."""
+    """The first file above the limit is torn: the row before the first step, or the first checkpoint."""
     assert exit_code(train_within, tmp_path, tokens, bytes_) == -signal.SIGXFSZ
     assert whole(tmp_path) == []
     resumes(tmp_path, tokens, undisturbed)
 
 
 @pytest.mark.fault("a flipped byte in a checkpoint")
-def test_a_flipped_byte_in_a_checkpoint_is_named_and_the_one_before_used(
+def test_a_flipped_byte_in_a_checkpoint_is_named_and_the_previous_one_used(
     tokens: Path, undisturbed: float | None, tmp_path: Path
 ) -> None:
     asked = iter([False] * 5 + [True])

@@ -1,4 +1,4 @@
-"""Whole studies of a command through the real ``oec run``, while its processes and those around it die or misbehave."""
+"""Studies of a command through the real ``oec run``, while its processes and those around it die or misbehave."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for step in range(start, 201):
     x -= 2 * options.lr * x
     time.sleep(0.1)
 """
-"""A DDP script with two ranks and a checkpoint every 5 steps; it takes twenty seconds."""
+"""A DDP script with two ranks and a checkpoint every 5 steps; it takes 20 s."""
 
 
 ALONE = (
@@ -63,12 +63,12 @@ ALONE = (
     .replace("dist.get_rank() == 0 and ", "")
     .replace("float(loss) / 2", "loss")
 )
-"""The same without ranks, which starts at once."""
+"""The same script without ranks, so it starts faster."""
 SECRET = "hunter2-is-not-kept"
 
 
 def final_loss(lr: float) -> float:
-    """What ``DDP`` computes if nothing disturbs it."""
+    """Returns the loss that ``DDP`` computes if nothing disturbs it."""
     x = 2.0
     for _ in range(200):
         x -= 2 * lr * x
@@ -84,7 +84,7 @@ def study(folder: Path, script: str, **fields: Any) -> Path:
 
 @pytest.fixture
 def started() -> Iterator[list[Run]]:
-    """Runs that are closed after the test."""
+    """Yields a list of runs, which are closed after the test."""
     runs: list[Run] = []
     yield runs
     for run in runs:
@@ -92,7 +92,7 @@ def started() -> Iterator[list[Run]]:
 
 
 def commands(home: Path, *words: str) -> list[psutil.Process]:
-    """Processes of this home's commands whose command line has these words, the oldest first."""
+    """Returns the processes of this home's commands whose command lines contain these words, oldest first."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -106,7 +106,7 @@ def commands(home: Path, *words: str) -> list[psutil.Process]:
 
 
 def ranks(home: Path) -> dict[int, psutil.Process]:
-    """The processes of a command's ranks."""
+    """Returns the processes of a command by rank."""
     found = {}
     for process in commands(home, "--lr"):
         with suppress(psutil.NoSuchProcess):
@@ -127,7 +127,7 @@ def kill(process: psutil.Process) -> None:
 
 
 class Victims:
-    """A study of ``train.py`` in the background, whose processes are killed while a cell trains."""
+    """A study of ``train.py`` that runs in the background, so that its processes can be killed while a cell trains."""
 
     def __init__(self, path: Path, home: Path, started: list[Run]) -> None:
         self.home, self.run = home, Run(path, home, MINE_API_KEY=SECRET)
@@ -145,8 +145,8 @@ class Victims:
         )
 
     def resumes_after(self, victim: Callable[[], psutil.Process], index: int) -> None:
-        """Kills a process while the cell trains, and waits until the command trains again, started with ``--resume``.
-        What is left of the killed one may train on until its group has ended, even to the end."""
+        """Kills a process while the cell trains, and waits until a command started with ``--resume`` makes progress.
+        Until their group has ended, the surviving processes may continue to train, even to the end."""
         self.trains(index)
         before = {process.pid for process in commands(self.home, "--lr")}
         kill(victim())
@@ -162,10 +162,10 @@ class Victims:
 
 
 def resumed_to_the_end(home: Path, lrs: Sequence[float]) -> None:
-    """Checks every cell against an undisturbed run, and that no value of the environment was stored."""
+    """Checks every cell against an undisturbed run, and that the value of the secret variable was stored nowhere."""
     agree(home, NAME)
     told = [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-    assert not told, "a value of the environment was stored"
+    assert not told, "the value of an environment variable was stored"
     for (cell, entry), lr in zip(ledger_of(home, NAME).entries.items(), lrs, strict=True):
         assert entry.state == "finished", entry.result.reason
         assert entry.result.val_loss == pytest.approx(final_loss(lr), rel=1e-9)
@@ -184,7 +184,7 @@ TRAINER = {
 
 @pytest.mark.fault("SIGKILL of the command")
 @pytest.mark.fault("SIGKILL of rank 1 of the command")
-def test_torchrun_resumes_whichever_of_its_processes_is_killed(tmp_path: Path, started: list[Run]) -> None:
+def test_torchrun_resumes_after_any_of_its_processes_is_killed(tmp_path: Path, started: list[Run]) -> None:
     torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node {{workers}}"
     trainer = {"command": f"{torchrun} train.py --lr {{lr}} --out {{folder}}", **TRAINER}
     resources = {"workers": 2, "concurrency": 1, "max_failures": 3}
@@ -203,7 +203,7 @@ def test_torchrun_resumes_whichever_of_its_processes_is_killed(tmp_path: Path, s
 @pytest.mark.fault("SIGKILL of the command's Ray Train worker")
 @pytest.mark.fault("SIGKILL of the driver")
 def test_a_command_resumes_whatever_is_killed_around_it(tmp_path: Path, started: list[Run]) -> None:
-    """The first cell loses its trial, the second its worker and then the driver."""
+    """In the first cell the trial's actor is killed; in the second, the worker and then the driver."""
     trainer = {"command": f"{sys.executable} -S train.py --lr {{lr}} --out {{folder}}", **TRAINER}
     resources = {"concurrency": 1, "max_failures": 3}
     path = study(tmp_path, ALONE, trainer=trainer, lrs=[0.002, 0.003], resources=resources)
@@ -232,7 +232,7 @@ BEHAVIORS = {
     "exits with 3": ("crashed", "the command exited with 3; its last lines:\nit cannot go on"),
     "hangs": ("crashed", "no output and no metric for 15 s (trainer.silence_s), so it was ended"),
 }
-"""What a command of ``MISBEHAVES`` does, with the state of its cell, and how the reason begins."""
+"""What each variant of ``MISBEHAVES`` does, with its cell's state and the beginning of the reason."""
 MISBEHAVES = """
 import json, os, signal, sys, time
 
@@ -277,8 +277,9 @@ while "NaN" in how:
 
 @pytest.mark.fault("SIGKILL of a node under 10 commands")
 @pytest.mark.fault("commands that misbehave, in parallel", times=len(BEHAVIORS))
-def test_ten_commands_in_parallel_whatever_they_do(tmp_path: Path, started: list[Run]) -> None:
-    """All at once on one node, whose raylet is killed when half of them have ended; another node takes its place."""
+def test_ten_misbehaving_commands_in_parallel(tmp_path: Path, started: list[Run]) -> None:
+    """All run at the same time on one node. Its raylet is killed once half of them have ended; another node replaces
+    it."""
     path = study(
         tmp_path,
         MISBEHAVES,
@@ -318,5 +319,5 @@ def test_ten_commands_in_parallel_whatever_they_do(tmp_path: Path, started: list
 def nothing_left(home: Path) -> None:
     deadline = time.monotonic() + 60
     while left := commands(home):
-        assert time.monotonic() < deadline, f"still there: {left}"
+        assert time.monotonic() < deadline, f"processes of the commands are still running: {left}"
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""A Ray cluster of its own processes, as an operator starts one: its head dies, its nodes die, a study continues."""
+"""A Ray cluster of separate processes: its head or a node dies, and the study continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainers.rows import read
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NOTICED_S = 120.0
-"""Ray looks for its head for a minute before it gives up."""
+"""A driver looks for a dead head for one minute before it gives up."""
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def standing() -> Iterator[Cluster]:
-    """A cluster of four cores that outlives the studies of several tests; after each it must be free."""
+    """Yields a cluster with four CPUs, shared by several tests. Each test must leave it idle."""
     with Cluster() as cluster:
         cluster.head("--num-cpus", "4")
         yield cluster
 
 
 @pytest.mark.fault("SIGKILL of the Ray head")
-def test_a_dead_head_ends_the_driver_and_the_same_command_goes_on(
+def test_a_dead_head_ends_the_driver_and_the_same_command_resumes(
     cluster: Cluster,
     long_study: Path,
     long_undisturbed: dict[str, float | None],
@@ -75,10 +75,10 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
     long_undisturbed: dict[str, float | None],
     tmp_path: Path,
 ) -> None:
-    """The head has no core, so that all that trains is on one worker node and then on the other. What is trained again
-    is what lay behind the newest checkpoint, and that is less than the interval between two."""
+    """The head has no CPUs, so all training is on one worker node and then on the other. Only the steps after the
+    newest checkpoint are trained again, which are fewer than one checkpoint interval."""
     content = yaml.safe_load(long_study.read_text())
-    interval = content["intervals"]["evaluate"] = content["intervals"]["checkpoint"]  # a row says when each was reached
+    interval = content["intervals"]["evaluate"] = content["intervals"]["checkpoint"]  # so rows date the checkpoints
     looked_at = tmp_path / "looked-at.yaml"
     looked_at.write_text(yaml.safe_dump(content))
     home = tmp_path / "home"
@@ -102,8 +102,10 @@ def test_the_cells_of_a_dead_node_move_to_the_other(
 
 
 @pytest.mark.fault("more workers than the cluster has")
-def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, long_study: Path, tmp_path: Path) -> None:
-    """Ray knows to the millisecond when a driver joined the cluster and when it left."""
+def test_too_many_workers_for_the_cluster_are_refused_at_once(
+    standing: Cluster, long_study: Path, tmp_path: Path
+) -> None:
+    """Measures the time from Ray's own records of when the driver connected and disconnected."""
     wide = tmp_path / "wide.yaml"
     wide.write_text(
         long_study.read_text().replace("workers: 2", "workers: 5").replace("batch_size: 4", "batch_size: 5")
@@ -117,7 +119,7 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(standing: Cluster, lo
 
 
 @pytest.mark.fault("ray job stop")
-def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
+def test_a_stopped_job_has_saved_its_state_and_the_same_job_resumes(
     standing: Cluster, long_study: Path, long_undisturbed: dict[str, float | None], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -132,11 +134,11 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
     asked = time.monotonic()
     standing.job("stop", "first")
     while is_running(Home(home), NAME):
-        assert time.monotonic() - asked < within(10), "it takes too long to save its state"
+        assert time.monotonic() - asked < within(10), "the driver takes too long to save its state"
         time.sleep(0.05)
     assert "re-run the same command to resume" in standing.job("logs", "first")
     step = newest_step(home, NAME)
-    assert step >= 150, "its checkpoint is gone"
+    assert step >= 150, "the checkpoint is gone"
     printed = standing.job("submit", "--submission-id", "second", *settings)
     assert "succeeded" in printed
     standing.is_free()
@@ -145,10 +147,11 @@ def test_a_stopped_job_has_saved_its_state_and_the_same_job_goes_on(
 
 @pytest.mark.fault("two studies on one home, database and cluster at once")
 @pytest.mark.parametrize("concurrency", [1, 2])
-def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
+def test_concurrent_studies_do_not_interfere_and_a_second_writer_is_refused(
     standing: Cluster, long_study: Path, long_undisturbed: dict[str, float | None], tmp_path: Path, concurrency: int
 ) -> None:
-    """Four cores: with a cell of two workers each at once both train, with two one waits for what the other frees."""
+    """The cluster has four CPUs and each cell has two workers. With a concurrency of 1, both studies train at the same
+    time; with 2, one waits for the other's resources."""
     content = yaml.safe_load(long_study.read_text())
     content["resources"]["concurrency"] = concurrency
     files = {name: tmp_path / f"{name}.yaml" for name in (NAME, "other")}
@@ -158,7 +161,7 @@ def test_two_studies_at_once_keep_apart_and_a_second_writer_is_refused(
     runs = [run_on(standing, file, home, name) for name, file in files.items()]
     try:
         runs[0].trains(beyond=50)
-        runs[0].driver.send_signal(signal.SIGSTOP)  # or it may have ended before the other one asks
+        runs[0].driver.send_signal(signal.SIGSTOP)  # otherwise it might end before the second command starts
         again = oec("run", files[NAME], home=home, OEC_RAY_ADDRESS=standing.address, **standing.environment)
         runs[0].driver.send_signal(signal.SIGCONT)
         assert again.returncode == 2, again.stdout + again.stderr

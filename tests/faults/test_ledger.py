@@ -1,4 +1,5 @@
-"""A ledger whose clock ran backwards, that is large, whose writer was killed, and two studies on one home at once."""
+"""A ledger after a clock was set back, after its writer was killed, or with many cells, and two studies that share a
+home."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 
 
 @pytest.mark.fault("clock set back")
-def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> None:
+def test_events_are_in_line_order_even_if_the_clock_was_set_back(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])
@@ -52,7 +53,8 @@ def test_order_is_that_of_the_lines_whatever_the_clock_said(tmp_path: Path) -> N
 
 
 def work(path: Path, cells: int) -> int:
-    """Function calls from the file of a finished study of so many cells to knowing that none is missing."""
+    """Returns the number of function calls to open the ledger of ``cells`` finished cells and find that none is
+    missing."""
     many = [CELLS[0].model_copy(update={"seed": seed}) for seed in range(cells)]
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(many)
@@ -65,14 +67,14 @@ def work(path: Path, cells: int) -> int:
 
 
 def test_opening_a_ledger_takes_work_in_proportion_to_its_cells(tmp_path: Path) -> None:
-    """10,000 cells in at most 2 s, see ``benchmarks.ledger``, leave room for about this many calls a cell."""
+    """The target is 2 s for 10,000 cells, see ``benchmarks.ledger``, which allows about this many calls per cell."""
     few, many = work(tmp_path / "few.jsonl", 100), work(tmp_path / "many.jsonl", 1000)
-    assert many < 10.5 * few, "more than in proportion"
-    assert many < 1000 * 250, "a cell takes more steps than it did"
+    assert many < 10.5 * few, "the work grows faster than the number of cells"
+    assert many < 1000 * 250, "opening a ledger takes more calls per cell than it did"
 
 
 def write_for_ever(path: Path) -> None:
-    """Cell after cell, as fast as the storage takes them."""
+    """Writes one cell after another, as fast as the storage allows."""
     with Ledger(path, "short", write=True) as ledger:
         for seed in range(10**9):
             cell = CELLS[0].model_copy(update={"seed": seed})
@@ -82,7 +84,7 @@ def write_for_ever(path: Path) -> None:
 
 @pytest.mark.fault("SIGKILL of a ledger's writer")
 @pytest.mark.parametrize("lines", [2, 20, 50])
-def test_a_writer_that_is_killed_leaves_whole_lines_and_no_lock(tmp_path: Path, lines: int) -> None:
+def test_a_killed_writer_leaves_complete_lines_and_no_lock(tmp_path: Path, lines: int) -> None:
     path = tmp_path / "ledger.jsonl"
     writer = PROCESSES.Process(target=write_for_ever, args=(path,))
     writer.start()
@@ -104,7 +106,7 @@ def test_a_writer_that_is_killed_leaves_whole_lines_and_no_lock(tmp_path: Path, 
 
 
 def deliver(home: Home, name: str, start: Any) -> None:
-    """A driver of study ``name``, without its training: ledger, sink and sync."""
+    """Does what the driver of study ``name`` does, without training: ledger, sink and sync."""
     study = Study.load("smoke").model_copy(update={"name": name})
     cells = Plan(study, "data").cells
     register_study(home, study)
@@ -121,9 +123,9 @@ def deliver(home: Home, name: str, start: Any) -> None:
 
 
 @pytest.mark.fault("two studies on one home and database at once")
-def test_two_studies_on_one_new_home_at_once_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both make the same MLflow database, the same experiment and runs in it; equal cells have a run in each."""
-    resource_tracker.ensure_running()  # outlives the drivers, and is not to be taken for one of their processes
+def test_two_concurrent_studies_on_a_new_home_do_not_interfere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both create the same MLflow database and experiment, and their own runs, even for equal cells."""
+    resource_tracker.ensure_running()  # it outlives the drivers and must not be mistaken for one of their processes
     monkeypatch.setenv("OEC_HOME", str(tmp_path / "home"))
     home = open_home(tmp_path / "home")
     start = PROCESSES.Barrier(2)

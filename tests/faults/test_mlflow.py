@@ -1,4 +1,4 @@
-"""MLflow as a server that refuses, fails or does not answer: training never waits for it."""
+"""An MLflow server that refuses requests, fails, or does not answer: training never waits for it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEADLINE_S = 120.0
 
 @dataclass
 class Server:
-    """Answers every request with ``status``; with None not at all, until it is closed."""
+    """Answers every request with ``status``. With None, it does not answer until it is closed."""
 
     status: int | None
     uri: str = ""
@@ -45,16 +45,16 @@ class Server:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def seen(self, number: int) -> None:
-        """Wait until so many requests have come."""
+        """Waits until ``number`` requests have arrived."""
         deadline = time.monotonic() + DEADLINE_S
         while len(self.requests) < number:
-            assert time.monotonic() < deadline, f"only {len(self.requests)} requests came"
+            assert time.monotonic() < deadline, f"only {len(self.requests)} requests arrived"
             time.sleep(0.01)
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A real server on loopback; the test's parameter is its status."""
+    """Runs a real server on loopback; the parameter is the status of its responses."""
     told = Server(request.param)
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +82,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     told.uri = f"http://127.0.0.1:{http.server_port}"
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)  # and what the sink sets for its process goes with the test
+        monkeypatch.delenv(name)  # so that variables that the sink sets are removed after the test
     yield told
     told.closing.set()
     http.shutdown()
@@ -92,7 +92,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.mark.fault("MLflow answers 401 or 403")
 @pytest.mark.parametrize("server", [401, 403], indirect=True)
-def test_a_server_that_does_not_let_us_in_is_refused_before_anything_starts(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_denies_access_is_refused_before_anything_starts(server: Server, tmp_path: Path) -> None:
     done = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI=server.uri)
     assert done.returncode == 2, done.stdout + done.stderr
     (message,) = done.stderr.splitlines()
@@ -104,7 +104,7 @@ def test_a_server_that_does_not_let_us_in_is_refused_before_anything_starts(serv
 
 
 @pytest.mark.parametrize("server", [200], indirect=True)
-def test_the_question_carries_the_users_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_sends_the_users_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-the-test")
     check_store(server.uri)
     assert server.authorization == ["Bearer of-the-test"]
@@ -112,19 +112,19 @@ def test_the_question_carries_the_users_token(server: Server, monkeypatch: pytes
 
 @pytest.mark.fault("MLflow answers 500, or not at all")
 @pytest.mark.parametrize("server", [500, None], indirect=True, ids=["fails", "does not answer"])
-def test_a_server_with_a_fault_does_not_hold_up_the_start(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_server_does_not_delay_the_start(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(address, "CHECK_TIMEOUT_S", 0.2)
     check_store(server.uri)
     server.seen(1)
-    assert len(server.requests) == 1, "the question is asked once"
+    assert len(server.requests) == 1, "the check must be sent only once"
 
 
 @pytest.mark.fault("MLflow answers 500 or 403, or not at all")
 @pytest.mark.parametrize("server", [500, 403, None], indirect=True, ids=["fails", "refuses", "does not answer"])
-def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
+def test_a_failing_server_delays_nothing_and_gets_a_bounded_number_of_requests(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The sweep's calls return while a request hangs or fails; then the thread gives up, and ``sync`` tells it."""
+    """The sweep's calls return although a request hangs or fails. The thread then gives up, and ``sync`` reports it."""
     monkeypatch.setattr(mlflow_sink, "BACKOFF_S", (0.0, 0.01))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -142,7 +142,7 @@ def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
         sink.close(DEADLINE_S)
         assert not sink._thread.is_alive(), "the thread did not give up"
         attempts = len(server.requests)
-        assert attempts == 2 * 3, "connecting and delivering, three times each"
+        assert attempts == 2 * 3, "expected three attempts each to connect and to deliver"
         assert f"did not accept cell {CELL.id}" in caplog.text
         with pytest.raises(InvalidInput, match="does not accept study smoke") as refused:
             sync(uri, home, STUDY, ledger, tmp_path / "report")
@@ -151,13 +151,13 @@ def test_a_sick_server_holds_up_nothing_and_is_asked_a_bounded_number_of_times(
         assert not (home.study("smoke") / "delivered").exists()
 
 
-@pytest.mark.fault("SIGKILL while MLflow's database is made")
-def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+@pytest.mark.fault("SIGKILL while MLflow's database is being created")
+def test_a_database_is_created_completely_or_not_at_all(tmp_path: Path) -> None:
     uri, new = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / ".mlflow.db-new"
     maker = multiprocessing.get_context("spawn").Process(target=create_database, args=(uri,))
     maker.start()
-    while not new.exists() or new.stat().st_size < 200_000:  # it has 600,000 bytes in the end
-        assert maker.is_alive(), "it was through before it could be killed"
+    while not new.exists() or new.stat().st_size < 200_000:  # its final size is about 600,000 bytes
+        assert maker.is_alive(), "the database was complete before the process could be killed"
         maker.join(0.001)
     maker.kill()
     maker.join()

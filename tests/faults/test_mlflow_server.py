@@ -1,4 +1,4 @@
-"""A real MLflow server that dies in mid-study: training does not wait, and everything arrives later, identical."""
+"""A real MLflow server that dies during a study: training does not wait, and every result is delivered later."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def ray_folder() -> Iterator[Path]:
-    """For all that Ray logs; short, as its sockets lie in it."""
+    """Yields a folder for everything that Ray logs. Its path is short because Ray's sockets are in it."""
     with tempfile.TemporaryDirectory(prefix="oec-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def secret(server: Server, ray_folder: Path) -> dict[str, str]:
-    """What a command is told that nobody else is to know."""
+    """Returns the command's secret settings, which must not appear in any output."""
     uri = server.uri.replace("//", f"//somebody:{SECRETS[0]}@")
     return {"MLFLOW_TRACKING_URI": uri, "RAY_AUTH_TOKEN": SECRETS[1], "RAY_TMPDIR": str(ray_folder)}
 
@@ -52,7 +52,7 @@ def running(long_study: Path, tmp_path: Path, secret: dict[str, str]) -> Iterato
 
 
 @pytest.mark.fault("MLflow down for 60 s")
-def test_a_minute_without_mlflow_costs_neither_time_nor_numbers(
+def test_a_minute_without_mlflow_delays_nothing_and_loses_nothing(
     running: Run, server: Server, long_undisturbed: dict[str, float | None]
 ) -> None:
     running.trains()
@@ -69,11 +69,11 @@ def test_a_minute_without_mlflow_costs_neither_time_nor_numbers(
 
 
 @pytest.mark.fault("MLflow down for the whole study")
-def test_what_a_study_could_not_deliver_sync_does_and_no_secret_shows(
+def test_sync_delivers_what_the_study_could_not_and_no_secret_is_shown(
     running: Run, server: Server, secret: dict[str, str], ray_folder: Path, long_undisturbed: dict[str, float | None]
 ) -> None:
-    """The address has a password, and many messages name the address: in no file of the home, of MLflow's store and
-    artifacts (the page is one), of Ray's logs, and in nothing that was printed is it, nor the token of Ray."""
+    """The server's address contains a password, and many messages contain the address. Neither the password nor Ray's
+    token may appear in the output or in a file of the home, of MLflow's store and artifacts, or of Ray's logs."""
     running.until(lambda: "warm between cells" in running.log.read_text(), "a connection to Ray")
     server.kill()
     said = running.ends()

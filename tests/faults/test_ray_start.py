@@ -1,4 +1,4 @@
-"""Starts of Ray that fail, by real causes: what is said, what stops at once, what is tried again."""
+"""Startup failures of Ray with real causes: what the user is told, what is fatal, and what is retried."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ connection.connect(None, print)
 commands = [open(f"/proc/{{pid}}/cmdline").read() for pid in ray_start.child_processes()]
 print("coordinators:", sum("gcs_server" in command.split("\\0")[0] for command in commands))
 """
-"""A program that starts Ray, at first on a port that somebody took after it was found free."""
+"""A program that starts Ray; the first attempt uses a port that was taken after it was found free."""
 
 
 def without_the_dashboards_page(folder: Path) -> Path:
-    """A folder for PYTHONPATH with the Ray of this environment, by links, but for the files of its dashboard's page."""
+    """Returns a folder for PYTHONPATH with symlinks to the installed Ray, except for the dashboard's web page."""
     spec = importlib.util.find_spec("ray")
     assert spec
     assert spec.origin
@@ -43,8 +43,8 @@ def without_the_dashboards_page(folder: Path) -> Path:
 
 
 @pytest.mark.fault("files of Ray's dashboard missing")
-def test_a_missing_file_of_the_dashboard_is_named_at_the_first_try(tmp_path: Path) -> None:
-    """Its process hangs then, and Ray itself would wait three minutes for it."""
+def test_a_missing_file_of_the_dashboard_is_reported_at_the_first_attempt(tmp_path: Path) -> None:
+    """Without these files Ray's dashboard process hangs, and Ray itself would wait three minutes for it."""
     home, began = tmp_path / "home", time.monotonic()
     done = oec("run", "smoke", home=home, PYTHONPATH=f"{without_the_dashboards_page(tmp_path)}:{Path.cwd()}")
     assert done.returncode == 2, done.stdout + done.stderr
@@ -57,7 +57,7 @@ def test_a_missing_file_of_the_dashboard_is_named_at_the_first_try(tmp_path: Pat
 
 
 @pytest.mark.fault("no memory for Ray's object store")
-def test_too_little_memory_is_said_at_the_first_try(tmp_path: Path) -> None:
+def test_too_little_memory_is_reported_at_the_first_attempt(tmp_path: Path) -> None:
     little = json.dumps({"object_store_memory": 1})
     done = oec("run", "smoke", home=tmp_path / "home", RAY_OVERRIDE_RESOURCES=little)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -68,8 +68,8 @@ def test_too_little_memory_is_said_at_the_first_try(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("the port of Ray's head taken")
-def test_a_port_that_was_taken_is_told_and_tried_again(tmp_path: Path) -> None:
-    """What the first try started has ended before the second."""
+def test_a_taken_port_is_reported_and_retried(tmp_path: Path) -> None:
+    """The processes of the first attempt have ended before the second one starts."""
     with socket.create_server(("", 0)) as taken:
         program = TAKEN.format(port=taken.getsockname()[1])
         command = [sys.executable, "-c", program]

@@ -1,4 +1,4 @@
-"""The soak in short: one study of a few cells under random faults. In full: ``python -m benchmarks.soak``."""
+"""A short soak: one study with a few cells under random faults. The full version is ``python -m benchmarks.soak``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DEADLINE_S = 600
-"""On a machine however busy; it takes two minutes on an idle one."""
+"""Long enough for a busy machine; an idle one takes two minutes."""
 
 
 def test_nothing_is_lost_under_random_faults() -> None:

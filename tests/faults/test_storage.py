@@ -1,4 +1,5 @@
-"""Storage that is full, read-only or changed behind our back: said by name, nothing lost, and the same call resumes."""
+"""Storage that is full, read-only or modified by others: the error names the file, nothing is lost, and a rerun
+resumes."""
 
 from __future__ import annotations
 
@@ -27,22 +28,22 @@ CELLS = Plan(Study.load("short"), "data").cells
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """Yields a file system of 256 KiB."""
     with mounted(tmp_path / "small", "256k"):
         yield tmp_path / "small"
 
 
 @pytest.mark.fault("storage full")
-def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(small: Path) -> None:
+def test_a_ledger_on_full_storage_is_unchanged_and_continues_once_there_is_room(small: Path) -> None:
     path = small / "ledger.jsonl"
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:2])
         fill(small, leaving=0)
         before = path.read_bytes()
-        long = CellResult(state="crashed", reason="x" * 20_000)  # a part of this line fits
+        long = CellResult(state="crashed", reason="x" * 20_000)  # part of this line fits
         with pytest.raises(OSError, match="No space left on device"):
             ledger.end(CELLS[0].id, long)
-        assert path.read_bytes() == before, "a part of a line was left"
+        assert path.read_bytes() == before, "part of a line was left"
         assert ledger.entries[CELLS[0].id].state == "planned"
         (small / "filler").unlink()
         ledger.end(CELLS[0].id, long)
@@ -51,7 +52,7 @@ def test_a_ledger_on_a_full_storage_is_as_it_was_and_goes_on_when_there_is_room(
 
 
 @pytest.mark.fault("storage read-only")
-def test_what_can_not_be_written_is_named_by_its_own_file(small: Path) -> None:
+def test_an_error_names_the_file_that_cannot_be_written(small: Path) -> None:
     remount(small, "ro")
     path = small / "metrics.jsonl"
     with pytest.raises(OSError, match=rf"Read-only file system: '{path}'"):
@@ -59,8 +60,8 @@ def test_what_can_not_be_written_is_named_by_its_own_file(small: Path) -> None:
 
 
 @pytest.mark.fault("storage full")
-def test_a_cell_on_a_full_storage_fails_by_name_and_resumes_when_there_is_room(small: Path, tmp_path: Path) -> None:
-    """Its last whole checkpoint stays, of the torn one nothing does, so that there is room for the ledger's line."""
+def test_a_cell_on_full_storage_names_the_error_and_resumes_once_there_is_room(small: Path, tmp_path: Path) -> None:
+    """The last complete checkpoint is kept and the torn one removed, so that there is room for the ledger's line."""
     tokens = tiny.tokens(tmp_path)
     intervals = {"evaluate_every": 4, "checkpoint_every": 2}
     trainer = Trainer(World.single(), tokens)
@@ -78,12 +79,12 @@ def test_a_cell_on_a_full_storage_fails_by_name_and_resumes_when_there_is_room(s
     (small / "filler").unlink()
     rows: list[float] = []
     resumed = trainer.run(tiny.cell(), small / "cell", **intervals, on_row=lambda row: rows.append(row.step))
-    assert rows == [4, 8], "it did not go on from its checkpoint"
+    assert rows == [4, 8], "the cell did not resume from its checkpoint"
     assert resumed.val_loss == undisturbed.val_loss
 
 
 def text_study(folder: Path) -> Path:
-    """A study on a text of its own, which is tokenized at once."""
+    """Writes a study with its own short text, which is tokenized quickly."""
     (folder / "text.txt").write_text("to be or not to be, that is the question\n" * 1000)
     data = {"source": "text", "path": str(folder / "text.txt"), "tokenizer": "bytes"}
     study = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": "mine", "data": data}
@@ -119,7 +120,7 @@ def test_a_study_on_a_read_only_home_is_refused(small: Path, tmp_path: Path) -> 
 
 @pytest.mark.fault("a flipped byte in a token shard")
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_flipped_byte_in_the_tokens_is_refused_by_name(tmp_path: Path, split: str) -> None:
+def test_a_flipped_byte_in_the_tokens_is_refused_with_the_file_name(tmp_path: Path, split: str) -> None:
     home = tmp_path / "home"
     assert oec("data", "prepare", text_study(tmp_path), home=home).returncode == 0
     (shard,) = home.glob(f"data/*/{split}-00000.bin")

@@ -1,4 +1,4 @@
-"""Whole studies through the real command, on a cluster, with a fault of their storage."""
+"""Whole studies through the real command, on a cluster, with storage faults."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.fault("storage full")
-def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
-    """No checkpoint fits. Rank 0 alone meets that, and yet it is the reason of each cell, in the same warm group. The
-    same command resumes once there is room."""
+def test_a_full_disk_in_every_cell_ends_the_study_early(tmp_path: Path) -> None:
+    """No checkpoint fits. Only rank 0 gets the error, yet each cell reports it as its reason, and the group stays warm.
+    The same command resumes once there is room."""
     home, name = tmp_path / "home", "full"
     changes = {"name": name, "methods": ["baseline"], "lrs": [1e-3, 2e-3, 3e-3, 4e-3], "refine": 0}
     study = tmp_path / "study.yaml"
@@ -41,5 +41,5 @@ def test_cells_that_find_no_room_end_the_study_early(tmp_path: Path) -> None:
         done = oec("run", study, "--retry-crashed", home=home)
         assert done.returncode == 0, done.stdout + done.stderr
         agree(home, name)
-        assert starts(home, name)[:3] == [2] * 3, "a crashed cell was not tried again, once"
+        assert starts(home, name)[:3] == [2] * 3, "each crashed cell must be retried exactly once"
         assert set(ledger_of(home, name).counts()) == {"finished"}

@@ -1,4 +1,5 @@
-"""What reads files that we did not write refuses them with a message, or reads them. More: ``benchmarks.fuzz``."""
+"""Readers of external files either read a mutated file or refuse it with a message. For more inputs, see
+``benchmarks.fuzz``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training scripts in a folder, and their drafts."""
+"""Writes training scripts to a folder, and drafts studies from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for an edge: it ends, within its bound of runs, around the edge that there is."""
+"""The search for an edge: it terminates within its bound of runs, and its bracket contains the true edge."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ seeds = st.integers(1, 3).map(lambda n: tuple(range(1, n + 1)))
 def run_all(
     grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, result: Callable[[float, int], Verdict]
 ) -> tuple[Search, Runs]:
-    """The search's end and every run, grid first; each run is asked for once and the bound only ever shrinks."""
+    """Returns the finished search and all runs, grid first. No run may be requested twice, and the bound may only
+    shrink."""
     runs: Runs = {(lr, seed): result(lr, seed) for lr in grid for seed in seeds}
     found = search(grid, seeds, factor, lambda lr, seed: runs.get((lr, seed)))
     while found.ask:
-        assert found.ask not in runs, "asked for a run twice"
+        assert found.ask not in runs, "a run was requested twice"
         runs[found.ask] = "running"
         waiting = search(grid, seeds, factor, lambda lr, seed: runs.get((lr, seed)))
-        assert waiting.ask is None, "one run of a curve at a time"
+        assert waiting.ask is None, "a curve may only have one run at a time"
         assert waiting.cells_left < found.cells_left
         runs[found.ask] = result(*found.ask)
         found = search(grid, seeds, factor, lambda lr, seed: runs.get((lr, seed)))
@@ -40,10 +41,10 @@ def run_all(
     return found, runs
 
 
-@example(grid=(4.4375, 13.875), seeds=(1,), factor=1.01, exponent=1.0)  # where rounding widens a half
-@example(grid=(1.0,), seeds=(1,), factor=13.999999999999996, exponent=3.0)  # where a step is rounded up to 14
+@example(grid=(4.4375, 13.875), seeds=(1,), factor=1.01, exponent=1.0)  # rounding widens a half
+@example(grid=(1.0,), seeds=(1,), factor=13.999999999999996, exponent=3.0)  # a step is rounded up to 14
 @given(grids, seeds, factors, st.floats(-7, 9))
-def test_the_edge_that_there_is_lies_in_the_bracket(
+def test_the_bracket_contains_the_true_edge(
     grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, exponent: float
 ) -> None:
     threshold = 10**exponent
@@ -53,7 +54,7 @@ def test_the_edge_that_there_is_lies_in_the_bracket(
     assert high is None or high >= threshold
     if low is None:
         assert high == grid[0]
-        assert len(runs) == len(grid) * len(seeds), "below the grid nothing is searched"
+        assert len(runs) == len(grid) * len(seeds), "the search must not go below the grid"
     elif high is None:
         assert sum(lr > grid[-1] for lr, _ in runs) == MAX_EXPANSIONS * len(seeds)
     else:
@@ -62,7 +63,7 @@ def test_the_edge_that_there_is_lies_in_the_bracket(
 
 
 @given(grids, seeds, factors, st.randoms(use_true_random=False))
-def test_whatever_comes_out_it_ends_within_the_bound(
+def test_any_search_ends_within_its_bound(
     grid: tuple[float, ...], seeds: tuple[int, ...], factor: float, random: object
 ) -> None:
     verdicts = ("converged", "converged", "diverged", "crashed", "stopped")
@@ -76,14 +77,14 @@ def test_whatever_comes_out_it_ends_within_the_bound(
 
 
 @pytest.mark.parametrize(("factor", "runs"), [(1.2, 4), (2.0, 2), (3.5, 1), (10.0, 0)])
-def test_a_bracket_takes_the_runs_of_a_bisection(factor: float, runs: int) -> None:
-    """The least that a yes or no a run can do: the logarithm, base 2, of the pieces to tell apart."""
+def test_a_bracket_takes_as_many_runs_as_a_bisection(factor: float, runs: int) -> None:
+    """The minimum for runs with a yes-or-no outcome is the base-2 logarithm of the number of pieces to distinguish."""
     assert runs == math.ceil(math.log2(math.log(10) / math.log(factor)))
     found, _ = run_all(GRID, (1,), factor, lambda lr, _: "converged" if lr < 0.05 else "diverged")
     assert found.runs == runs
 
 
-def test_where_everything_converges_it_goes_up_by_the_grids_last_step() -> None:
+def test_if_everything_converges_it_steps_up_by_the_grids_last_ratio() -> None:
     found, runs = run_all(GRID, (1,), 2.0, lambda *_: "converged")
     assert [lr for lr, _ in runs][4:] == [10.0, 100.0, 1000.0]
     assert found.edge == Edge(low=1000.0)
@@ -98,7 +99,7 @@ def test_a_grid_of_one_learning_rate() -> None:
     assert found.edge == Edge(low=3.0, high=5.196)
 
 
-def test_no_further_seed_is_run_where_one_diverged() -> None:
+def test_no_other_seed_is_run_after_one_diverged() -> None:
     limit = {1: 0.5, 2: 0.3, 3: 0.9}
     found, runs = run_all(GRID, (1, 2, 3), 2.0, lambda lr, seed: "converged" if lr < limit[seed] else "diverged")
     assert [run for run in runs if run[0] not in GRID] == [
@@ -112,14 +113,14 @@ def test_no_further_seed_is_run_where_one_diverged() -> None:
 
 
 @pytest.mark.parametrize("state", ["crashed", "running"])
-def test_without_a_result_below_the_edge_there_is_none(state: Verdict) -> None:
+def test_there_is_no_edge_if_a_result_below_it_is_missing(state: Verdict) -> None:
     runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): state, (1e-1, 1): "diverged", (1.0, 1): "diverged"}
     found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
     assert (found.edge, found.ask) == (Edge(missing=1e-2), None)
     assert found.cells_left == (0 if state == "crashed" else 2)
 
 
-def test_what_lies_above_the_edge_does_not_matter() -> None:
+def test_results_above_the_edge_do_not_matter() -> None:
     runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): "diverged", (1e-1, 1): "crashed", (1.0, 1): "converged"}
     found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
     assert (found.edge, found.ask) == (Edge(low=1e-3, high=1e-2), (0.003162, 1))
@@ -133,7 +134,7 @@ def test_bracket() -> None:
 
 
 def test_a_stopped_learning_rate_is_a_gap() -> None:
-    """It widens the bracket that it lies in, and hides the edge only where a larger learning rate converged."""
+    """It widens its bracket, and hides the edge only if a larger learning rate converged."""
     assert bracket({1.0: "converged", 2.0: "stopped", 3.0: "diverged"}) == Edge(low=1.0, high=3.0)
     assert bracket({1.0: "converged", 2.0: "stopped", 3.0: "converged"}) == Edge(missing=2.0)
     assert bracket({1.0: "stopped", 2.0: "diverged"}) == Edge(high=2.0)
@@ -142,7 +143,7 @@ def test_a_stopped_learning_rate_is_a_gap() -> None:
 
 
 @given(st.dictionaries(st.floats(1e-6, 1e2), st.sampled_from(get_args(Verdict)), max_size=9))
-def test_without_its_gaps_below_a_divergence_a_bracket_is_the_same(verdicts: dict[float, Verdict]) -> None:
+def test_gaps_below_a_divergence_do_not_change_a_bracket(verdicts: dict[float, Verdict]) -> None:
     known = {lr: verdict for lr, verdict in verdicts.items() if verdict != "stopped"}
 
     def next_above(lr: float) -> Verdict | None:
@@ -153,7 +154,7 @@ def test_without_its_gaps_below_a_divergence_a_bracket_is_the_same(verdicts: dic
     assert bracket(verdicts) == bracket(kept)
 
 
-def test_a_search_ends_where_a_run_that_it_needs_was_stopped() -> None:
+def test_a_search_ends_if_a_run_that_it_needs_was_stopped() -> None:
     runs: Runs = {(1e-3, 1): "converged", (1e-2, 1): "converged", (1e-1, 1): "diverged", (1.0, 1): "diverged"}
     runs[0.03162, 1] = "stopped"
     found = search(GRID, (1,), 2.0, lambda lr, seed: runs.get((lr, seed)))
@@ -161,7 +162,9 @@ def test_a_search_ends_where_a_run_that_it_needs_was_stopped() -> None:
     found = search((1.0,), (1,), 2.0, lambda lr, seed: "stopped")
     assert (found.edge, found.ask, found.cells_left) == (Edge(missing=1.0), None, 0)
     found = search((0.5, 1.5, 2.0), (1,), 1.01, lambda lr, seed: "converged" if lr == 0.5 else "stopped")
-    assert (found.edge, found.ask, found.cells_left) == (Edge(low=0.5), None, 0), "no steps up from below a gap"
+    assert (found.edge, found.ask, found.cells_left) == (Edge(low=0.5), None, 0), (
+        "there must be no steps up from below a gap"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Factors: their combinations, the cells that they make, and the ids of cells and studies without them."""
+"""Factors: their combinations, their cells, and the ids of cells and studies without factors."""
 
 from __future__ import annotations
 
@@ -41,19 +41,21 @@ def test_every_combination_is_a_curve_with_its_values_in_its_cells() -> None:
     trained = {(cell.training.weight_decay, cell.training.betas, cell.lr) for cell in found.cells if type(cell) is Cell}
     assert trained == set(product(DECAYS, map(tuple, BETAS), SMALL["lrs"]))
     assert len({cell.id for cell in found.cells}) == len(found.cells) == 8
-    assert [curve.key.factors[0][1] for curve in found.curves] == [0, 0, 1e-4, 1e-4], "the first one changes slowest"
+    assert [curve.key.factors[0][1] for curve in found.curves] == [0, 0, 1e-4, 1e-4], (
+        "the first factor must change slowest"
+    )
     assert all(cell.curve == curve.key for curve in found.curves for cell in curve.cells)
 
 
 def test_a_cell_with_factors_is_the_same_cell_without_them() -> None:
-    """So the home of a study without factors has the results of one that varies them."""
+    """A home of a study without factors therefore already has some results of a study with them."""
     (with_factors, *_), (without, *_) = plan(factors=FACTORS).cells, plan().cells
     assert with_factors.factors
     assert with_factors.id == without.id
 
 
-def test_studies_and_cells_without_factors_keep_their_ids() -> None:
-    """As of the version before factors; homes made with it are still read."""
+def test_studies_and_cells_without_factors_have_kept_their_ids() -> None:
+    """The ids are those of the version before factors, whose homes can still be read."""
     ids = {name: (Study.load(name).hash, Plan(Study.load(name), "x" * 64).cells[0].id) for name in shipped()}
     assert ids["demo"] == ("ccdb1622052c", "de25f5787c7d")
     assert ids["gamma"] == ("4eb0cfcbb829", "b185119f767b")
@@ -61,10 +63,10 @@ def test_studies_and_cells_without_factors_keep_their_ids() -> None:
     assert "factors" not in plan().cells[0].model_dump()
 
 
-def test_another_axis_takes_the_place_of_the_learning_rate() -> None:
+def test_another_axis_replaces_the_learning_rate() -> None:
     found = plan(factors={"training.eps": [1e-10, 1e-8], "training.weight_decay": DECAYS}, lr_factor="training.eps")
     assert found.study.grid == (1e-10, 1e-8)
-    assert len(found.curves) == 4, "one for each weight decay and learning rate"
+    assert len(found.curves) == 4, "expected one curve per weight decay and learning rate"
     assert {(cell.x, cell.lr) for cell in found.cells} == set(product(found.study.grid, SMALL["lrs"]))
     assert all(type(cell) is Cell and cell.training.eps == cell.x for cell in found.cells)
     assert all(cell.curve == curve.key for curve in found.curves for cell in curve.cells)
@@ -143,7 +145,7 @@ def test_a_foreign_cell_is_read_back_and_its_id_depends_on_its_trainer() -> None
     assert parse_cell(json.loads(cell.model_dump_json())) == cell
     assert cell.id != other.id
     assert cell.label == "train.py wd=0.1 lr=0.001 seed=1"
-    assert cell.id == cell.model_copy(update={"name": "other.py"}).id, "a name for people changes no result"
+    assert cell.id == cell.model_copy(update={"name": "other.py"}).id, "a display name does not change the result"
 
 
 @given(st.dictionaries(st.text("ab.", min_size=1), values, max_size=3))
@@ -159,7 +161,7 @@ def test_combinations_are_the_product_in_order(factors: dict[str, list[int]]) ->
     assert all(matches(each, each) for each in found)
 
 
-def test_what_is_excluded_need_not_be_possible() -> None:
+def test_excluded_combinations_may_be_invalid() -> None:
     schedules = {"training.schedule": ["cosine", "wsd"], "training.decay_share": [None, 0.2]}
     rules = [
         {"training.schedule": "cosine", "training.decay_share": 0.2},
@@ -168,10 +170,10 @@ def test_what_is_excluded_need_not_be_possible() -> None:
     assert len(plan(factors=schedules, exclude=rules).curves) == 2
 
 
-def test_an_edge_stays_within_what_its_field_takes() -> None:
+def test_an_edge_stays_within_the_valid_values_of_its_field() -> None:
     found = study(factors={"model.dropout": [0.1, 0.3, 0.9]}, lr_factor="model.dropout", refine={"edge": 1.5})
     over = search(found.grid, found.seeds, 1.5, lambda x, seed: "converged", found.accepts)
-    assert (over.edge, over.ask, over.cells_left) == (Edge(low=0.9), None, 0), "a dropout of 2.7 is none"
+    assert (over.edge, over.ask, over.cells_left) == (Edge(low=0.9), None, 0), "a dropout of 2.7 is invalid"
 
 
 def test_text_stays_text() -> None:

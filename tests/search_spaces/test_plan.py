@@ -1,4 +1,4 @@
-"""From a study to its cells: counts, order, identity, and estimates."""
+"""From a study to its cells: counts, order, ids, and estimates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_cells_of_the_shipped_studies(name: str, cells: int) -> None:
     assert len(plan.cells) == plan.cell_count == cells
 
 
-def test_the_demo_is_a_part_of_miniature_and_the_control_has_other_logits_alone() -> None:
+def test_the_demo_is_part_of_miniature_and_the_control_only_differs_in_its_logits() -> None:
     demo, miniature, control = (Plan(Study.load(n), "data") for n in ("demo", "miniature", "miniature-float32"))
     known = {cell.id: cell for cell in miniature.cells}
     assert all(cell.id in known for cell in demo.cells)
@@ -31,7 +31,7 @@ def test_the_demo_is_a_part_of_miniature_and_the_control_has_other_logits_alone(
 
 
 @given(studies())
-def test_the_plan_is_the_whole_grid_once(study: Study) -> None:
+def test_the_plan_has_every_grid_cell_once(study: Study) -> None:
     plan = Plan(study, "data")
     strengths = sum(len(choice.gammas) for choice in study.methods)
     strengths *= len(study.attention_norms)
@@ -39,11 +39,11 @@ def test_the_plan_is_the_whole_grid_once(study: Study) -> None:
     assert len({cell.id for cell in plan.cells}) == len(plan.cells)
     assert sorted(cell.id for curve in plan.curves for cell in curve.cells) == sorted(cell.id for cell in plan.cells)
     parameters = [SCALES[cell.scale].parameters(cell.V) for cell in plan.cells]
-    assert parameters == sorted(parameters, reverse=True), "the large first"
+    assert parameters == sorted(parameters, reverse=True), "large cells must come first"
 
 
-def test_an_id_is_the_content_and_nothing_else() -> None:
-    """Golden: an id that moves without a reason trains every user's finished cells again."""
+def test_an_id_depends_only_on_the_content() -> None:
+    """This value is golden: if an id changes for no good reason, every user's finished cells are trained again."""
     cell = Plan(Study.load("smoke"), "data").cells[0]
     assert cell.id == GOLDEN_ID
     assert Cell.model_validate_json(cell.model_dump_json()).id == cell.id
@@ -59,7 +59,7 @@ def test_an_id_is_the_content_and_nothing_else() -> None:
         assert cell.model_copy(update=change).id != cell.id, change
 
 
-def test_a_field_that_came_later_changes_the_id_only_where_it_is_used() -> None:
+def test_a_field_that_was_added_later_changes_the_id_only_if_it_is_used() -> None:
     cell = Plan(Study.load("smoke"), "data").cells[0]
     training = cell.training.model_copy(update={"deterministic": True})
     assert cell.model_copy(update={"training": training}).id != cell.id == GOLDEN_ID
@@ -76,7 +76,7 @@ def test_equal_cells_of_different_studies_are_one_cell() -> None:
 
 @pytest.mark.parametrize("scale", [name for name in SCALES if name.endswith("M") and name not in ("5M", "8M")])
 def test_names_of_the_published_scales(scale: str) -> None:
-    """The name counts the blocks and one embedding; those of the two smallest do so loosely."""
+    """The name counts the blocks and one embedding. Those of the two smallest scales are too rough to test."""
     counted = SCALES[scale].parameters(50304, tied=True) / 1e6
     exact = {"16M": 15.6, "221M": 220.8}
     assert counted == pytest.approx(exact.get(scale, float(scale[:-1])), rel=0.005 if scale in exact else 0.03)
@@ -92,28 +92,28 @@ def test_hidden_widths() -> None:
     }  # fmt: skip
 
 
-def test_a_ladder_of_widths_grows_in_width_alone() -> None:
+def test_a_ladder_of_widths_only_grows_in_width() -> None:
     widths = [SCALES[f"w{D}"] for D in (96, 192, 384, 768)]
     assert {(scale.L, scale.D / scale.H, scale.hidden / scale.D) for scale in widths} == {(2, 32.0, 8 / 3)}
     assert [scale.D for scale in widths] == [96, 192, 384, 768]
 
 
-def test_estimate_uses_measured_speeds_where_there_are_some() -> None:
+def test_estimate_uses_measured_speeds_if_there_are_any() -> None:
     plan = Plan(Study.load("smoke"), "data")
     assert plan.seconds({"tiny": plan.tokens / 10.0}, concurrency=2) == pytest.approx(5.0)
     nominal = sum(cell.flops for cell in plan.cells) / NOMINAL_FLOPS_PER_WORKER / 2
     overhead = NOMINAL_SECONDS_PER_STEP * 6 * 20
-    assert plan.seconds({}, concurrency=1) == pytest.approx(nominal + overhead), "two workers a cell"
+    assert plan.seconds({}, concurrency=1) == pytest.approx(nominal + overhead), "each cell has two workers"
 
 
-def test_the_estimate_of_the_demo_is_that_of_the_readme() -> None:
-    """4 to 5 minutes on two cores, before anything has been measured."""
+def test_the_estimate_of_the_demo_matches_the_readme() -> None:
+    """The README says 4 to 5 minutes on two cores, before anything has been measured."""
     assert 4 <= Plan(Study.load("demo"), "data").seconds({}, concurrency=2) / 60 <= 5
 
 
 def test_refinement_counts_at_most_what_its_budget_allows() -> None:
-    """Two scales of three curves, four learning rates a factor 10 apart: an edge takes up to 3 steps and 4 bisections
-    for each seed."""
+    """There are two scales with three curves each, over four learning rates with a ratio of 10. An edge takes up to 3
+    steps and 4 bisections per seed."""
     smoke = Study.load("smoke").model_dump() | {"scales": ["tiny", "5M"], "lrs": [1e-3, 1e-2, 1e-1, 1.0], "seeds": 2}
 
     def plan(**refine: object) -> Plan:
@@ -125,7 +125,7 @@ def test_refinement_counts_at_most_what_its_budget_allows() -> None:
     assert plan(edge=1.2).refinement_cells == {"5M": 3 * 7 * 2, "tiny": 3 * 7 * 2}
     assert plan(edge=1.2, trials=5).cell_count == grid + 2 * (42 + 15)
     limited = plan(edge=1.2, budget={"cells": 50})
-    assert limited.refinement_cells == {"5M": 42, "tiny": 8}, "at most, so the large first"
+    assert limited.refinement_cells == {"5M": 42, "tiny": 8}, "an upper bound must count large cells first"
     assert limited.tokens == (grid + 50) * limited.cells[0].tokens
     speeds = {"tiny": 1e3, "5M": 1e2}
     minutes = plan(edge=1.2, budget={"minutes": 0.5}).seconds(speeds, concurrency=2)

@@ -1,4 +1,4 @@
-"""Rows, results and outcomes of runs: what is written is read back, and what became of a run has one answer."""
+"""Rows, results and outcomes of runs: they are read back as written, and every run has exactly one outcome."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_a_row_is_read_back_as_it_was_written(row: Row) -> None:
     assert Row.from_json(content) == row
 
 
-def test_no_metric_takes_the_place_of_a_field_of_its_row() -> None:
+def test_no_metric_replaces_a_field_of_its_row() -> None:
     content = Row(3, 5.0, {"time": 1.0, "step": 2.0, "a": 4.0}).to_json()
     assert list(content.items()) == [("step", 3), ("time", 5.0), ("a", 4.0)]
 
 
 def test_a_row_without_a_time() -> None:
-    """Rows of tests and other programs; the time is for displays alone."""
+    """Tests and other programs write such rows; the time is only displayed."""
     assert Row.from_json({"step": 3, "val_loss": 2.0}) == Row(3, 0.0, {"val_loss": 2.0})
 
 
 def test_the_loss_of_a_row() -> None:
     assert Row(0, 0.0, {"val_loss": 2.5}).val_loss == 2.5
-    assert Row(0, 0.0, {"train_loss": 2.5}).val_loss is None, "it was not finite, so that the row lacks it"
+    assert Row(0, 0.0, {"train_loss": 2.5}).val_loss is None, "a row lacks a validation loss that was not finite"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_result_is_read_back_as_it_was_written(result: CellResult) -> None:
     assert CellResult.from_record(result.state, record) == result
 
 
-def test_a_record_has_only_what_has_a_value() -> None:
+def test_a_record_only_has_fields_with_a_value() -> None:
     assert CellResult(state="crashed").record() == {}
     assert CellResult(state="crashed", val_loss=0.0, steps=0).record() == {"val_loss": 0.0, "steps": 0}
 
@@ -141,8 +141,8 @@ def test_a_loss_on_a_curve_is_finite_and_at_most_the_first(
         assert outcome.loss == val_loss
 
 
-def test_what_is_shown_where() -> None:
-    """Frozen, as scripts read it: fields of the service's list of cells, of its events, and metrics of MLflow."""
+def test_which_columns_are_shown_where() -> None:
+    """Frozen because scripts read them: fields of the service's list of cells and of its events, and MLflow metrics."""
     assert columns_shown("http") == (
         "cell", "scale", "attention_norm", "method", "gamma", "lr", "seed", "state", "origin", "val_loss", "l_init",
         "steps", "train_seconds", "reason",

@@ -1,4 +1,4 @@
-"""What is found out about training scripts of every style, from their text alone."""
+"""What is found out about training scripts in various styles from their source alone."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_every_style_has_a_script_here() -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_styles(name: str, tmp_path: Path) -> None:
-    """The command, the grid, and a study that is valid, or refused where it says TODO."""
+    """Checks the command and the grid, and that the study is valid or is refused because it still contains a TODO."""
     text, command = SCRIPTS[name]
     write(tmp_path, "x = 1\n", "configurator.py")
     write(tmp_path, "defaults: [{optim: adamw}, _self_]\nseed: 1\n", "conf/config.yaml")
@@ -175,7 +175,7 @@ def test_the_grid_is_around_the_scripts_own_value() -> None:
     assert lr_grid(5e-5) == (5e-6, 1.7e-5, 5e-5, 1.5e-4, 5e-4)
 
 
-def test_local_modules_and_configurations_are_the_identity(tmp_path: Path) -> None:
+def test_the_identity_consists_of_local_modules_and_configurations(tmp_path: Path) -> None:
     write(tmp_path, "from .layers import x\n", "net/__init__.py")
     write(tmp_path, "x = 1\n", "net/layers.py")
     write(tmp_path, "seed: 1\n", "conf/config.yaml")
@@ -221,7 +221,7 @@ def test_a_script_with_several_commands(tmp_path: Path) -> None:
     assert "train-model, sample" in blocking["subcommand"]
 
 
-def test_the_library_that_declares_the_arguments_counts(tmp_path: Path) -> None:
+def test_the_style_is_that_of_the_library_that_declares_the_arguments(tmp_path: Path) -> None:
     script = write(tmp_path, "import click, hydra\n" + dedent(SCRIPTS["argparse"][0]))
     assert style_of(read_script(script, tmp_path)).name == "argparse"
 
@@ -246,7 +246,7 @@ def test_resume(name: str, tmp_path: Path) -> None:
     assert ("resume" in {missing.what for missing in found.missing}) == (words is None)
 
 
-def test_notes_of_what_a_person_should_know(tmp_path: Path) -> None:
+def test_notes_for_the_user(tmp_path: Path) -> None:
     text = """
     import argparse, torch
     p.add_argument("--lr", type=float)
@@ -345,7 +345,7 @@ def test_help_texts() -> None:
     assert from_config("Traceback: [") == ()
 
 
-def test_help_says_what_exists_and_the_text_what_the_default_is() -> None:
+def test_help_says_what_exists_and_the_source_says_the_defaults() -> None:
     text = [
         Argument(flag="--lr", default=0.1, kind="float"),
         Argument(flag="--gone"),
@@ -363,7 +363,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("text", ["print 'python 2'\n", "#!/bin/bash\nexport A=1\n", "\0"])
-def test_what_is_not_python_is_refused(text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_python_are_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as refused:
         read_script(write(tmp_path, text), tmp_path)
     assert refused.value.field == "script"

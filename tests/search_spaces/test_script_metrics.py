@@ -1,4 +1,5 @@
-"""Where a script leaves its losses, from its text alone: in which file, under which names, in which printed line."""
+"""Where a script writes its losses, found from its source alone: in which file, under which names, or in which printed
+line."""
 
 from __future__ import annotations
 
@@ -86,8 +87,8 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("call", PRINTED)
-def test_what_is_printed_is_read_back(call: str, tmp_path: Path) -> None:
-    """The regular expression that is made from a print matches what that print writes."""
+def test_printed_lines_are_matched(call: str, tmp_path: Path) -> None:
+    """The regular expression that is derived from a print call must match the output of that call."""
     line, step = PRINTED[call]
     metrics = draft(write(tmp_path, call)).trainer["metrics"]
     match = re.search(metrics["stdout"], line)

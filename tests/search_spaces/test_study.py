@@ -1,4 +1,4 @@
-"""The study file: YAML and back, shipped studies, the frozen schema, and errors that name the field."""
+"""Study files: YAML round trip, shipped studies, the frozen schema, and errors that name the field."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_shipped_studies(name: str) -> None:
     assert Study.parse(study.to_yaml()) == study
 
 
-def test_the_study_of_norms_compares_all_that_were_there_when_its_runs_were_published() -> None:
+def test_the_study_of_norms_compares_all_norms_at_the_time_of_its_publication() -> None:
     later = {"qk-clip", "reordered-norm", "reordered-qk-norm"}
     assert Study.load("norms").attention_norms == tuple(name for name in ATTENTION_NORMS if name not in later)
 
@@ -88,7 +88,7 @@ SHIPPED_HASHES = {
 
 @pytest.mark.parametrize("name", SHIPPED_HASHES)
 def test_a_home_of_an_older_version_keeps_its_studies_and_cells(name: str) -> None:
-    """A changed hash or id would make `oec run` refuse the study, or train its cells again."""
+    """If a hash or an id changed, `oec run` would refuse the study or train its cells again."""
     study = Study.load(name)
     cells = Plan(study, "data").cells
     assert (study.hash, cells[0].id, cells[-1].id) == SHIPPED_HASHES[name]
@@ -107,7 +107,8 @@ def test_a_home_of_an_older_version_keeps_its_studies_and_cells(name: str) -> No
 def test_a_field_that_changes_nothing_is_not_part_of_ids(
     field: str, value: object, takes_effect_with: dict[str, object]
 ) -> None:
-    """So a study may set it and vary what it belongs to, and shares its other cells with studies that do not."""
+    """A study may therefore set the field and vary what it belongs to, and still share its other cells with other
+    studies."""
     fields = Study.load("smoke").model_dump()
 
     def study(**training: object) -> Study:
@@ -118,11 +119,11 @@ def test_a_field_that_changes_nothing_is_not_part_of_ids(
 
     if field not in ("optimizer", "parametrization"):
         assert id_of(**{field: value}) == id_of()
-        assert study(**{field: value}).hash != study().hash, "a factor of the study may give it an effect"
+        assert study(**{field: value}).hash != study().hash, "a factor of the study may give the field an effect"
     assert id_of(**takes_effect_with | {field: value}) != id_of(**takes_effect_with)
 
 
-def test_a_study_of_optimizers_and_parametrizations_has_what_both_need() -> None:
+def test_a_study_of_optimizers_and_parametrizations_has_the_fields_of_both() -> None:
     factors = {"training.optimizer": ["adamw", "muon"], "training.parametrization": ["standard", "mup"]}
     fields = Study.load("smoke").model_dump() | {"factors": factors, "methods": ["baseline"]}
     fields["training"] |= {"muon_lr_ratio": 4.0, "mup_base": "nano"}
@@ -146,22 +147,22 @@ def test_published_studies_have_the_published_settings() -> None:
         assert spec.final_eval_sequences == 2_000 * 16
         assert (study.model.tied, study.model.init, study.model.dropout) == (False, "xavier", 0.0)
         defaults = TrainingSpec().model_copy(update={"final_eval_sequences": 32_000})
-        assert spec == defaults, "the defaults are the published settings"
+        assert spec == defaults, "the defaults must be the published settings"
     assert Study.load("gamma").methods[0].gamma == (1e-7, 1e-4, 1e-1, 1e2)
 
 
 def test_numbers_without_a_dot_are_numbers() -> None:
-    """YAML 1.1 reads 1e-4 as a string; people write it all the same."""
+    """YAML 1.1 reads 1e-4 as a string, but people write it as a number."""
     study = Study.parse(
         "{name: a, scales: [tiny], methods: [{method: z-loss, gamma: [1e-4]}], lrs: [1e-3], seeds: 2, refine: 4}"
     )
     assert study.methods[0].gamma == (1e-4,)
-    assert study.seeds == (1, 2), "a number of seeds"
-    assert study.refine.trials == 4, "a number of trials"
+    assert study.seeds == (1, 2), "seeds may be given as a number"
+    assert study.refine.trials == 4, "trials may be given as a number"
 
 
 @pytest.mark.parametrize(("steps", "every"), [(5, 20), (160, 20), (1000, 50), (100_000, 5000)])
-def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int, every: int) -> None:
+def test_a_short_run_is_evaluated_at_most_every_20_steps(steps: int, every: int) -> None:
     training = {"steps": steps, "warmup_steps": 0}
     study = Study.validate_fields(
         {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [1], "training": training}
@@ -170,7 +171,7 @@ def test_a_short_run_is_not_looked_at_more_often_than_every_20_steps(steps: int,
     assert (study.evaluate_every(cell), study.checkpoint_every(cell)) == (every, every)
 
 
-def test_hash_ignores_what_changes_no_result() -> None:
+def test_hash_ignores_fields_that_change_no_result() -> None:
     study = Study.load("smoke")
     other = Study.load("short")
     kept = Study.validate_fields(study.model_dump() | {"keep_weights": "last"})
@@ -198,7 +199,7 @@ def test_any_text_is_a_study_or_a_clear_error(text: str) -> None:
 
 
 @given(st.text(max_size=70))
-def test_names_can_not_leave_a_folder(name: str) -> None:
+def test_names_cannot_leave_a_folder(name: str) -> None:
     if NAME.fullmatch(name) and ".." not in name:
         assert "/" not in name
         assert not name.startswith(".")
@@ -208,7 +209,7 @@ def test_names_can_not_leave_a_folder(name: str) -> None:
 
 
 def test_schema_of_a_study_file() -> None:
-    """Frozen: users' files have these fields. A change is a decision with a line in the changelog."""
+    """Frozen because users' files have these fields. A change needs a line in the changelog."""
     schema = Study.model_json_schema()
     fields = {name: sorted(part["properties"]) for name, part in schema["$defs"].items()}
     assert list(schema["properties"]) == [
@@ -260,7 +261,7 @@ def test_which_weights_are_kept(written: object, last: bool, every: int | None, 
     assert [step for step in range(1, 12) if study.keep_weights.at(step)] == ([5, 10] if every else [])
 
 
-def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> None:
+def test_the_pruner_is_not_part_of_the_hash_and_needs_something_to_prune() -> None:
     fields = Study.load("smoke").model_dump(mode="json") | {"refine": {"trials": 2}}
     pruning = fields | {"refine": {"trials": 2, "pruner": "median"}}
     assert Study.validate_fields(pruning).hash == Study.validate_fields(fields).hash
@@ -296,7 +297,7 @@ def test_the_pruner_is_no_part_of_the_hash_and_needs_something_to_prune() -> Non
         ({"schedule": "step"}, "training.schedule: 'step' is not allowed"),
     ],
 )
-def test_schedule_and_decay_that_do_not_fit_together(training: dict[str, object], message: str) -> None:
+def test_incompatible_training_fields(training: dict[str, object], message: str) -> None:
     study = {"name": "s", "scales": ["tiny"], "methods": ["baseline"], "lrs": [0.1, 10.0], "training": training}
     with pytest.raises(InvalidInput) as caught:
         Study.validate_fields(study)

@@ -1,4 +1,4 @@
-"""A study file reads as it looks: YAML 1.2 numbers, no key twice, and no traceback."""
+"""Reading of study files: YAML 1.2 numbers, no duplicate keys, and no tracebacks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def parsed(more: str) -> Study:
         ("08.5", 8.5),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     (found,) = study_yaml.read(f"[{text}]")
     assert (found, type(found)) == (value, type(value))
 
@@ -69,7 +69,7 @@ def test_numbers_in_a_study() -> None:
 
 
 @pytest.mark.parametrize("value", ["1:30", "0b11", "1__0", "2024-01-01", "1,5", "½"])
-def test_what_is_no_number_is_refused(value: str) -> None:
+def test_invalid_numbers_are_refused(value: str) -> None:
     with pytest.raises(InvalidInput, match="valid integer") as caught:
         Study.parse(
             BASE.replace("steps: 10,", f"steps: 10, batch_size: {value if ',' not in value else repr(value)},")
@@ -89,7 +89,7 @@ def test_what_is_no_number_is_refused(value: str) -> None:
         ("lrs: &x [1]\nintervals: {<<: {evaluate: 1}, <<: {checkpoint: 1}}\n", "<<", (6, 6)),
     ],
 )
-def test_a_key_that_occurs_twice_is_refused_with_its_line(text: str, key: str, lines: tuple[int, int]) -> None:
+def test_a_duplicate_key_is_refused_with_its_lines(text: str, key: str, lines: tuple[int, int]) -> None:
     with pytest.raises(InvalidInput) as caught:
         parsed(text)
     assert f"has the key {key!r} twice, at line {lines[0]} and line {lines[1]}" in str(caught.value)
@@ -97,14 +97,14 @@ def test_a_key_that_occurs_twice_is_refused_with_its_line(text: str, key: str, l
         parse_study((BASE + text).encode(), "application/yaml", SHIPPED)
 
 
-def test_a_key_that_occurs_twice_in_json(tmp_path: Any) -> None:
+def test_a_duplicate_key_in_json(tmp_path: Any) -> None:
     body = b'{"name": "a", "scales": ["tiny"], "methods": ["baseline"], "lrs": [1], "data": {"path": "a", "path": "b"}}'
     with pytest.raises(InvalidInput, match="has the key 'path' twice"):
         parse_study(body, "application/json", tmp_path)
 
 
 def test_merge_keys_still_work() -> None:
-    """A key beside ``<<`` replaces the merged one; neither is a duplicate, however often the anchor is used."""
+    """A key next to ``<<`` replaces the merged one. Neither counts as a duplicate, however often the anchor is used."""
     study = parsed(
         "lrs: [1]\nintervals: &base {evaluate: 3, checkpoint: 4}\ndescription: x\n"
         "resources: {<<: {workers: 1}, workers: 2}\nkeep_weights: {last: true}\n"
@@ -134,7 +134,7 @@ def test_merge_keys_still_work() -> None:
         "- a",
     ],
 )
-def test_what_is_no_study_is_refused_without_a_traceback(text: str) -> None:
+def test_files_that_are_not_studies_are_refused_without_a_traceback(text: str) -> None:
     with pytest.raises(InvalidInput):
         Study.parse(text)
     with pytest.raises(InvalidInput):
@@ -142,8 +142,8 @@ def test_what_is_no_study_is_refused_without_a_traceback(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_studies_read_the_same_in_both_versions(name: str) -> None:
-    """So that no cell and no hash has changed."""
+def test_shipped_studies_read_the_same_in_both_yaml_versions(name: str) -> None:
+    """This shows that no cell and no hash has changed."""
     text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
     study = Study.parse(text)
     assert study == Study.validate_fields(yaml.safe_load(text))
@@ -179,5 +179,5 @@ values = st.recursive(
 
 
 @given(values)
-def test_what_is_written_is_read_back(value: object) -> None:
+def test_values_are_read_back_as_written(value: object) -> None:
     assert study_yaml.read(study_yaml.write(value)) == value

@@ -1,4 +1,4 @@
-"""Two learning rates are the same within one tolerance: in studies, imports, curves, comparisons and refinement."""
+"""Learning rates within one tolerance are the same, in studies, imports, curves, comparisons and refinement."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_digits_lost_in_a_file_change_nothing(lr: float) -> None:
 
 
 @given(lrs)
-def test_the_last_digit_of_a_proposal_is_a_difference(lr: float) -> None:
+def test_the_last_digit_of_a_proposal_makes_a_difference(lr: float) -> None:
     other = lr * 1.0001
     assert not same_value(lr, other)
     assert math.isnan(match_value([lr], other))
@@ -62,7 +62,7 @@ def test_representatives(values: list[float]) -> None:
     assert all(found[one] == one for one in distinct)
 
 
-def test_the_shortest_number_stands_for_the_others() -> None:
+def test_the_shortest_number_represents_the_others() -> None:
     assert set(representatives([0.0010000000474974513, 1e-3, math.nextafter(1e-3, 1)]).values()) == {1e-3}
 
 
@@ -72,7 +72,7 @@ def study(**changes: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("other", [in_single_precision(1e-3), math.nextafter(1e-3, 1), 1e-3 * (1 + REL_TOLERANCE / 2)])
 @pytest.mark.parametrize("field", ["lrs", "gamma"])
-def test_a_study_that_has_one_twice_is_refused(tmp_path: Path, field: str, other: float) -> None:
+def test_a_study_with_a_duplicate_value_is_refused(tmp_path: Path, field: str, other: float) -> None:
     values = [1e-4, *sorted((1e-3, other)), 1e-2]
     changes = {"lrs": values} if field == "lrs" else {"methods": [{"method": "z-loss", "gamma": values}]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study(**changes)))
@@ -81,7 +81,7 @@ def test_a_study_that_has_one_twice_is_refused(tmp_path: Path, field: str, other
     assert re.search(rf"{field}.* has .*0\.001.* and .*0\.001.*, which are the same to within 1e-05", done.stderr)
 
 
-def test_a_study_whose_values_are_close_is_not() -> None:
+def test_a_study_with_close_values_is_accepted() -> None:
     assert Study.validate_fields(study(lrs=[1e-3, 1.0001e-3])).lrs == (1e-3, 1.0001e-3)
 
 
@@ -93,7 +93,7 @@ def runs(*records: tuple[float, int, float]) -> list[dict[str, object]]:
 @pytest.mark.parametrize("lost", [in_single_precision, in_six_digits])
 @pytest.mark.parametrize("grid", [None, GRID, tuple(map(in_single_precision, GRID))])
 def test_seeds_from_two_programs_are_one_curve(lost: type[float], grid: tuple[float, ...] | None) -> None:
-    """One stored its learning rates and gammas in single precision, the other in double."""
+    """One program stored learning rates and gammas in single precision, the other in double precision."""
     second = runs(*((lost(lr), 2, 3.5) for lr in GRID))
     for run in second:
         run["gamma"] = lost(1e-4)
@@ -134,7 +134,7 @@ def test_a_report_on_two_precisions(tmp_path: Path) -> None:
 
 
 def test_the_search_for_an_edge_takes_no_step_to_a_grid_value() -> None:
-    """The middle of 1e-3 and 0.1 rounds to 0.01, which the grid has with more digits."""
+    """The middle of 1e-3 and 0.1 rounds to 0.01, which the grid contains with more digits."""
     grid, asked = (1e-3, in_single_precision(1e-2), 0.1), []
 
     def verdict(lr: float, seed: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The field trainer of a study: what it accepts, what its identity is, and how its commands are made."""
+"""The ``trainer`` field of a study: what it accepts, what its identity depends on, and how its commands are created."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_a_study_of_a_command_has_a_curve_for_each_combination(tmp_path: Path) -
     assert (cell.scale, cell.method, cell.factors, cell.lr, cell.seed) == ("train.py", "command", {"wd": 0}, 0.01, 1)
 
 
-def test_it_is_written_and_read_without_what_it_does_not_have(tmp_path: Path) -> None:
+def test_it_is_written_and_read_without_fields_of_our_model(tmp_path: Path) -> None:
     spec = study(tmp_path)
     written = spec.to_yaml()
-    assert Study.parse(written) == spec, "the directory is not absolute"
+    assert Study.parse(written) == spec, "the stored directory is not absolute"
     assert not {"scales", "methods", "data", "training", "model"} & set(yaml.safe_load(written))
 
 
-def test_where_the_code_lies_is_not_part_of_a_study(tmp_path: Path) -> None:
+def test_the_location_of_the_code_is_not_part_of_a_study(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
@@ -79,7 +79,7 @@ def test_what_a_digest_depends_on(changes: dict[str, Any], same: bool, tmp_path:
     assert (before.digest(1) == after.digest(1)) is same
 
 
-def test_workers_count_only_if_the_command_uses_them(tmp_path: Path) -> None:
+def test_workers_matter_only_if_the_command_uses_them(tmp_path: Path) -> None:
     without = study(tmp_path).trainer
     using = study(tmp_path, {"command": COMMAND + " --nproc {workers}"}).trainer
     assert without is not None
@@ -147,9 +147,7 @@ def test_identity_is_guessed_from_the_command(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_a_remedy(
-    trainer: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_errors_have_a_remedy(trainer: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=message):
         study(tmp_path, trainer, **changes)
 

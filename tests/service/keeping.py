@@ -1,4 +1,4 @@
-"""A home with a small study whose cells were trained in this process and kept their weights, without Ray."""
+"""A home with a small study that was trained in the test's process, without Ray, and kept its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ V, T = 256, 16
 
 
 def shards(folder: Path) -> Tokens:
-    """Random text, ``train.bin`` and ``validation.bin``."""
+    """Writes random tokens to ``train.bin`` and ``validation.bin``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", 5000), ("validation", 1000)):
         write_shard(folder / f"{name}.bin", np.random.default_rng(len(name)).integers(0, V, count, dtype=np.uint16))
@@ -44,7 +44,7 @@ def study_of(name: str = "kept", **changes: Any) -> Study:
 
 
 def train(home: Home, study: Study, tokens: Tokens, trainer: Trainer | None = None) -> Study:
-    """As a driver and its workers would."""
+    """Trains the study, doing what a driver and its workers would do."""
     trainer = trainer or Trainer(World.single(), tokens)
     register_study(home, study)
     with write_ledger(home, study.name) as ledger:

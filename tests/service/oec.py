@@ -1,4 +1,4 @@
-"""The real command, for tests: in a process of its own, or in the one that asks."""
+"""The real ``oec`` command for tests: in its own process, or in the test's process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def oec(
 
 
 def invoked(*arguments: object, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """The same within this process, in a tenth of the time, for a command that starts no other.
+    """Runs the command in this process, which takes a tenth of the time, for commands that start no other process.
 
     Raises:
         Exception: what would have been a traceback.

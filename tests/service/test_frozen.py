@@ -1,4 +1,4 @@
-"""Public names, frozen: scripts of users depend on them. A change is a decision with a line in the changelog."""
+"""Frozen public names, on which users' scripts depend. A change needs a line in the changelog."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_states() -> None:
 
 
 def test_columns() -> None:
-    """Those of a table of runs are frozen in tests/dashboards/test_runs.py."""
+    """The columns of a table of runs are frozen in tests/dashboards/test_runs.py."""
     assert TABLE_COLUMNS == (
         "study", "scale", "attention_norm", "method", "gamma", "factors", "lr_factor", "LRS", "LRS_low", "LRS_high",
         "LRS_n", "best_loss", "best_lr", "highest_lr", "edge_low", "edge_high", "diverged", "cells", "overhead_percent",

@@ -1,4 +1,4 @@
-"""Scripts that are trained as commands, and what surrounds a trial in a test."""
+"""Scripts that are trained as commands, and the context of a trial in a test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print("done")
 
 @dataclass
 class Reported:
-    """What a trial has told the worker loop."""
+    """Records what a trial reports to the worker loop."""
 
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ def context(folder: Path, **changes: Any) -> Context:
 
 
 def command(folder: Path, script: str = QUADRATIC, arguments: str = "", **fields: Any) -> TrainerSpec:
-    """Returns a trainer that runs ``script`` by this Python; quadratic's arguments and metrics by default."""
+    """Returns a trainer that runs ``script`` with this Python; by default with quadratic's arguments and metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text(script)
     arguments = arguments or "--lr {lr} --seed {seed} --out {folder}"

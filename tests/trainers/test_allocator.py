@@ -35,13 +35,15 @@ def page_faults(keep: bool) -> int:
 
 def test_freed_memory_is_reused_without_the_kernel():
     kept, default = page_faults(keep=True), page_faults(keep=False)
-    assert kept < 500 < 5_000 < default, "glibc maps large blocks anew; see trainers.allocator"
+    assert kept < 500 < 5_000 < default, (
+        "glibc requests large blocks from the kernel every time; see trainers.allocator"
+    )
 
 
 @pytest.mark.parametrize("gigabytes", [8, 24, 80])
 @pytest.mark.parametrize("cells", [2, 4, 8])
 def test_cells_on_one_device_use_no_more_memory_than_it_has(cells: int, gigabytes: int) -> None:
-    """What PyTorch may use in every process and all CUDA contexts together, if there is room for the contexts."""
+    """The sum counts PyTorch's limit and the CUDA context of every process, provided there is room for the contexts."""
     total = gigabytes * 2**30
     each = pytorch_fraction(1 / cells, total) * total
     assert each >= total / cells / 10
@@ -55,7 +57,7 @@ CUDA = torch.device("cuda", 1)
 
 @pytest.fixture
 def fractions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.device]]:
-    """The limits that PyTorch is given, without a GPU. ``tests/cuda/test_run.py`` allocates on a real one."""
+    """Returns the limits that PyTorch is given, without a GPU. ``tests/cuda/test_run.py`` allocates on a real one."""
     given: list[tuple[float, torch.device]] = []
 
     class Properties:
@@ -82,7 +84,7 @@ def test_a_whole_gpu_and_a_cpu_have_no_limit(world: World, fractions: list[tuple
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
-def test_a_reserve_comes_off_the_share_and_is_returned(
+def test_a_reserve_is_taken_from_the_share_and_returned(
     share: float, fractions: list[tuple[float, torch.device]]
 ) -> None:
     whole = pytorch_fraction(share, TOTAL_BYTES) if share < 1 else 1.0

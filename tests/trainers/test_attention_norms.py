@@ -1,4 +1,4 @@
-"""Every attention norm against its definition in float64, written with loops, and in steps."""
+"""Every attention norm against its float64 definition, which is written with loops, and in training steps."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def chunks(request, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_output_and_gradients_are_the_formulas(name, chunks):
+def test_output_and_gradients_match_the_formula(name, chunks):
     model = gpt(name)
     got = model(tokens_BT())
     P = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
@@ -160,8 +160,8 @@ def test_output_and_gradients_are_the_formulas(name, chunks):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8, msg=lambda m, n=n: f"{n}: {m}")
 
 
-def test_every_variant_is_another_function():
-    """Otherwise a cap or clip without any effect would pass as the plain softmax. qk-clip acts only after a step."""
+def test_every_variant_is_a_different_function():
+    """Otherwise a cap or clip without any effect would pass as the plain softmax. qk-clip only acts after a step."""
     assert torch.equal(gpt("qk-clip")(tokens_BT()), gpt("none")(tokens_BT()))
     outputs = {name: gpt(name)(tokens_BT()) for name in ATTENTION_NORMS if name != "qk-clip"}
     for a in outputs:
@@ -171,7 +171,7 @@ def test_every_variant_is_another_function():
 
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
 def test_no_variant_sees_a_future_token(name, monkeypatch):
-    """The gradient of the output at t in the embedding of a later token is exactly zero."""
+    """The gradient of the output at t with respect to the embedding of a later token is exactly zero."""
     monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 5)
     model, embedded = gpt(name, 16, spread=False), []
     model.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.requires_grad_()))
@@ -183,7 +183,7 @@ def test_no_variant_sees_a_future_token(name, monkeypatch):
 
 @pytest.mark.parametrize("scale", ["tiny", "16M", "902M"])
 @pytest.mark.parametrize("name", ATTENTION_NORMS)
-def test_parameter_count_is_the_scales(name, scale):
+def test_parameter_count_matches_the_scale(name, scale):
     with torch.device("meta"):
         model = GPT(SCALES[scale], ModelSpec(tied=True), 50_304, T, name)
     counted = SCALES[scale].parameters(50_304, tied=True, attention_norm=name)
@@ -199,13 +199,13 @@ def test_autocast_does_not_round_the_logits(name):
         got = attend(q, k, v)
     assert got.dtype == torch.bfloat16
     exact = attend(q.double(), k.double(), v.double())
-    # Rounding logits of about 50 to bfloat16 would change them by 0.1, and the weights by 10 %.
+    # Rounding logits of about 50 to bfloat16 would change them by 0.1, and the weights by 10%.
     torch.testing.assert_close(got.double(), exact, rtol=2**-7, atol=2**-7)
 
 
 def test_the_micro_batch_counts_the_memory_of_an_unfused_softmax():
     plain, capped = (Engine(of(n, cell(sequence_length=256)), WORLD, compile=False) for n in ("none", "attn-cap"))
-    assert plain.key != capped.key, "the micro batch is remembered by this key"
+    assert plain.key != capped.key, "the micro batch is cached under this key"
     heads_and_layers = 4 * 2
     more = micro_batch.saved_bytes(capped) - micro_batch.saved_bytes(plain)
     assert more > heads_and_layers * 256**2 * 4
@@ -232,7 +232,7 @@ def test_diagnostics_measure_every_variant(name):
     )  # fmt: skip
     assert found["attention_logit_max"] >= raw - 1e-4
     if name == "attn-cap":
-        assert found["attention_logit_max"] > 50, "it is the logit before the cap"
+        assert found["attention_logit_max"] > 50, "the metric must use the logit before the cap"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -271,7 +271,8 @@ def layers(engine: Engine) -> list[SigmaLinear]:
 
 
 def test_sigma_reparam_starts_at_1_and_follows_the_weights(tokens):
-    """The largest singular value of every matrix is gamma: exactly at first, closely after steps at a high rate."""
+    """The largest singular value of every matrix must be gamma: exactly at first, approximately after steps with a high
+    learning rate."""
     engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
     for steps, tolerance in ((0, 1e-5), (30, 0.05)):
         for i in range(steps):
@@ -283,7 +284,7 @@ def test_sigma_reparam_starts_at_1_and_follows_the_weights(tokens):
     assert [len(layer.gamma) for layer in layers(engine)] == [3, 1, 2, 1] * 2
 
 
-def test_sigma_reparam_iterates_once_a_step_and_never_in_a_forward_pass(tokens, tmp_path):
+def test_sigma_reparam_iterates_once_per_step_and_never_in_a_forward_pass(tokens, tmp_path):
     engine = Engine(of("sigma-reparam", cell()), WORLD, compile=False)
     start = [layer.v_PI.clone() for layer in layers(engine)]
     engine.dry_run_step(2)
@@ -338,7 +339,8 @@ def spread_queries(engine: Engine) -> None:
 
 @pytest.mark.parametrize("micro_batch", [4, 1])
 def test_qk_clip_scales_the_heads_above_tau_after_a_step(tokens, micro_batch, chunks, monkeypatch):
-    """Against the same step without a clip. At a learning rate of 0 the largest logit is then tau itself."""
+    """The result is compared with the same step without a clip. At a learning rate of 0, the largest logit must then be
+    tau."""
     batch_BU = tokens.train.read(range(4), tiny.T)
     inputs_BT = torch.from_numpy(batch_BU.astype(np.int64))[:, :-1]
     for lr in (1e-2, 0.0):
@@ -364,7 +366,7 @@ def test_qk_clip_scales_the_heads_above_tau_after_a_step(tokens, micro_batch, ch
             torch.testing.assert_close(after_LH[0], largest_LH[0].clamp(max=tau), rtol=1e-4, atol=1e-6)
 
 
-def test_qk_clip_looks_at_the_step_alone_and_leaves_a_skipped_step(tokens, monkeypatch):
+def test_qk_clip_only_uses_logits_of_its_step_and_ignores_a_skipped_step(tokens, monkeypatch):
     monkeypatch.setattr(qk_clip, "QK_CLIP_TAU", SMALL_TAU)
     engine = Engine(of("qk-clip", cell()), WORLD, compile=False)
     clip = engine.objective.model.qk_clips[0]
@@ -372,10 +374,10 @@ def test_qk_clip_looks_at_the_step_alone_and_leaves_a_skipped_step(tokens, monke
     engine.step(batch_BU, step=0, lr=0.0, micro_batch=4)
     assert float(clip.largest_H.max()) > SMALL_TAU
     assert engine.step(batch_BU, step=1, lr=0.0, micro_batch=4).finite
-    assert float(clip.largest_H.max()) <= SMALL_TAU * 1.01, "the logits of the step before were forgotten"
+    assert float(clip.largest_H.max()) <= SMALL_TAU * 1.01, "the logits of the previous step must not count"
     before = clip.largest_H.clone()
     engine.loss(torch.from_numpy(batch_BU.astype(np.int64)), 4)
-    assert torch.equal(clip.largest_H, before), "an evaluation is no step"
+    assert torch.equal(clip.largest_H, before), "an evaluation is not a step"
     spread_queries(engine)
     weights = engine.optimizer.values.clone()
     assert engine.step(batch_BU, step=2, lr=0.0, micro_batch=4, stop=True).stop
@@ -383,7 +385,7 @@ def test_qk_clip_looks_at_the_step_alone_and_leaves_a_skipped_step(tokens, monke
 
 
 def test_qk_clip_leaves_logits_up_to_100(tokens):
-    """Then the run is that of ``none``, bit for bit."""
+    """In that case the run equals that of ``none``, bit for bit."""
     clipped, free = (Engine(of(name, cell()), WORLD, compile=False) for name in ("qk-clip", "none"))
     for i in range(3):
         for engine in (clipped, free):

@@ -61,7 +61,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "why"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, damage, why):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path, damage, why):
     save(tmp_path, 5)
     save(tmp_path, 10)
     damage(tmp_path / "step-00000010.safetensors")

@@ -1,4 +1,4 @@
-"""A command as a trial, in this process: its states with their reasons, and that nothing of it is left running."""
+"""A command as a trial, in this process: its states with their reasons, and that none of its processes survives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trainers.rows import read
 
 
 def sleepers(folder: Path) -> list[int]:
-    """Processes of a cell."""
+    """Returns the process ids of a cell's processes."""
     mark, found = marker(folder), []
     for pid, _ in processes():
         try:
@@ -44,11 +44,11 @@ def sleepers(folder: Path) -> list[int]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a cell, of which no process may be left after the test."""
+    """Yields the folder of a cell, and checks that none of the cell's processes survives the test."""
     yield tmp_path / "cell"
     left = sleepers(tmp_path / "cell")
     kill_marked(marker(tmp_path / "cell"))
-    assert not left, "processes of the command are still there"
+    assert not left, "processes of the command are still running"
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
@@ -68,11 +68,11 @@ def test_a_command_is_trained_and_its_rows_are_streamed(folder: Path, tmp_path: 
     assert [(row.step, row.metrics) for row in read(folder / "metrics.jsonl")] == report.rows
     kept = output.read_output(folder)
     assert kept is not None
-    assert "--lr 0.1 --seed 1 --out " in kept.splitlines()[0], "the command comes first"
+    assert "--lr 0.1 --seed 1 --out " in kept.splitlines()[0], "the output must begin with the command"
     assert kept.endswith("done\n")
 
 
-def test_a_loss_above_the_first_has_diverged(folder: Path, tmp_path: Path) -> None:
+def test_a_loss_above_the_first_is_diverged(folder: Path, tmp_path: Path) -> None:
     result = train(command(tmp_path), folder, CELL.model_copy(update={"lr": 1.5}))
     assert result.state == "diverged"
     assert "is above l_init 4.0000" in result.reason
@@ -100,7 +100,7 @@ with open(sys.argv[1] + "/log.jsonl", "a") as log:
     assert time.monotonic() - began < within(10)
 
 
-def test_a_crash_is_told_with_the_last_lines_and_without_secrets(
+def test_a_crash_is_reported_with_the_last_lines_and_without_secrets(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-value")
@@ -141,7 +141,7 @@ def test_a_command_that_cannot_start(folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_values_are_never_words_of_a_shell(folder: Path, tmp_path: Path) -> None:
+def test_values_are_never_interpreted_by_a_shell(folder: Path, tmp_path: Path) -> None:
     script = """
 import json, sys
 print(json.dumps({"val_loss": 1.0, "argv": 1}))
@@ -212,13 +212,13 @@ def test_a_stopped_command_ends_with_everything_it_started(script: str, folder: 
 
 
 @pytest.mark.fault("a daemon outlives its command")
-def test_what_a_finished_command_left_running_is_ended(folder: Path, tmp_path: Path) -> None:
+def test_processes_left_by_a_finished_command_are_ended(folder: Path, tmp_path: Path) -> None:
     spec = command(tmp_path, DAEMON + 'print(\'{"step": 1, "val_loss": 1.0}\')', "{lr}", metrics=STREAM, grace_s=0.2)
     assert train(spec, folder).state == "finished"
 
 
 @pytest.mark.fault("a command that fills its output")
-def test_output_is_bounded_and_its_metrics_are_all_read(folder: Path, tmp_path: Path) -> None:
+def test_output_is_bounded_but_all_of_its_metrics_are_read(folder: Path, tmp_path: Path) -> None:
     script = """
 import sys
 for step in range(40):
@@ -261,18 +261,19 @@ def train_forever(folder: Path, code: Path) -> None:
 @pytest.mark.fault("SIGKILL of the worker of a command")
 @pytest.mark.parametrize("supervisor", ["alive", "killed", "a child of the worker"])
 def test_a_killed_worker_leaves_nothing(supervisor: str, folder: Path, tmp_path: Path) -> None:
-    """Its supervisor ends the command. If that is killed in the same moment, the next start of the cell does."""
+    """Its supervisor ends the command. If the supervisor is killed at the same moment, the next start of the cell
+    does."""
     worker = multiprocessing.get_context("spawn").Process(target=train_forever, args=(folder, tmp_path))
     worker.start()
     until(lambda: read(folder / "metrics.jsonl"), "row", 60)
     found = sleepers(folder)
-    assert len(found) >= 3, "supervisor, command and daemon"
+    assert len(found) >= 3, "expected supervisor, command and daemon"
     if supervisor == "killed":
         for pid in found:
             if b"supervisor.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGSTOP)
     assert worker.pid is not None
-    if supervisor == "a child of the worker":  # a Ray worker that exits kills its children, but not theirs
+    if supervisor == "a child of the worker":  # an exiting Ray worker kills its children, not theirs
         for pid, parent in processes():
             if parent == worker.pid:
                 os.kill(pid, signal.SIGKILL)
@@ -282,13 +283,13 @@ def test_a_killed_worker_leaves_nothing(supervisor: str, folder: Path, tmp_path:
         for pid in found:
             if b"supervisor.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
-        assert sleepers(folder), "the daemon is not there, so the test shows nothing"
+        assert sleepers(folder), "the daemon has already ended, so the test proves nothing"
         assert train(command(tmp_path), folder).state == "finished"
     until(lambda: not sleepers(folder), "end of the processes")
 
 
-def test_a_start_is_resumed_if_there_is_an_option_for_it(folder: Path, tmp_path: Path) -> None:
-    """Rows stay up to the step at which it resumes, and the first loss is still the first."""
+def test_a_command_resumes_if_there_is_an_option_for_it(folder: Path, tmp_path: Path) -> None:
+    """Rows up to the step at which it resumes are kept, and l_init is still the first loss."""
     folder.mkdir()
     (folder / "state.json").write_text("[1.5, 4]")
     rows = [{"step": step, "time": 1.0 + step, "val_loss": 4.0 - step / 10} for step in range(7)]
@@ -305,11 +306,11 @@ def test_a_start_is_resumed_if_there_is_an_option_for_it(folder: Path, tmp_path:
 
     again = train(command(tmp_path), folder)
     assert again.l_init == 4.0
-    assert "--resume" not in (output.read_output(folder) or "").splitlines()[-2], "it began anew"
+    assert "--resume" not in (output.read_output(folder) or "").splitlines()[-2], "it must start over without --resume"
     assert [row.step for row in read(folder / "metrics.jsonl")] == list(range(11))
 
 
-def test_output_without_a_step_goes_on_where_it_was_interrupted(folder: Path, tmp_path: Path) -> None:
+def test_output_without_a_step_continues_where_it_was_interrupted(folder: Path, tmp_path: Path) -> None:
     script = """
 import pathlib, sys
 state = pathlib.Path(sys.argv[1], "state")
@@ -332,23 +333,23 @@ def test_a_command_that_resumes_by_itself_keeps_its_folder(folder: Path, tmp_pat
     report = Reported()
     train(command(tmp_path, by_itself, resume=[]), folder, report=report)
     assert [row.step for row in read(folder / "metrics.jsonl")] == list(range(11))
-    assert report.rows == [], "it has only the last step to repeat, whose row is known"
+    assert report.rows == [], "it must only repeat the last step, whose row is already known"
 
 
-def test_metrics_alone_are_no_start_and_a_damaged_start_is_set_aside(folder: Path, tmp_path: Path) -> None:
+def test_metrics_alone_cannot_be_resumed_and_a_damaged_start_is_set_aside(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "log.jsonl").write_text('{"step": 3, "val": {"loss": 9.0}}\n')
     result = train(command(tmp_path, resume="--resume"), folder)
-    assert (result.state, result.l_init) == ("finished", 4.0), "it had nothing to resume from"
+    assert (result.state, result.l_init) == ("finished", 4.0), "there was nothing to resume from"
     (folder / "state.json").write_text("[1.5, ")
-    os.utime(folder / "log.jsonl", (2e9, 2e9))  # the newest file of its name
+    os.utime(folder / "log.jsonl", (2e9, 2e9))  # the newest file with this name
     metrics = {"file": "{folder}/**/log.jsonl", "val_loss": "val/loss"}
     trial = CommandTrial(command(tmp_path, resume="--resume", metrics=metrics))
     trial.setup(context(tmp_path))
     first, second = (trial.train(CELL, Reported(), Checkpoint(folder=folder)) for _ in range(2))
     assert first.state == "crashed"
     assert "JSONDecodeError" in first.reason
-    assert (second.state, second.l_init) == ("finished", 4.0), "it was not started anew"
+    assert (second.state, second.l_init) == ("finished", 4.0), "it did not start over"
     assert (folder / "unusable-1/state.json").read_text() == "[1.5, "
     kept = (output.read_output(folder) or "").splitlines()
     assert [("--resume" in line) for line in kept if line.startswith("$ ")] == [False, True, True, False]
@@ -363,10 +364,10 @@ def test_metrics_alone_are_no_start_and_a_damaged_start_is_set_aside(folder: Pat
         ({"file": "{folder}/log*.jsonl"}, ["log.jsonl", "log-2.jsonl"], "checkpoints/1"),
     ],
 )
-def test_a_start_is_found_beside_the_metrics(
+def test_a_start_is_found_next_to_the_metrics(
     metrics: dict[str, str], own: list[str], start: str, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "a [1]*"  # characters with a meaning in globs
+    folder = tmp_path / "a [1]*"  # characters with a special meaning in globs
     spec = MetricsSpec.model_validate(metrics)
     stream = STREAMS[spec.source](spec, metrics_path(spec.path, {"folder": folder}))
     assert not [path for path in stream.own_files() if path.exists()]
@@ -375,7 +376,7 @@ def test_a_start_is_found_beside_the_metrics(
         (folder / name).touch()
     found = stream.own_files()
     assert not holds_start(folder, "**/*", found)
-    assert holds_start(folder, own[0], ()), "what the study names itself counts"
+    assert holds_start(folder, own[0], ()), "files that the study names count as a start"
     (folder / start).parent.mkdir(parents=True, exist_ok=True)
     (folder / start).touch()
     assert holds_start(folder, "**/*", found)
@@ -395,8 +396,8 @@ def test_a_kill_right_after_the_resumption_costs_no_checkpoint(folder: Path, tmp
     assert (folder / "state.json").read_text() == "[1.5, 4]"
 
 
-def test_two_nodes_start_the_command_once_each(folder: Path, tmp_path: Path) -> None:
-    """Two ranks, here threads that exchange their values: the failure of one is told, and ends the other."""
+def test_each_of_two_nodes_starts_the_command_once(folder: Path, tmp_path: Path) -> None:
+    """Two threads that exchange their values act as two ranks. The failure of one is reported and ends the other."""
     script = """
 import json, os, sys, time
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -412,7 +413,7 @@ time.sleep(1 if sys.argv[-1] == "0.1" else 1000)
     results = on_two_nodes(spec, folder, CELL)
     assert results[0].state == "finished"
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-    assert ranks[0] == ranks[1], "they do not agree on their master"
+    assert ranks[0] == ranks[1], "the ranks disagree on their master"
     assert ranks[0][0][:2] == ["2", "10.0.0.0"]
     assert ranks[0][0][2] == ranks[0][1]
     broken = on_two_nodes(spec, folder, CELL.model_copy(update={"lr": 0.5}))
@@ -451,23 +452,23 @@ def test_a_directory_that_a_node_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "how"), [(3, "exited with 3"), (-9, "was killed by SIGKILL"), (-40, "was killed by Rea")]
 )
-def test_every_way_to_end_has_words(code: int, how: str) -> None:
+def test_every_exit_code_has_a_description(code: int, how: str) -> None:
     assert how in exit_reason(code)
 
 
-def test_the_files_that_a_command_may_not_write_are_those_that_are_written() -> None:
+def test_a_command_may_not_write_any_of_our_files() -> None:
     assert set(OWN_FILES) == {METRICS, output.NAME, output.PREVIOUS}
 
 
 def test_a_home_may_have_any_name(tmp_path: Path) -> None:
-    """Its characters may have a meaning in globs."""
+    """The characters of its name may have a special meaning in globs."""
     folder = tmp_path / "home [1]*?" / "cell"
     for metrics in ("{folder}/log.jsonl", "{folder}/l*.jsonl"):
         spec = command(tmp_path, metrics={"file": metrics, "val_loss": "val/loss"})
         assert train(spec, folder).state == "finished"
 
 
-def test_secrets_are_names_and_passwords_in_urls() -> None:
+def test_secrets_are_found_by_name_and_in_urls() -> None:
     base = {"HF_TOKEN": "hf_abcdef", "STORE": "postgresql://me:pa55word@db/x s3://k:an0ther-one@b", "A_KEY": "short"}
     text = "hf_abcdef pa55word an0ther-one short me db"
     assert hide_secrets(text, base) == "*** *** *** short me db"

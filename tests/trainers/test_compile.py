@@ -55,7 +55,7 @@ def test_compiled_it_trains_the_same_and_a_new_gamma_or_lr_does_not_compile_agai
 def test_compiled_variants_train_the_same_and_their_buffers_do_not_compile_again(
     tokens, tmp_path, fresh_compiler, backend, attention_norm
 ):
-    """One norm with an unfused softmax in two chunks, and one whose buffers change between steps."""
+    """This covers a norm with an unfused softmax in two chunks, and a norm whose buffers change between steps."""
     this = cell(sequence_length=160, logits_dtype="float32").model_copy(update={"attention_norm": attention_norm})
     losses, intervals = {}, {"evaluate_every": 4, "checkpoint_every": 4}
     for compiles in (False, True):

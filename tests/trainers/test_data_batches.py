@@ -37,7 +37,7 @@ def test_order_is_frozen() -> None:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**40), windows=st.integers(1, 60), batch_size=st.integers(1, 20), epochs=st.integers(1, 3))
-def test_every_window_is_read_once_an_epoch(seed: int, windows: int, batch_size: int, epochs: int) -> None:
+def test_every_window_is_read_once_per_epoch(seed: int, windows: int, batch_size: int, epochs: int) -> None:
     steps = -(-epochs * windows // batch_size)
     stream = np.concatenate([batch_windows(seed, step, batch_size, windows) for step in range(steps)])
     for epoch in range(epochs):
@@ -96,7 +96,7 @@ def test_leaving_early_ends_the_thread(shards: Shards, monkeypatch: pytest.Monke
     with Prefetcher(shards, seed=1, T=T, batch_size=4, end_step=10**9) as batches:
         assert len([batch for _, batch in zip(range(taken), batches, strict=False)]) == taken
         assert readers()
-    assert not readers(), "the reading thread outlived its context"
+    assert not readers(), "the reading thread is still running after its context has ended"
 
 
 def test_a_second_iteration_ends_instead_of_hanging(shards: Shards) -> None:

@@ -1,4 +1,4 @@
-"""Token files from any source: content for all sizes and threads, resumption, repair, and rejection."""
+"""Token files from any source: content for all sizes and thread counts, resumption, repair, and rejected input."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_gpt2_tokens_of_fineweb_columns(
     spec = Study.load("paper").data
     monkeypatch.chdir(tmp_path)
     tokens = prepare(spec, tmp_path / "home")
-    assert tokens.train.tokens + tokens.validation.tokens == len(expected), "`paper` does not find what was made"
+    assert tokens.train.tokens + tokens.validation.tokens == len(expected), (
+        "the study paper does not find the prepared tokens"
+    )
     assert (tokens.validation.tokens, tokens.V) == (50_000, 50_304)
 
 
@@ -84,8 +86,8 @@ TEXTS = st.lists(st.sampled_from(["a", "é", " \n\n", "the ", "<|endoftext|>", "
 
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(TEXTS, max_size=6), name=st.sampled_from(["bytes", "bpe"]))
-def test_many_documents_are_encoded_as_each_by_itself(parts: list[list[str]], name: str) -> None:
-    """Including documents that contain the end-of-text token, or half of it."""
+def test_many_documents_are_encoded_like_each_one_alone(parts: list[list[str]], name: str) -> None:
+    """This includes documents that contain the end-of-text token, or half of it."""
     tokenizer = TOKENIZERS[name]
     texts = ["".join(part) for part in parts]
     expected = [id for text in texts for id in (tokenizer.end_of_text, *tokenizer.encode(text).tolist())]
@@ -248,8 +250,8 @@ def test_a_damaged_file_is_written_again(source: str, tmp_path: Path, damage: st
     assert contents(out) == whole
 
 
-def test_what_a_kill_left_is_removed(source: str, tmp_path: Path) -> None:
-    """A kill between a file and the manifest that lists it, and a kill in the middle of a file."""
+def test_leftovers_of_a_kill_are_removed(source: str, tmp_path: Path) -> None:
+    """The kill happens between a file and the manifest that lists it, and in the middle of a file."""
     out = tmp_path / "out"
     manifest = tokenize(recipe_of(source), out, workers=2)
     whole = contents(out)
@@ -285,7 +287,7 @@ def test_a_source_that_changes_in_between_is_rejected(source: str, documents: li
 @pytest.mark.parametrize(
     "changes", [{"shard_tokens": 100_000}, {"val_tokens": 60_000}, {"tokens": 300_000}, {"tokenizer": "gpt2"}]
 )
-def test_folder_of_other_settings(
+def test_folder_with_other_settings(
     source: str, tmp_path: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(UNTRAINED, "gpt2", UNTRAINED["bytes"])  # the settings differ, so no token is written
@@ -298,7 +300,7 @@ def test_folder_of_other_settings(
     assert contents(out) == before
 
 
-def test_folder_of_others(source: str, tmp_path: Path) -> None:
+def test_folder_with_files_of_others(source: str, tmp_path: Path) -> None:
     write_shard(tmp_path / "train-00001.bin", [1])
     assert "has train-00001.bin" in refused(recipe_of(source), tmp_path).problem
     (tmp_path / "manifest.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The shard format, byte for byte, the files that it rejects, and reading windows."""
+"""The shard format byte by byte, files that it rejects, and reading of windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def header(magic: int = 20240520, version: int = 1, count: int = 3) -> bytes:
 def test_format_is_frozen(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.bin", [1, 258, 65535])
     assert (tmp_path / "a.bin").read_bytes() == header() + b"\x01\x00\x02\x01\xff\xff", (
-        "the shard format is public: files of this format exist, a change breaks them"
+        "the shard format is public: a change would break existing files"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"], "a temporary file was left behind"
 
@@ -93,7 +93,8 @@ def test_globs_are_sorted_recursive_and_relative_to_the_working_folder(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), T=st.integers(1, 12), data=st.data())
 def test_windows_are_slices_of_one_shard(tmp_path: Path, sizes: list[int], T: int, data: st.DataObject) -> None:
-    """By definition: split each shard separately into T inputs, plus one more token as the last target."""
+    """By definition, each shard is split separately into windows of T inputs, plus one more token as the last
+    target."""
     ids = [np.arange(size) + 1000 * shard for shard, size in enumerate(sizes)]
     paths = tuple(tmp_path / f"{shard}.bin" for shard in range(len(sizes)))
     for path, content in zip(paths, ids, strict=True):
@@ -118,12 +119,12 @@ def test_window_outside_the_shards(tmp_path: Path, index: int) -> None:
         shards.read([0, index], 3)
 
 
-def test_pickles_as_its_paths(tmp_path: Path) -> None:
+def test_only_the_paths_are_pickled(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.bin", np.arange(60_000))
     shards = Shards((tmp_path / "a.bin",))
     shards.read([0], 8)
     pickled = pickle.dumps(shards)
-    assert len(pickled) < 1000, "the tokens travel with the pickle"
+    assert len(pickled) < 1000, "the pickle contains the tokens"
     assert pickle.loads(pickled).read([1], 8).tolist() == shards.read([1], 8).tolist()
 
 
@@ -141,7 +142,9 @@ def test_a_token_outside_the_vocabulary_is_found(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_digest_knows_content_length_and_division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+def test_digest_depends_on_content_length_and_division(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
     if not whole:
         monkeypatch.setattr(module, "WHOLE_DIGEST_BYTES", 1024)
         monkeypatch.setattr(module, "BLOCK_BYTES", 64)
@@ -162,4 +165,4 @@ def test_digest_knows_content_length_and_division(tmp_path: Path, monkeypatch: p
     assert digest(tokens) == digest(tokens.copy()), "the digest depends on more than the tokens"
     if whole:
         content = (5000).to_bytes(8, "little") + tokens.astype("<u2").tobytes()
-        assert digest(tokens) == hashlib.sha256(content).hexdigest(), "cells of older homes would change their ids"
+        assert digest(tokens) == hashlib.sha256(content).hexdigest(), "cells of older homes would get other ids"

@@ -1,4 +1,4 @@
-"""From a study's data field to tokens: documents, stored files, races, and rejection."""
+"""From a study's data field to tokens: documents, stored files, races, and rejected input."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def test_validation_is_a_twentieth_chosen_by_name(texts: Path) -> None:
     assert [d.name for d in local(str(moved)).documents()[1]] == [d.name for d in validation]
 
 
-def test_two_documents_are_one_each(tmp_path: Path) -> None:
+def test_two_documents_are_split_one_each(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(name * 10)
     assert [len(split) for split in local(str(tmp_path)).documents()] == [1, 1]
 
 
-def test_single_document_gives_its_last_twentieth(tmp_path: Path) -> None:
+def test_a_single_document_contributes_its_last_twentieth(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(chr(97 + i % 26) for i in range(1000)))
     tokens = prepare(spec_of(tmp_path / "a.txt"), tmp_path / "home")
     assert (tokens.train.tokens, tokens.validation.tokens) == (951, 51)
@@ -132,7 +132,7 @@ def test_single_document_gives_its_last_twentieth(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pieces", [1 << 20, 10, 1])
 def test_tokens_spell_the_documents(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    """For any split of a text among threads and shards. Line ends are unchanged."""
+    """This holds for any split of a text among threads and shards. Line endings are unchanged."""
     monkeypatch.setattr(sources, "PIECE_CHARACTERS", pieces)
     monkeypatch.setattr(sources, "GROUP_CHARACTERS", 100)
     monkeypatch.setattr(sources, "SHARD_TOKENS", 2000)
@@ -202,7 +202,9 @@ def test_the_loser_of_a_race_uses_the_tokens_of_the_winner(texts: Path, tmp_path
     mine = prepare(spec_of(texts), home, report=report)
     assert mine == rivals[0]
     assert "another process finished first" in lines[-1]
-    assert [path.name for path in (home / "data").iterdir()] == [mine.folder.name], "the loser left its folder behind"
+    assert [path.name for path in (home / "data").iterdir()] == [mine.folder.name], (
+        "the losing process left its folder behind"
+    )
 
 
 def _prepare_at(barrier: Barrier, path: str, home: Path) -> str:
@@ -247,7 +249,7 @@ def test_a_killed_preparation_is_repeated(texts: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "bpe.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_damage_is_seen_at_opening(texts: Path, tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_is_detected_when_opening(texts: Path, tmp_path: Path, name: str, damage: str) -> None:
     spec = spec_of(texts, tokenizer="bpe", vocab_size=300)
     folder = prepare(spec, tmp_path / "home").folder
     assert folder is not None
@@ -263,13 +265,13 @@ def test_damage_is_seen_at_opening(texts: Path, tmp_path: Path, name: str, damag
     prepare(spec, tmp_path / "home").verify(tmp_path / "memo.json")
 
 
-def test_verify_sees_a_flipped_bit(texts: Path, tmp_path: Path) -> None:
+def test_verify_detects_a_flipped_bit(texts: Path, tmp_path: Path) -> None:
     tokens = prepare(spec_of(texts), tmp_path / "home")
     path = tokens.train.paths[0]
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
-    assert prepare(spec_of(texts), tmp_path / "home") == tokens, "opening is meant to look at sizes alone"
+    assert prepare(spec_of(texts), tmp_path / "home") == tokens, "opening must only look at sizes"
     with pytest.raises(InvalidInput, match=r"train-00000\.bin.*has changed since"):
         tokens.verify(tmp_path / "memo.json")
 
@@ -326,7 +328,7 @@ def test_without_any_text_the_field_is_named(tmp_path: Path, path: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         prepare(spec_of(tmp_path / path), tmp_path / "home")
     assert caught.value.field == "data.path"
-    assert not (tmp_path / "home").exists(), "a refused input left something in the home"
+    assert not (tmp_path / "home").exists(), "rejected input left files in the home"
 
 
 def test_vocabulary_larger_than_the_text_allows(texts: Path, tmp_path: Path) -> None:

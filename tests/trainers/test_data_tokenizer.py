@@ -25,7 +25,7 @@ def encoding():
 def test_bpe_has_exactly_its_vocabulary(encoding) -> None:
     tokens = tokenizer.tokens_of(encoding)
     assert encoding.n_vocab == len(tokens) + 1 == 400
-    assert set(tokens[:256]) == {bytes([byte]) for byte in range(256)}, "a byte has no id: some text has no tokens"
+    assert set(tokens[:256]) == {bytes([byte]) for byte in range(256)}, "a byte has no id, so some text has no tokens"
     assert len(set(tokens)) == 399
     assert encoding.eot_token == 399
 
@@ -43,7 +43,7 @@ def test_bpe_compresses(encoding) -> None:
 def test_bpe_round_trip(encoding, text: str) -> None:
     ids = tokenizer.from_encoding(encoding).encode(text)
     assert encoding.decode(ids.tolist()) == text
-    assert all(ids < encoding.eot_token), "a text spelled the end-of-text token"
+    assert all(ids < encoding.eot_token), "text was encoded as the end-of-text token"
 
 
 def test_bpe_round_trip_of_the_whole_library(encoding) -> None:

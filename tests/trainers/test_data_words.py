@@ -1,4 +1,4 @@
-"""Unbroken text: what it is cut into, that the tokens of all other text stay the same, and how long it takes."""
+"""Unbroken text: how it is cut, that the tokens of all other text stay the same, and that the time is linear."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_only_long_words_are_cut(text: str, block: int) -> None:
     longest = max(map(len, RUNS.findall(text)), default=0)
     if longest < 2 * block - 1 and "\x1c" not in text:
         assert pieces == [text] * bool(text)
-    if "\x1c" not in text:  # Python's \s has it
+    if "\x1c" not in text:  # it is white space to Python's \s
         assert all(len(run) <= 3 * block for piece in pieces for run in RUNS.findall(piece))
 
 
@@ -75,7 +75,8 @@ def test_the_tokens_of_natural_text_stay_the_same(encoding: tiktoken.Encoding, m
 
 @pytest.mark.parametrize("alphabet", UNBROKEN)
 def test_a_million_unbroken_characters(encoding: tiktoken.Encoding, alphabet: str) -> None:
-    """tiktoken refuses a million white-space characters, and training took minutes for any million."""
+    """tiktoken refuses a million white-space characters, and training on any million unbroken characters took
+    minutes."""
     text = made_of(alphabet, 1_200_000) + "end"
     start = time.perf_counter()
     assert encoding.decode(from_encoding(encoding).encode(text).tolist()) == text
@@ -95,6 +96,6 @@ def test_time_is_linear_in_the_length_of_a_word(tmp_path: Path) -> None:
         assert tokens.train.tokens + tokens.validation.tokens < length
         return time.process_time() - start
 
-    seconds(1000)  # imports
+    seconds(1000)  # imports the modules
     assert SAMPLE_CHARACTERS > 1_600_000
     assert seconds(1_600_000) < 3 * seconds(800_000)

@@ -29,7 +29,7 @@ def batch() -> torch.Tensor:
 
 
 def test_keys_are_frozen():
-    """These are column names in tables, MLflow and reports, so a change here changes them, too."""
+    """These are column names in tables, MLflow and reports, which a change would rename as well."""
     expected = (
         "train_loss val_loss lr grad_norm step_seconds tokens_per_second loss_spikes spike_score "
         "system/process_cpu_percent system/process_memory_megabytes system/gpu_memory_megabytes "
@@ -53,7 +53,7 @@ def test_a_healthy_model_has_every_key(tied):
     assert (measured["output_mu_norm"] == measured["input_mu_norm"]) == tied
 
 
-def test_values_are_the_definitions():
+def test_values_match_their_definitions():
     measuring = objective()
     model, tokens_BU = measuring.model, batch()
     seen = {}
@@ -79,7 +79,7 @@ def test_values_are_the_definitions():
         "output_b_ratio": max(square - a_V.min(), a_V.max() - square) / max(-a_V.min(), a_V.max()),
         "logits_mean": logits_BTV.mean(),
         "logits_std": logits_BTV.std(dim=-1).mean(),
-        # The published analysis' logits_mean_absmean, logits_mean_absmax, logits_std_mean and logits_std_std.
+        # In the published analysis: logits_mean_absmean, logits_mean_absmax, logits_std_mean and logits_std_std.
         "logits_absmean": logits_BTV.abs().mean(dim=-1).mean(),
         "logits_absmax": logits_BTV.abs().amax(dim=-1).mean(),
         "logits_mean_token_std": logits_BTV.mean(dim=-1).std(),
@@ -101,7 +101,7 @@ def test_values_are_the_definitions():
 
 
 def attention_logit_max(model, tokens_BT):
-    """Over all blocks, with a mask over all pairs of positions."""
+    """Returns the maximum over all blocks, with a mask over all pairs of positions."""
     seen = []
     hooks = [
         block.attention.qk.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -131,14 +131,14 @@ def test_forward_passes_add_up_to_one(monkeypatch):
     assert diagnostics.measure(measuring, tokens_NU, "baseline", NONE) == pytest.approx(whole, rel=1e-5, abs=1e-7)
 
 
-def test_logits_in_parts_are_the_logits_at_once(monkeypatch):
+def test_logits_in_parts_match_the_logits_at_once(monkeypatch):
     measuring, tokens_BU = objective(), batch()
     with torch.no_grad():
         measuring.model.E_VD.add_(
             20.0 * torch.randn(64, generator=torch.Generator().manual_seed(1))
         )  # far from their initial values
     at_once = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
-    assert at_once["logits_absmax_token_max"] > 100 * at_once["logits_std"], "the mean is to dwarf the spread"
+    assert at_once["logits_absmax_token_max"] > 100 * at_once["logits_std"], "the mean must dwarf the spread"
     monkeypatch.setattr(diagnostics, "LOGITS_TOKENS", 7)
     in_parts = diagnostics.measure(measuring, tokens_BU, "soft-cap", torch.tensor(3000.0))
     assert in_parts == pytest.approx(at_once, rel=1e-5)
@@ -151,7 +151,7 @@ def test_the_batch_of_a_row_is_a_few_sequences_and_never_none():
 
     assert chosen(32, 128, 8) == (4, 129)
     assert chosen(2, 128, 8) == (2, 129)
-    assert chosen(32, 64, 2) == (2, 65), "a row costs no more tokens than a step"
+    assert chosen(32, 64, 2) == (2, 65), "a row must not cost more tokens than a step"
     assert chosen(32, 2048, 8) == (1, 2049)
 
 
@@ -165,12 +165,12 @@ def test_the_last_row_measures_more_tokens(tmp_path):
         spec = TrainingSpec(steps=steps, batch_size=10, sequence_length=T, warmup_steps=0)
         return diagnostics.final_batch(validation, spec)
 
-    assert len(chosen(1)) == 512 // T, "as many as any other row, and"
-    assert len(chosen(5_000)) == 5_000 * 10 // 400, "of a longer run a share of what it trained on,"
-    assert len(chosen(100_000)) == 312, "as far as there are tokens"
+    assert len(chosen(1)) == 512 // T, "a short run measures as many tokens as any other row"
+    assert len(chosen(5_000)) == 5_000 * 10 // 400, "a longer run measures a share of its training tokens"
+    assert len(chosen(100_000)) == 312, "no more than all tokens can be measured"
     first, second, *_, last = chosen(1)[:, 0].tolist()
-    assert (first, last) == (0, 311 * T % 1000), "from the first window to the last"
-    assert second >= 9 * T, "at even distances"
+    assert (first, last) == (0, 311 * T % 1000), "the sequences must span all windows"
+    assert second >= 9 * T, "the sequences must be evenly spaced"
 
 
 def test_attention_logit_max_ignores_future_keys():
@@ -186,9 +186,11 @@ def test_isotropy_is_1_for_a_cross_and_small_for_a_common_direction():
     cross_VD = torch.cat((torch.eye(4), -torch.eye(4))).double()
     assert float(diagnostics.embedding(cross_VD)["isotropy"]) == pytest.approx(1.0)
     pushed = float(diagnostics.embedding(cross_VD + 2.0)["isotropy"])
-    # Z(mu / |mu|) is about 8 exp(|mu|), |mu| = 4, and 8 in a direction across.
+    # Z(mu / |mu|) is about 8 exp(|mu|) with |mu| = 4, and 8 in an orthogonal direction.
     assert pushed == pytest.approx(math.exp(-4.0), rel=0.3)
-    assert float(diagnostics.embedding(-cross_VD - 2.0)["isotropy"]) == pytest.approx(pushed), "a direction has no sign"
+    assert float(diagnostics.embedding(-cross_VD - 2.0)["isotropy"]) == pytest.approx(pushed), (
+        "the sign of a direction does not matter"
+    )
     far = float(diagnostics.embedding((cross_VD + 500.0).float())["isotropy"])
     assert 0.0 <= far < 1e-300
 

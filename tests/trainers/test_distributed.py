@@ -1,4 +1,4 @@
-"""Two real processes: they compute what one worker computes, and a fault of one ends both."""
+"""Two real processes: they compute what one worker computes, and a fault in one of them ends both."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
     return first, second, folder
 
 
-def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
+def test_two_workers_match_one_worker_with_twice_the_batch(found, tmp_path):
     pair, _, folder = found
     torch.set_num_threads(1)
     alone = Trainer(World.single(), tiny.opened(folder)).run(
@@ -136,11 +136,11 @@ def test_two_workers_are_one_worker_with_twice_the_batch(found, tmp_path):
     assert pair["first"][:2] == [alone.state, alone.steps] == ["finished", 20]
     assert pair["first"][2:4] == pytest.approx([alone.val_loss, alone.train_loss], rel=1e-5)
     looked_at = {key: alone.metrics[key] for key in set(alone.metrics) - TIMES}
-    assert pair["first"][-1] == pytest.approx(looked_at, rel=1e-2, abs=1e-4), "every rank looks at the same batch"
+    assert pair["first"][-1] == pytest.approx(looked_at, rel=1e-2, abs=1e-4), "both ranks must measure the same batch"
 
 
 def test_two_workers_share_the_final_validation(found, tmp_path):
-    """With an odd number of sequences, so that the shares differ."""
+    """The number of sequences is odd, so that the shares differ."""
     pair, _, folder = found
     torch.set_num_threads(1)
     alone = Trainer(World.single(), tiny.opened(folder)).run(
@@ -179,13 +179,13 @@ def test_a_cell_repeats_bit_for_bit_in_a_warm_pair(found):
     assert found[0]["again"] == found[0]["first"]
 
 
-def test_diagnostics_of_two_are_those_of_one(found):
-    """In passes of 2, 2 and 1 sequences: rank 0 has two passes, rank 1 has one."""
+def test_diagnostics_of_two_workers_match_those_of_one(found):
+    """There are passes of 2, 2 and 1 sequences: rank 0 has two of them, rank 1 has one."""
     for pair in found[:2]:
         assert pair["passes of two"] == pytest.approx(pair["passes of one"], rel=1e-12, abs=1e-14)
 
 
-def test_accumulated_micro_batches_are_the_batch(found):
+def test_accumulated_micro_batches_match_the_batch(found):
     assert found[0]["micro batches"] == pytest.approx(found[0]["one batch"], rel=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_a_batch_that_two_ranks_cannot_divide_names_the_field(found):
     assert found[0]["odd"] == "training.batch_size"
 
 
-def test_rank_0_alone_writes(found):
+def test_only_rank_0_writes(found):
     _, _, folder = found
     steps = [json.loads(line)["step"] for line in (folder / "first" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 10, 20]

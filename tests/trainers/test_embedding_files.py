@@ -1,4 +1,4 @@
-"""The output embedding in files of weights, from our models and others."""
+"""The output embedding in weight files, of our models and of others."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_npy_of_objects_is_not_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("array", [np.zeros(3), np.zeros((2, 2), dtype=int), np.zeros((0, 3))])
-def test_npy_of_something_else(tmp_path: Path, array: np.ndarray) -> None:
+def test_npy_with_another_shape_or_type(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "E.npy", array)
     with pytest.raises(InvalidInput, match="is not a matrix of floating-point numbers"):
         embeddings(tmp_path / "E.npy")

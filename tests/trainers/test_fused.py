@@ -56,7 +56,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(("logits_dtype", "tied"), [("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("method", METHODS)
-def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without_kernels):
+def test_steps_match_the_eager_engine(method, logits_dtype, tied, without_kernels):
     """Weights after three steps, also with weight decay and in micro batches."""
     # Without a large eps, Adam's first steps are the signs of the gradient, even where it is only rounding.
     fields = {"logits_dtype": logits_dtype, "model": ModelSpec(tied=tied), "weight_decay": 1e-3, "eps": 1e-2}
@@ -80,7 +80,7 @@ def test_steps_are_those_of_the_eager_engine(method, logits_dtype, tied, without
     ],
     ids=["cautious", "mup"],
 )
-def test_steps_of_other_kinds_are_those_of_the_eager_engine(fields, without_kernels):
+def test_steps_of_other_kinds_match_the_eager_engine(fields, without_kernels):
     fields = {"logits_dtype": "float32", "eps": 1e-2} | fields
     eager, engine = (engine_of("baseline", compile=compile, **fields) for compile in (False, True))
     engine.programs[engine._program_key(HALF)] = partial(engine._fused_step, program_of(engine, HALF))
@@ -133,16 +133,16 @@ def test_a_step_that_is_not_finite_or_is_asked_to_stop_changes_nothing(without_k
     ],
     ids=["small", "two workers", "autocast", "dropout", "muon", "qk-clip"],
 )
-def test_kinds_that_are_compiled_as_one_function(fields, size, fuses):
+def test_which_kinds_are_compiled_as_one_function(fields, size, fuses):
     engine = engine_of("baseline", compile=True, **fields)
     fuses &= fused.is_supported()
     engine.world = World(0, size, torch.device("cpu"))
     assert engine._can_fuse(engine.cell.training.batch_size) == fuses
-    assert not engine._can_fuse(10**9), "its logits would not fit one chunk"
+    assert not engine._can_fuse(10**9), "its logits would not fit in one chunk"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not fused.is_supported(), reason="this version of PyTorch does not, and the trainer knows")
+@pytest.mark.skipif(not fused.is_supported(), reason="this version of PyTorch cannot compile the fused step")
 def test_the_compiler_keeps_the_rounding_of_the_logits():
     """By default inductor removes a rounding to bfloat16 and back. At a mean logit of 100 that changes a fifth of the
     gradient. The remaining differences are logits so close to a rounding boundary that their last digits matter."""

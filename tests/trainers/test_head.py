@@ -67,7 +67,7 @@ def test_every_method_has_an_independent_formula() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_of_the_registry_has_its_function_and_enters_in_one_place(method):
+def test_every_method_has_a_function_and_acts_in_one_place(method):
     found = {place for place, functions in FUNCTIONS.items() if method.name in functions}
     assert found == {method.acts_on} - {"nothing"}
     for functions in FUNCTIONS.values():
@@ -84,7 +84,7 @@ def test_every_function_is_in_the_registry():
 
 @pytest.fixture(params=[1, 3, 5, 10, 64], ids="chunks of {}".format)
 def chunks(request, monkeypatch) -> int:
-    """Tokens of a chunk; there are ten tokens, which some sizes divide."""
+    """Returns the tokens per chunk. There are ten tokens in total, which only some of the sizes divide."""
     monkeypatch.setattr(head, "CHUNK_BYTES", request.param * V * 4)
     return request.param
 
@@ -177,7 +177,7 @@ def test_the_gradient_is_the_slope_of_the_objective_for_any_shape(sizes, method,
 
 @pytest.mark.parametrize("sizes", [(B, T, D, V), (B, T, V, D)], ids=["V > D", "V < D"])
 @pytest.mark.parametrize("onednn", [False, True])
-def test_float32_is_the_formula_whichever_library_multiplies(onednn, sizes, chunks, monkeypatch):
+def test_float32_matches_the_formula_with_either_matmul_library(onednn, sizes, chunks, monkeypatch):
     monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", onednn)
     drawing = drawn(torch.float32, sizes=sizes)
     wide = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in drawing]

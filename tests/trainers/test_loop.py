@@ -85,12 +85,12 @@ def test_it_learns(tokens, folder):
     assert set(written[-1]) == {"step", "time", *diagnostics.keys(2)} - set(usage.KEYS) | there
     assert 0 < written[-1]["system/process_cpu_percent"] < 100 * 64
     assert written[-1]["system/process_memory_megabytes"] > 50
-    assert not set(usage.KEYS) & set(written[0]), "nothing was done yet"
+    assert not set(usage.KEYS) & set(written[0]), "no training step was taken yet"
     assert written[-1]["val_loss"] == result.val_loss
 
 
 def test_spike_score_is_the_share_of_steps_that_spiked(tokens, folder, monkeypatch):
-    monkeypatch.setattr(spikes, "THRESHOLD_STDS", -1.0)  # so that a normally falling loss has some
+    monkeypatch.setattr(spikes, "THRESHOLD_STDS", -1.0)  # so that an ordinary decrease of the loss has some
     run(Trainer(WORLD, tokens), cell(steps=40), folder)
     first, *_, last = (row.metrics for row in rows.read(folder / "metrics.jsonl"))
     assert first["spike_score"] == 0.0
@@ -147,7 +147,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tokens, tmp_path, stops, model
     assert_equal_weights(weights(resumed), weights(whole))
 
 
-def test_after_a_crash_it_resumes_from_the_checkpoint_before_and_rows_are_not_doubled(tokens, tmp_path):
+def test_after_a_crash_it_resumes_from_the_previous_checkpoint_without_duplicate_rows(tokens, tmp_path):
     this = cell()
     uninterrupted = facts(run(Trainer(WORLD, tokens), this, tmp_path / "a"), tmp_path / "a")
 
@@ -178,7 +178,7 @@ def test_a_resumed_cell_keeps_its_micro_batch(tokens, tmp_path):
 
 
 def test_micro_batches_add_up_to_the_batch(tokens, tmp_path):
-    """Each penalty counts once for any number of micro batches."""
+    """Each penalty counts once, whatever the number of micro batches."""
     for method, gamma in (("mu-loss", 1.0), ("z-loss", 1e-2)):
         engine = Engine(cell(method, gamma, logits_dtype="float32"), WORLD, compile=False)
         batch_BU = tokens.train.read(range(4), tiny.T)
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_before_the_optimizer_step(tokens, tmp_pa
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_diverged_cell_is_a_result_and_says_why(tokens, folder):
+def test_a_diverged_cell_is_a_result_with_a_reason(tokens, folder):
     result = run(Trainer(WORLD, tokens), cell("z-loss", 1e38), folder)
     assert result.state == "diverged"
     assert "at step 0" in result.reason
@@ -235,7 +235,8 @@ def test_a_final_loss_above_the_initial_one_is_diverged(tokens, folder):
 
 
 def test_the_result_is_of_the_final_validation(tokens, tmp_path):
-    """On sequences drawn from all of validation, the same for every cell; rows use the first sequences."""
+    """The final validation uses sequences drawn from all of validation, the same for every cell; rows use the first
+    sequences."""
     T, N = tiny.T, 30
     trainer = Trainer(WORLD, tokens)
     plain = run(trainer, cell(), tmp_path / "plain")
@@ -252,7 +253,7 @@ def test_the_result_is_of_the_final_validation(tokens, tmp_path):
     assert rows_of[0][-1] == plain.val_loss != result.val_loss
 
 
-def test_the_final_validation_is_read_a_micro_batch_at_a_time(tokens, folder, monkeypatch):
+def test_the_final_validation_is_read_in_micro_batches(tokens, folder, monkeypatch):
     read, sizes = Shards.read, []
 
     def watched(self: Shards, indices, T: int):
@@ -262,7 +263,7 @@ def test_the_final_validation_is_read_a_micro_batch_at_a_time(tokens, folder, mo
 
     monkeypatch.setattr(Shards, "read", watched)
     run(Trainer(WORLD, tokens), cell(final_eval_sequences=30), folder)
-    assert sizes[-8:] == [4] * 7 + [2], "30 sequences at the end, by a micro batch of 4"
+    assert sizes[-8:] == [4] * 7 + [2], "expected 30 sequences at the end, in micro batches of 4"
 
 
 def test_a_crash_in_the_final_validation_repeats_no_step(tokens, tmp_path, monkeypatch):
@@ -289,8 +290,8 @@ def test_a_crash_in_the_final_validation_repeats_no_step(tokens, tmp_path, monke
 
 
 def test_a_final_validation_above_the_initial_loss_is_diverged(tmp_path, folder):
-    """It learns the first sequences of validation, which are the only ones evaluated during the run; the others have
-    tokens that never occur in training."""
+    """The cell learns the first validation sequences, which are the only ones that are evaluated during the run. The
+    others have tokens that never occur in training."""
     text = np.arange(20_000) % 50
     never = np.random.default_rng(0).integers(50, tiny.V, 2_000)
     for name, content in (("train", text), ("validation", np.concatenate((text[: 5 * tiny.T], never)))):

@@ -1,9 +1,10 @@
-"""Every source of metrics: read as it grows, torn, truncated and replaced."""
+"""Every source of metrics, read while it grows, with torn records, and after it was truncated or replaced."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def csv_file(folder: Path) -> Write:
 
 
 def tensorboard(folder: Path) -> Write:
-    """By the writer below ``SummaryWriter``, which has a thread and a queue between."""
+    """Uses the writer below ``SummaryWriter``, which would add a thread and a queue."""
     writers: list[EventsWriter] = []
 
     def write(step: int, values: dict[str, float]) -> None:
@@ -74,7 +75,7 @@ def tensorboard(folder: Path) -> Write:
 
 
 def mlflow_folder(folder: Path) -> Write:
-    """As MLflow's file store does; MLflow itself no longer writes one unless it is told to."""
+    """Writes like MLflow's file store, which MLflow itself no longer uses unless it is told to."""
 
     def write(step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
@@ -96,7 +97,7 @@ def test_every_source_has_a_reader_and_a_test() -> None:
 @pytest.mark.parametrize("source", WRITERS)
 def test_a_source_is_read_as_it_grows(source: str, tmp_path: Path) -> None:
     read = stream(source, tmp_path)
-    assert read() == [], "there is nothing yet"
+    assert read() == [], "nothing was written yet"
     write = WRITERS[source](tmp_path)
     write(0, {"val/loss": 4.0, "lr": 0.5})
     assert read() == [(0, {"val_loss": 4.0, "lr": 0.5})]
@@ -128,7 +129,7 @@ def test_a_torn_record_waits_for_its_end(source: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["file", "csv"])
 @pytest.mark.parametrize("how", ["truncated", "replaced"])
-def test_a_file_that_begins_anew_is_read_from_its_start(source: str, how: str, tmp_path: Path) -> None:
+def test_a_file_that_starts_over_is_read_from_the_beginning(source: str, how: str, tmp_path: Path) -> None:
     read, write = stream(source, tmp_path), WRITERS[source](tmp_path)
     for step in range(5):
         write(step, {"val/loss": 4.0, "lr": 0.5})
@@ -137,16 +138,14 @@ def test_a_file_that_begins_anew_is_read_from_its_start(source: str, how: str, t
     if how == "replaced":
         path.rename(tmp_path / "old")
     else:
-        path.unlink()
-        path.touch()
-    if source == "csv" and how == "truncated":
-        path.unlink()
+        header = path.read_bytes().splitlines(keepends=True)[0] if source == "csv" else b""
+        os.truncate(path, len(header))
     write(3, {"val/loss": 2.0, "lr": 0.5})
     assert read() == [(3, {"val_loss": 2.0, "lr": 0.5})]
 
 
-def test_csv_with_a_new_column_is_read_anew(tmp_path: Path) -> None:
-    """Lightning rewrites its file when a metric appears for the first time, with a line for each kind of metric."""
+def test_csv_with_a_new_column_is_read_again(tmp_path: Path) -> None:
+    """Lightning rewrites its file when a metric appears for the first time, with one line per kind of metric."""
     read, path = stream("csv", tmp_path), tmp_path / "log.csv"
     path.write_text("step,lr\n1,0.5\n2,0.5\n")
     assert read() == []
@@ -154,7 +153,7 @@ def test_csv_with_a_new_column_is_read_anew(tmp_path: Path) -> None:
     assert read() == [(2, {"val_loss": 3.5, "lr": 0.25})]
 
 
-def test_json_lines_beside_other_text_and_nested(tmp_path: Path) -> None:
+def test_nested_json_lines_between_other_text(tmp_path: Path) -> None:
     read = stream("file", tmp_path, val_loss="val.loss", step="iter", train_loss="train")
     lines = ["starting", '{"iter": 1, "train": 5.5}', "[1, 2]", '{"iter": 1, "val": {"loss": "4.5"}}', "{torn"]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
@@ -178,26 +177,26 @@ def test_output_in_pieces_with_progress_bars() -> None:
     first, second = evaluations.read(reader.read())
     assert first == (0, {"val_loss": 4.25})
     assert second[0] == 10
-    assert second[1]["grad_norm"] == 2.5, "it is carried to the evaluation that follows"
+    assert second[1]["grad_norm"] == 2.5, "the value must be carried to the next evaluation"
     assert list(evaluations.read(reader.read(ended=True))) == [(20, {"val_loss": 3.0})]
 
 
-def test_evaluations_are_numbered_where_there_is_no_step() -> None:
+def test_evaluations_without_a_step_are_numbered() -> None:
     records = [Record({"val_loss": 3.0}), Record({"val_loss": 2.0}), Record({"val_loss": True})]
     evaluations = Evaluations(MetricsSpec(file="{folder}/log.jsonl"))
     assert list(evaluations.read(records)) == [(0, {"val_loss": 3.0}), (1, {"val_loss": 2.0})]
 
 
 @pytest.mark.parametrize("source", ["file", "csv"])
-def test_evaluations_without_a_step_are_numbered_anew_in_a_new_file(source: str, tmp_path: Path) -> None:
-    """A file that is rewritten as a whole repeats its records, which are the same evaluations."""
+def test_evaluations_without_a_step_are_numbered_from_0_in_a_new_file(source: str, tmp_path: Path) -> None:
+    """A file that is rewritten from the start repeats its records, which are the same evaluations."""
     read, path = stream(source, tmp_path), tmp_path / PATHS[source]
     lines = {"csv": ["val/loss", "4", "3", "2"], "file": ["", *(f'{{"val/loss": {loss}}}' for loss in (4, 3, 2))]}
     path.write_text("\n".join(lines[source][:3]) + "\n")
     assert read() == [(0, {"val_loss": 4.0}), (1, {"val_loss": 3.0})]
     (tmp_path / "new").write_text(lines[source][0])
     (tmp_path / "new").replace(path)
-    assert read() == [], "its first record is not complete"
+    assert read() == [], "the first record is not complete"
     with path.open("a") as file:
         file.write("\n" + "\n".join(lines[source][1:]) + "\n")
     assert read() == [(0, {"val_loss": 4.0}), (1, {"val_loss": 3.0}), (2, {"val_loss": 2.0})]
@@ -218,7 +217,7 @@ def test_mlflow_database_of_a_run_that_logs_in_another_process(tmp_path: Path) -
 
 
 def test_reading_does_not_disturb_a_command_that_creates_its_mlflow_database(tmp_path: Path) -> None:
-    """MLflow takes seconds to create its tables; they are looked for all the time."""
+    """MLflow takes seconds to create its tables, and the stream looks for them all the time."""
     read = stream("mlflow", tmp_path, mlflow="sqlite:///{folder}/mlflow.db", val_loss="loss")
     script = """
 import sys, mlflow
@@ -240,7 +239,7 @@ for step, loss in enumerate([4.0, 3.0, float("nan")]):
 
 
 @pytest.mark.parametrize("source", WRITERS)
-def test_a_source_says_what_it_has(source: str, tmp_path: Path) -> None:
+def test_a_source_describes_what_it_contains(source: str, tmp_path: Path) -> None:
     spec = MetricsSpec(**{source: "{folder}/" + PATHS[source]})
     reader = STREAMS[source](spec, str(tmp_path / PATHS[source]))
     reader.read()

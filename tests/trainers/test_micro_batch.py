@@ -1,4 +1,4 @@
-"""The micro batch is the largest that fits, is the same on all ranks, and is remembered."""
+"""The micro batch is the largest that fits, equal on all ranks, and remembered."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_several_ranks_do_not_warm_up_while_one_may_still_run_out(engine: Engine
     assert rooms.calls == [("dry_run_step", 8)]
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_mistaken_for_a_lack_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(sequences: int) -> None:
         raise RuntimeError("raised by a test")
 
@@ -111,7 +111,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(engine: Engine, monkeyp
         micro_batch._try_sizes(engine, [8, 4])
 
 
-def test_where_nothing_fits_the_error_names_the_sequence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_nothing_fits_the_error_names_the_sequence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batch, "_estimate_size", micro_batch._try_sizes)
     Room(engine, dry_run_step=0)
     with pytest.raises(torch.OutOfMemoryError, match=r"not even one sequence of 32 tokens at tiny"):

@@ -38,7 +38,7 @@ def test_a_plain_implementation_has_the_same_logits_and_gradients(scale):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_parameter_count_is_the_scales(scale, tied):
+def test_parameter_count_matches_the_scale(scale, tied):
     with torch.device("meta"):
         model = GPT(scale, ModelSpec(tied=tied), 50_304, T)
     assert sum(p.numel() for p in model.parameters()) == scale.parameters(50_304, tied=tied)
@@ -61,7 +61,7 @@ def test_rotary_embedding_rotates_the_first_half_of_a_head_and_keeps_the_length_
     torch.testing.assert_close(lengths, lengths[:, :1].expand_as(lengths))
 
 
-def test_attention_logits_depend_on_the_distance_alone():
+def test_attention_logits_only_depend_on_the_distance():
     _, q, k = queries_and_keys(H=1)
     logits_TT = q[0, :, 0] @ k[0, :, 0].T
     for distance in (0, 1, 7):
@@ -106,7 +106,7 @@ def test_tied_model_has_one_embedding():
     assert not any("lm_head" in name for name, _ in model.named_parameters())
 
 
-def test_dropout_only_where_asked_for():
+def test_dropout_only_if_requested():
     assert not any(isinstance(module, nn.Dropout) for module in gpt().modules())
     model = gpt(dropout=0.5)
     tokens_BT = torch.arange(T)[None]

@@ -65,7 +65,7 @@ def test_with_untied_weights_the_input_embedding_keeps_its_mean(tokens):
     assert float(engine.objective.model.input_embedding_VD.detach().mean(dim=0).norm()) > 1e-3
 
 
-def test_without_it_mu_moves(tokens):
+def test_without_centering_mu_moves(tokens):
     engine = Engine(centered().model_copy(update={"method": "baseline"}), WORLD, compile=False)
     engine.step(batches(tokens, 1)[0], step=0, lr=1e-2, micro_batch=4)
     assert mu_norm(engine) > 1e-3

@@ -1,4 +1,4 @@
-"""Muon against torch.optim.Muon, and AdamW beside it against torch.optim.AdamW."""
+"""Muon against torch.optim.Muon, and the AdamW that is used along with it against torch.optim.AdamW."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def spec(**fields: Any) -> TrainingSpec:
 @pytest.mark.parametrize(
     "fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}], ids=["no decay", "decay"]
 )
-def test_steps_are_those_of_torch(fields: dict[str, Any]) -> None:
-    """Ten steps of all shapes at once, at falling learning rates, with an embedding and a norm that AdamW updates."""
+def test_steps_match_torch(fields: dict[str, Any]) -> None:
+    """Takes ten steps with all shapes at once, at falling learning rates, including an embedding and a norm that AdamW
+    updates."""
     weights = [nn.Parameter(random(*shape, seed=i)) for i, (*shape, _) in enumerate(SHAPES.values())]
     others = [nn.Parameter(random(12, 8)), nn.Parameter(torch.ones(8))]
     optimizer = Optimizer([others[0], *weights, others[1]], hidden_of(weights))
@@ -60,7 +61,7 @@ def test_steps_are_those_of_torch(fields: dict[str, Any]) -> None:
         optimizer.step()
         found = [part for weight in weights for part in split(weight)]
         for p, part, name in zip(theirs, found, [n for n, (*_, P) in SHAPES.items() for _ in range(P)], strict=True):
-            # Both products are in bfloat16, with other kernels for stacked matrices.
+            # Both products are in bfloat16, but stacked matrices use other kernels.
             torch.testing.assert_close(part, p.detach(), rtol=0, atol=2e-3 * lr * 4.0 * (i + 1), msg=name)
     for p, other in zip(theirs_of_adam, others, strict=True):
         torch.testing.assert_close(other, p)
@@ -79,7 +80,7 @@ def split(weight: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 64, 16), (2, 16, 64)])
 def test_an_update_is_nearly_orthogonal(shape: tuple[int, ...]) -> None:
-    """Against the singular vectors in float64."""
+    """The update is expressed in the basis of the singular vectors, computed in float64."""
     update = random(*shape)
     found = muon.orthogonalize(update).double()
     U, S, Vh = torch.linalg.svd(update.double(), full_matrices=False)
@@ -108,7 +109,7 @@ def test_cautious_decay_follows_the_sign_of_the_orthogonal_update() -> None:
     torch.testing.assert_close(weight.detach(), want)
 
 
-def test_muon_updates_the_matrices_of_the_blocks_alone() -> None:
+def test_muon_only_updates_the_matrices_of_blocks() -> None:
     engine = Engine(cell(optimizer="muon"), World.single(), compile=False)
     names = [name for name, _ in engine.objective.model.named_parameters()]
     muon = [id(slot) for slot in engine.optimizer.muon]
@@ -124,7 +125,7 @@ def test_muon_updates_the_matrices_of_the_blocks_alone() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_it_learns(tokens, tied: bool) -> None:
-    """At its usual learning rate, and no matrix grows without bound."""
+    """The cell trains at a typical learning rate for Muon."""
     this = cell(optimizer="muon", lr=0.02, logits_dtype="float32")
     this = this.model_copy(update={"model": this.model.model_copy(update={"tied": tied})})
     engine = Engine(this, World.single(), compile=False)

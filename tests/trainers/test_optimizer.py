@@ -68,12 +68,12 @@ def test_schedule_has_no_jump(schedule):
 @settings(deadline=None)
 @given(schedules())
 def test_schedule_is_its_formula(schedule):
-    """In exact fractions of the decay, in float64."""
+    """The formula is evaluated in float64, with the exact fraction of the decay."""
     spec, lr = schedule
     W, S = spec.warmup_steps, spec.steps
     D = max(1, round(S * spec.decay_share)) if spec.schedule == "wsd" else S - W
     for t in range(S):
-        x = np.float64(max(0, t - (S - D))) / np.float64(D)  # the part of the decay that has passed
+        x = np.float64(max(0, t - (S - D))) / np.float64(D)  # the fraction of the decay that has passed
         share = {"cosine": (1 + np.cos(np.pi * x)) / 2, "constant": 1.0}.get(spec.schedule, 1 - x)
         want = spec.min_lr + (lr - spec.min_lr) * share if t >= W else lr * (t + 1) / (W + 1)
         assert lr_at(t, spec, lr) == pytest.approx(want, rel=1e-12)
@@ -112,11 +112,11 @@ def test_weight_decay_takes_a_fraction_off_each_matrix(mode, factor):
     assert torch.equal(scale.detach(), torch.ones(3))
 
 
-def test_coupled_weight_decay_is_adamws():
+def test_coupled_weight_decay_matches_adamw():
     assert_steps_are(torch.optim.AdamW, weight_decay=0.1, weight_decay_mode="coupled")
 
 
-def test_without_weight_decay_steps_are_adams():
+def test_without_weight_decay_steps_match_adam():
     assert spec().weight_decay == 0
     assert_steps_are(torch.optim.Adam, weight_decay=0.0)
 
@@ -140,8 +140,8 @@ def assert_steps_are(reference: type[torch.optim.Optimizer], **fields: Any) -> N
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 @pytest.mark.parametrize("mode", ["independent", "coupled"])
-def test_cautious_decay_is_that_of_the_paper(mode, beta1):
-    """Algorithm 1 of arXiv 2510.12402 by hand in float64, with weights and gradients that are zero among them."""
+def test_cautious_decay_matches_the_paper(mode, beta1):
+    """Algorithm 1 of arXiv 2510.12402 is computed by hand in float64; some weights and gradients are zero."""
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(6, 5, generator=generator), torch.randn(5, 6, 5, generator=generator)
     start[0], gradients[:, 1] = 0.0, 0.0

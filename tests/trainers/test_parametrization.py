@@ -26,7 +26,7 @@ from trainers.world import World
 V, T = 64, 16
 WIDTHS = ("w96", "w192", "w384")
 STEPS = 4
-"""Of a coordinate check."""
+"""Steps of a coordinate check."""
 
 
 def gpt(scale: str, base: str, **fields: Any) -> GPT:
@@ -39,8 +39,9 @@ def gpt(scale: str, base: str, **fields: Any) -> GPT:
 @pytest.mark.parametrize("init", ["xavier", "normal"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("scale", "base"), [("w384", "w96"), ("8M", "5M"), ("5M", "8M")])
-def test_initial_values_are_the_bases_over_the_root_of_the_inputs(scale, base, init, tied):
-    """Of the matrices of blocks; embedding and head keep the base's. F of 8M is twice that of 5M, D only 4/3."""
+def test_initial_values_scale_with_the_root_of_the_inputs(scale, base, init, tied):
+    """This holds for the matrices of blocks; embedding and head keep the values of the base. F of 8M is twice that of
+    5M, but D is only 4/3 of it."""
     here, there = SCALES[scale], SCALES[base]
     found = {tuple(W.shape): std for W, std in gpt(scale, base, init=init, tied=tied)._initial_stds()}
 
@@ -58,7 +59,7 @@ def test_initial_values_are_the_bases_over_the_root_of_the_inputs(scale, base, i
 
 
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "none"])
-def test_logits_have_the_factors_of_the_widths(attention_norm):
+def test_logits_are_scaled_by_width(attention_norm):
     """Outputs times D0 / D, attention logits times sqrt(K0 / K), so that they are ``q . k sqrt(K0) / K``."""
     mup, standard = (gpt("8M", base, attention_norm=attention_norm) for base in ("5M", "8M"))
     standard.load_state_dict(mup.state_dict())
@@ -79,7 +80,7 @@ def test_logits_have_the_factors_of_the_widths(attention_norm):
 @pytest.mark.parametrize(
     "fields", [{}, {"weight_decay": 0.1, "weight_decay_mode": "coupled"}], ids=["no decay", "decay"]
 )
-def test_learning_rates_are_those_of_groups_of_adamw(fields):
+def test_learning_rates_match_groups_of_adamw(fields):
     """lr / r for hidden matrices, lr for the rest. Coupled decay takes ``lr * weight_decay`` at every width."""
     generator = torch.Generator().manual_seed(0)
     shapes = {(8, 6): None, (6, 6): 4.0, (6,): None, (12, 6): 4.0, (6, 12): 3.0}
@@ -106,8 +107,8 @@ def test_learning_rates_are_those_of_groups_of_adamw(fields):
         torch.testing.assert_close(p, reference)
 
 
-def test_muon_has_no_factor():
-    """A step of a matrix is as large at every width, in its spectral norm."""
+def test_muon_needs_no_width_factor():
+    """Steps of a matrix have the same spectral norm at every width."""
     weight = nn.Parameter(torch.eye(6))
     steps = []
     for width in (1.0, 4.0):

@@ -37,7 +37,7 @@ PUBLISHED_16M = {
     "E": 0.0063,
     "embedding": 0.0668,
 }
-"""As in the published code and its checkpoints."""
+"""From the published code and its checkpoints."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def found() -> dict[str, Differences]:
     return replay_all(RECORDING)
 
 
-def test_the_recording_is_of_every_method_tied_or_not_with_and_without_decay() -> None:
+def test_the_recording_covers_every_method_tied_or_not_with_and_without_decay() -> None:
     kinds = {
         (run.cell.method, run.cell.gamma, run.cell.model.tied, run.cell.training.weight_decay) for run in RUNS.values()
     }
@@ -56,18 +56,18 @@ def test_the_recording_is_of_every_method_tied_or_not_with_and_without_decay() -
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_steps_are_those_of_the_published_code(name: str, found: dict[str, Differences]) -> None:
-    assert max(found[name]) <= TOLERANCE, f"{name} is no longer what the published code computes:\n{table(found)}"
+def test_steps_match_the_published_code(name: str, found: dict[str, Differences]) -> None:
+    assert max(found[name]) <= TOLERANCE, f"{name} no longer matches the published code:\n{table(found)}"
 
 
-def test_learning_rates_are_those_of_the_published_code() -> None:
+def test_learning_rates_match_the_published_code() -> None:
     for run in RUNS.values():
         lrs = [lr_at(step, run.cell.training, run.cell.lr) for step in range(run.cell.training.steps)]
         assert lrs == pytest.approx(RECORDING.lrs, rel=1e-12)
 
 
 def assert_drawn(name: str, matrix: Tensor, std: float) -> None:
-    """Within five standard errors of the mean and the standard deviation of a normal sample."""
+    """Asserts that mean and standard deviation are within five standard errors of a normal sample's."""
     n = matrix.numel()
     assert abs(float(matrix.mean())) < 5 * std / math.sqrt(n), name
     assert float(matrix.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * n)), name
@@ -80,7 +80,7 @@ def test_formulas_of_the_initial_values_give_the_published_figures() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_recorded_weights_were_drawn_by_these_formulas(tied: bool) -> None:
-    """The published code's own initialization, which the formulas have to explain."""
+    """The formulas have to explain the published code's own initial values."""
     model = GPT(SCALES["tiny"], ModelSpec(tied=tied), RECORDING.meta["V"], T=1)
     model.load_state_dict(RECORDING.weights(tied))
     stds = published_stds(SCALES["tiny"], RECORDING.meta["V"], tied)
@@ -101,11 +101,12 @@ def test_initial_values_are_drawn_as_published(scale: str, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("scale", SCALES)
 def test_initial_standard_deviations_at_every_scale(scale: str, tied: bool) -> None:
-    """The initial values without the memory of the large models. They are drawn in the same way at every scale."""
+    """The models are on the meta device, because the large ones would need too much memory. Every scale is drawn the
+    same way."""
     with torch.device("meta"):
         model = GPT(SCALES[scale], ModelSpec(tied=tied), V_PUBLISHED, T=1)
     asked_for = sorted((tuple(matrix.shape), std) for matrix, std in model._initial_stds())
     stds = published_stds(SCALES[scale], V_PUBLISHED, tied)
     wanted = sorted((tuple(matrix.shape), stds[name]) for name, matrix in matrices(model))
-    assert [shape for shape, _ in asked_for] == [shape for shape, _ in wanted], "every matrix once"
+    assert [shape for shape, _ in asked_for] == [shape for shape, _ in wanted], "expected every matrix once"
     assert [std for _, std in asked_for] == pytest.approx([std for _, std in wanted])

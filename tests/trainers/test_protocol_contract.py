@@ -1,4 +1,5 @@
-"""What every trial does, whoever trains: ours, a command, and a Python object. One suite for all of them."""
+"""The contract that every trial fulfills: our own trainer, a command, and a Python object. One suite tests all of
+them."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ SLOW = (
 
 @dataclass
 class Case:
-    """A trial that has been set up, and cells of it."""
+    """A trial that has been set up, and a cell for it."""
 
     trial: ServedTrial
     folder: Path
@@ -78,7 +79,7 @@ class Case:
         return self.trial.train(cell or self.cell, report or Reported(), checkpoint), folder
 
     def stop(self, cell: Any = None) -> tuple[CellResult, Path]:
-        """Trains a cell that is asked to stop after three rows. A command is held until it is."""
+        """Trains a cell that is asked to stop after three rows. The script of a command waits until then."""
         report, hold = Reported(), self.folder / "hold"
         hold.touch()
         try:
@@ -108,17 +109,17 @@ def by_python(folder: Path) -> tuple[ServedTrial, Any]:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("trial")
     trial, cell = request.param(folder)
-    trial = pickle.loads(pickle.dumps(trial))  # as it comes to a worker
+    trial = pickle.loads(pickle.dumps(trial))  # as a worker receives it
     trial.setup(context(folder))
     return Case(trial, folder, cell, itertools.count())
 
 
 def test_equal_trials_share_a_worker_group(case: Case) -> None:
-    """Whether or not they have been set up."""
+    """They are equal whether or not they have been set up."""
     assert replace(case.trial) == case.trial
 
 
-def test_rows_are_streamed_and_kept_and_give_the_result(case: Case) -> None:
+def test_rows_are_streamed_stored_and_determine_the_result(case: Case) -> None:
     report = Reported()
     result, folder = case.train(report=report)
     assert result.state == "finished"
@@ -149,11 +150,11 @@ def test_divergence_is_a_result(case: Case) -> None:
 
 
 def hopeless(case: Case) -> Any:
-    """A cell whose loss rises from the first step on, but stays finite."""
+    """Returns a cell whose loss rises from the first step on but stays finite."""
     return case.with_fields(lr=30.0 if isinstance(case.cell, Cell) else 1.1)
 
 
-def test_a_run_beyond_hope_is_given_up(case: Case) -> None:
+def test_a_hopeless_run_is_given_up(case: Case) -> None:
     result, folder = case.train(hopeless(case), give_up=GiveUp(evaluations=3))
     first, *above = read(folder / "metrics.jsonl")
     assert first.val_loss == result.l_init
@@ -170,7 +171,7 @@ def test_a_run_beyond_hope_is_given_up(case: Case) -> None:
     assert whole.state == "diverged"
     assert whole.skipped_steps is None
     assert whole.steps > result.steps
-    assert whole.l_init == result.l_init, "what counts on its curve is the same"
+    assert whole.l_init == result.l_init, "the value on the curve must stay the same"
 
 
 def test_giving_up_never_changes_a_run_that_learns(case: Case) -> None:
@@ -179,13 +180,15 @@ def test_giving_up_never_changes_a_run_that_learns(case: Case) -> None:
     assert (result.state, result.val_loss, result.skipped_steps) == ("finished", undisturbed.val_loss, None)
 
 
-def test_evaluations_before_an_interruption_count(case: Case) -> None:
+def test_evaluations_before_an_interruption_are_counted(case: Case) -> None:
     stopped, folder = case.stop(hopeless(case))
     assert stopped.state == "stopped"
     before = len(read(folder / "metrics.jsonl"))
     resumed, _ = case.train(hopeless(case), folder=folder, give_up=GiveUp(evaluations=3))
     assert resumed.state == "diverged"
-    assert len(read(folder / "metrics.jsonl")) == max(4, before + 1), "one row before training, and three above it"
+    assert len(read(folder / "metrics.jsonl")) == max(4, before + 1), (
+        "expected one row before training, and three above it"
+    )
 
 
 def test_a_stopped_cell_resumes_to_the_result_of_an_undisturbed_one(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""What a Python object may return and do, beside the contract of all trials."""
+"""What a Python object may return and do, in addition to the contract of all trials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CELL = ForeignCell(trainer="digest", name="mine", kind="python", lr=0.1, seed=1,
 
 
 def train(folder: Path, body: str, should_stop: Any = lambda: False, **fields: Any) -> tuple[CellResult, Reported]:
-    """Trains with an object whose ``train`` has this body."""
+    """Trains with an object whose ``train`` method has this body."""
     name = f"module_{abs(hash((body, str(folder))))}"
     lines = "".join(f"        {line}\n" for line in body.splitlines())
     source = "class Trial:\n    def setup(self, context): self.context = context\n"
@@ -34,12 +34,12 @@ def train(folder: Path, body: str, should_stop: Any = lambda: False, **fields: A
 
 
 @pytest.mark.parametrize("returned", ["2.0", "{'val_loss': 2}", "None"])
-def test_what_is_returned_is_the_final_loss(returned: str, tmp_path: Path) -> None:
+def test_the_returned_value_is_the_final_loss(returned: str, tmp_path: Path) -> None:
     result, _ = train(tmp_path, f"report(0, val_loss=3.0)\nreport(5, val_loss=2.0, other=1)\nreturn {returned}")
     assert (result.state, result.val_loss, result.l_init, result.steps) == ("finished", 2.0, 3.0, 5)
 
 
-def test_a_result_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_returned_result_is_used_unchanged(tmp_path: Path) -> None:
     body = "from search_spaces.record import CellResult\nreturn CellResult(val_loss=1.0, l_init=2.0, tokens=7)"
     assert train(tmp_path, body)[0] == CellResult(state="finished", val_loss=1.0, l_init=2.0, tokens=7)
 
@@ -53,7 +53,7 @@ def test_metrics_with_the_names_of_a_rows_own_fields(tmp_path: Path) -> None:
     assert row.metrics == {"val_loss": 1.0, "time_": 7.0, "step_": 8.0}
 
 
-def test_a_result_without_a_finite_loss_has_diverged(tmp_path: Path) -> None:
+def test_a_result_without_a_finite_loss_is_diverged(tmp_path: Path) -> None:
     body = "from search_spaces.record import CellResult\nreturn CellResult(state='finished', val_loss=float('nan'))"
     result, _ = train(tmp_path, body)
     assert (result.state, result.reason) == ("diverged", "final validation loss is nan")
@@ -73,7 +73,7 @@ def test_divergence(body: str, reason: str, tmp_path: Path) -> None:
     assert (result.state, result.reason) == ("diverged", reason)
 
 
-def test_no_loss_at_all_has_crashed(tmp_path: Path) -> None:
+def test_a_run_without_any_loss_is_crashed(tmp_path: Path) -> None:
     result, _ = train(tmp_path, "report(3, accuracy=0.5)")
     assert (result.state, result.reason) == ("crashed", "it reported no val_loss")
 

@@ -1,4 +1,4 @@
-"""The ranks of a group stay in step when one of them raises: two processes, and the group's loop without Ray."""
+"""The ranks of a group stay in step if one of them raises an error: two processes run the group's loop without Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainers.ray_worker import Worker
 
 
 class Unlucky:
-    """Raises on rank 1 alone: in its first setup, and with seed 13 while rank 0 exchanges values."""
+    """Raises an error on rank 1 only: in its first setup, and with seed 13 while rank 0 exchanges values."""
 
     def __init__(self) -> None:
         self.setups = 0
@@ -81,7 +81,7 @@ def rank_of(rank: int, folder: Path) -> None:
 def test_a_failure_on_one_rank_leaves_the_ranks_in_step(tmp_path: Path) -> None:
     mp.spawn(rank_of, (tmp_path,), nprocs=2)
     setups, (broken, good, unlucky, again) = json.loads((tmp_path / "found.json").read_text())
-    assert setups == 2, "rank 0 is set up again with rank 1, and not before every cell"
+    assert setups == 2, "rank 0 must be set up again together with rank 1, but not before every cell"
     assert broken[0] == unlucky[0] == "crashed"
     assert broken[2].endswith("FileNotFoundError: this node lacks the data\n")
     assert unlucky[2].endswith("ValueError: an unlucky seed\n")

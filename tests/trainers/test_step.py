@@ -33,8 +33,9 @@ def recorded(engine: Engine, micro_batch: int) -> tuple[Tape, Tensor, Tensor]:
 
 @pytest.mark.parametrize("fields", DECAYS, ids=["no decay", "independent", "coupled"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_recorded_step_is_the_step_of_every_cell_of_its_kind(method, fields):
-    """Two cells with other seeds, learning rates and gammas, bit for bit, from one recording."""
+def test_a_recorded_step_works_for_every_cell_of_its_kind(method, fields):
+    """One recording is replayed for two cells with other seeds, learning rates and gammas; the results are equal bit
+    for bit."""
     engine, eager = (Engine(of(method, **fields), World.single(), compile=False) for _ in range(2))
     tape, tokens_BU, metrics_3 = recorded(engine, micro_batch=2)
     for factor, seed in ((3.0, 5), (0.5, 6)):
@@ -76,7 +77,7 @@ def assert_a_recorded_step_is_the_step(this: Cell) -> None:
     assert all(torch.equal(a, b) for a, b in zip(engine.state().values(), eager.state().values(), strict=True))
 
 
-def test_the_tape_sees_a_read():
+def test_the_tape_detects_a_read():
     with Tape(), pytest.raises(HostRead):
         float(torch.ones(()) + 1)
 
@@ -84,7 +85,7 @@ def test_the_tape_sees_a_read():
 @pytest.mark.parametrize("fault", ["stop", "loss", "norm"])
 @pytest.mark.parametrize("attention_norm", ["qk-norm", "sigma-reparam"])
 def test_steps_launched_after_a_skipped_one_leave_no_trace(fault, attention_norm):
-    """The metrics of a step are read after the next one was launched."""
+    """A step's metrics are read only after the next step was launched."""
     this = of("mu-centering", attention_norm=attention_norm, weight_decay=1e-2)
     engine = Engine(this, World.single(), compile=False)
     batch_BU, *more = batches(this, 4)
@@ -112,7 +113,7 @@ def test_steps_launched_after_a_skipped_one_leave_no_trace(fault, attention_norm
 
 
 @pytest.mark.parametrize("fields", [{"weight_decay": 1e-2}, {"optimizer": "muon"}], ids=["adam", "muon"])
-def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step(fields):
+def test_two_halves_of_a_step_with_a_sum_in_between_match_the_step(fields):
     """Several ranks of accelerators replay these halves around the sum of their gradients."""
     this = of("z-loss", **fields)
     whole, halves = (Engine(this, World.single(), compile=False) for _ in range(2))
@@ -128,8 +129,9 @@ def test_two_halves_of_a_step_with_a_sum_in_between_are_the_step(fields):
 @pytest.mark.parametrize("logits_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_head_of_accelerators_is_that_of_cpus(method, precision, logits_dtype, monkeypatch):
-    """``compute_chunk`` against the head in blocks, in gradients and losses, over several chunks of unequal size."""
+def test_the_head_for_accelerators_matches_that_for_cpus(method, precision, logits_dtype, monkeypatch):
+    """Compares gradients and losses of ``compute_chunk`` with the head in blocks, over several chunks of unequal
+    size."""
     monkeypatch.setattr(head, "MAX_CHUNK_TOKENS", 50)
     this = of(method, precision=precision, logits_dtype=logits_dtype)
     found = []
@@ -150,7 +152,7 @@ def test_the_head_of_accelerators_is_that_of_cpus(method, precision, logits_dtyp
 @pytest.mark.parametrize(
     ("method", "logits_dtype"), [*((method, "bfloat16") for method in METHODS), ("z-loss", "float32")]
 )
-def test_the_compiled_head_is_the_eager_one(method, logits_dtype):
+def test_the_compiled_head_matches_the_eager_one(method, logits_dtype):
     torch._dynamo.reset()
     this = of(method, logits_dtype=logits_dtype)
     engine = Engine(this, World.single(), compile=False)

@@ -1,4 +1,4 @@
-"""A start with E shifted along the mean hidden state: ``model.initial_mean_logit``."""
+"""Training that starts with E shifted along the mean hidden state: ``model.initial_mean_logit``."""
 
 from __future__ import annotations
 

@@ -74,13 +74,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_are_one(pair: Pair, name: str) -> None:
+def test_two_processes_match_one(pair: Pair, name: str) -> None:
     first, second, folder = pair
     assert first[name] == second[name]
     assert first[name][:6] == pytest.approx(three_steps(name, WORLD, folder)[:6], rel=1e-4)
 
 
-def test_every_variant_is_another_run(pair: Pair) -> None:
+def test_every_variant_is_a_different_run(pair: Pair) -> None:
     assert len({tuple(found) for found in pair[0].values()}) == len(VARIANTS)
 
 

@@ -1,4 +1,4 @@
-"""Weights that outlive a run: which are kept, whose they are, and what a fault leaves of them."""
+"""Weights that are kept after a run: which steps, of which cell, and what a fault leaves of them."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def assert_equal(found: dict[int, dict[str, Tensor]], expected: dict[int, dict[s
         torch.testing.assert_close(found[step], expected[step], rtol=0, atol=0)
 
 
-def test_none_are_kept_unless_asked_for(tokens, folder):
+def test_none_are_kept_unless_requested(tokens, folder):
     Trainer(WORLD, tokens).run(cell(), folder, evaluate_every=4, checkpoint_every=2)
     assert names(folder) == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_last_ones_are_those_of_the_model(tokens, folder, tied):
+def test_the_last_weights_are_those_of_the_model(tokens, folder, tied):
     trainer, this = Trainer(WORLD, tokens), cell(model=ModelSpec(tied=tied))
     run(trainer, this, folder)
     model = trainer._engine.objective.model
@@ -71,7 +71,7 @@ def test_the_last_ones_are_those_of_the_model(tokens, folder, tied):
     assert names(folder / "weights") == ["step-00000008.json", "step-00000008.safetensors"]
 
 
-def test_the_json_says_what_they_are(tokens, folder):
+def test_the_json_describes_the_weights(tokens, folder):
     this = cell("z-loss", 1e-4)
     run(Trainer(WORLD, tokens), this, folder)
     content = json.loads((folder / "weights" / "step-00000008.json").read_text())
@@ -87,13 +87,13 @@ def test_weights_are_kept_every_n_steps_and_at_the_end(tokens, tmp_path):
     first = run(trainer, this, tmp_path / "a", EVERY_3)
     assert list(kept(tmp_path / "a", this)) == [3, 6, 8]
     second = run(trainer, this, tmp_path / "b", KeepWeights())
-    assert first.val_loss == second.val_loss, "what is kept changes no result"
+    assert first.val_loss == second.val_loss, "keeping weights must not change a result"
     three = run(trainer, cell(steps=3), tmp_path / "c")
     assert three.state == "finished"
     assert list(kept(tmp_path / "c", cell(steps=3))) == [3]
 
 
-def test_a_diverged_cell_keeps_what_it_ended_with(tokens, folder):
+def test_a_diverged_cell_keeps_its_last_weights(tokens, folder):
     this = cell("z-loss", 1e38)
     assert run(Trainer(WORLD, tokens), this, folder).state == "diverged"
     assert list(kept(folder, this)) == [0]
@@ -109,10 +109,10 @@ def test_a_stopped_cell_keeps_its_checkpoint_and_resumes_to_the_same_weights(tok
 
 
 def test_a_run_that_resumes_before_kept_weights_writes_them_again(tokens, tmp_path):
-    """After a kill between the weights of step 6 and the next checkpoint."""
+    """The previous run was killed between the weights of step 6 and the next checkpoint."""
     trainer, this = Trainer(WORLD, tokens), cell()
     run(trainer, this, tmp_path / "a", EVERY_3)
-    run(trainer, this, tmp_path / "b", EVERY_3, should_stop=stop_after(5))  # a checkpoint of step 5
+    run(trainer, this, tmp_path / "b", EVERY_3, should_stop=stop_after(5))  # leaves a checkpoint of step 5
     for step in (6, 7):
         tensor_files.write(
             tensor_files.path_for(tmp_path / "b" / "weights", step),

@@ -1,4 +1,4 @@
-"""The code for accelerators, without one: shapes, dtypes and devices of their steps, with fake tensors."""
+"""Tests the code for accelerators without one: shapes, dtypes and devices of steps with fake tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parent / "without_device"
 PYTORCH = Path(torch.__file__).parent
 
 
-@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch brings CUDA's own: see tests/cuda")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this build of PyTorch has CUDA: see tests/cuda")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_steps_on_an_accelerator(tmp_path: Path) -> None:
     device, libraries = tmp_path / "device.so", PYTORCH / "lib"
     command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{PYTORCH / 'include'}", str(FOLDER / "device.cpp")]

@@ -1,6 +1,6 @@
-"""Python runs this file in every process of a command that has this folder on its ``PYTHONPATH``: rank 1 of a worker
-group multiplies one output of an embedding with the number in the file ``$POISON``, once that is there, and removes it.
-"""
+"""Python runs this file in every process of a command whose ``PYTHONPATH`` contains this folder. In rank 1 of a worker
+group, it multiplies one embedding output by the number in the file ``$POISON`` as soon as the file exists, and then
+removes the file."""
 
 from __future__ import annotations
 

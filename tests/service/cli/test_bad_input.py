@@ -1,5 +1,5 @@
-"""Every bad input of the README, on the real command: exit code 2, one message with field, value and remedy,
-before Ray starts, and nothing lost. Of each kind one is asked of a process, as a shell sees it."""
+"""Every bad input of the README, on the real command: exit code 2 and one message with field, value and remedy, before
+Ray starts and without losing anything. One input of each kind is tested in a separate process, as a shell sees it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def refused(result: subprocess.CompletedProcess[str], home: Path, *parts: str) -> None:
-    """The run ended as bad input should, and its one message holds ``parts``."""
+    """Checks that the command ended as it should on bad input, and that its single message contains ``parts``."""
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     (message,) = [line for line in result.stderr.splitlines() if line]
@@ -161,7 +161,7 @@ def test_bad_shard(name: str, tmp_path: Path) -> None:
 
 
 def test_home_that_is_not_writable(tmp_path: Path) -> None:
-    (tmp_path / "home").write_text("a file where a folder should be")  # root may write everywhere else
+    (tmp_path / "home").write_text("a file where a folder should be")  # root may write to any folder
     refused(oec("run", "smoke", home=tmp_path / "home"), tmp_path / "home", "--home", "not writable")
 
 
@@ -174,7 +174,7 @@ def test_home_that_is_not_writable(tmp_path: Path) -> None:
         ("sqlite:////nowhere/at/all/mlflow.db", "does not exist"),
     ],
 )
-def test_tracking_uri_that_can_not_be_used(uri: str, problem: str, tmp_path: Path) -> None:
+def test_tracking_uri_that_cannot_be_used(uri: str, problem: str, tmp_path: Path) -> None:
     result = oec("run", "smoke", home=tmp_path / "home", MLFLOW_TRACKING_URI=uri)
     refused(result, tmp_path / "home", "MLFLOW_TRACKING_URI", uri, problem)
 
@@ -191,8 +191,8 @@ def test_ray_client_address(tmp_path: Path) -> None:
     assert "Ray Client" in result.stderr
 
 
-def test_a_study_that_was_never_begun_may_be_changed(tmp_path: Path) -> None:
-    """As when its cluster was not to be had."""
+def test_a_study_that_never_started_may_be_changed(tmp_path: Path) -> None:
+    """The first run could not reach its cluster."""
     home = tmp_path / "home"
     for lrs in ([1e-3], [1e-2]):
         study = write(tmp_path / "study.yaml", smoke(lrs=lrs))
@@ -223,7 +223,7 @@ def test_study_changed_under_a_name_of_the_home(tmp_path: Path) -> None:
     (folder / "study.yaml").write_text(before.to_yaml())
     study = write(tmp_path / "study.yaml", smoke(lrs=[1, 2]))
     refused(oec("run", study, home=home), home, "'mine'", "lrs", "another name")
-    assert (folder / "study.yaml").read_text() == before.to_yaml(), "the study of the home was overwritten"
+    assert (folder / "study.yaml").read_text() == before.to_yaml(), "the study in the home was overwritten"
 
 
 def test_data_changed_under_a_study_of_the_home(tmp_path: Path) -> None:
@@ -295,12 +295,12 @@ def test_jobs_and_homes(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_
     refused(invoked(*arguments, home=tmp_path / "home"), tmp_path / "home", *parts)
 
 
-def test_a_study_with_a_relative_path_can_not_be_submitted(tmp_path: Path) -> None:
+def test_a_study_with_a_relative_path_cannot_be_submitted(tmp_path: Path) -> None:
     study = write(tmp_path / "study.yaml", smoke(data={"source": "text", "path": "corpus", "tokenizer": "bytes"}))
     refused(oec("submit", study, *NOWHERE, home=tmp_path / "home"), tmp_path / "home", "data.path", "'corpus'")
 
 
-def test_a_study_too_long_for_a_command_can_not_be_submitted() -> None:
+def test_a_study_too_long_for_a_command_cannot_be_submitted() -> None:
     with pytest.raises(InvalidInput, match="100,000 bytes"):
         entrypoint_command(Study.parse(yaml.safe_dump(smoke(description="x" * 100_000))), retry_crashed=False)
 
@@ -315,7 +315,7 @@ def test_a_study_too_long_for_a_command_can_not_be_submitted() -> None:
         (403, b"not you", "rejects the token"),
     ],
 )
-def test_what_answers_is_no_cluster_of_ours(status: int, body: bytes, problem: str) -> None:
+def test_a_server_that_is_not_our_cluster_is_refused(status: int, body: bytes, problem: str) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -324,7 +324,7 @@ def test_what_answers_is_no_cluster_of_ours(status: int, body: bytes, problem: s
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Not into the test's output."""
+            """Keeps requests out of the test's output."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -335,8 +335,8 @@ def test_what_answers_is_no_cluster_of_ours(status: int, body: bytes, problem: s
     assert problem in str(said.value)
 
 
-def test_a_study_comes_from_standard_input(tmp_path: Path) -> None:
-    """Also one that is not UTF-8, and so no study."""
+def test_a_study_can_be_read_from_standard_input(tmp_path: Path) -> None:
+    """Includes input that is not UTF-8 and therefore not a study."""
     for content, parts in ((yaml.safe_dump(smoke(lrs=[2, 1])).encode(), ("lrs", "[2, 1]")), (b"\xff", ("study",))):
         done = subprocess.run(
             [str(OEC), "plan", "-"], input=content, capture_output=True, env=environment(tmp_path / "home"), check=False
@@ -355,7 +355,7 @@ def damage_json(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [damage_sequence, damage_json])
-def test_damaged_ledger_is_refused_by_line(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_damaged_ledger_is_refused_with_the_line_number(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     home = tmp_path / "home"
     study = Study.parse(yaml.safe_dump(smoke()))
     path = home / "studies" / "mine" / "ledger.jsonl"

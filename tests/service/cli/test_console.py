@@ -1,4 +1,4 @@
-"""Output in an encoding that lacks a character, paths that no file can have, and data in oddly named folders."""
+"""Terminal encodings that lack a character, invalid paths, and data in oddly named folders."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_a_character_that_the_encoding_lacks_is_replaced(
     assert done.stdout.decode(encoding)
     if arguments[0] == "report":
         page = (tmp_path / "home" / "reports" / "runs" / "report.html").read_text(encoding="utf-8")
-        assert "lion – ≥" in page, "files are UTF-8 whatever the terminal is"
+        assert "lion – ≥" in page, "files must be UTF-8, regardless of the terminal's encoding"
 
 
 def test_no_file_is_read_or_written_in_the_encoding_of_the_locale(tmp_path: Path) -> None:
-    """Python warns about each one, if it is asked to."""
+    """Python can be told to warn about every such access."""
     (tmp_path / "runs.csv").write_text(RUNS, encoding="utf-8")
     for arguments in (("plan", "smoke"), ("report", "runs.csv", "--format", "html"), ("diff", "runs.csv", "published")):
         done = oec(*arguments, home=tmp_path / "home", cwd=tmp_path, PYTHONWARNDEFAULTENCODING="1")
@@ -58,7 +58,7 @@ def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path, path: str) -> N
         assert invoked("plan", tmp_path / "mine.yaml", home=tmp_path / "home").returncode == 2
 
 
-def test_a_glob_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_glob_is_refused(tmp_path: Path) -> None:
     content = yaml.safe_load(Study.load("smoke").to_yaml()) | {"name": "mine"}
     content["data"] = {"source": "shards", "path": str(tmp_path / "a**"), "validation": str(tmp_path / "b")}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
@@ -68,8 +68,8 @@ def test_a_glob_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sp ace", "br[x]y", "sta*r", "qu?est", "ha#sh", "per%41cent", "new\nline", "é漢"])
-def test_a_home_with_any_name_holds_its_data(tmp_path: Path, name: str) -> None:
-    """Also when a study reads the token files that were made in it."""
+def test_a_home_with_an_unusual_name_holds_its_data(tmp_path: Path, name: str) -> None:
+    """It also holds token files that were prepared in it and that a study reads."""
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 500)
     (tmp_path / "cwd").mkdir()
     home = tmp_path / name
@@ -87,10 +87,10 @@ def test_a_home_with_any_name_holds_its_data(tmp_path: Path, name: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "cwd", "mine.yaml", name}
 
 
-def test_a_report_on_an_experiment_is_written_into_the_home_whatever_its_name(
+def test_a_report_on_an_experiment_of_any_name_is_written_into_the_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experiments of Databricks are named like absolute paths."""
+    """Databricks experiments have names that look like absolute paths."""
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/ml.db"
@@ -127,7 +127,7 @@ def test_printable() -> None:
     assert printable("café – ≥") == "café – ≥"
 
 
-def test_a_terminal_gets_lines_that_end_between_words() -> None:
+def test_lines_on_a_terminal_break_between_words() -> None:
     text = "the shipped studies are demo, gamma and short; see /a-path/that-is/longer-than-the/terminal"
     assert wrap(text, 40).split("\n") == [
         "the shipped studies are demo, gamma and",
@@ -138,13 +138,13 @@ def test_a_terminal_gets_lines_that_end_between_words() -> None:
 
 
 def test_every_command_has_a_line_in_the_help() -> None:
-    """In 80 columns, so that click does not cut it."""
+    """The help has 80 columns, and click must not truncate a line."""
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output
     for name, command in main.commands.items():
         assert re.search(rf"^  {name} +{re.escape(command.short_help or 'no short_help')}$", shown, re.MULTILINE), name
 
 
-def test_a_study_in_the_home_may_be_named_by_its_file(tmp_path: Path) -> None:
+def test_a_study_in_the_home_can_be_given_by_its_file(tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_text(Study.load("smoke").to_yaml())
     assert STUDY_NAME.convert(str(tmp_path / "file.yaml"), None, None) == "smoke"
     for name in ("smoke", str(tmp_path / "gone.yaml"), "runs.csv"):
@@ -153,5 +153,5 @@ def test_a_study_in_the_home_may_be_named_by_its_file(tmp_path: Path) -> None:
 
 def test_methods_fit_a_terminal() -> None:
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["methods"]).output
-    assert "…" not in shown, "a definition is cut"
+    assert "…" not in shown, "a definition is truncated"
     assert max(map(len, shown.splitlines())) <= 80

@@ -1,4 +1,4 @@
-"""``oec init``: the command itself, with scripts that answer, hang, crash or would train."""
+"""``oec init`` as a command, with scripts that answer ``--help``, hang, crash, or would start to train."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_study_is_written_and_is_valid(script: Path, tmp_path: Path) -> None:
-    """Two of the arguments are known to --help alone."""
+    """Two of the arguments can only be found through --help."""
     done = invoked("init", "mine.py", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "trained").exists()
@@ -52,7 +52,7 @@ def test_a_study_is_written_and_is_valid(script: Path, tmp_path: Path) -> None:
     assert "#   weight_decay: [0.0, 0.1]  # --weight_decay {weight_decay}" in (tmp_path / "study.yaml").read_text()
 
 
-def test_a_study_beside_another_folder(script: Path, tmp_path: Path) -> None:
+def test_a_study_in_another_folder(script: Path, tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     assert invoked("init", "mine.py", "--out", "studies/a.yaml", "--name", "a", home=tmp_path / "home").returncode == 0
     study = Study.load(str(tmp_path / "studies" / "a.yaml"))
@@ -60,7 +60,7 @@ def test_a_study_beside_another_folder(script: Path, tmp_path: Path) -> None:
     assert study.trainer.directory == str(tmp_path)
 
 
-def test_a_file_is_overwritten_with_force_alone(script: Path, tmp_path: Path) -> None:
+def test_a_file_is_only_overwritten_with_force(script: Path, tmp_path: Path) -> None:
     out = tmp_path / "study.yaml"
     out.write_text("precious")
     refused = invoked("init", "mine.py", home=tmp_path / "home")
@@ -94,7 +94,7 @@ def test_bad_input(arguments: tuple[str, ...], parts: tuple[str, ...], script: P
     assert not (tmp_path / "study.yaml").exists()
 
 
-def test_the_text_is_enough_when_help_crashes(script: Path, tmp_path: Path) -> None:
+def test_the_source_is_enough_if_help_crashes(script: Path, tmp_path: Path) -> None:
     script.write_text("import absent_package\nimport argparse\np.add_argument('--lr', type=float, default=0.1)\n")
     done = invoked("init", "mine.py", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
@@ -110,10 +110,10 @@ def test_a_script_that_would_train_is_not_started(script: Path, tmp_path: Path) 
     assert "complete it where it says TODO" in done.stdout
 
 
-def test_help_that_hangs_is_ended_with_all_that_it_started(
+def test_help_that_hangs_is_killed_with_its_child_processes(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A child ignores SIGTERM and holds the output open."""
+    """It has a child process that ignores SIGTERM and keeps the output open."""
     monkeypatch.setattr(module, "HELP_SECONDS", 2)
     monkeypatch.setenv("OEC_TEST_HANGS", str(tmp_path))
     script.write_text(
@@ -128,7 +128,7 @@ def test_help_that_hangs_is_ended_with_all_that_it_started(
     assert done.returncode == 0, done.stderr
     assert "--help did not end within 2 s" in done.stdout
     monkeypatch.delenv("OEC_TEST_HANGS")
-    assert kill_marked(f"OEC_TEST_HANGS={tmp_path}".encode()) == [], "processes of --help are left"
+    assert kill_marked(f"OEC_TEST_HANGS={tmp_path}".encode()) == [], "processes started by --help are still running"
 
 
 def test_a_launcher_that_is_not_installed(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""``oec data prepare`` of data sets and files, on the real command: killed and gone on with, printed, refused."""
+"""``oec data prepare`` for data sets and files, on the real command: kill and resume, output, and rejected input."""
 
 from __future__ import annotations
 
@@ -31,30 +31,31 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def finished(folder: Path) -> list[str]:
-    """Files that the manifest names."""
+    """Returns the names of the files that the manifest lists."""
     manifest = folder / "manifest.json"
     return [file["name"] for file in json.loads(manifest.read_bytes())["files"]] if manifest.exists() else []
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """When and as what each finished file was made."""
+    """Returns the inode and modification time of each finished file, by name."""
     stats = {name: (folder / name).stat() for name in finished(folder)}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def begun(*arguments: object, out: Path, files: int, home: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
-    """The command in the background, once it has finished ``files`` files."""
+    """Starts the command in the background and waits until it has finished ``files`` files."""
     process = start("data", "prepare", *arguments, "--out", out, home=home, log=log, **more)
     deadline = time.monotonic() + 180
     while len(finished(out)) < files:
-        assert process.poll() is None, f"it ended too early: {log.read_text()}"
-        assert time.monotonic() < deadline, f"no {files} files in time: {log.read_text()}"
+        assert process.poll() is None, f"the command ended too early: {log.read_text()}"
+        assert time.monotonic() < deadline, f"the command took too long to finish {files} files: {log.read_text()}"
         time.sleep(0.01)
     return process
 
 
-def test_killed_twice_it_makes_the_same_files(source: str, gpt2_cache: Path, tmp_path: Path) -> None:
-    """Byte for byte those of an uninterrupted run with another number of threads; no finished file is touched again."""
+def test_killed_twice_it_still_writes_the_same_files(source: str, gpt2_cache: Path, tmp_path: Path) -> None:
+    """The files are byte-identical to those of an uninterrupted run with another number of threads, and no finished
+    file is rewritten."""
     home, killed, whole = tmp_path / "home", tmp_path / "killed", tmp_path / "whole"
     cache = {"TIKTOKEN_CACHE_DIR": str(gpt2_cache)}
     kept: dict[str, tuple[int, int]] = {}
@@ -62,14 +63,14 @@ def test_killed_twice_it_makes_the_same_files(source: str, gpt2_cache: Path, tmp
         process = begun(source, *SIZES, out=killed, files=files, home=home, log=tmp_path / "log", **cache)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(timeout=60) == -signal.SIGKILL
-        assert stamps(killed).items() >= kept.items(), "a finished file was made again"
+        assert stamps(killed).items() >= kept.items(), "a finished file was rewritten"
         kept = stamps(killed)
-    assert not json.loads((killed / "manifest.json").read_bytes())["complete"], "it was killed too late"
+    assert not json.loads((killed / "manifest.json").read_bytes())["complete"], "the command was killed too late"
 
     last = oec("data", "prepare", source, *SIZES, "--out", killed, "--workers", 2, home=home, **cache)
     assert last.returncode == 0, last.stdout + last.stderr
     assert f"verified {len(kept)} files" in last.stdout
-    assert stamps(killed).items() >= kept.items(), "a finished file was made again"
+    assert stamps(killed).items() >= kept.items(), "a finished file was rewritten"
     other = oec("data", "prepare", source, *SIZES, "--out", whole, "--workers", 1, home=home, **cache)
     assert other.returncode == 0, other.stdout + other.stderr
     made, expected = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (killed, whole))
@@ -78,7 +79,7 @@ def test_killed_twice_it_makes_the_same_files(source: str, gpt2_cache: Path, tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_says_how_to_go_on(number: signal.Signals, source: str, tmp_path: Path) -> None:
+def test_when_interrupted_it_says_how_to_resume(number: signal.Signals, source: str, tmp_path: Path) -> None:
     arguments, log = (source, *SIZES, "--tokenizer", "bytes"), tmp_path / "log"
     process = begun(*arguments, out=tmp_path / "out", files=1, home=tmp_path / "home", log=log)
     process.send_signal(number)
@@ -87,7 +88,7 @@ def test_interrupted_it_says_how_to_go_on(number: signal.Signals, source: str, t
     assert last == "interrupted; re-run the same command to resume after the last complete file"
 
 
-def test_what_it_prints_is_the_data_of_a_study(source: str, tmp_path: Path) -> None:
+def test_the_output_is_the_data_section_of_a_study(source: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     result = oec("data", "prepare", source, "--tokenizer", "bytes", *SIZES, "--tokens", 55_000, home=home)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -137,7 +138,7 @@ def test_bad_input(name: str, source: str, tmp_path: Path) -> None:
     result = invoked("data", "prepare", given[0], *usual, *given[1:], home=tmp_path / "home")
     refused(result, tmp_path / "home", *parts)
     left = [path.name for path in (tmp_path / "home").glob("data/*") if path.suffix != ".lock"]
-    assert not left, "something but the lock of a folder that is gone"
+    assert not left, "only the lock file of a removed folder may be left"
 
 
 CARD = """---
@@ -151,7 +152,8 @@ configs:
 
 
 def test_fineweb_from_the_hub(tmp_path: Path) -> None:
-    """By its short name, over HTTP, with FineWeb's layout; interrupted, and gone on with at the pinned commit."""
+    """The data set is given by its short name and served over HTTP in FineWeb's layout. The command is killed and
+    resumes at the pinned commit."""
     texts, repository, home = fineweb.texts(200), tmp_path / "repository", tmp_path / "home"
     fineweb.write(repository / "sample" / "10BT", texts)
     fineweb.write(repository / "data" / "CC-MAIN-2013-20", ["not of the sample"])
@@ -179,11 +181,11 @@ def test_fineweb_from_the_hub(tmp_path: Path) -> None:
     assert manifest["revision"] == hub.COMMIT
     network["HF_ENDPOINT"] = "http://127.0.0.1:9"
     again = oec("data", "prepare", "fineweb", *sizes, home=home, **network)
-    assert again.returncode == 0, f"what is complete needs no Hub: {again.stderr}"
+    assert again.returncode == 0, f"a complete folder needs no Hub: {again.stderr}"
 
 
-def test_hub_that_can_not_be_reached(tmp_path: Path) -> None:
-    """An address of this machine where nobody listens stands for the network that there is not."""
+def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    """A local address on which nothing listens stands for a missing network connection."""
     for source in ("fineweb", "owner/name"):
         result = oec(
             "data", "prepare", source, "--tokenizer", "bytes", home=tmp_path / "home",
@@ -192,8 +194,8 @@ def test_hub_that_can_not_be_reached(tmp_path: Path) -> None:
         refused(result, tmp_path / "home", "SOURCE", "the Hub does not respond", "give files on this machine")
 
 
-def test_gpt2_that_can_not_be_had(source: str, tmp_path: Path) -> None:
-    """A proxy where nobody listens keeps tiktoken from its vendor's server."""
+def test_gpt2_ranks_that_cannot_be_downloaded(source: str, tmp_path: Path) -> None:
+    """A proxy address on which nothing listens keeps tiktoken from reaching its vendor's server."""
     result = oec(
         "data", "prepare", source, *SIZES, home=tmp_path / "home",
         TIKTOKEN_CACHE_DIR=str(tmp_path / "cache"), HTTPS_PROXY="http://127.0.0.1:9",
@@ -201,7 +203,7 @@ def test_gpt2_that_can_not_be_had(source: str, tmp_path: Path) -> None:
     refused(result, tmp_path / "home", "tokenizer", "gpt2", "TIKTOKEN_CACHE_DIR")
 
 
-def test_line_of_progress() -> None:
+def test_progress_line() -> None:
     now = 0.0
     progress = Progress(console := Console(file=io.StringIO()), lambda _line: None, lambda: now)
     progress(1_000_000, 4e6)
@@ -209,7 +211,7 @@ def test_line_of_progress() -> None:
     progress(2_000_000, 4e6)
     assert progress.line(2_000_000, 4e6) == "2,000,000 tokens | 500,000 tokens/s | 0:02 elapsed | about 0:04 left"
     assert progress.line(2_000_000, None) == "2,000,000 tokens | 500,000 tokens/s | 0:02 elapsed"
-    assert console.file.getvalue() == "", "nothing is told before there is something to tell"
+    assert console.file.getvalue() == "", "nothing may be shown before there is progress to report"
     now = 11.0
     progress(5_000_000, 4e6)
     assert console.file.getvalue() == "5,000,000 tokens | 363,636 tokens/s | 0:11 elapsed | about 0:00 left\n"

@@ -1,4 +1,4 @@
-"""Texts as people have them: files that are not UTF-8, names that are not, and unbroken text with Ctrl-C."""
+"""Real-world texts: files that are not UTF-8, names that are not UTF-8, and Ctrl-C during unbroken text."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def study(folder: Path, texts: Path, **data: object) -> Path:
         ({"empty.txt": b"", "space.txt": b" \n"}, "2 of 4 files are empty, such as empty.txt"),
     ],
 )
-def test_what_is_left_out_is_said(tmp_path: Path, broken: dict[str, bytes], line: str) -> None:
-    """By prepare, by plan and run on tokens that exist already, and by the manifest."""
+def test_files_that_are_left_out_are_reported(tmp_path: Path, broken: dict[str, bytes], line: str) -> None:
+    """Preparation reports it, so does a plan on existing tokens, and it is in the manifest."""
     texts, home = tmp_path / "texts", tmp_path / "home"
     texts.mkdir()
     for name, content in (broken | {"a.txt": LINES.encode(), "b.txt": LINES.encode()}).items():
@@ -55,14 +55,14 @@ def test_what_is_left_out_is_said(tmp_path: Path, broken: dict[str, bytes], line
     assert json.loads(manifest.read_text())["left_out"] == [f"{line}: left out"]
 
 
-def test_nothing_is_said_if_everything_is_used(tmp_path: Path) -> None:
+def test_nothing_is_reported_if_everything_is_used(tmp_path: Path) -> None:
     done = invoked("plan", "smoke", home=tmp_path / "home")
     assert done.returncode == 0
     assert "left out" not in done.stdout
 
 
 def not_utf8(folder: Path, *names: bytes) -> Path:
-    """A folder of files with these names; most file systems allow any bytes but / and NUL."""
+    """Writes files with these names to a folder. Most file systems allow all bytes in names except / and NUL."""
     for name in (*names, b"plain.txt"):
         path = folder / "in" / os.fsdecode(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def test_an_argument_that_is_not_utf8_is_refused(tmp_path: Path, arguments: tupl
 def test_a_home_in_a_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     place = tmp_path / os.fsdecode(b"f\xf6lder")
     place.mkdir()
-    for given in (f"{place}/home", "home"):  # the second is below the working folder
+    for given in (f"{place}/home", "home"):  # the second is relative to the working directory
         done = oec("plan", "smoke", home=tmp_path, cwd=place, OEC_HOME=given)
         assert done.returncode == 2, done.stderr
         assert "f\\udcf6lder" in done.stderr
@@ -137,8 +137,9 @@ def test_rows_without_text_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alphabet", ["ACGT", " ", "="])
-def test_ctrl_c_is_heard_during_unbroken_text(tmp_path: Path, alphabet: str) -> None:
-    """Byte pairs of 65,536 ids from four million letters take a minute or more; only a signal ends that earlier."""
+def test_ctrl_c_works_during_unbroken_text(tmp_path: Path, alphabet: str) -> None:
+    """Training BPE with 65,536 ids on four million letters takes a minute or more, so only a signal can end it
+    sooner."""
     texts, log = tmp_path / "texts", tmp_path / "log"
     texts.mkdir()
     for number in range(10):

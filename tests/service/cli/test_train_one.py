@@ -1,4 +1,4 @@
-"""The device of ``oec train``, which runs a cell in its own process."""
+"""The device that ``oec train`` uses for its cell, which runs in the command's own process."""
 
 from __future__ import annotations
 

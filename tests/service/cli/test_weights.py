@@ -1,4 +1,4 @@
-"""``oec analyze`` and ``oec clean`` on a home whose cells kept their weights."""
+"""``oec analyze`` and ``oec clean`` on a home with kept weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trained(tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(trained: Path, tmp_path: Path) -> Path:
-    """A copy for a test that changes it."""
+    """Returns a copy of the home that the test may change."""
     return Path(shutil.copytree(trained, tmp_path / "home"))
 
 
@@ -70,14 +70,14 @@ def test_tables_and_figures_of_a_study_go_into_its_report(home: Path) -> None:
     printed = done(invoked("analyze", "kept", home=home))
     assert printed.count("baseline") == printed.count("mu-centering") == 2
     found = tables(home)["embeddings"].set_index(["cell", "embedding"])
-    assert len(found) == 2 * 4, "output and input embedding of four cells"
+    assert len(found) == 2 * 4, "expected output and input embedding of four cells"
     for cell_id, folder in cells(home).items():
         last = read(folder / "metrics.jsonl")[-1]
         for which in ("output", "input"):
             row = found.loc[(cell_id, which)]
             for name in (*diagnostics.EMBEDDING[:8], *(["b_ratio"] if which == "output" else [])):
                 of_mu = "mu" in name or name in ("b_ratio", "ratio_norm")
-                if row["mu_norm"] > 1e-6 or not of_mu:  # what centering leaves of mu is rounding
+                if row["mu_norm"] > 1e-6 or not of_mu:  # after centering, mu is only rounding
                     assert row[name] == pytest.approx(last.metrics[f"{which}_{name}"], rel=1e-3), (cell_id, which, name)
     report = home / "studies" / "kept" / "report"
     assert (report / "tables" / "embeddings.csv").is_file()
@@ -93,21 +93,23 @@ def test_tables_and_figures_of_a_study_go_into_its_report(home: Path) -> None:
     done(invoked("report", "kept", "--format", "html", "--format", "svg", home=home))
     drawn = {path.stem for path in (report / "figures").glob("*.svg")}
     assert drawn >= {"b-ratio", "e-mu-tiny", "singular-values-tiny"}
-    assert '"weights">{}' not in (report / "report.html").read_text(), "another report has them too"
+    assert '"weights">{}' not in (report / "report.html").read_text(), (
+        "the weights must be in other reports of the study too"
+    )
 
 
-def test_on_the_tokens_of_its_validation_the_loss_is_that_of_the_run(home: Path, tokens: Tokens) -> None:
+def test_on_its_validation_tokens_the_loss_equals_that_of_the_run(home: Path, tokens: Tokens) -> None:
     (validation,) = tokens.validation.paths
     printed = done(invoked("analyze", "kept", "--shards", validation, "--data", "its own", home=home))
     assert printed.count("its own") == 4
     losses = tables(home)["losses"]
-    # Where a matrix lies in memory decides the last digits of a product.
+    # The memory alignment of a matrix affects the last digits of a product.
     assert losses["loss"].tolist() == pytest.approx(losses["val_loss"].tolist(), rel=1e-6)
     assert set(losses["tokens"]) == {8 * T}
     assert set(losses["digest"]) == {tokens.validation.digest[:16]}
 
 
-def test_on_other_tokens_the_loss_is_another_and_what_was_found_before_stays(home: Path, tmp_path: Path) -> None:
+def test_on_other_tokens_the_loss_differs_and_earlier_results_are_kept(home: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "zeros.bin", np.zeros(2000, dtype=np.uint16))
     write_shard(tmp_path / "ones.bin", np.ones(2000, dtype=np.uint16))
     first, second, *_ = cells(home)
@@ -132,7 +134,7 @@ def test_every_step_that_was_kept(tokens: Tokens, tmp_path: Path) -> None:
 
 
 def test_weights_of_cells_that_another_study_trained(home: Path, tokens: Tokens) -> None:
-    """The second study keeps none, and has all of its cells from the first."""
+    """The second study keeps no weights; the first one trained all of its cells."""
     place, study = open_home(home), study_of("again", keep_weights="none")
     register_study(place, study)
     with Ledger(place.ledger("again"), "again", write=True) as ledger:
@@ -197,7 +199,7 @@ def files(home: Path) -> set[str]:
     return {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
 
 
-def test_clean_lists_and_removes_nothing_unless_told(home: Path) -> None:
+def test_clean_lists_files_and_removes_nothing_without_yes(home: Path) -> None:
     before = files(home)
     size = sum(path.stat().st_size for path in home.rglob("weights/*"))
     for options in ([], ["--weights"]):
@@ -208,7 +210,7 @@ def test_clean_lists_and_removes_nothing_unless_told(home: Path) -> None:
     refused(invoked("clean", "kept", "--yes", home=home), "--yes", "requires a kind of files to remove", "--weights")
 
 
-def test_clean_removes_weights_alone(home: Path) -> None:
+def test_clean_removes_only_weights(home: Path) -> None:
     done(invoked("analyze", "kept", home=home))
     before = files(home)
     assert "removed: " in done(invoked("clean", "kept", "--weights", "--yes", home=home))
@@ -216,10 +218,10 @@ def test_clean_removes_weights_alone(home: Path) -> None:
     assert not list(home.rglob("weights"))
     assert "study kept has no kept weights" in done(invoked("clean", "kept", "--weights", home=home))
     refused(invoked("analyze", "kept", home=home), "has no kept weights")
-    done(invoked("report", "kept", "--only", "e-mu-*", "--format", "svg", home=home))  # from the tables
+    done(invoked("report", "kept", "--only", "e-mu-*", "--format", "svg", home=home))  # works from the tables
 
 
-def test_clean_removes_checkpoints_of_which_nothing_resumes(home: Path) -> None:
+def test_clean_removes_checkpoints_from_which_nothing_resumes(home: Path) -> None:
     first, second, third, fourth = cells(home).values()
     place = open_home(home)
     for folder in (first, second, third, home / "studies/kept/cells/gone", home / "cells/alone"):
@@ -237,12 +239,14 @@ def test_clean_removes_checkpoints_of_which_nothing_resumes(home: Path) -> None:
     assert "`oec clean --weights --checkpoints --yes`" in printed
     done(invoked("clean", "--checkpoints", "--yes", home=home))
     left = {path.parts[-3] for path in home.rglob("checkpoints/*.json")}
-    assert left == {second.name, third.name, "alone"}, "it resumes, is tried again, nobody knows"
+    assert left == {second.name, third.name, "alone"}, (
+        "checkpoints must stay if a cell can resume or be retried, or if its state is unknown"
+    )
     assert len(list(home.rglob("weights/*.json"))) == 4
     assert fourth.is_dir()
 
 
-def test_a_study_that_is_being_run_is_not_cleaned(home: Path) -> None:
+def test_a_running_study_is_not_cleaned(home: Path) -> None:
     place, before = open_home(home), files(home)
     with Ledger(place.ledger("kept"), "kept", write=True):
         refused(invoked("clean", "kept", "--weights", "--yes", home=home), "is being run by another process")
@@ -259,7 +263,7 @@ def test_clean_does_not_follow_links_out_of_the_home(home: Path, tmp_path: Path)
     assert files(elsewhere) == before
 
 
-def test_the_plan_says_how_much_room_they_take(home: Path, tmp_path: Path) -> None:
+def test_the_plan_shows_the_size_of_kept_weights(home: Path, tmp_path: Path) -> None:
     for keep, files_a_cell in (("last", 1), ({"every": 2}, 3), ("none", 0)):
         path = tmp_path / "kept.yaml"
         path.write_text(study_of(keep_weights=keep, data={"tokenizer": "bytes"}).to_yaml())
@@ -278,7 +282,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_a_home_in_a_bucket(s3: Store, tokens: Tokens, tmp_path: Path) -> None:
-    """Trained on one machine, analyzed on another, cleaned on a third: they share the bucket alone."""
+    """The cells are trained on one machine, analyzed on another, and cleaned on a third; the machines only share the
+    bucket."""
     url = s3.home()
     scratch = {"OEC_SCRATCH": str(tmp_path / "first")}
     with pytest.MonkeyPatch.context() as patch:
@@ -289,7 +294,7 @@ def test_a_home_in_a_bucket(s3: Store, tokens: Tokens, tmp_path: Path) -> None:
     assert bucket is not None
     kept = {name for name in bucket.names() if "/weights/" in name}
     assert len(kept) == 4
-    assert not list((tmp_path / "first").rglob("*.safetensors")), "the machine that trained them holds none"
+    assert not list((tmp_path / "first").rglob("*.safetensors")), "the training machine must not keep weights"
     done(invoked("analyze", "kept", home=url, OEC_SCRATCH=str(tmp_path / "second")))
     assert not list((tmp_path / "second").rglob("*.safetensors"))
     assert {f"studies/kept/analysis/{name}.csv" for name in ("embeddings", "losses")} <= set(bucket.names())

@@ -1,7 +1,9 @@
-"""Asks a running cluster for what worker groups ask for, and says what it got: a driver of its own, as Ray reads its
-token once a process.
+"""Places the worker groups of cells on a running cluster and prints the result. It is a separate program because Ray
+reads its token once per process.
 
-    python -m tests.service.cluster.placing ADDRESS RESOURCES...     each as JSON; a line of JSON for each is printed
+    python -m tests.service.cluster.placing ADDRESS RESOURCES...
+
+Each RESOURCES is JSON, and so is each line of the output.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ READY_S, FULL_S = 60.0, 3.0
 
 
 def groups(resources: ResourceSpec, number: int, distinct_nodes: bool) -> list[PlacementGroup]:
-    """As many as ``number`` cells' worker groups would take, by Ray Train's own reading of what we ask for."""
+    """Creates the placement groups of ``number`` cells, using Ray Train's own interpretation of our scaling config."""
     config = scaling(resources, on_device=not distinct_nodes)
     bundles = [config._resources_per_worker_not_none] * resources.workers
     return [placement_group(bundles, strategy=str(config.placement_strategy)) for _ in range(number)]
@@ -40,7 +42,7 @@ def devices_of(group: PlacementGroup, share: float) -> list[str]:
 
 
 def placed(resources: ResourceSpec, distinct_nodes: bool) -> dict[str, Any]:
-    """Place as many cells as should fit, then one more."""
+    """Places as many cells as should fit, and then one more."""
     found = placement.fit(resources, placement.joined_nodes(), distinct_nodes=distinct_nodes)
     cells = groups(resources, found.cells, distinct_nodes)
     ready = sum(group.wait(READY_S) for group in cells)

@@ -13,7 +13,7 @@ from search_spaces.errors import InvalidInput
 from service.cluster.connection import ensure_private_token, resolve_address
 
 
-def test_the_address_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_address_takes_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert resolve_address(None) is None
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -22,7 +22,7 @@ def test_the_address_given_goes_before_the_environment(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("before", [None, "a token that Ray made"])
-def test_rays_token_is_this_users_alone(tmp_path, monkeypatch, before):
+def test_rays_token_is_private_to_the_user(tmp_path, monkeypatch, before):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -36,7 +36,7 @@ def test_rays_token_is_this_users_alone(tmp_path, monkeypatch, before):
     assert token == before if before else len(token) == 64
     assert path.stat().st_mode & 0o777 == 0o600
     ensure_private_token()
-    assert path.read_text() == token, "one token for all that this user starts"
+    assert path.read_text() == token, "all processes of a user must share one token"
 
 
 @pytest.mark.parametrize("home", ["missing/home", "file"])
@@ -44,7 +44,7 @@ def test_without_a_home_the_token_is_in_the_scratch_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that the variable that is set below is removed after the test
+        monkeypatch.setenv(name, "")  # registers the variable that is set below, so that it is removed after the test
         monkeypatch.delenv(name)
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
@@ -61,11 +61,13 @@ def test_without_a_home_the_token_is_in_the_scratch_folder(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_user_whom_nobody_knows_has_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenShift runs a container as a random user, for whom neither HOME nor the user database has a home."""
+def test_a_user_without_an_entry_in_the_user_database_has_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenShift runs containers as a random user, who has neither HOME nor an entry in the user database."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    scratch_folder = Path(tempfile.mkdtemp(prefix="oec-scratch-"))  # pytest's folder is closed to other users
+    scratch_folder = Path(tempfile.mkdtemp(prefix="oec-scratch-"))  # other users cannot enter pytest's folder
     monkeypatch.setenv("OEC_SCRATCH", str(scratch_folder))
     os.chown(scratch_folder, 4_000_123, 4_000_123)
     if not (child := os.fork()):
@@ -83,7 +85,7 @@ def test_a_user_whom_nobody_knows_has_a_token(tmp_path: Path, monkeypatch: pytes
     shutil.rmtree(scratch_folder)
 
 
-def test_a_token_from_the_environment_makes_no_file(tmp_path, monkeypatch):
+def test_a_token_from_the_environment_creates_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
     ensure_private_token()

@@ -1,4 +1,4 @@
-"""`oec doctor` on this machine, on a cluster of two nodes, and on one with planted defects."""
+"""``oec doctor`` on this machine, on a cluster of two nodes, and on a cluster with planted defects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLANTED = {"oec-sensitivity": "warning"} | PLANTED_ELSEWHERE
 
 
 def asked(*arguments: object, home: Path, **more: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The exit code and the checks by name."""
+    """Returns the exit code, and the checks by name."""
     done = oec("doctor", "--json", *arguments, home=home, **more)
     assert done.returncode in (0, 1), done.stderr
     content = json.loads(done.stdout)
@@ -59,7 +59,8 @@ def test_this_machine(tmp_path: Path) -> None:
 
 
 def test_defects_of_this_machine(tmp_path: Path) -> None:
-    """A long temporary folder, an MLflow server that does not answer, and a proxy for inner addresses."""
+    """The machine has a temporary folder with a long path, an MLflow server that does not respond, and a proxy that is
+    also used for internal addresses."""
     long = tmp_path / ("x" * 90)
     long.mkdir()
     more = {"RAY_TMPDIR": str(long), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
@@ -78,7 +79,7 @@ def test_defects_of_this_machine(tmp_path: Path) -> None:
     assert "None" not in checks["MLflow"]["text"]
 
 
-def test_a_proxy_in_front_of_an_inner_cluster_is_named(tmp_path: Path) -> None:
+def test_a_proxy_in_front_of_an_internal_cluster_is_reported(tmp_path: Path) -> None:
     proxy = {"HTTP_PROXY": f"http://127.0.0.1:{free_port()}", "NO_PROXY": ""}
     for command in (("doctor",), ("submit", "smoke")):
         done = oec(*command, "--cluster", "http://ray-head.inner:8265", home=tmp_path, **proxy)
@@ -87,7 +88,7 @@ def test_a_proxy_in_front_of_an_inner_cluster_is_named(tmp_path: Path) -> None:
         assert "add ray-head.inner to NO_PROXY" in done.stderr
 
 
-def test_a_relative_home_of_a_cluster_is_refused(tmp_path: Path) -> None:
+def test_a_relative_home_on_a_cluster_is_refused(tmp_path: Path) -> None:
     done = oec("doctor", "--cluster", "http://127.0.0.1:1", "--home", "here", home=tmp_path, cwd=tmp_path)
     assert done.returncode == 2
     assert "--home: 'here' is a relative path" in done.stderr
@@ -97,11 +98,11 @@ def test_a_relative_home_of_a_cluster_is_refused(tmp_path: Path) -> None:
 def test_the_tokenizer_is_found_where_tiktoken_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert node_facts.tokenizer() is None
-    monkeypatch.setattr(load, "read_file", lambda address: address.encode())  # no network here
+    monkeypatch.setattr(load, "read_file", lambda address: address.encode())  # no network access
     load.read_file_cached(node_facts.RANKS_URL)
     (kept,) = tmp_path.iterdir()
     assert node_facts.tokenizer() == str(kept)
-    assert node_facts.RANKS_URL in inspect.getsource(openai_public), "tiktoken downloads it from another address"
+    assert node_facts.RANKS_URL in inspect.getsource(openai_public), "tiktoken downloads the ranks from another address"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_the_tokenizer_is_found_where_tiktoken_keeps_it(tmp_path: Path, monkeypa
         ({"problem": "does not answer"}, "nodes", "problem", "does not answer (other)"),
     ],
 )
-def test_what_differs_is_named_with_its_node(
+def test_differences_are_reported_with_their_node(
     change: dict[str, Any], name: str, status: str, text: str, tmp_path: Path
 ) -> None:
     found = facts(tmp_path)
@@ -128,11 +129,11 @@ def test_what_differs_is_named_with_its_node(
 
 
 def reported(home: Path, word: str, *python: str, within: Sequence[str] = ()) -> node_facts.Facts:
-    """What a Python process reports that has only the file ``node_facts.py``, as on a node."""
+    """Returns what a Python process reports that has only the file ``node_facts.py``, as on a node."""
     run = "import json, runpy, sys; found = runpy.run_path(sys.argv[1])["
     run += "'node_facts'](*sys.argv[2:]); print(json.dumps(found))"
     command = [*within, *(python or (sys.executable,)), "-c", run, node_facts.__file__, str(home), word, "other"]
-    # A checkout, as the working directory, would put its own metadata first.
+    # With a checkout as the working directory, its metadata would be found first.
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     found: node_facts.Facts = json.loads(done.stdout)
@@ -170,7 +171,7 @@ def test_a_node_with_planted_defects_reports_them(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
     with Nodes() as nodes, pytest.MonkeyPatch.context() as patch:
-        # A job runs the `python` of the PATH that `ray start` had.
+        # A job runs the `python` on the PATH of `ray start`.
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         nodes.head("--num-cpus", "1")
         nodes.worker("--num-cpus", "1")
@@ -178,7 +179,8 @@ def cluster() -> Iterator[Nodes]:
 
 
 def plant(home: Path, claims: Path) -> list[str]:
-    """Before a command: it has a small /dev/shm, does not mount the home, and finds other versions of packages."""
+    """Returns a prefix for a command that gives it a small /dev/shm, no view of the home, and other package
+    versions."""
     for package, number in DEFECTS.items():
         folder = claims / f"{package.replace('-', '_')}-{number}.dist-info"
         folder.mkdir()
@@ -187,25 +189,26 @@ def plant(home: Path, claims: Path) -> list[str]:
     script = f"{mounts} && export PYTHONPATH='{claims}' && exec \"$@\""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount, which plants the defects")
+        pytest.skip("needs the right to mount file systems")
     return command
 
 
 @pytest.mark.slow
 def test_a_cluster(cluster: Nodes, tmp_path: Path) -> None:
-    """Asked by a driver that joins it, and by a job. The second needs this package on no node."""
+    """The facts are collected by a driver that joins the cluster, and by a job, which does not need this package on any
+    node."""
     for address in (cluster.address, f"http://127.0.0.1:{cluster.dashboard_port}"):
         code, checks = asked("--cluster", address, home=tmp_path, **cluster.environment)
         assert code == 0, checks
         assert list(checks)[: len(NAMES)] == NAMES
         assert checks["devices"]["text"] == "2 cores and 0 GPUs on all 2 nodes"
         assert checks["home"]["text"] == f"{tmp_path} is writable from all 2 nodes"
-    assert not list(tmp_path.glob(".doctor-*")), "it leaves nothing in the home"
+    assert not list(tmp_path.glob(".doctor-*")), "files are left in the home"
 
 
 @pytest.mark.slow
 def test_a_cluster_with_a_defective_node(cluster: Nodes, tmp_path: Path) -> None:
-    """Each defect is named, in the order of the checks, with its node."""
+    """Each defect is reported with its node, in the order of the checks."""
     home, claims = tmp_path / "home", tmp_path / "claims"
     home.mkdir()
     claims.mkdir()
@@ -216,7 +219,7 @@ def test_a_cluster_with_a_defective_node(cluster: Nodes, tmp_path: Path) -> None
         assert code == 1
         found = {name: check["status"] for name, check in checks.items() if check["status"] != "ok"}
         assert found.pop("tokenizer", "warning") == "warning"
-        # A driver that runs from a checkout brings its own metadata to its workers.
+        # A driver that runs from a checkout ships its own metadata to its workers.
         assert found.pop("oec-sensitivity", "warning") == "warning"
         assert found == PLANTED_ELSEWHERE | {"MLflow": "problem"}
         assert "2.99.0 (" in checks["torch"]["text"]

@@ -1,4 +1,4 @@
-"""Studies as jobs, on a real cluster of a head without cores and two nodes of one core each."""
+"""Studies as jobs on a real cluster, with a head without CPUs and two nodes with one CPU each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ FINISHED = r"6/6 cells \| 0 running \| [\d,]+ tokens/s \| \d+:\d\d elapsed \| 0:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Each node has a temporary folder of its own, as on a machine of its own: a copy of a job's code lies there."""
+    """Each node has its own temporary folder, as if it were a separate machine: copies of a job's code are stored
+    there."""
     with ExitStack() as nodes:
         patch = nodes.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -59,7 +60,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def apart(cluster: Cluster, name: str) -> list[str]:
-    """A node whose working directories are its own, as on another machine."""
+    """Returns options that give a node its own folder for working directories, as on a separate machine."""
     return ["--temp-dir", str(cluster.folder / name)]
 
 
@@ -70,12 +71,12 @@ def url(cluster: Cluster) -> dict[str, str]:
 def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"not in {DEADLINE_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"still waiting after {DEADLINE_S:g} s: {what}"
         time.sleep(0.1)
 
 
 class Line:
-    """A port of this machine that leads to another one, until it is cut."""
+    """A local port that forwards to another one, and whose connections can be cut."""
 
     def __init__(self, port: int) -> None:
         self._port, self._open = port, list[socket.socket]()
@@ -84,7 +85,7 @@ class Line:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def cut(self) -> int:
-        """End every connection; how many there were."""
+        """Closes all connections and returns how many there were."""
         ended, self._open = self._open, []
         for one in ended:
             with suppress(OSError):
@@ -97,7 +98,7 @@ class Line:
         self.cut()
 
     def _serve(self) -> None:
-        with suppress(OSError):  # it is closed
+        with suppress(OSError):  # close was called
             while True:
                 ends = (self._server.accept()[0], socket.create_connection(("127.0.0.1", self._port)))
                 self._open += ends
@@ -105,7 +106,7 @@ class Line:
                     threading.Thread(target=self._carry, args=way, daemon=True).start()
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):  # it is cut
+        with suppress(OSError):  # the connection was cut
             while piece := source.recv(65536):
                 target.sendall(piece)
             target.shutdown(socket.SHUT_WR)
@@ -113,7 +114,7 @@ class Line:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory, whose driver and whose workers say that they run."""
+    """A working directory whose code leaves a trace when the driver and the workers run it."""
     folder = tmp_path_factory.mktemp("sources")
     for package in ("search_spaces", "trainers", "service", "dashboards"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -128,8 +129,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(cluster: Cluster, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On which ``smoke`` was trained as a job, from a working directory. Who followed it lost the connection every few
-    seconds, and wrote the file ``log`` beside the home."""
+    """A home in which ``smoke`` was trained as a job, from a working directory. The client that followed it lost its
+    connection every few seconds, and wrote the file ``log`` next to the home."""
     home = tmp_path_factory.mktemp("jobs") / "home"
     log, cuts = home.with_name("log"), 0
     with closing(Line(cluster.dashboard_port)) as line:
@@ -151,21 +152,22 @@ def study(folder: Path, **changes: object) -> Path:
 
 
 def too_wide(folder: Path) -> Path:
-    """Refused by its driver, in seconds."""
+    """Returns a study that its driver refuses within seconds."""
     training = {**Study.load("smoke").training.model_dump(mode="json"), "batch_size": 3}
     return study(folder, name="wide", resources={"workers": 3}, training=training)
 
 
 def blind_to(home: Path) -> list[str]:
-    """Before a command: it has an empty folder where others have the home, as on a machine that does not mount it."""
+    """Returns a prefix for a command that hides the home behind an empty folder, as on a machine that does not mount
+    it."""
     command = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{home}" && exec "$@"', "sh"]
     if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount, which hides a home from one process")
+        pytest.skip("needs the right to mount file systems")
     return command
 
 
 def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: Path) -> None:
-    """Of its log nothing is missing or shown twice."""
+    """No line of the log is missing or shown twice, although the connection was lost repeatedly."""
     job = f"oec-smoke-{Study.load('smoke').hash}-1"
     _, begun, shown = home.with_name("log").read_text().partition(f"job {job}: smoke, home {home}\n")
     assert begun
@@ -183,12 +185,12 @@ def test_a_study_as_a_job_shows_what_a_local_run_shows(cluster: Cluster, home: P
 
 
 def test_what_the_driver_refuses_is_refused_by_the_job_wherever_it_runs(cluster: Cluster, tmp_path: Path) -> None:
-    """On the head, or on the node that has the label."""
+    """The driver runs on the head, or on the node with the given label."""
     file = too_wide(tmp_path)
     homes = {(): tmp_path / "head", ("--driver-label", "role=drivers"): tmp_path / "drivers"}
     done = [oec("submit", file, "--follow", *options, home=home, **url(cluster)) for options, home in homes.items()]
     assert [one.returncode for one in done] == [2, 2], done
-    # Of the other's log Ray knows the address alone, which these nodes share.
+    # For the other job Ray only knows the address of its log, which these nodes share.
     assert "3 workers x 1 CPU = 3 CPU, of 2; use at most 2 workers" in done[0].stdout
     assert "3 workers x 1 CPU = 3 CPU, of 2" in oec("jobs", home=tmp_path, **url(cluster)).stdout
     program = f"""
@@ -206,8 +208,9 @@ print(json.dumps({{home(job): (heads[job.driver_node_id], roles[job.driver_node_
     assert [nodes[str(home)] for home in homes.values()] == [[True, None], [False, "drivers"]]
 
 
-def test_of_several_who_submit_at_once_none_is_lost(cluster: Cluster, tmp_path: Path) -> None:
-    """In two homes both run; in one home one runs, and the other is told so. Their drivers wait for a resource."""
+def test_concurrent_submissions_are_not_lost(cluster: Cluster, tmp_path: Path) -> None:
+    """In two homes both jobs are accepted; in one home, one is accepted and the other is refused. The drivers stay
+    pending because they wait for a resource."""
     file = study(tmp_path, name="racing")
     for homes, codes in ((("a", "b"), [0, 0]), (("c", "c"), [0, 2])):
         logs = [tmp_path / f"{home}{i}.log" for i, home in enumerate(homes)]
@@ -225,8 +228,9 @@ def test_of_several_who_submit_at_once_none_is_lost(cluster: Cluster, tmp_path: 
 
 @pytest.mark.long
 @pytest.mark.fault("oec stop of a job", times=2)
-def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
-    """Once through the home, once as the cluster stops a job; the exit code is that of an interruption."""
+def test_a_stopped_job_resumes_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    """The job is stopped once through the home and once by the cluster. Both times its exit code is that of an
+    interruption."""
     training = {**Study.load("smoke").training.model_dump(mode="json"), "steps": 100_000}
     long = {"name": "long", "methods": ["baseline"], "lrs": [1e-3], "refine": 0, "training": training}
     file = study(tmp_path, **long, intervals={"evaluate": 100, "checkpoint": 50}, resources={"workers": 1})
@@ -258,7 +262,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_
     assert re.search(rf"{second} +long +stopped +75 ", oec("jobs", home=home, **url(cluster)).stdout)
     (cell,) = ledger_of(home, "long").entries
     rows = read(Home(home).metrics(cell, "long"))
-    assert rows[1].time < stopped_at < rows[-1].time, "it began anew instead of going on from its checkpoint"
+    assert rows[1].time < stopped_at < rows[-1].time, "the cell started over instead of resuming from its checkpoint"
 
 
 def test_rays_own_command_with_a_working_directory(
@@ -273,7 +277,7 @@ def test_rays_own_command_with_a_working_directory(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of another project, whose packages have the names of ours, with the study ``one``."""
+    """Returns the folder of another project, whose packages have the names of ours, with the study ``one``."""
     folder = packages_of_another_project(tmp_path_factory.mktemp("project"))
     (folder / "one.yaml").write_text(ONE.replace("TEXT", str(Path(__file__).resolve())))
     return folder
@@ -288,7 +292,7 @@ def test_packages_of_the_same_names_do_not_replace_ours_in_a_job(
     assert "1/1 cells" in done.stdout
 
 
-def test_packages_of_the_same_names_do_not_replace_ours_in_a_job_that_rays_own_command_submits(
+def test_packages_of_the_same_names_do_not_replace_ours_in_a_job_submitted_with_rays_own_command(
     cluster: Cluster, project: Path, tmp_path: Path
 ) -> None:
     settings = json.dumps({"env_vars": {"OEC_HOME": str(tmp_path / "home")}})
@@ -299,14 +303,14 @@ def test_packages_of_the_same_names_do_not_replace_ours_in_a_job_that_rays_own_c
 
 
 def test_a_working_directory_is_what_runs_and_its_size_is_shown(cluster: Cluster, home: Path, sources: Path) -> None:
-    """In the driver, and in the workers of both nodes, whose parent is their node's own raylet."""
+    """The code runs in the driver and in the workers of both nodes; each worker's parent is its own node's raylet."""
     log = home.with_name("log").read_text()
     assert re.match(rf"working directory {sources}: \d\d+ files, \d\.\d MB\n", log)
     assert "changed sources run" in log
     parents = [psutil.Process(int(path.name.rpartition("-")[2])) for path in home.glob("trained-under-*")]
     raylets = " ".join(argument for parent in parents for argument in parent.cmdline())
     for node in ("one", "two"):
-        assert f"{cluster.folder / node}/session" in raylets, "its workers trained by other sources"
+        assert f"{cluster.folder / node}/session" in raylets, "workers of this node ran other sources"
 
 
 def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
@@ -333,7 +337,7 @@ def test_a_home_that_a_node_does_not_see_is_refused_before_any_cell(cluster: Clu
 
 
 def test_the_environment_of_a_job_is_explicit(cluster: Cluster, tmp_path: Path) -> None:
-    """The driver has the submitter's MLflow, whose password is printed nowhere."""
+    """The driver gets the submitter's MLflow address, whose password is never printed."""
     secret = "http://me:a-secret-word@127.0.0.1:9"
     settings = environment(tmp_path / "home", MLFLOW_TRACKING_URI=secret, **url(cluster))
     done = oec("submit", "smoke", "--follow", home=tmp_path / "home", **settings | {"OEC_HOME": str(tmp_path / "home")})

@@ -1,4 +1,4 @@
-"""How many cells fit into a cluster, what keeps it from being more, and what is said when none does."""
+"""How many cells fit into a cluster, what limits their number, and the message if none fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ nodes = st.lists(
 
 @given(small, small, st.integers(0, 1), small, nodes)
 def test_as_many_as_fit_and_not_one_more(workers: int, cpus: int, gpus: int, limit: int, cluster: list) -> None:
-    """Put worker by worker onto the nodes: what is left holds none more."""
+    """Places workers on the nodes one by one; the remaining resources cannot hold another cell."""
     resources = ResourceSpec(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, concurrency=limit)
     left, placed = [dict(node) for node in cluster], 0
     for node in left:
@@ -39,8 +39,9 @@ def test_as_many_as_fit_and_not_one_more(workers: int, cpus: int, gpus: int, lim
 
 
 @given(st.integers(2, 4), st.lists(st.integers(0, 6), min_size=1, max_size=6))
-def test_a_command_on_several_nodes_has_each_worker_on_a_node_of_its_own(number: int, cores: list[int]) -> None:
-    """Put cell by cell onto the nodes with the most cores left, which is optimal: what is left holds none more."""
+def test_a_command_on_several_nodes_has_each_worker_on_its_own_node(number: int, cores: list[int]) -> None:
+    """Places cells one by one on the nodes with the most free cores, which is optimal; the rest cannot hold another
+    cell."""
     resources, cluster = ResourceSpec(workers=number), [{"CPU": n} for n in cores]
     left, cells = sorted(cores), 0
     while len(left) >= number and left[-number] > 0:
@@ -53,7 +54,7 @@ def test_a_command_on_several_nodes_has_each_worker_on_a_node_of_its_own(number:
 
 
 @given(shares, st.integers(1, 8))
-def test_a_share_of_an_accelerator_lies_on_one_device(share: float, devices: int) -> None:
+def test_a_share_of_an_accelerator_is_on_one_device(share: float, devices: int) -> None:
     fits = placement.fit(ResourceSpec(gpus_per_worker=share), [{"CPU": 10**6, "GPU": devices}]).cells
     units = round(share / GPU_UNIT)
     assert fits % devices == 0
@@ -76,7 +77,9 @@ def test_cells_on_two_devices(share: float, fits: int) -> None:
         ({"workers": 3, "cpus_per_worker": 2}, "2xCPU=3", "the nodes have room for 2; use at most 2 workers"),
     ],
 )
-def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], cluster: str, message: str) -> None:
+def test_the_error_for_cells_that_do_not_fit_shows_the_arithmetic(
+    resources: dict[str, float], cluster: str, message: str
+) -> None:
     with pytest.raises(InvalidInput) as refused:
         placement.fit(ResourceSpec.model_validate(resources), placement.parse_nodes(cluster))
     assert message in str(refused.value)
@@ -97,24 +100,24 @@ def test_what_does_not_fit_shows_the_arithmetic(resources: dict[str, float], clu
     ],
 )
 def test_what_limits_the_cells(resources: dict[str, float], cluster: str, expected: tuple[int, str]) -> None:
-    """A cell of two workers may be split over nodes, a worker never is."""
+    """A cell with two workers may be split across nodes, but a worker may not."""
     found = placement.fit(ResourceSpec.model_validate(resources), placement.parse_nodes(cluster))
     assert found == placement.Fit(*expected)
 
 
-def test_nodes_of_which_none_has_both() -> None:
+def test_nodes_with_either_cpus_or_gpus() -> None:
     cluster = [{"CPU": 64.0}, {"CPU": 2.0, "GPU": 8.0}]
     assert placement.fit(ResourceSpec(gpus_per_worker=1), cluster) == placement.Fit(2, "the nodes' mix of CPU and GPU")
 
 
-def test_trials_take_memory_where_the_cluster_says_how_much_there_is() -> None:
+def test_trials_take_memory_if_the_cluster_declares_it() -> None:
     gigabyte = 2.0**30
     assert placement.fit(ResourceSpec(), [{"CPU": 64, "memory": 4 * gigabyte}]) == placement.Fit(8, "memory")
     with pytest.raises(InvalidInput, match="256 MiB of memory' cannot hold one trial, which takes 512 MiB"):
         placement.fit(ResourceSpec(), [{"CPU": 64, "memory": gigabyte / 4}])
 
 
-def test_a_cluster_that_grows_is_asked_for_what_the_study_may_have() -> None:
+def test_a_cluster_that_grows_is_asked_for_what_the_study_may_use() -> None:
     grows = ResourceSpec(autoscale=True, concurrency=6)
     assert placement.fit(grows, [{"CPU": 0}], can_grow=True) == placement.Fit(6, "resources.concurrency")
     assert placement.fit(ResourceSpec(concurrency=6), [{"CPU": 2}], can_grow=True) == placement.Fit(2, "CPU")
@@ -128,7 +131,7 @@ TEXTS = ["64", "CPU=", "CPU=x", "CPU=-4", "TPU=4", "CPU=4;GPU=1", "CPU=4,", "loc
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_no_cluster_is_refused(text: str) -> None:
+def test_an_invalid_cluster_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         placement.parse_nodes(text)
     assert refused.value.field == "--cluster"
@@ -144,7 +147,7 @@ def test_what_is_no_cluster_is_refused(text: str) -> None:
         ({"autoscale": True}, "sets autoscale without concurrency; set resources.concurrency"),
     ],
 )
-def test_resources_that_can_not_be_had(resources: dict[str, object], message: str) -> None:
+def test_invalid_resources_are_refused(resources: dict[str, object], message: str) -> None:
     smoke = Study.load("smoke").model_dump(mode="json", exclude_none=True)
     with pytest.raises(InvalidInput) as refused:
         Study.validate_fields(smoke | {"resources": resources})

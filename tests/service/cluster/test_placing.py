@@ -1,6 +1,6 @@
-"""``service.cluster.placement`` agrees with Ray, on two nodes of five cores and a declared accelerator.
+"""``service.cluster.placement`` agrees with Ray, on two nodes with five CPUs and a declared accelerator each.
 
-No accelerator is there: shown is what Ray hands out, not what trains on it.
+There is no real accelerator: the tests show what Ray assigns, not what could train on it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def found() -> dict[str, dict[str, Any]]:
         ("a worker on each node", 2, "CPU"),
     ],
 )
-def test_as_many_as_said_are_placed_and_not_one_more(
+def test_the_predicted_number_of_cells_is_placed_and_not_one_more(
     found: dict[str, dict[str, Any]], case: str, fits: int, bound: str
 ) -> None:
     one = found[case]
@@ -74,20 +74,21 @@ def test_as_many_as_said_are_placed_and_not_one_more(
     assert not one["more"]
 
 
-def test_a_cell_that_fits_on_a_node_lies_on_one(found: dict[str, dict[str, Any]]) -> None:
-    """Two cells of two workers fit on each node. The fifth is what is left of both, as is the third of three."""
+def test_a_cell_that_fits_on_one_node_is_not_split(found: dict[str, dict[str, Any]]) -> None:
+    """Each node has room for two cells of two workers. The fifth takes what is left of both nodes, as does the third
+    cell of three workers."""
     for case in ("two workers", "three workers"):
         split = [len(nodes) for nodes in found[case]["nodes"]]
-        assert split[:2] == [1, 1], f"{case} a cell: {split} nodes"
-    assert len(found["three cores each"]["nodes"][0]) == 2, "a cell that fits on no node is split"
+        assert split[:2] == [1, 1], f"{case} per cell: {split} nodes"
+    assert len(found["three cores each"]["nodes"][0]) == 2, "a cell that fits on no single node must be split"
 
 
 def test_the_ranks_of_a_command_on_two_nodes_are_apart(found: dict[str, dict[str, Any]]) -> None:
-    """Two of them would fit on one node."""
+    """One node would have room for both ranks."""
     assert [len(nodes) for nodes in found["a worker on each node"]["nodes"]] == [2, 2]
 
 
-def test_cells_of_a_share_lie_on_as_few_accelerators_as_said(found: dict[str, dict[str, Any]]) -> None:
+def test_cells_with_a_share_of_an_accelerator_are_packed_as_predicted(found: dict[str, dict[str, Any]]) -> None:
     for case, a_device in (("a quarter", 4), ("three tenths", 3)):
         one = found[case]
         where = [(nodes[0], *devices) for nodes, devices in zip(one["nodes"], one["devices"], strict=True)]

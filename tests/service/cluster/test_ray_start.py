@@ -1,4 +1,4 @@
-"""Why Ray does not start: folders that it cannot use, and what its processes say before they end."""
+"""Why Ray does not start: folders that it cannot use, and what its processes report before they exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.storage import fill, mounted, remount
 from tests.service.oec import oec
 
 
-def test_the_temporary_folder_is_the_one_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_folder_is_the_one_that_ray_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     assert temporary_folder() == ("TMPDIR", Path("/tmp"))
@@ -62,19 +62,19 @@ def test_a_folder_without_room_or_read_only_is_refused(tmp_path: Path) -> None:
 def test_a_long_tmpdir_of_a_batch_system_is_not_used(
     monkeypatch: pytest.MonkeyPatch, length: int, own: str, expected: bool
 ) -> None:
-    """Ray takes the process's id, up to seven digits, into the path of its sockets, which has at most 107 bytes."""
+    """Ray puts the process id, up to seven digits, into the paths of its sockets, which are limited to 107 bytes."""
     folder = "/" + "t" * (length - 1)
     longest = f"{folder}/{own}/session_2026-11-29_05-37-33_123456_4194304/sockets/plasma_store"
     assert (len(longest) <= 107) == expected
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", folder)
     assert temporary_folder(own) == ("TMPDIR", Path(folder if expected else "/tmp"))
-    if own == "ray":  # Python's own sockets, such as those of multiprocessing, are in TMPDIR whatever RAY_TMPDIR is
+    if own == "ray":  # Python's own sockets, such as those of multiprocessing, are in TMPDIR even if RAY_TMPDIR is set
         changed = {} if expected else {"TMPDIR": "/short"}
         assert folder_environment(Path("/short")) == {"RAY_TMPDIR": "/short"} | changed
 
 
-def test_a_path_that_is_too_long_ends_the_command_before_the_first_try(tmp_path: Path) -> None:
+def test_a_path_that_is_too_long_ends_the_command_before_the_first_attempt(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 90)
     long.mkdir()
     done = oec("run", "smoke", home=tmp_path / "home", RAY_TMPDIR=str(long))
@@ -133,7 +133,7 @@ NOISE = "[2026-11-28 23:12:32,188 E 17341 17351] (raylet) reporter.cc:9: cannot 
 def test_the_cause_in_one_line(
     tmp_path: Path, said: str, logged: str, expected: str | None, refused: str | None
 ) -> None:
-    """``said`` and ``logged`` are Ray's own words, shortened."""
+    """``said`` and ``logged`` are real output of Ray, shortened."""
     (tmp_path / "raylet.err").write_text(logged)
     found = failure_cause(said, [tmp_path])
     assert found == expected
@@ -155,13 +155,13 @@ def test_the_cause_in_one_line(
         ("The current node timed out during startup.", None, None),
     ],
 )
-def test_what_another_try_cannot_mend(words: str, field: str | None, problem: str | None) -> None:
+def test_errors_that_a_retry_cannot_fix(words: str, field: str | None, problem: str | None) -> None:
     error = permanent_error(words, "TMPDIR", Path("/tmp"))
     assert (error and error.field) == field
     assert problem is None or problem in str(error)
 
 
-def test_children_are_the_processes_that_run() -> None:
+def test_child_processes_are_those_that_are_running() -> None:
     before = child_processes()
     with subprocess.Popen(["sleep", "60"]) as started:
         assert child_processes() - before == {started.pid}

@@ -1,4 +1,4 @@
-"""What of a folder goes to a cluster."""
+"""Which files of a folder are sent to a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def make(folder: Path, files: dict[str, str | int]) -> Path:
-    """A folder of files; a number is that many bytes."""
+    """Writes files to a folder; a number stands for that many bytes."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def names(folder: Path) -> set[str]:
     return {path.as_posix() for path in WorkingDir.scan(folder, max_megabytes=50).sizes}
 
 
-def test_ignore_files_count_in_every_folder_and_below_it(tmp_path: Path) -> None:
+def test_ignore_files_apply_to_their_folder_and_below(tmp_path: Path) -> None:
     make(
         tmp_path,
         {
@@ -47,7 +47,7 @@ def test_ignore_files_count_in_every_folder_and_below_it(tmp_path: Path) -> None
     }  # fmt: skip
 
 
-def test_versions_environments_homes_data_and_links_stay(tmp_path: Path) -> None:
+def test_repositories_environments_homes_data_and_links_are_not_sent(tmp_path: Path) -> None:
     make(
         tmp_path,
         {
@@ -95,7 +95,7 @@ def test_an_archive_holds_what_was_shown_and_is_the_same_for_the_same_files(tmp_
     assert (tmp_path / "out" / "deep" / "b.py").read_text() == "b = 1\n"
 
 
-def test_of_a_checkout_goes_what_a_driver_and_its_workers_import() -> None:
+def test_what_a_driver_and_its_workers_import_is_sent_from_a_checkout() -> None:
     working_dir = WorkingDir.scan(ROOT, max_megabytes=2)
     folders = {path.parts[0] for path in working_dir.sizes if len(path.parts) > 1}
     assert {"search_spaces", "trainers", "service", "dashboards"} <= folders

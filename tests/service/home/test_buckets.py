@@ -1,4 +1,4 @@
-"""A home in a bucket: its objects, a folder's form in it, its ledger, and who may write that."""
+"""A home in a bucket: objects, mirrored folders, the ledger, and its single writer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_objects(bucket: Bucket, tmp_path: Path) -> None:
     assert bucket.stamp("a/one") is None
     bucket.write("a/one", b"1")
     bucket.write("a/one", b"22")
-    (tmp_path / "large").write_bytes(large := os.urandom(9 << 20))  # in several requests
+    (tmp_path / "large").write_bytes(large := os.urandom(9 << 20))  # uploaded in several requests
     bucket.upload("a/b/large", tmp_path / "large")
     assert {name: stamp.bytes for name, stamp in bucket.names().items()} == {"a/b/large": len(large), "a/one": 2}
     assert list((bucket / "a").names()) == ["b/large", "one"]
@@ -86,10 +86,10 @@ def test_objects(bucket: Bucket, tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(bucket)).read("a/b/large") == large
 
 
-def test_one_makes_an_object(bucket: Bucket) -> None:
+def test_only_one_writer_creates_an_object(bucket: Bucket) -> None:
     assert bucket.create("one", b"mine")
     assert not bucket.create("one", b"yours")
-    assert bucket.create("one", b"mine"), "an answer that was lost"
+    assert bucket.create("one", b"mine"), "creating it again after a lost response must succeed"
     assert bucket.read("one") == b"mine"
 
 
@@ -103,7 +103,7 @@ def test_one_makes_an_object(bucket: Bucket) -> None:
         ("s3://another/home", "does not exist"),
     ],
 )
-def test_urls_that_are_no_home(s3: Store, url: str, problem: str) -> None:
+def test_invalid_urls_of_a_home(s3: Store, url: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as refused:
         open_home(url)
     assert refused.value.field == "--home"
@@ -119,7 +119,7 @@ def test_a_home_may_be_in_a_bucket_and_data_may_not() -> None:
     assert refused.value.field == "data.path"
 
 
-def test_tokens_are_opened_as_what_they_were(tmp_path: Path) -> None:
+def test_tokens_are_reopened_unchanged(tmp_path: Path) -> None:
     for name in ("train", "validation"):
         write_shard(tmp_path / f"{name}.bin", np.arange(9, dtype=np.uint16))
     train = Shards((tmp_path / "train.bin",))
@@ -149,8 +149,8 @@ def test_a_store_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.Mon
     assert time.monotonic() - began < 20
 
 
-def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever in a run it shows: the same command resumes once the rights are back."""
+def test_losing_access_to_a_bucket_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is reported wherever it occurs in a run, and the same command resumes once access is restored."""
 
     def refused(*_: object, **__: object) -> int:
         raise PermissionError("Access Denied")
@@ -167,7 +167,7 @@ def test_a_bucket_that_takes_no_more_of_us_is_bad_input(tmp_path: Path, monkeypa
         run.run_study(Study.load("short"), Home(tmp_path), **ALONE)
 
 
-def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
+def test_a_store_works_again_after_an_outage(s3: Store) -> None:
     bucket = Bucket.open(s3.home())
     bucket.write("before", b"1")
     s3.freeze()
@@ -185,7 +185,7 @@ def test_a_store_that_comes_back_is_waited_for(s3: Store) -> None:
     assert bucket.read("before") == b"1"
 
 
-def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_mirror_copies_a_folder_to_another_machine(bucket: Bucket, tmp_path: Path) -> None:
     here, there = Mirror(tmp_path / "here", bucket / "cell"), Mirror(tmp_path / "there", bucket / "cell")
     checkpoints = here.folder / "checkpoints"
     here.pull()
@@ -206,10 +206,10 @@ def test_a_mirror_brings_a_folder_to_another_machine(bucket: Bucket, tmp_path: P
     assert list((bucket / "cell").names()) == ["metrics.jsonl"]
 
 
-def test_a_mirror_of_a_folder_that_a_command_changes_meanwhile(
+def test_a_mirror_of_a_folder_that_a_command_is_changing(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It rotates its checkpoints while they are uploaded, and links to files elsewhere."""
+    """The command rotates its checkpoints during the upload, and has links to files elsewhere."""
     mirror = Mirror(tmp_path / "here", bucket / "cell")
     for step in (1, 2):
         (mirror.folder / f"step-{step}").mkdir(parents=True)
@@ -233,7 +233,7 @@ def test_a_mirror_of_a_folder_that_a_command_changes_meanwhile(
 
 
 def test_weights_are_moved_to_the_bucket_and_do_not_come_back(bucket: Bucket, tmp_path: Path) -> None:
-    """Neither a machine that resumes a cell nor the one that trains it holds every file of weights of the cell."""
+    """Neither the machine that trains a cell nor one that resumes it keeps all of the cell's weights."""
     here = Mirror(tmp_path / "here", bucket / "cell", archive="weights")
     here.pull()
     this = CELLS[0]
@@ -253,7 +253,7 @@ def test_weights_are_moved_to_the_bucket_and_do_not_come_back(bucket: Bucket, tm
     assert kept == [f"weights/step-{step:08d}.{form}" for step in (1, 2, 4) for form in ("json", "safetensors")]
 
 
-def test_a_kill_in_mid_push_leaves_the_checkpoint_before(
+def test_a_kill_during_a_push_leaves_the_previous_checkpoint(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = Mirror(tmp_path / "here", bucket)
@@ -278,7 +278,7 @@ def test_a_kill_in_mid_push_leaves_the_checkpoint_before(
     assert found.progress == {"step": 1}
 
 
-def test_a_folder_is_fetched_whole_or_not_at_all(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_folder_is_fetched_completely_or_not_at_all(bucket: Bucket, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "here" / "tokens", bucket / "tokens")
     assert not mirror.fetch("manifest.json")
     (bucket / "tokens").write("train-00000.bin", b"1234")
@@ -315,7 +315,7 @@ def test_signals_are_not_read_from_the_bucket_every_time(s3: Store) -> None:
     texts.write("study", "oec stop")
     assert texts.read("study") is None
     assert texts.read("another") is None
-    assert texts.read("study") == "oec stop", "only the name that was asked last is remembered"
+    assert texts.read("study") == "oec stop", "only the last name is cached"
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -328,7 +328,7 @@ def test_signals_are_not_read_from_the_bucket_every_time(s3: Store) -> None:
 def test_a_bucket_ledger_holds_every_line_once(
     appended: list[tuple[list[str], bool]], block: int, s3: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several writers, one after the other, in blocks of any size."""
+    """The lines come from several writers, one after the other, and are merged in blocks of any size."""
     monkeypatch.setattr(bucket_ledger, "MERGE_OBJECTS", block)
     home, written, first = Bucket(s3.home()), b"", 1
     ledger = BucketLedger(home, "short")
@@ -343,7 +343,7 @@ def test_a_bucket_ledger_holds_every_line_once(
         ledger.append(first, content)
         first, written = first + len(lines), written + content
         assert BucketLedger(home, "short").content() == written
-        if len(lines) % 2:  # as somebody who looks now and then
+        if len(lines) % 2:  # like a reader that checks only now and then
             seen = BucketLedger(home, "short").content(seen)
             assert seen == written
     ledger.close()
@@ -352,8 +352,9 @@ def test_a_bucket_ledger_holds_every_line_once(
     assert BucketLedger(home, "short").content() == written
 
 
-def test_lines_that_are_put_together_are_read_once(s3: Store) -> None:
-    """At the moment at which the block's first object holds all of them, and the others are still there."""
+def test_merged_lines_are_read_once(s3: Store) -> None:
+    """A reader may see the moment at which the block's first object already holds all lines and the other objects still
+    exist."""
     lines = Bucket(s3.home()) / "ledgers/short/lines"
     lines.write("0000000001", b"1\n2\n3\n4\n")
     lines.write("0000000002", b"2\n3\n")
@@ -372,7 +373,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on this process is on another machine, as far as it can tell."""
+    """Makes this process believe that it runs on another machine."""
     monkeypatch.setattr(writer, "this_machine", lambda: "another")
 
 
@@ -392,12 +393,12 @@ def test_a_second_writer_is_refused_with_the_identity_of_the_first(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
+def test_a_lost_writer_that_returns_writes_nothing(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = Ledger(tmp_path / "one", "short", write=True, bucket_ledger=(silent := BucketLedger(bucket, "short")))
     lost.plan(CELLS[:1])
-    silent._closing.set()  # its machine stands still
+    silent._closing.set()  # its machine is frozen
     elsewhere(monkeypatch)
     with Ledger(tmp_path / "two", "short", write=True, bucket_ledger=BucketLedger(bucket, "short")) as ledger:
         ledger.plan(CELLS[1:2])
@@ -412,7 +413,7 @@ def test_a_writer_that_was_lost_and_comes_back_writes_nothing(
     ]
 
 
-def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path: Path) -> None:
+def test_a_killed_writer_of_this_machine_is_replaced_at_once(s3: Store, tmp_path: Path) -> None:
     url = s3.home()
     program = (
         "import os, signal; from service.home.bucket_ledger import BucketLedger;"
@@ -433,7 +434,7 @@ def test_a_killed_writer_of_this_machine_is_followed_at_once(s3: Store, tmp_path
     ledger.close()
 
 
-def test_a_store_that_makes_an_object_twice_is_refused(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_conditional_writes_is_refused(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def overwrites(self: Bucket, name: str, content: bytes) -> bool:
         self.write(name, content)
         return True
@@ -450,7 +451,7 @@ def test_a_damaged_writer_is_named(s3: Store) -> None:
         BucketLedger(home, "short").take()
 
 
-def test_whether_somebody_writes_is_seen_from_another_machine(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_is_visible_from_another_machine(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(Path("/nowhere"), Bucket(s3.home()))
     assert not is_running(home, "short")
     ledger = BucketLedger(home.bucket, "short")  # type: ignore[arg-type]
@@ -464,7 +465,7 @@ def test_whether_somebody_writes_is_seen_from_another_machine(s3: Store, monkeyp
     assert not is_running(home, "short")
 
 
-def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_is_up_to_date_on_every_machine(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, url = Study.load("short"), s3.home()
     monkeypatch.setenv("OEC_SCRATCH", str(tmp_path / "one"))
     one = open_home(url)
@@ -480,7 +481,7 @@ def test_a_home_is_as_new_here_as_there(s3: Store, tmp_path: Path, monkeypatch: 
     assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
     ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
     copies.pull(two, "short")
-    copies.pull(one, "short")  # which this machine is writing: left alone
+    copies.pull(one, "short")  # this machine is writing it, so it is left alone
     assert two.ledger("short").read_bytes() == one.ledger("short").read_bytes()
     key = f"studies/short/cells/{CELLS[0].id}/metrics.jsonl"
     for content in (b'{"step": 0}\n', b'{"step": 0}\n{"step": 1}\n'):

@@ -1,4 +1,4 @@
-"""The ledger: replay equals what was written, a torn tail is dropped, one writer, one end a cell."""
+"""The ledger: replay returns what was written, a torn last line is dropped, one writer, one end per cell."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_replay_equals_what_was_written(path: Path) -> None:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(min_value=1, max_value=10**6))
-def test_torn_tail_is_dropped_and_written_anew(cut: int, path: Path) -> None:
+def test_torn_tail_is_dropped_and_rewritten(cut: int, path: Path) -> None:
     path.unlink(missing_ok=True)
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:3])
@@ -75,7 +75,7 @@ def test_a_cell_ends_once(path: Path, first: EndState) -> None:
             ledger.end(CELLS[0].id, CellResult(state="finished"))
 
 
-def test_a_crashed_cell_may_be_tried_again(path: Path) -> None:
+def test_a_crashed_cell_may_be_retried(path: Path) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:2])
         ledger.end(CELLS[0].id, CellResult(state="crashed", reason="out of memory"))
@@ -95,7 +95,7 @@ def test_content_that_does_not_match_its_id_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("result", ["[]", '"x"', "1", '{"val_loss":"low"}', '{"l_init":[]}', '{"reason":1}'])
-def test_a_damaged_result_is_refused_by_line(path: Path, result: str) -> None:
+def test_a_damaged_result_is_refused_with_the_line_number(path: Path, result: str) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
         ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
@@ -105,7 +105,7 @@ def test_a_damaged_result_is_refused_by_line(path: Path, result: str) -> None:
 
 
 def test_format_of_a_line(path: Path) -> None:
-    """Frozen: other programs read this file. A change is a decision with a line in the changelog."""
+    """This format is frozen because other programs read the file. A change needs a line in the changelog."""
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
         ledger.start(CELLS[0].id)
@@ -129,10 +129,10 @@ def test_a_record_names_the_attention_norm(path: Path) -> None:
         assert [record["attention_norm"] for record in ledger.records()] == ["qk-norm", "attn-cap"]
     path.write_text(path.read_text().replace('"attention_norm":"qk-norm",', ""))
     old = Ledger(path, "short").records()[0]
-    assert old["attention_norm"] == "qk-norm", "a ledger from before there were attention norms"
+    assert old["attention_norm"] == "qk-norm", "a ledger from before attention norms has the default"
 
 
-def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
+def test_a_result_is_not_lost_if_its_trial_starts_again(path: Path) -> None:
     with Ledger(path, "short", write=True) as ledger:
         ledger.plan(CELLS[:1])
         ledger.end(CELLS[0].id, CellResult(state="finished", val_loss=1.0))
@@ -140,8 +140,9 @@ def test_a_result_is_not_lost_to_a_trial_that_starts_again(path: Path) -> None:
         assert ledger.entries[CELLS[0].id].state == "finished"
 
 
-def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> None:
-    """Counts by state and scale, cells of a curve and off the grid: while it is written, and read again."""
+def test_the_indexes_of_a_ledger_match_its_entries(tmp_path: Path) -> None:
+    """The counts by state and scale, and the cells by curve and off the grid, are right both while writing and after
+    reopening."""
     plan = Plan(Study.load("short"), "data")
     path = tmp_path / "ledger.jsonl"
 
@@ -162,7 +163,9 @@ def test_what_is_kept_of_a_ledger_is_what_its_entries_say(tmp_path: Path) -> Non
             ledger.start(cell.id)
             state: EndState = ("finished", "diverged", "crashed", "pruned")[number % 4]
             ledger.end(cell.id, CellResult(state=state, val_loss=3.0))
-            assert ledger.curve(key)[0] == before + 2, "whoever remembers a curve sees that it changed"
+            assert ledger.curve(key)[0] == before + 2, (
+                "the version must change, so that caches of a curve are refreshed"
+            )
         ledger.start(plan.cells[2].id)
         agrees(ledger)
     agrees(Ledger(path, "short"))

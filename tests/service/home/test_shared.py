@@ -1,4 +1,4 @@
-"""Where a home may be."""
+"""Where a home can be."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_paths_and_file_urls(given: str, path: str) -> None:
         ("hdfs://host/home", "s3://BUCKET/PREFIX"),
     ],
 )
-def test_what_is_no_folder_is_refused_with_what_would_do(given: str, remedy: str) -> None:
+def test_an_address_that_is_not_a_folder_is_refused_with_a_remedy(given: str, remedy: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         local_folder(given)
     assert (refused.value.field, refused.value.value) == ("--home", given)
@@ -41,12 +41,12 @@ def test_what_is_no_folder_is_refused_with_what_would_do(given: str, remedy: str
 
 
 @pytest.mark.parametrize("given", ["file://host/home", "file://"])
-def test_file_urls_of_no_folder_here(given: str) -> None:
+def test_file_urls_that_are_not_local_folders(given: str) -> None:
     with pytest.raises(InvalidInput, match="file:///absolute/path"):
         local_folder(given)
 
 
-def test_a_relative_home_in_a_job_would_be_gone_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_home_in_a_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(IN_A_JOB, "{}")
     assert local_folder("/mnt/home") == Path("/mnt/home")
     with pytest.raises(InvalidInput, match="OEC_HOME"):

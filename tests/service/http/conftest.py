@@ -1,4 +1,4 @@
-"""A home with one study at work and one that ended, as a driver leaves them, and the application on it."""
+"""A home with a running study or a complete one, as a driver leaves them, and the application that serves it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FINISHED = CellResult(
 
 @dataclass(frozen=True)
 class Served:
-    """An application and who may use it."""
+    """An application, with clients for each level of access."""
 
     home: Home
     app: FastAPI
@@ -49,7 +49,7 @@ def client(app: FastAPI, secret: str | None = None) -> TestClient:
 
 
 def served(home: Home, **settings: object) -> Served:
-    """It starts no Ray: what is tested here asks for none."""
+    """Creates an application that starts no Ray, because these tests do not need it."""
     tokens = TokenFile(home)
     secrets = {role: tokens.add(f"a-{role}er", role, None) for role in ("read", "run")}  # type: ignore[arg-type]
     app = create_app(home, Settings.model_validate(settings), connect=False)
@@ -57,7 +57,7 @@ def served(home: Home, **settings: object) -> Served:
 
 
 def begin(home: Home, study: Study = STUDY) -> Ledger:
-    """The ledger of a study whose first cell ended, whose second diverged, whose third runs."""
+    """Opens the ledger of a study whose first cell finished, second diverged, and third is running."""
     register_study(home, study)
     ledger = Ledger(home.ledger(study.name), study.name, write=True)
     ledger.plan(CELLS)
@@ -72,7 +72,7 @@ def begin(home: Home, study: Study = STUDY) -> Ledger:
 
 
 def ended(home: Home, study: Study, loss: Callable[[Cell], float]) -> None:
-    """The ledger of a study whose cells all finished, each with the loss that ``loss`` gives it."""
+    """Writes the ledger of a study whose cells all finished with the losses that ``loss`` returns."""
     register_study(home, study)
     cells = list(Plan(study, "data").cells)
     with Ledger(home.ledger(study.name), study.name, write=True) as ledger:

@@ -1,4 +1,5 @@
-"""What the description of the service allows, and what it does not, sent to it by schemathesis."""
+"""Sends requests to the service that its OpenAPI description allows, and requests that it does not, with
+schemathesis."""
 
 from __future__ import annotations
 
@@ -12,21 +13,22 @@ from schemathesis.checks import CHECKS, load_all_checks
 
 load_all_checks()
 LEFT_OUT = CHECKS.get_by_names(["ignored_auth", "positive_data_acceptance"])
-"""One asks again without a token, which test_access.py does of every route. The other wants whatever fits the schema
-accepted: a schema cannot say that learning rates ascend."""
+"""``ignored_auth`` repeats requests without a token, which test_access.py does for every route.
+``positive_data_acceptance`` expects everything that fits the schema to be accepted, but a schema cannot require
+learning rates to ascend."""
 
 MADE_VALID = CHECKS.get_by_names(["negative_data_rejection"])
-"""Where a wrong name was replaced by that of a study, the request may be right."""
+"""Excluded if the name was replaced by that of a study, because the request may then be valid."""
 
 
 def ask_everything(
     schema: Any, token: dict[str, str], mode: GenerationMode, name: str | None, skip: Collection[str], examples: int
 ) -> list[str]:
-    """Send ``examples`` requests to every operation but those of ``skip``, about the study ``name`` where one is given;
-    the operations that were asked.
+    """Sends ``examples`` requests to every operation except those in ``skip``, about the study ``name`` if it is given.
+    Returns the labels of the operations.
 
     Raises:
-        FailureGroup: an answer is not described, or is a 5xx.
+        FailureGroup: a response is not described, or is a 5xx.
     """
     asked = []
     for found in schema.get_all_operations():

@@ -1,4 +1,4 @@
-"""Who gets an answer: no route without a token, no change without the role, and no more than the limits allow."""
+"""Access control: no route answers without a token, no change is made without the role, and limits are enforced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANGES = ("/api/v1/studies", "/api/v1/studies/smoke/stop", "/api/v1/studies/smo
 
 
 def every_route(service: Served) -> list[tuple[str, str]]:
-    """Method and path of each, as the application itself lists them."""
+    """Returns method and path of each route, as listed by the application itself."""
     described = [
         (method.upper(), path.replace("{name}", "smoke"))
         for path, methods in service.app.openapi()["paths"].items()
@@ -54,16 +54,18 @@ def test_no_route_answers_without_a_token(service: Served) -> None:
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             assert "smoke" not in answer.text
     for method, path in (("GET", "/nothing"), ("DELETE", "/api/v1/studies/smoke"), ("GET", "/docs")):
-        assert service.anybody.request(method, path).status_code == 401, "not even whether there is such a path"
+        assert service.anybody.request(method, path).status_code == 401, (
+            "without a token, not even the existence of a path is revealed"
+        )
 
 
-def test_what_is_open_tells_nothing(service: Served) -> None:
+def test_public_paths_reveal_nothing(service: Served) -> None:
     for path in PUBLIC_PATHS:
         before = service.anybody.get(path)
         assert before.status_code == 200, path
         assert before.content, f"{path} is empty"
         for secret in ("smoke", "a-reader", "a-runer", str(service.home.path)):
-            assert secret not in before.text.replace("whitesmoke", ""), (path, secret)  # a color that charts know
+            assert secret not in before.text.replace("whitesmoke", ""), (path, secret)  # a chart color
     other = service.home.path.parent / "empty"
     empty = served(open_home(other))
     assert all(empty.anybody.get(path).text == service.anybody.get(path).text for path in PUBLIC_PATHS), (
@@ -81,7 +83,7 @@ def test_a_reader_changes_nothing(service: Served) -> None:
     assert {line["token"] for line in audit} == {"a-reader"}
 
 
-def test_tokens_are_hashed_private_and_end(home: Home) -> None:
+def test_tokens_are_hashed_private_and_expire(home: Home) -> None:
     tokens = TokenFile(home)
     secret = tokens.add("somebody", "read", 1)
     path = home.service / "tokens.json"
@@ -96,7 +98,7 @@ def test_tokens_are_hashed_private_and_end(home: Home) -> None:
     assert tokens.authenticate("") is None
     over = owner.model_copy(update={"expires": datetime.now(UTC) - timedelta(seconds=1)})
     path.write_bytes(TOKENS.dump_json((over,)))
-    assert tokens.authenticate(secret) is None, "it has expired"
+    assert tokens.authenticate(secret) is None, "an expired token was accepted"
     with pytest.raises(InvalidInput, match="NAME: 'somebody' already has a token"):
         tokens.add("somebody", "run", None)
     path.write_text("{")
@@ -104,7 +106,7 @@ def test_tokens_are_hashed_private_and_end(home: Home) -> None:
         tokens.all()
 
 
-def test_a_removed_token_ends_at_once(service: Served) -> None:
+def test_a_removed_token_stops_working_at_once(service: Served) -> None:
     assert service.reader.get("/api/v1/studies").status_code == 200
     assert oec("token", "remove", "a-reader", home=service.home.path).returncode == 0
     assert service.reader.get("/api/v1/studies").status_code == 401
@@ -127,7 +129,7 @@ def test_the_commands_of_tokens(home: Home) -> None:
     assert made.stdout.strip() not in audit
 
 
-def test_what_waits_does_not_take_every_thread() -> None:
+def test_waiting_requests_do_not_take_every_thread() -> None:
     limit = ConcurrencyLimit("changes")
     with ExitStack() as places:
         for _ in range(MAX_REQUESTS):
@@ -140,7 +142,7 @@ def test_what_waits_does_not_take_every_thread() -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/plan", "/api/v1/studies", "/api/v1/studies/smoke/resume"])
-def test_a_body_has_a_size(service: Served, path: str) -> None:
+def test_the_size_of_a_body_is_limited(service: Served, path: str) -> None:
     def chunks() -> object:
         for _ in range(10):
             yield b"x" * 10_000
@@ -150,7 +152,7 @@ def test_a_body_has_a_size(service: Served, path: str) -> None:
         assert answer.status_code == 413, answer.text
 
 
-def test_every_answer_has_its_headers(service: Served) -> None:
+def test_every_response_has_security_headers(service: Served) -> None:
     for answer in (
         service.anybody.get("/"),
         service.anybody.get("/api/v1/studies"),
@@ -165,7 +167,7 @@ def test_every_answer_has_its_headers(service: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "%2e%2e", "a%2fb", "a%00b", "SMOKE", "x" * 64, "absent"])
-def test_a_name_in_a_path_can_not_leave_the_home(service: Served, name: str) -> None:
+def test_a_name_in_a_path_cannot_leave_the_home(service: Served, name: str) -> None:
     for path in ("", "/cells", "/curves", "/table", "/events", "/report", "/logs"):
         answer = service.reader.get(f"/api/v1/studies/{name}{path}")
         assert answer.status_code in (404, 422) or answer.url.path == "/api/v1/studies", (path, answer.text)

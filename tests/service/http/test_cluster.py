@@ -1,4 +1,4 @@
-"""The real command with a Ray of its own: submit, watch, stop, resume; two services; a kill; and the load, in short."""
+"""The real ``oec serve`` with its own Ray: submit, watch, stop, resume, two services, a kill, and a short load test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WAIT_S = 180.0
 
 
 class Service:
-    """One or several servers of a home, and a client with a token of role run."""
+    """One or more servers for a home, and a client whose token has the role run."""
 
     def __init__(self, folder: Path) -> None:
         self.home = open_home(folder / "home")
@@ -90,7 +90,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     head = read_head(service.home)
     assert head is not None
     assert stop_head(service.home)
-    assert process_start_ticks(head.pid) is None, "its Ray still runs"
+    assert process_start_ticks(head.pid) is None, "its Ray is still running"
 
 
 def study(name: str, steps: int = 20, **changes: object) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_from_submission_to_the_end(service: Service) -> None:
     assert answer.status_code == 201, answer.text
     assert answer.json()["estimate"]["cells"] == 2
     again = service.post("/studies", study("first"))
-    assert again.status_code == 409, "it is being run"
+    assert again.status_code == 409, "a running study cannot be submitted again"
     assert answer.json()["job"] in again.json()["problem"]
     ids, last = [], ""
     url = service.url("/studies/first/events")
@@ -131,7 +131,7 @@ def test_from_submission_to_the_end(service: Service) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_the_whole_description_of_a_service_with_a_cluster(service: Service, mode: GenerationMode) -> None:
-    """Also on a study that there is, which is stopped, resumed and submitted again meanwhile; no answer is a 5xx."""
+    """The requests also stop, resume and resubmit an existing study. No response is a 5xx."""
     url = service.url("/openapi.json")
     schema = schemathesis.openapi.from_url(url, headers=service.headers)
     assert len(ask_everything(schema, service.headers, mode, "first", (), examples=8)) == 13
@@ -143,7 +143,7 @@ def test_stop_and_resume(service: Service) -> None:
     stopped = service.post("/studies/long/stop", {})
     assert stopped.status_code == 202, stopped.text
     service.until(lambda: service.state("long") == "interrupted", "interruption")
-    assert service.post("/studies/long/stop", {}).status_code == 409, "it is not being run any more"
+    assert service.post("/studies/long/stop", {}).status_code == 409, "the study is no longer running"
     resumed = service.post("/studies/long/resume", {})
     assert resumed.status_code == 201, resumed.text
     assert resumed.json()["job"] != stopped.json()["job"]
@@ -174,13 +174,13 @@ def test_a_race_through_two_services_makes_one_job(service: Service) -> None:
     service.until(lambda: service.state("raced") == "ended", "end")
 
 
-def test_sigkill_of_the_service_ends_no_study(service: Service) -> None:
+def test_a_killed_service_does_not_end_its_studies(service: Service) -> None:
     head = read_head(service.home)
     assert service.post("/studies", study("killed", steps=1500)).status_code == 201
     service.until(lambda: service.get("/studies/killed")["cells"].get("running", 0) > 0, "cell that runs")
     service.server.kill()
     service.until(lambda: service.get("/studies")["cluster"], "service after its death")
-    assert read_head(service.home) == head, "it started another Ray"
+    assert read_head(service.home) == head, "the new service started another Ray"
     assert service.state("killed") == "running"
     service.until(lambda: service.state("killed") == "ended", "end")
     assert set(service.get("/studies/killed")["cells"]) <= TERMINAL - {"crashed"}
@@ -194,7 +194,7 @@ def test_more_studies_than_the_service_runs_at_once(service: Service) -> None:
     service.until(lambda: all(service.state(name) == "ended" for name in names[:4]), "end of them")
 
 
-def test_the_load_in_short_with_a_kill() -> None:
+def test_a_short_load_test_with_a_kill() -> None:
     command = ["--watchers", "10", "--submitters", "3", "--seconds", "20", "--kill", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serve", *command],
@@ -204,7 +204,7 @@ def test_the_load_in_short_with_a_kill() -> None:
     assert "nothing lost" in done.stdout
 
 
-def test_the_command_s_own_errors(service: Service) -> None:
+def test_errors_of_the_command(service: Service) -> None:
     taken = oec("serve", "--port", service.server.port, home=service.home.path)
     assert taken.returncode == 2
     assert "cannot be opened on 127.0.0.1" in taken.stderr

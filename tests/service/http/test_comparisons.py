@@ -1,4 +1,4 @@
-"""Studies over each other: the same numbers and sentences as `oec diff`, and the figures of a report."""
+"""Comparisons of studies: the numbers and sentences of ``oec diff``, and the figures of a report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILE: dict[str, Any] = {
 
 
 def valley(shift: float, noise: float = 0.01) -> Any:
-    """The loss of a cell: lowest at a learning rate of 0.01."""
+    """Returns a loss function of a cell that is lowest at a learning rate of 0.01."""
 
     def loss(cell: Cell) -> float:
         return 2.5 + shift + 0.2 * (math.log10(cell.lr) + 2) ** 2 + noise * cell.seed * cell.lr
@@ -39,7 +39,7 @@ def valley(shift: float, noise: float = 0.01) -> Any:
 
 
 def three(home: Home) -> None:
-    """``run-a``; ``run-b``, whose losses are higher; ``run-c``, which has one method in common with them."""
+    """Writes ``run-a``, ``run-b`` with higher losses, and ``run-c``, which shares one method with both."""
     ended(home, Study.validate_fields(FILE), valley(0))
     ended(
         home, Study.validate_fields(FILE | {"name": "run-b", "training": {"steps": 20, "warmup_steps": 4}}), valley(0.5)
@@ -60,7 +60,7 @@ def compared(service: Served, *names: str) -> dict[str, Any]:
     return found
 
 
-def test_rows_and_sentences_are_those_of_diff(service: Served) -> None:
+def test_rows_and_sentences_match_diff(service: Served) -> None:
     (found,) = compared(service, "run-a", "run-b")["comparisons"]
     sources = load_each(("run-a", "run-b"), service.home, {})
     expected = compare(*(curves(source.runs, source.grid) for source in sources))

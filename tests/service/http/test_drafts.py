@@ -1,4 +1,4 @@
-"""What the form of the page asks the service: what there is to choose, and what a study lacks."""
+"""What the page's form asks the service: the available choices, and what a draft still lacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draft(service: Served, content: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_choices_are_the_registries(service: Served) -> None:
+def test_choices_match_the_registries(service: Served) -> None:
     found = service.reader.get("/api/v1/choices").json()
     scales = [(scale["name"], scale["blocks"], scale["width"], scale["heads"]) for scale in found["scales"]]
     assert scales == [(scale.name, scale.L, scale.D, scale.H) for scale in SCALES.values()]
@@ -41,17 +41,17 @@ def test_choices_are_the_registries(service: Served) -> None:
         assert Study.validate_fields(study["file"]) == Study.load(study["name"]), study["name"]
 
 
-def test_a_complete_draft_is_priced_as_a_plan(service: Served) -> None:
+def test_a_complete_draft_has_the_estimate_of_a_plan(service: Served) -> None:
     found = draft(service, FILE)
     assert found["problems"] == []
     assert found["estimate"] == service.reader.post("/api/v1/plan", json=FILE).json()
     assert Study.validate_fields(found["file"]) == Study.parse(found["yaml"]) == STUDY
-    assert set(found["file"]) < set(FILE), "fields at their defaults are left out"
+    assert set(found["file"]) < set(FILE), "fields with default values must be left out"
     as_yaml = service.reader.post("/api/v1/draft", content=STUDY.to_yaml(), headers={"Content-Type": "text/yaml"})
     assert as_yaml.json() == found
 
 
-def test_a_draft_names_everything_that_is_wrong(service: Served) -> None:
+def test_a_draft_lists_every_problem(service: Served) -> None:
     sent = {"scales": ["tiny"], "methods": ["baselin", {"method": "z-loss", "gamma": [0]}], "training": {"steps": 0}}
     found = draft(service, sent)
     fields = [problem["field"] for problem in found["problems"]]
@@ -61,11 +61,11 @@ def test_a_draft_names_everything_that_is_wrong(service: Served) -> None:
     assert yaml.safe_load(found["yaml"]) == sent
 
 
-def test_a_draft_does_not_name_a_thousand_problems(service: Served) -> None:
+def test_the_number_of_problems_of_a_draft_is_limited(service: Served) -> None:
     assert len(draft(service, FILE | {"lrs": ["x"] * 1_000})["problems"]) == 50
 
 
-def test_sizes_are_those_of_the_vocabulary(service: Served) -> None:
+def test_sizes_depend_on_the_vocabulary(service: Served) -> None:
     small = draft(service, {"data": {"tokenizer": "bytes"}})["parameters"]
     assert small == {name: scale.parameters(256) for name, scale in SCALES.items()}
     tied = draft(service, {"data": {"tokenizer": "gpt2"}, "model": {"tied": True}})["parameters"]
@@ -91,7 +91,7 @@ def test_a_draft_may_not_do_more_than_a_study(service: Served, change: dict[str,
 
 @pytest.mark.parametrize("depth", [100, 300, 900, 5_000])
 @pytest.mark.parametrize("route", ["draft", "plan"])
-def test_no_depth_is_too_much(service: Served, route: str, depth: int) -> None:
+def test_deeply_nested_input_causes_no_error(service: Served, route: str, depth: int) -> None:
     answer = service.reader.post(
         f"/api/v1/{route}",
         content=f'{{"a": {"[" * depth}{"]" * depth}}}',

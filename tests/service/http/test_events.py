@@ -1,4 +1,5 @@
-"""Event streams from a real server: every event of a ledger once, whoever comes back, however the study ends."""
+"""Event streams from a real server: a client receives every ledger event exactly once, even after reconnecting, and
+however the study ends."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ WAIT_S = 60.0
 
 @contextmanager
 def listening(service: Served) -> Iterator[str]:
-    """The application on a port of loopback; without its lifespan, as no Ray is asked for."""
+    """Serves the application on a loopback port, without its lifespan, because no Ray is needed."""
     server = uvicorn.Server(
         uvicorn.Config(service.app, port=0, lifespan="off", log_level="warning", timeout_graceful_shutdown=2)
     )
@@ -41,7 +42,7 @@ def listening(service: Served) -> Iterator[str]:
 
 
 class Watcher:
-    """A client in a thread of its own; ``events`` are (id, event, data)."""
+    """A client in its own thread. ``events`` are tuples of id, event and data."""
 
     def __init__(self, url: str, service: Served, **headers: str) -> None:
         self.events: Queue[tuple[int | None, str, Any]] = Queue()
@@ -63,20 +64,20 @@ class Watcher:
                             id = int(frame["id"]) if "id" in frame else None
                             self.events.put((id, frame["event"], json.loads(frame["data"])))
                         frame = {}
-        except httpx2.TransportError:  # the server has ended
+        except httpx2.TransportError:  # the server has exited
             self.events.put((None, "lost", None))
         else:
             self.events.put((None, "closed", None))
 
     def until(self, wanted: Callable[[int | None, str, Any], bool]) -> list[tuple[int | None, str, Any]]:
-        """The events up to the first that is ``wanted``."""
+        """Returns the events up to and including the first that is ``wanted``."""
         found = []
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
                 found.append(self.events.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
-                pytest.fail(f"it never came; until then {found}")
+                pytest.fail(f"the event did not arrive; received so far: {found}")
             if wanted(*found[-1]):
                 return found
 
@@ -85,7 +86,7 @@ def ids(events: list[tuple[int | None, str, Any]]) -> list[int | None]:
     return [id for id, event, _ in events if event == "ledger"]
 
 
-def test_every_event_once_and_then_the_end(home: Home) -> None:
+def test_every_event_arrives_once_and_then_the_stream_ends(home: Home) -> None:
     with begin(home) as ledger, listening(service := served(home)) as url:
         first = Watcher(url, service)
         seen = first.until(lambda id, event, data: event == "state")
@@ -109,7 +110,7 @@ def test_every_event_once_and_then_the_end(home: Home) -> None:
         assert (told["event"], told["cell"], told["val_loss"]) == ("finished", CELLS[2].id, 2.5)
 
 
-def test_a_ledger_that_is_begun_anew(home: Home) -> None:
+def test_a_ledger_that_was_started_over(home: Home) -> None:
     with listening(service := served(home)) as url:
         first = begin(home)
         watcher = Watcher(url, service)

@@ -1,4 +1,4 @@
-"""The whole OpenAPI description against the application: whatever is sent, the answer is one that it describes."""
+"""The application against its entire OpenAPI description: every response to any request is one that it describes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.service.http.conftest import begin, served
 from tests.service.http.fuzzing import ask_everything
 
 NEED_RAY = ("POST /api/v1/studies/{name}/stop", "POST /api/v1/studies/{name}/resume", "GET /api/v1/studies/{name}/logs")
-"""Of a study that there is; test_cluster.py asks them."""
+"""These need Ray if the study exists, so test_cluster.py tests them."""
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("name", [None, "smoke"])
-def test_every_answer_is_described_and_none_is_5xx(home: Home, mode: GenerationMode, name: str | None) -> None:
-    begin(home).close()  # not held: an event stream of it ends
+def test_every_response_is_described_and_none_is_5xx(home: Home, mode: GenerationMode, name: str | None) -> None:
+    begin(home).close()  # the ledger is not held, so that an event stream ends
     service = served(home)
     token = {"Authorization": service.runner.headers["Authorization"]}
     schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", service.app, headers=token)

@@ -1,4 +1,4 @@
-"""Studies by the API: what is refused and how, and that what is told is what the ledger says."""
+"""Studies over the API: rejected input, and that responses match the ledger."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILE: dict[str, Any] = yaml.safe_load(STUDY.to_yaml())
 YAML = {"Content-Type": "application/yaml"}
 
 
-def test_a_plan_is_that_of_the_command_line(service: Served) -> None:
+def test_a_plan_matches_the_command_line(service: Served) -> None:
     as_json = service.reader.post("/api/v1/plan", json=FILE)
     as_yaml = service.reader.post("/api/v1/plan", content=STUDY.to_yaml(), headers=YAML)
     assert as_json.status_code == 200, as_json.text
@@ -66,7 +66,9 @@ def test_a_plan_is_that_of_the_command_line(service: Served) -> None:
         ({"data": {"source": "text", "path": "*" * 300}}, "data.path", "inside the data folder"),
     ],
 )  # fmt: skip
-def test_a_bad_study_is_told_field_and_remedy(service: Served, change: dict[str, Any], field: str, remedy: str) -> None:
+def test_a_bad_study_is_refused_with_field_and_remedy(
+    service: Served, change: dict[str, Any], field: str, remedy: str
+) -> None:
     for path in ("/api/v1/plan", "/api/v1/studies"):
         answer = service.runner.post(
             path, content=json.dumps(FILE | change), headers={"Content-Type": "application/json"}
@@ -88,12 +90,12 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
 @pytest.mark.parametrize("media_type", ["application/json", "application/yaml", ""])
-def test_bytes_that_are_no_study(service: Served, body: bytes, media_type: str) -> None:
+def test_bytes_that_are_not_a_study(service: Served, body: bytes, media_type: str) -> None:
     answer = service.runner.post("/api/v1/plan", content=body, headers={"Content-Type": media_type})
     assert answer.status_code == 422, answer.text[:300]
 
 
-def test_data_below_the_root_alone(tmp_path: Path) -> None:
+def test_data_must_be_below_the_root(tmp_path: Path) -> None:
     root = tmp_path / "data"
     (root / "texts").mkdir(parents=True)
     (root / "texts" / "a.txt").write_text("a")
@@ -121,7 +123,7 @@ def test_a_request_cannot_start_a_command(tmp_path: Path) -> None:
 
 
 def test_a_study_with_a_command_cannot_be_resumed_here(service: Served, tmp_path: Path) -> None:
-    """Someone has started it in this home with ``oec run``."""
+    """The study was started in this home with ``oec run``."""
     command = {"command": "touch {lr}", "metrics": {"stdout": "(?P<val_loss>.)"}, "directory": str(tmp_path)}
     register_study(service.home, Study.validate_fields({"name": "mine", "lrs": [1.0], "trainer": command}))
     backend = Backend(service.home, None, print)
@@ -130,7 +132,7 @@ def test_a_study_with_a_command_cannot_be_resumed_here(service: Served, tmp_path
         studies._start_job(studies.load("mine"), retry_crashed=False)
 
 
-def test_cells_pages_and_states(service: Served) -> None:
+def test_cells_can_be_paged_and_filtered_by_state(service: Served) -> None:
     everything = service.reader.get("/api/v1/studies/smoke/cells").json()
     assert everything["total"] == len(CELLS)
     assert [cell["cell"] for cell in everything["cells"]] == [cell.id for cell in CELLS]
@@ -140,7 +142,7 @@ def test_cells_pages_and_states(service: Served) -> None:
     assert [(cell["cell"], cell["reason"]) for cell in diverged["cells"]] == [(CELLS[1].id, "the loss is nan")]
 
 
-def test_curves_and_table_are_those_of_the_report(service: Served) -> None:
+def test_curves_and_table_match_the_report(service: Served) -> None:
     ledger = read_ledger(service.home, "smoke")
     facts = {curve.label: curve for curve in curves(from_records(ledger.records()), STUDY.lrs)}
     told = service.reader.get("/api/v1/studies/smoke/curves").json()
@@ -157,7 +159,7 @@ def test_curves_and_table_are_those_of_the_report(service: Served) -> None:
     assert all(set(row) == set(table["columns"]) for row in table["rows"])
 
 
-def test_where_a_study_stands(service: Served, home: Home) -> None:
+def test_the_status_of_a_study(service: Served, home: Home) -> None:
     told = service.reader.get("/api/v1/studies/smoke").json()
     assert (told["state"], told["cells"]) == ("running", {"finished": 1, "diverged": 1, "running": 1, "planned": 3})
     assert told["file"]["lrs"] == list(STUDY.lrs)
@@ -167,12 +169,14 @@ def test_where_a_study_stands(service: Served, home: Home) -> None:
     assert service.reader.get("/api/v1/studies/untouched/table").json()["rows"] == []
 
 
-def test_a_study_that_was_left_and_a_damaged_one(home: Home, service: Served) -> None:
+def test_an_interrupted_study_and_a_damaged_one(home: Home, service: Served) -> None:
     folder = home.study("other")
     folder.mkdir()
     os.link(home.ledger("smoke"), folder / "ledger.jsonl")
     (folder / "study.yaml").write_text(STUDY.to_yaml())
-    assert service.reader.get("/api/v1/studies/other").json()["state"] == "running", "its ledger is held"
+    assert service.reader.get("/api/v1/studies/other").json()["state"] == "running", (
+        "a study whose ledger is held is running"
+    )
     (folder / "ledger.jsonl").unlink()
     (folder / "ledger.jsonl").write_bytes(home.ledger("smoke").read_bytes())
     assert service.reader.get("/api/v1/studies/other").json()["state"] == "interrupted"
@@ -180,7 +184,7 @@ def test_a_study_that_was_left_and_a_damaged_one(home: Home, service: Served) ->
     told = {one["name"]: one for one in service.reader.get("/api/v1/studies").json()["studies"]}
     assert told["other"]["state"] == "damaged"
     assert "ledger.jsonl:1" in told["other"]["message"]
-    assert told["smoke"]["state"] == "running", "one damaged study hides no other"
+    assert told["smoke"]["state"] == "running", "a damaged study must not hide the others"
     assert service.reader.get("/api/v1/studies/other/curves").status_code == 409
 
 
@@ -191,10 +195,12 @@ def test_metrics_for_prometheus(service: Served) -> None:
     assert 'oec_cells{state="planned"} 3.0' in text
     assert 'oec_http_requests_total{method="GET",route="/api/v1/studies/{name}",status="200"} 1.0' in text
     assert 'oec_http_seconds_count{method="GET",route="/api/v1/studies/{name}"} 1.0' in text
-    assert 'route="/api/v1/studies/smoke"' not in text, "a name is no label: each would be a series of its own"
+    assert 'route="/api/v1/studies/smoke"' not in text, (
+        "a study's name as a label would create a time series for each study"
+    )
 
 
-def test_a_cluster_that_is_away_is_told_so(home: Home) -> None:
+def test_an_unreachable_cluster_is_reported(home: Home) -> None:
     lost = served(home, cluster="http://127.0.0.1:9")
     answer = lost.runner.post("/api/v1/studies", json=FILE)
     assert answer.status_code == 503

@@ -1,4 +1,4 @@
-"""Addresses of stores: which are refused, which file they name, and that a path may have any characters."""
+"""Addresses of MLflow stores: which are refused, which file they name, and paths with unusual characters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_path_has_an_address(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_path_is_taken_for_another(tmp_path: Path, name: str) -> None:
+def test_no_path_is_mistaken_for_another(tmp_path: Path, name: str) -> None:
     path = tmp_path / name / "mlflow.db"
     path.parent.mkdir()
     uri = tracking_uri(Home(tmp_path / name))
@@ -53,11 +53,11 @@ def test_no_path_is_taken_for_another(tmp_path: Path, name: str) -> None:
     check_store(uri)
 
 
-def test_a_plain_path_has_the_address_that_it_always_had(tmp_path: Path) -> None:
+def test_the_address_of_a_plain_path_has_not_changed(tmp_path: Path) -> None:
     assert tracking_uri(Home(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_home_with_an_ugly_name_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_with_an_unusual_name_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     home = open_home(tmp_path / UGLY)
@@ -79,10 +79,10 @@ def test_a_home_with_an_ugly_name_holds_everything(tmp_path: Path, monkeypatch: 
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
-def test_a_relative_path_is_one_of_the_folder_in_which_the_command_started(
+def test_a_relative_path_is_relative_to_where_the_command_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A study works in another folder while Ray starts."""
+    """A study changes the working directory while Ray starts."""
     monkeypatch.chdir(tmp_path)
     for uri in ("sqlite:///ml.db", " sqlite:///ml.db\n"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -103,7 +103,7 @@ def test_a_relative_path_is_one_of_the_folder_in_which_the_command_started(
         "sqlite:///file:x?mode=memory&uri=true",
     ],
 )
-def test_a_database_in_memory_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_in_memory_database_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert in_memory(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InvalidInput, match="is a database in memory"):
@@ -125,6 +125,6 @@ def test_databricks(uri: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["databrick", "uc", "file:///tmp/mlruns", "mlruns", "/tmp/mlruns", "ftp://x"])
-def test_what_is_no_store_is_refused(uri: str) -> None:
+def test_an_address_that_is_not_a_store_is_refused(uri: str) -> None:
     with pytest.raises(InvalidInput, match="is not an MLflow store"):
         check_store(uri)

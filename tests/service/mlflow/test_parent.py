@@ -1,4 +1,4 @@
-"""What a study's parent run offers in MLflow: its model card, a saved view of its cells, and its data."""
+"""What a study's parent run has in MLflow: its model card, a saved view of its cells, and its datasets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Delivered:
     """A study whose cells have ended, and its runs in an MLflow store.
 
     Args:
-        untrained: how many of its cells have not ended yet.
+        untrained: number of cells that have not ended yet.
     """
 
     def __init__(self, home: Home, study: Study, untrained: int = 0) -> None:
@@ -82,7 +82,7 @@ class Delivered:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """One home for the module: a fresh MLflow database takes seconds."""
+    """Creates one home for the whole module, because a new MLflow database takes seconds."""
     return open_home(tmp_path_factory.mktemp("home"))
 
 
@@ -102,7 +102,7 @@ def test_the_description_is_the_model_card(delivered: Delivered) -> None:
     assert f"]({view_path(delivered.experiment.experiment_id, delivered.study)})" in card
     for curve in facts:
         assert f"| {curve.method} |" in card
-        assert f"| {curve.LRS:.3f} |" in card, "with one seed, an LRS has no interval"
+        assert f"| {curve.LRS:.3f} |" in card, "with one seed, LRS has no interval"
     assert "- Cells: 6 finished" in card
     assert "- Data: `the-digest`" in card
     assert SMOKE.description in card
@@ -126,7 +126,7 @@ def test_sync_brings_the_description_up_to_date(home: Home) -> None:
     early.ledger.close()
 
 
-def test_what_somebody_wrote_is_kept_until_it_is_deleted(delivered: Delivered) -> None:
+def test_an_edited_description_is_kept_until_it_is_deleted(delivered: Delivered) -> None:
     card, parent = delivered.description, delivered.parent.info.run_id
     delivered.client.set_tag(parent, NOTE, f"{card}\n\nRead this first: the GPU was shared.")
     delivered.sync()
@@ -167,7 +167,7 @@ def test_a_view_that_somebody_overwrote_is_kept(delivered: Delivered) -> None:
 
 
 def test_a_view_follows_the_study_to_a_new_parent(delivered: Delivered) -> None:
-    """E.g. after somebody has deleted the runs of the old one."""
+    """This happens if the runs of the old parent were deleted."""
     for run in delivered.runs():
         delivered.client.delete_run(run.info.run_id)
     delivered.sync()

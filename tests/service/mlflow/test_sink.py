@@ -1,4 +1,5 @@
-"""The MLflow sink on a real SQLite store: everything arrives, twice is once, and a store that is down stops nothing."""
+"""The MLflow sink on a real SQLite store: everything is delivered, twice has the effect of once, and an outage stops
+nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ RESULT = CellResult(state="finished", val_loss=2.5, l_init=5.5, steps=20)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """One home for the module: a fresh MLflow database takes seconds."""
+    """Creates one home for the whole module, because a new MLflow database takes seconds."""
     home = open_home(tmp_path_factory.mktemp("home"))
     folder = home.cell(CELL.id, "trained")
     folder.mkdir(parents=True)
@@ -60,7 +61,7 @@ def child(uri: str, study: str, cell: Cell = CELL) -> tuple[MlflowClient, str]:
 
 
 def entry(state: State, result: CellResult) -> Entry:
-    """As of a cell that another study of the home, ``trained``, has trained."""
+    """Returns the entry of a cell that another study of the home, ``trained``, has trained."""
     return Entry(CELL.id, CELL, "grid", state, result, reused_from="trained")
 
 
@@ -70,8 +71,8 @@ def deliver(store: Store, result: CellResult) -> None:
     store.deliver(entry(result.state, result))
 
 
-def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
-    for _ in range(2):  # a second process that knows nothing of the first
+def test_everything_is_delivered_and_a_second_delivery_changes_nothing(home: Home, uri: str) -> None:
+    for _ in range(2):  # the second store stands for a new process that knows nothing of the first
         store = Store(uri, home, named("twice"))
         store.deliver(entry("running", NO_RESULT))
         deliver(store, RESULT)
@@ -86,10 +87,12 @@ def test_everything_arrives_and_twice_is_once(home: Home, uri: str) -> None:
     assert run.data.tags["oec.state"] == "finished"
     assert run.info.run_name == CELL.label
     assert run.info.status == "FINISHED"
-    assert (run.info.start_time, run.info.end_time) == (1_000_500, 1_029_500), "its duration is that of the cell"
+    assert (run.info.start_time, run.info.end_time) == (1_000_500, 1_029_500), (
+        "the run must have the cell's start and end time"
+    )
 
 
-def test_a_run_that_a_kill_left_without_its_params_gets_them(home: Home, uri: str) -> None:
+def test_a_run_left_without_params_by_a_kill_gets_them(home: Home, uri: str) -> None:
     store = Store(uri, home, named("killed"))
     store._create(store.connect(), CELL.label, {"oec.cell": CELL.id, "mlflow.parentRunId": store._parent})
     deliver(Store(uri, home, named("killed")), RESULT)
@@ -106,13 +109,13 @@ def test_a_crash_is_a_failed_run_with_its_reason(home: Home, uri: str) -> None:
     assert run.data.tags["oec.reason"].startswith("Traceback")
 
 
-def test_two_studies_of_one_store_keep_apart(home: Home, uri: str) -> None:
+def test_two_studies_in_one_store_have_separate_runs(home: Home, uri: str) -> None:
     for name in ("one", "two"):
         deliver(Store(uri, home, named(name)), RESULT)
     assert child(uri, "one")[1] != child(uri, "two")[1]
 
 
-def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> None:
+def test_the_report_is_an_artifact_of_the_parent(home: Home, uri: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<html></html>")
     store = Store(uri, home, named("report"))
     deliver(store, RESULT)
@@ -120,11 +123,11 @@ def test_the_report_lies_on_the_parent(home: Home, uri: str, tmp_path: Path) -> 
     client, run_id = child(uri, "report")
     parent = client.get_run(client.get_run(run_id).data.tags["mlflow.parentRunId"])
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"report.html", "study.yaml"}
-    assert (home.path / "mlflow").is_dir(), "artifacts of an embedded store belong to the home"
+    assert (home.path / "mlflow").is_dir(), "artifacts of an embedded store belong in the home"
     assert parent.info.status == "FINISHED"
 
 
-def test_a_crash_that_was_tried_again_is_no_crash_any_more(home: Home, uri: str) -> None:
+def test_a_crash_that_was_retried_is_no_longer_a_crash(home: Home, uri: str) -> None:
     deliver(Store(uri, home, named("again")), CellResult(state="crashed", reason="out of memory"))
     deliver(Store(uri, home, named("again")), RESULT)
     client, run_id = child(uri, "again")
@@ -132,10 +135,12 @@ def test_a_crash_that_was_tried_again_is_no_crash_any_more(home: Home, uri: str)
     assert run.data.tags["oec.state"] == "finished"
     assert run.data.tags["oec.reason"] == ""
     assert run.info.status == "FINISHED"
-    assert (run.info.start_time, run.info.end_time) == (1_000_500, 1_029_500), "its duration is that of the cell"
+    assert (run.info.start_time, run.info.end_time) == (1_000_500, 1_029_500), (
+        "the run must have the cell's start and end time"
+    )
 
 
-def test_a_store_that_is_down_stops_nothing_and_is_told_later(home: Home, uri: str, tmp_path: Path) -> None:
+def test_a_store_that_is_down_stops_nothing_and_is_synced_later(home: Home, uri: str, tmp_path: Path) -> None:
     study = named("down")
     with Ledger(home.ledger("down"), "down", write=True) as ledger:
         ledger.plan([CELL])
@@ -154,7 +159,7 @@ def test_a_store_that_is_down_stops_nothing_and_is_told_later(home: Home, uri: s
         assert client.get_run(run_id).data.metrics["final_val_loss"] == 2.5
         assert sync(uri, home, study, ledger, tmp_path) == 1
         with pytest.raises(InvalidInput, match="does not accept study down"):
-            sync(DOWN, home, study, ledger, tmp_path)  # what one store has, another one still lacks
+            sync(DOWN, home, study, ledger, tmp_path)  # delivery to one store does not count for another
 
 
 DOWN = "http://127.0.0.1:9"
@@ -171,7 +176,7 @@ DOWN = "http://127.0.0.1:9"
         ("nonsense", "is not an MLflow store"),
     ],
 )
-def test_an_address_that_can_not_be_used_is_refused_at_once(uri: str, problem: str) -> None:
+def test_an_unusable_address_is_refused_at_once(uri: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as refused:
         check_store(uri)
     assert "secret" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""``oec forecast`` on a home whose ledgers and rows are written by the real writers, its training made up."""
+"""``oec forecast`` on a home whose ledgers and rows come from the real writers, with synthetic training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def write_rows(home: Home, study: str, cell: Cell) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Study ``one`` with 18 cells, a cell of it that runs; study ``two`` with the results of ``one``."""
+    """Creates a home with study ``one``, which has 18 cells, one of them running, and study ``two``, which reuses its
+    results."""
     home = open_home(tmp_path_factory.mktemp("home"))
     study = Study.load("smoke")
     study = study.model_copy(update={"lrs": LRS, "training": study.training.model_copy(update={"steps": STEPS})})
@@ -68,16 +69,18 @@ def test_each_cell_is_read_once_wherever_it_was_trained(home: Home) -> None:
     assert everything["curve"].nunique() == 3
     assert sorted(everything["state"].value_counts().items()) == [("diverged", 8), ("finished", 9), ("running", 1)]
     assert two["cell"].tolist() == everything.query("state != 'running'")["cell"].tolist()
-    assert two[["norm_growth", "logits_drift"]].notna().all(axis=None), "the rows of the study that trained it"
+    assert two[["norm_growth", "logits_drift"]].notna().all(axis=None), (
+        "the rows of the study that trained the cells must be used"
+    )
     assert list(two[list(FEATURES)].isna().all()) == [False, True, False]
 
 
-def test_the_command_scores_its_forecast_and_tells_what_still_trains(home: Home) -> None:
+def test_the_command_scores_its_forecast_and_lists_running_cells(home: Home) -> None:
     done = oec("forecast", home=home.path)
     assert done.returncode == 0, done.stderr
     assert "17 runs to forecast, 8 of which diverged" in done.stdout
     own = next(line for line in done.stdout.splitlines() if "forecast, p >= 0.5" in line)
-    # 8 of 17 runs of 10 seconds, the last 8 seconds of each.
+    # 8 of 17 runs of 10 s diverged; stopping each early saves its last 8 s.
     assert [part.strip() for part in own.split("│")[2:8]] == ["1.00", "1.00", "8", "0", "0", f"{64 / 170:.1%}"]
     (running,) = [line for line in done.stdout.splitlines() if "running" in line]
     assert "mu-centering lr=4" in running
@@ -96,7 +99,7 @@ def test_a_home_without_runs(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "no forecast: no run has started yet\n")
 
 
-def test_a_study_that_is_not_there(tmp_path: Path) -> None:
+def test_a_study_that_does_not_exist(tmp_path: Path) -> None:
     done = oec("forecast", "nowhere", home=tmp_path)
     assert done.returncode == 2
     assert "'nowhere'" in done.stderr

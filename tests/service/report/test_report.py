@@ -1,4 +1,4 @@
-"""Sources of a report and of a comparison, on the real commands in this process."""
+"""Sources of reports and comparisons, with the real commands run in this process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.service.oec import invoked
 
 
 def train(home: Path, shift: float, *torch: str) -> None:
-    """The study smoke as a home would hold it after a run whose losses are ``shift`` off.
+    """Writes the study smoke as it would be after a run whose losses grow by ``shift`` per unit of learning rate.
 
     Args:
-        torch: versions of PyTorch, which the learning rates take turns in.
+        torch: versions of PyTorch, which alternate over the learning rates.
     """
     study = Study.load("smoke")
     versions = dict(zip(study.lrs, cycle(torch or ("2.13.0",)), strict=False))
@@ -66,7 +66,8 @@ def test_two_homes_in_one_report(homes: tuple[Path, Path], tmp_path: Path) -> No
 
 
 def test_two_versions_of_pytorch_in_a_curve_are_a_warning(tmp_path: Path) -> None:
-    """In the terminal, on the page, in the table of curves, and again from ``runs.csv``."""
+    """The warning is in the terminal, on the page and in the table of curves, also in a report that is made from
+    ``runs.csv``."""
     train(tmp_path / "home", 1.0, "2.11.0+cu130", "2.13.0+cpu")
     sentence = "every curve: cells were trained with PyTorch 2.11.0+cu130 and 2.13.0+cpu, which may explain some of the"
     for source in ("smoke", tmp_path / "smoke" / "runs.csv"):
@@ -77,10 +78,12 @@ def test_two_versions_of_pytorch_in_a_curve_are_a_warning(tmp_path: Path) -> Non
         assert sentence in (out / "report.html").read_text()
         assert pd.read_csv(out / "tables" / "sensitivity.csv")["note"].str.contains("PyTorch 2.11.0").all()
         assert set(pd.read_csv(out / "runs.csv")["torch"]) == {"2.11.0+cu130", "2.13.0+cpu"}
-    assert "torch 2.11.0+cu130 and 2.13.0+cpu" in (tmp_path / "smoke" / "report.html").read_text(), "how it was made"
+    assert "torch 2.11.0+cu130 and 2.13.0+cpu" in (tmp_path / "smoke" / "report.html").read_text(), (
+        "the provenance must name both versions"
+    )
 
 
-def test_a_study_beside_a_foreign_csv(homes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_study_next_to_a_csv_of_another_program(homes: tuple[Path, Path], tmp_path: Path) -> None:
     csv = tmp_path / "theirs.csv"
     csv.write_text("rate,loss\n0.1,3\n0.2,4\n")
     columns = [
@@ -115,7 +118,9 @@ AGREES = (
 
 
 @pytest.mark.parametrize("source", ["published", "shipped", "overview"])
-def test_published_runs_beside_what_was_published(source: str, homes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_published_runs_are_compared_with_the_published_numbers(
+    source: str, homes: tuple[Path, Path], tmp_path: Path
+) -> None:
     overview = loss_overview.write(tmp_path / "loss_overview_all.csv", loss_overview.published_rows())
     path = {"published": "published", "shipped": RUNS_CSV, "overview": overview}[source]
     out = tmp_path / "out"
@@ -123,16 +128,19 @@ def test_published_runs_beside_what_was_published(source: str, homes: tuple[Path
     assert result.returncode == 0, result
     assert AGREES in " ".join(result.stdout.split())
     assert result.stdout.count("Recomputed and published results") == 1
-    assert "Learning-rate sensitivity" not in result.stdout, "a table beside the published one says the same and more"
+    assert "Learning-rate sensitivity" not in result.stdout, (
+        "this table would only repeat a part of the published comparison"
+    )
     assert len(pd.read_csv(out / "tables" / "published.csv")) == 50
     assert len(pd.read_csv(out / "tables" / "published_overhead.csv")) == 15
     page = (out / "report.html").read_text()
     assert f"<li>{AGREES}</li>" in page
-    assert 'id="published"' not in page, "the published curves would lie over themselves"
+    assert 'id="published"' not in page, "the overlay would draw the published curves over themselves"
 
 
-def test_a_report_on_another_source_goes_into_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a page and tables alone, and leaves nothing in the current folder. The last line is its path."""
+def test_a_report_on_another_source_is_written_to_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default it consists of a page and tables, and nothing is written to the current folder. The last line of the
+    output is the page's path."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     home = tmp_path / "home"
@@ -154,7 +162,7 @@ def test_a_report_stays_in_the_home(name: str, tmp_path: Path) -> None:
     assert home.report(name).parent == tmp_path / "reports"
 
 
-def test_a_study_beside_the_published_runs(homes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_study_next_to_the_published_runs(homes: tuple[Path, Path], tmp_path: Path) -> None:
     result = invoked("report", "smoke", "published", "--out", tmp_path, "--format", "csv", home=homes[0])
     assert result.returncode == 0, result
     assert "Learning-rate sensitivity: smoke and published" in " ".join(result.stdout.split())
@@ -174,7 +182,7 @@ def test_several_files_of_the_published_repository(homes: tuple[Path, Path], tmp
     assert "25 of 25 extra training times" in " ".join(result.stdout.split())
 
 
-def test_a_study_of_the_home_comes_before_the_published_runs(tmp_path: Path) -> None:
+def test_a_study_in_the_home_takes_precedence_over_the_published_runs(tmp_path: Path) -> None:
     study = Study.load("smoke").model_dump(mode="json", exclude_none=True) | {"name": "published"}
     home = open_home(tmp_path / "home")
     register_study(home, Study.validate_fields(study))

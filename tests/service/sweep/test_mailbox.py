@@ -1,4 +1,4 @@
-"""How often the group of a cell may die: the mailbox counts, on its own event loop as in its actor."""
+"""The mailbox: how often the group of a cell may die, and the order of events, on an event loop like its actor's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOB = Job(cell=CELL, checkpoint=Checkpoint(folder=Path("cell"), evaluate_every=1
 
 @pytest.mark.fault("as many failures as max_failures")
 @pytest.mark.parametrize("max_failures", [1, 2, 3])
-def test_a_cell_whose_group_died_too_often_has_crashed(max_failures: int) -> None:
+def test_a_cell_whose_group_died_too_often_is_crashed(max_failures: int) -> None:
     async def dies() -> None:
         mailbox = MailboxClass(max_failures)
         await mailbox.started()
@@ -29,20 +29,21 @@ def test_a_cell_whose_group_died_too_often_has_crashed(max_failures: int) -> Non
         for _ in range(max_failures):
             assert await mailbox.take(0.0) == JOB
             assert await mailbox.events(0.0) == []
-            await mailbox.started()  # the group anew, as the one before is gone
+            await mailbox.started()  # a new group replaces the one that died
         (end,) = await mailbox.events(0.0)
         assert end.state == "crashed"
         times = f", failure {max_failures} of this cell" if max_failures > 1 else ""
         assert end.reason.startswith(f"its worker group died{times}: ")
         assert await mailbox.take(0.0) is None
         await mailbox.put(JOB)
-        assert await mailbox.take(0.0) == JOB, "the failures of one cell are not those of the next"
+        assert await mailbox.take(0.0) == JOB, "failures of one cell must not count for the next"
 
     asyncio.run(dies())
 
 
 def test_events_arrive_once_and_in_order_however_fast_they_are() -> None:
-    """Rows come in bursts, as from a command whose log is read at once, while the trial takes what is there."""
+    """Rows arrive in bursts, as from a command whose entire log is read at once, while the trial takes what is
+    available."""
 
     async def burst() -> list[int]:
         mailbox, found = MailboxClass(1), list[int]()

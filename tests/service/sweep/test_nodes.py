@@ -1,4 +1,4 @@
-"""A cell of several nodes: what its home and its cluster have to be."""
+"""Cells that span several nodes: requirements on the home and the cluster."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def test_a_home_in_a_bucket_is_refused(tmp_path: Path) -> None:
 
 
 def test_each_node_of_a_cell_needs_a_node_of_the_cluster(tmp_path: Path) -> None:
-    """Ray would wait for it without an end."""
+    """Otherwise Ray would wait for the missing node forever."""
     assert fit_study(study(tmp_path), [{"CPU": 4}, {"CPU": 4}, {"CPU": 3}]).cells == 1
     for cluster in ([{"CPU": 64}, {"CPU": 3}], [{"CPU": 4}]):
         with pytest.raises(InvalidInput, match="needs 2 nodes with 4 CPU and 0 GPU each, and there is 1; lower it"):
             fit_study(study(tmp_path), cluster)
 
 
-def test_nodes_wait_until_the_command_of_another_has_ended(tmp_path: Path) -> None:
+def test_nodes_wait_until_the_commands_of_other_nodes_have_ended(tmp_path: Path) -> None:
     config = group_config(study(tmp_path), None, open_home(tmp_path / "home"))
     assert config.end_s == 50 + STUCK_S
 
 
 @pytest.mark.slow
-def test_each_rank_of_a_command_runs_on_a_node_of_its_own(tmp_path: Path) -> None:
-    """Although the first node has room for both."""
+def test_each_rank_of_a_command_runs_on_its_own_node(tmp_path: Path) -> None:
+    """The ranks are placed on different nodes although the first node has room for both."""
     (tmp_path / "node.py").write_text(NODE)
     command = f"{sys.executable} -S node.py {{node_rank}} {{folder}} {{nodes}} {{workers}} {{master_port}} {{lr}}"
     trainer = {"command": command, "metrics": {"stdout": '"val_loss": (?P<val_loss>[0-9.]+)'}, "nodes": 2}

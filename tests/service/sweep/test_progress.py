@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs, with a clock of the test's own."""
+"""What the user sees while a sweep runs, with a fake clock."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def start_and_end(ledger: Ledger, progress: Progress, number: int, state: EndSta
     end(ledger, progress, number, state, loss)
 
 
-def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
-    """As a cell begins, so that those that run are counted as they mostly are; in the end, as a cell ends."""
+def test_plain_lines_without_a_terminal(ledger: Ledger) -> None:
+    """Lines are written when a cell starts, because then the number of running cells is typical, and at the end of the
+    sweep when a cell ends."""
     out, clock = io.StringIO(), Clock()
     with Progress(PLAN, ledger, Console(file=out, width=500), clock) as progress:
         progress.on_start(entry(ledger, 0))
@@ -58,7 +59,7 @@ def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
         clock.now = 20.0
         start_and_end(ledger, progress, 0, "finished", 4.5)
         clock.now = 21.0
-        start_and_end(ledger, progress, 1, "diverged", None)  # sooner than a plain line is due
+        start_and_end(ledger, progress, 1, "diverged", None)  # before the next plain line is due
         clock.now = 40.0
         progress.on_start(entry(ledger, 3))
         start_and_end(ledger, progress, 2, "crashed", None)
@@ -79,9 +80,9 @@ def test_plain_lines_where_there_is_no_terminal(ledger: Ledger) -> None:
     ]
 
 
-def test_what_refinement_may_still_take_counts(ledger: Ledger) -> None:
-    """Three trials and, for three curves, an edge between two learning rates a factor 100 apart: 3 steps and 1
-    bisection at most, none once the smallest learning rate diverged."""
+def test_cells_that_refinement_may_still_take_are_counted(ledger: Ledger) -> None:
+    """One trial per method, and one edge per curve, between learning rates a factor of 100 apart: up to 3 steps and 1
+    bisection each, or none once the smallest learning rate has diverged."""
     study = PLAN.study.model_copy(update={"refine": RefineSpec(trials=1, edge=11)})
     clock = Clock()
     progress = Progress(Plan(study, "data"), ledger, Console(file=io.StringIO()), clock)
@@ -105,10 +106,10 @@ def test_a_terminal_shows_running_cells_and_the_best_of_each_method(ledger: Ledg
     shown = out.getvalue()
     assert "z-loss (gamma=0.0001) lr=0.1 seed=1   50%" in shown
     assert "4.5000" in shown
-    assert "\n1/6 cells | 1 running |" in shown, "the counts have a line of their own, below the bar"
+    assert "\n1/6 cells | 1 running |" in shown, "the counts must be on their own line, below the bar"
 
 
-def test_without_a_measurement_nothing_is_promised(ledger: Ledger) -> None:
+def test_without_a_measurement_there_is_no_estimate(ledger: Ledger) -> None:
     progress = Progress(PLAN, ledger, Console(file=io.StringIO()))
     assert progress.seconds_left() is None
     assert progress.tokens_per_second() is None

@@ -1,4 +1,5 @@
-"""Edges in a sweep: real Optuna storage, real ledger, outcomes told as a sweep would."""
+"""Edge searches in a sweep, with real Optuna storage and a real ledger; results are reported as a sweep would report
+them."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def planned(refine: object, seeds: int = 1) -> Plan:
 
 
 class Sweep:
-    """What Tune and the recorder do, ``slots`` cells at a time; closes like a killed driver."""
+    """Does what Tune and the recorder do, with up to ``slots`` cells at a time. Leaving it is like killing the
+    driver."""
 
     def __init__(self, plan: Plan, folder: Path, slots: int = 2, retry_crashed: bool = False) -> None:
         self.plan, self.slots = plan, slots
@@ -60,7 +62,7 @@ class Sweep:
         self.ledger.close()
 
     def fill(self) -> bool:
-        """Start cells until the slots are full or nothing is to be had; whether Tune would go on."""
+        """Starts cells until all slots are taken or none is left. Returns whether Tune would continue."""
         while len(self.running) < self.slots:
             trial = str(next(self.numbers))
             config = self.search.suggest(trial)
@@ -82,17 +84,17 @@ class Sweep:
         self.search.on_trial_complete(trial, {"events": []}, error=result.state == "crashed")
 
     def stop_first(self) -> None:
-        """What the trial reports once ``oec stop --cell`` has asked for its end."""
+        """Reports what a trial reports after ``oec stop --cell``."""
         trial, cell = next(iter(self.running.items()))
         del self.running[trial]
         self.end(trial, cell, CellResult(state="pruned", reason="oec stop", steps=20))
 
     def run(self, cells: int | None = None) -> None:
-        """To the end, or until so many cells have ended."""
+        """Runs to the end, or until ``cells`` cells have ended."""
         for ended in itertools.count():
             goes_on = self.fill()
             if ended == cells or not self.running:
-                assert not goes_on or self.running, "Tune would wait for ever"
+                assert not goes_on or self.running, "Tune would wait forever"
                 return
             self.end_first()
 
@@ -122,12 +124,14 @@ def test_the_edge_of_every_curve_with_the_fewest_runs(slots: int, tmp_path: Path
         assert Refinement(plan, sweep.ledger).cells_left == {"tiny": 0}
         told = {trial.user_attrs["cell"] for trial in optuna_trials(tmp_path)}
         runs = from_records(sweep.ledger.records())
-        assert {method: edge_of(rows) for method, rows in runs.groupby("method")} == EDGES, "the table shows the same"
+        assert {method: edge_of(rows) for method, rows in runs.groupby("method")} == EDGES, (
+            "the table must show the same edges"
+        )
         inside = {cell.id for cell in [*plan.cells, *found] if cell.lr <= 1.0}
-        assert told == inside, "Optuna learns of every cell within the box that it searches"
+        assert told == inside, "Optuna must know every cell within its search box, and no other"
 
 
-def test_killed_at_any_cell_it_goes_on_to_the_same_edges(tmp_path: Path) -> None:
+def test_a_sweep_killed_at_any_cell_resumes_to_the_same_edges(tmp_path: Path) -> None:
     plan = planned({"edge": 1.4, "trials": 1})
     with Sweep(plan, tmp_path / "whole") as sweep:
         sweep.run()
@@ -140,7 +144,7 @@ def test_killed_at_any_cell_it_goes_on_to_the_same_edges(tmp_path: Path) -> None
             sweep.run()
             assert sweep.edges() == EDGES
             assert {cell.id for cell in origins(sweep.ledger, "edge")} == whole
-            assert len(origins(sweep.ledger, "refine")) == 3, "one trial a method was asked for"
+            assert len(origins(sweep.ledger, "refine")) == 3, "expected one trial per method"
             assert {entry.state for entry in sweep.ledger.entries.values()} <= {"finished", "diverged"}
         with Sweep(plan, folder) as sweep:
             assert sweep.search.suggest("again") == Searcher.FINISHED
@@ -152,7 +156,7 @@ def test_edges_narrow_at_the_same_pace(tmp_path: Path) -> None:
         assert [cell.method for cell in sweep.started[9:12]] == list(LIMITS)
 
 
-def test_a_crash_leaves_its_curve_without_an_edge_until_it_is_tried_again(tmp_path: Path) -> None:
+def test_a_crash_leaves_its_curve_without_an_edge_until_it_is_retried(tmp_path: Path) -> None:
     plan = planned({"edge": 1.4})
     with Sweep(plan, tmp_path, slots=1) as sweep:
         sweep.run(9)
@@ -167,7 +171,7 @@ def test_a_crash_leaves_its_curve_without_an_edge_until_it_is_tried_again(tmp_pa
 
 
 def test_a_stopped_edge_cell_leaves_the_bracket_around_it(tmp_path: Path) -> None:
-    """In the table and in the search alike, and the search of this curve is over; the others go on."""
+    """Table and search agree: the search of this curve is over, and those of the other curves continue."""
     plan, around = planned({"edge": 1.4}), Edge(low=0.01, high=0.1)
     with Sweep(plan, tmp_path, slots=1) as sweep:
         sweep.run(9)
@@ -196,16 +200,16 @@ def test_an_edge_converges_with_every_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("budget", "most"), [({"cells": 5}, 5), ({"minutes": 2}, 4 + 1), ({"cells": 99}, 12)])
 def test_a_budget_ends_both_kinds_of_refinement(budget: dict[str, float], most: int, tmp_path: Path) -> None:
-    """Every cell trains for half a minute; of two at once, one may still run when the minutes have passed."""
+    """Every cell trains for 30 s, two at a time, so one may still be running when the minutes are used up."""
     plan = planned({"edge": 1.4, "trials": 1, "budget": budget})
-    for _ in range(2):  # and neither begins anew with the next run
+    for _ in range(2):  # the second run must not start either of them again
         with Sweep(plan, tmp_path) as sweep:
             sweep.run()
             assert len(sweep.ledger.entries) == len(plan.cells) + most
             assert not sum(Refinement(plan, sweep.ledger).cells_left.values())
 
 
-def test_a_raised_budget_goes_on(tmp_path: Path) -> None:
+def test_a_search_continues_after_its_budget_is_raised(tmp_path: Path) -> None:
     for cells in (2, 5, 30):
         with Sweep(planned({"edge": 1.4, "budget": {"cells": cells}}), tmp_path) as sweep:
             sweep.run()

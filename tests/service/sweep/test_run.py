@@ -1,4 +1,4 @@
-"""A whole study through the real command: Ray Tune, Ray Train, DDP workers, Optuna, MLflow, on real text."""
+"""A whole study with the real command: Ray Tune, Ray Train, DDP workers, Optuna and MLflow, on real text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.service.oec import oec
 from trainers.storage.files import remove_unfinished
 
 
-def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:
+def test_every_cell_ended_once(trained: Path) -> None:
     ledger = ledger_of(trained, "first")
     counts = ledger.counts()
     assert counts["finished"] + counts["diverged"] == 6 + 3 + 3
@@ -38,7 +38,7 @@ def test_every_cell_ended_once_and_is_in_the_ledger(trained: Path) -> None:
     assert len(ended) == len(set(ended)) == 12
     cells = trained / "studies" / "first" / "cells"
     for entry in ledger.entries.values():
-        assert set(entry.result.record()) <= set(RUN_COLUMNS), "a result has a column that no table knows"
+        assert set(entry.result.record()) <= set(RUN_COLUMNS), "a result has a column that is not in RUN_COLUMNS"
         assert entry.result.val_loss is not None
         assert entry.result.torch == torch.__version__
         rows = [json.loads(line) for line in (cells / entry.cell.id / "metrics.jsonl").read_text().splitlines()]
@@ -74,14 +74,14 @@ def test_mlflow_and_ledger_give_the_same_table(trained: Path) -> None:
         assert row["torch"] == record["torch"]
 
 
-def test_refinement_proposed_one_cell_a_method_within_the_grid(trained: Path) -> None:
+def test_refinement_proposed_one_cell_per_method_within_the_grid(trained: Path) -> None:
     refined = [entry.cell for entry in ledger_of(trained, "first").entries.values() if entry.origin == "refine"]
     assert sorted(cell.method for cell in refined) == ["baseline", "mu-centering", "z-loss"]
     assert all(1e-3 <= cell.lr <= 30.0 for cell in refined)
 
 
 def test_the_edge_of_every_curve_is_between_the_two_learning_rates(trained: Path) -> None:
-    """A factor of 200 around the edge takes one run between 0.001, which converges, and 30, which does not."""
+    """Narrowing the edge to a factor of 200 takes one run, between 0.001, which converges, and 30, which does not."""
     entries = ledger_of(trained, "first").entries.values()
     searched = [(entry.cell.method, entry.cell.lr) for entry in entries if entry.origin == "edge"]
     assert sorted(searched) == [("baseline", 0.1732), ("mu-centering", 0.1732), ("z-loss", 0.1732)]
@@ -89,7 +89,7 @@ def test_the_edge_of_every_curve_is_between_the_two_learning_rates(trained: Path
         assert edge_of(runs) in (Edge(low=1e-3, high=0.1732), Edge(low=0.1732, high=30.0))
 
 
-def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(trained: Path, tmp_path: Path) -> None:
+def test_a_study_of_known_cells_trains_nothing_and_is_still_in_mlflow(trained: Path, tmp_path: Path) -> None:
     done = oec("run", write(tmp_path, "known"), home=trained)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 cells, 0 to train" in done.stdout
@@ -99,10 +99,10 @@ def test_a_study_of_known_cells_trains_nothing_and_is_in_mlflow_all_the_same(tra
     client = MlflowClient(f"sqlite:///{trained / 'mlflow.db'}")
     finished = [run for run in children.values() if run.data.tags["oec.state"] == "finished"]
     history = client.get_metric_history(finished[0].info.run_id, "val_loss")
-    assert [point.step for point in history] == [0, 10, 20], "the curve of the study that trained it"
+    assert [point.step for point in history] == [0, 10, 20], "expected the curve from the study that trained the cell"
 
 
-def test_a_study_of_which_some_cells_are_known_trains_the_others(trained: Path, tmp_path: Path) -> None:
+def test_a_study_with_some_known_cells_trains_the_others(trained: Path, tmp_path: Path) -> None:
     study = Study.load(str(write(tmp_path, "second", lrs=[1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 30.0])))
     with Ledger(tmp_path / "ledger.jsonl", "second", write=True) as ledger:
         ledger.plan(Plan(study, ledger_of(trained, "first").ended()[0].cell.data).cells)
@@ -136,7 +136,9 @@ def test_one_cell_without_ray_gives_the_same_loss(trained: Path, first: Path, tm
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
     printed = {name: value for name, *rest in lines for value in rest}
     (entry,) = [entry for cell, entry in ledger_of(trained, "first").entries.items() if cell == printed["cell"]]
-    assert float(printed["val_loss"]) == pytest.approx(entry.result.val_loss, rel=1e-5), "one process and two"
+    assert float(printed["val_loss"]) == pytest.approx(entry.result.val_loss, rel=1e-5), (
+        "one process and two must agree"
+    )
 
 
 HIDDEN = """
@@ -150,10 +152,10 @@ class Hidden:
 sys.modules["vl_convert"] = None
 sys.meta_path.insert(0, Hidden())
 """
-"""A ``sitecustomize``: no process that has it finds the package that draws."""
+"""A ``sitecustomize`` that hides the package that draws figures from every process."""
 
 
-def test_without_the_package_that_draws_a_study_ends_with_page_and_tables(
+def test_without_the_drawing_package_a_study_ends_with_page_and_tables(
     trained: Path, first: Path, tmp_path: Path
 ) -> None:
     home, path = tmp_path / "home", tmp_path / "path"
@@ -172,8 +174,8 @@ def test_without_the_package_that_draws_a_study_ends_with_page_and_tables(
     assert "vegaEmbed = vegaEmbed" not in page
 
 
-def test_a_half_written_file_of_a_killed_run_goes_with_the_next_one(tmp_path: Path) -> None:
-    """What looks alike and is not one stays."""
+def test_a_half_written_file_of_a_killed_run_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    """Other hidden files are kept."""
     folder = tmp_path / "studies" / "mine"
     (folder / "cells" / "c").mkdir(parents=True)
     (folder / f".study.yaml-{'0' * 32}").touch()

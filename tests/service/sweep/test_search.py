@@ -1,4 +1,4 @@
-"""The order of a sweep: the grid first and exact, then refinement; and Optuna agrees with the ledger after a crash."""
+"""The order of a sweep: first the exact grid, then refinement. After a crash, Optuna agrees with the ledger."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_grid_first_and_exact_then_refinement(sampler: str, tmp_path: Path) -> N
     ledger, search = started(plan, tmp_path)
     for number, cell in enumerate(plan.cells):
         assert suggested(search, str(number)) == cell
-    assert search.suggest("too early") is None, "refinement waits for its curve's grid"
+    assert search.suggest("too early") is None, "refinement must wait for its curve's grid"
     for number, cell in enumerate(plan.cells):
         finish(ledger, search, str(number), cell, None if cell.lr == 1e-2 else 3.0 + number / 10)
     refined = []
@@ -99,11 +99,11 @@ def test_after_a_killed_driver_optuna_agrees_with_the_ledger(plan: Plan, tmp_pat
     assert not [trial for trial in trials if not trial.state.is_finished()]
     complete = {trial.user_attrs["cell"]: trial.value for trial in trials if trial.state == TrialState.COMPLETE}
     assert complete == {cells[0].id: 3.0, cells[1].id: 4.0}
-    assert suggested(search, "again") == cells[2], "the cell that was running is handed out again"
+    assert suggested(search, "again") == cells[2], "the cell that was running must be suggested again"
     ledger.close()
 
 
-def test_a_refinement_cut_short_is_trained_before_new_ones_are_proposed(plan: Plan, tmp_path: Path) -> None:
+def test_an_interrupted_refinement_is_trained_before_new_ones_are_proposed(plan: Plan, tmp_path: Path) -> None:
     ledger, search = started(plan, tmp_path)
     for number, cell in enumerate(plan.cells):
         assert suggested(search, str(number)) == cell
@@ -115,11 +115,11 @@ def test_a_refinement_cut_short_is_trained_before_new_ones_are_proposed(plan: Pl
     assert suggested(search, "r0") == cut_short
     finish(ledger, search, "r0", cut_short, 2.0)
     assert suggested(search, "r1").method == "baseline"
-    assert suggested(search, "r2").method == "z-loss", "two refinements were asked for a method, not three"
+    assert suggested(search, "r2").method == "z-loss", "expected two refinements per method, not three"
     ledger.close()
 
 
-def test_a_crashed_cell_is_no_value_to_the_sampler(plan: Plan, tmp_path: Path) -> None:
+def test_a_crashed_cell_has_no_value_for_the_sampler(plan: Plan, tmp_path: Path) -> None:
     ledger, search = started(plan, tmp_path)
     cell = suggested(search, "0")
     ledger.end(cell.id, CellResult(state="crashed", reason="out of memory"))
@@ -128,7 +128,7 @@ def test_a_crashed_cell_is_no_value_to_the_sampler(plan: Plan, tmp_path: Path) -
     ledger.close()
 
 
-def test_a_cell_without_a_finite_start_is_no_value(plan: Plan, tmp_path: Path) -> None:
+def test_a_cell_without_a_finite_initial_loss_has_no_value(plan: Plan, tmp_path: Path) -> None:
     ledger, search = started(plan, tmp_path)
     cell = suggested(search, "0")
     ledger.end(cell.id, CellResult(state="diverged"))
@@ -139,7 +139,7 @@ def test_a_cell_without_a_finite_start_is_no_value(plan: Plan, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
-def test_a_torn_journal_is_made_anew_from_the_ledger(end: bytes, plan: Plan, tmp_path: Path) -> None:
+def test_a_torn_journal_is_rebuilt_from_the_ledger(end: bytes, plan: Plan, tmp_path: Path) -> None:
     ledger, search = started(plan, tmp_path)
     finish(ledger, search, "0", suggested(search, "0"), 3.0)
     ledger.close()
@@ -151,8 +151,9 @@ def test_a_torn_journal_is_made_anew_from_the_ledger(end: bytes, plan: Plan, tmp
     ledger.close()
 
 
-def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: Path) -> None:
-    """Six of the grid are known at step 200. One of the grid that is worse continues, one of the sampler's is ended."""
+def test_the_pruner_ends_sampled_cells_but_never_grid_cells(tmp_path: Path) -> None:
+    """Six grid cells have good losses at step 200. A worse grid cell continues, but a worse cell from the sampler is
+    ended."""
     content = study(trials=2).model_dump(mode="json")
     content |= {"methods": ["baseline"], "lrs": [10.0**-i for i in range(7, 0, -1)]}
     content |= {"refine": {"trials": 2, "pruner": "median"}, "training": {"warmup_steps": 100, "min_lr": 0.0}}
@@ -169,13 +170,15 @@ def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: 
     for number, _ in enumerate(plan.cells):
         cell = suggested(search, str(number))
         evaluated(str(number), 200, 9.0 if number == 6 else 3.0)
-        evaluated(str(number), 200, 3.0)  # once more, as after a restart: the first counts
+        evaluated(str(number), 200, 3.0)  # sent again, as after a restart; only the first value counts
         finish(ledger, search, str(number), cell, 3.0)
     first, second = suggested(search, "r0"), suggested(search, "r1")
     evaluated("r0", 200, 2.9)
     evaluated("r1", 10, 8.0)
     evaluated("r1", 190, None)
-    assert asked == [], "better than the median, still warming up, or not finite"
+    assert asked == [], (
+        "nothing may be pruned that is better than the median, still warming up, or without a finite loss"
+    )
     evaluated("r1", 200, 8.0)
     assert asked == [(second.id, "the median pruner: val_loss 8 at step 200")]
     finish(ledger, search, "r0", first, 2.8)
@@ -183,7 +186,7 @@ def test_the_pruner_ends_what_the_sampler_proposed_and_never_the_grid(tmp_path: 
     search.on_trial_complete("r1", {"events": []})
     states = {trial.user_attrs["cell"]: trial.state for trial in optuna_trials(tmp_path)}
     assert (states[first.id], states[second.id]) == (TrialState.COMPLETE, TrialState.PRUNED)
-    assert search.suggest("r2") == Searcher.FINISHED, "a pruned trial is one of those that were asked for"
+    assert search.suggest("r2") == Searcher.FINISHED, "a pruned trial counts toward the number of trials"
     ledger.close()
     again, resumed = started(plan, tmp_path)
     assert resumed.suggest("0") == Searcher.FINISHED

@@ -1,4 +1,4 @@
-"""Ctrl-C while Ray starts, which must not be interrupted."""
+"""Ctrl-C while Ray starts, which must not interrupt the start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from service.sweep.stop import Interrupts
 
 
-def test_ctrl_c_while_ray_starts_is_answered_once_and_ends_the_block(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_while_ray_starts_is_acknowledged_once_and_ends_the_block(capsys: pytest.CaptureFixture[str]) -> None:
     started = []
 
     def start(interrupts: Interrupts) -> None:

@@ -123,7 +123,7 @@ def main() -> None:
     engine.GPT = OnDevice  # type: ignore[misc]
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_rng_state = torch.cuda.set_rng_state = lambda *_: None  # type: ignore[assignment]
-    torch.accelerator.is_available = lambda: False  # else the compiler queries its stream
+    torch.accelerator.is_available = lambda: False  # otherwise the compiler queries its stream
     taken = 0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for method, of in METHODS.items():

@@ -1,4 +1,4 @@
-"""The one embedded cluster of these modules: what a study on a laptop starts in its own process."""
+"""One embedded cluster for these modules, like the one that a study on a laptop starts in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ELSEWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="package")
 def embedded() -> Iterator[None]:
-    """Beside a setting that leads Ray's State API to another cluster."""
+    """Starts the cluster although a variable points Ray's State API to another one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", ELSEWHERE)
         connection.connect(None)

@@ -1,4 +1,4 @@
-"""A warm worker group on a real Ray cluster: cell after cell in the same processes, whatever a cell does."""
+"""A warm worker group on a real Ray cluster: cells run one after another in the same processes, however a cell ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tokens(home: Home) -> Tokens:
 
 @pytest.fixture(scope="module")
 def group(home: Home, tokens: Tokens, embedded: None) -> Iterator[WarmGroup]:
-    """Two warm DDP workers."""
+    """Yields a group of two warm DDP workers."""
     config = GroupConfig(
         trial=OecTrial(TokenFiles.of(tokens), micro_batch_memo=home.micro_batches),
         resources=STUDY.resources,
@@ -53,7 +53,7 @@ def group(home: Home, tokens: Tokens, embedded: None) -> Iterator[WarmGroup]:
     assert done(group, job(home, cell(tokens, lr=9e-3))).state == "finished"
     yield group
     group.close()
-    assert not group.alive, "the group did not end when it was closed"
+    assert not group.alive, "the group is still alive after it was closed"
 
 
 def cell(tokens: Tokens, **changes: Any) -> Cell:
@@ -73,13 +73,13 @@ def done(group: WarmGroup, job: Job) -> CellResult:
 
 
 def workers() -> set[int]:
-    """Process ids of this cluster's Ray Train workers."""
+    """Returns the process ids of this cluster's Ray Train workers."""
     children = psutil.Process().children(recursive=True)
     return {child.pid for child in children if "RayTrainWorker" in "".join(child.cmdline()[:1])}
 
 
-def test_a_cluster_of_ours_listens_on_loopback_and_asks_for_the_token(group: WarmGroup) -> None:
-    """Its dashboard: what takes jobs. Without the token of this user it takes none."""
+def test_an_embedded_cluster_listens_on_loopback_and_requires_the_token(group: WarmGroup) -> None:
+    """The dashboard accepts jobs, so it must only respond to requests with this user's token."""
     address = get_dashboard_url()
     assert address.startswith("127.0.0.1:")
     with pytest.raises(HTTPError) as refused:
@@ -99,7 +99,7 @@ def test_cells_one_after_another_in_the_same_processes(group: WarmGroup, home: H
     assert len(before) == 2
     assert workers() == before
     assert [result.state for result in (first, second, again)] == ["finished"] * 3
-    assert again.val_loss == first.val_loss, "the same cell twice is bit-equal"
+    assert again.val_loss == first.val_loss, "the same cell must give bit-identical results"
     assert second.val_loss != first.val_loss
 
 
@@ -107,13 +107,13 @@ def test_divergence_is_a_result_and_the_group_stays_warm(group: WarmGroup, home:
     before = workers()
     diverged = done(group, job(home, cell(tokens, lr=1e30)))
     assert diverged.state == "diverged"
-    assert (diverged.steps or 0) < 20, "a loss that is not finite ends the cell at once"
+    assert (diverged.steps or 0) < 20, "a loss that is not finite must end the cell at once"
     assert "not finite" in diverged.reason or "nan" in diverged.reason or "inf" in diverged.reason
     assert done(group, job(home, cell(tokens, lr=3e-3))).state == "finished"
     assert workers() == before
 
 
-def test_an_exception_on_all_ranks_is_the_cells_result(group: WarmGroup, home: Home, tokens: Tokens) -> None:
+def test_an_exception_on_all_ranks_is_the_result_of_the_cell(group: WarmGroup, home: Home, tokens: Tokens) -> None:
     before = workers()
     crashed = done(group, job(home, cell(tokens, data="other tokens")))
     assert crashed.state == "crashed"

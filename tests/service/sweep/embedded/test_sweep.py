@@ -1,5 +1,4 @@
-"""When a sweep is not worth going on with, its first cells having all crashed with the same error; and what one leaves
-in the cluster that it ran on: nothing."""
+"""A sweep gives up if its first cells all crash with the same error, and leaves nothing running in its cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ def crash(number: int, line: str) -> Entry:
     return ended(number, CellResult(state="crashed", reason=reason))
 
 
-def test_the_first_cells_that_crash_alike_end_the_sweep_with_their_error() -> None:
+def test_a_sweep_ends_if_its_first_cells_crash_with_the_same_error() -> None:
     same = SameCrashes()
     for number in range(SAME_CRASHES):
         assert not same.stop_all()
@@ -43,14 +42,14 @@ def test_the_first_cells_that_crash_alike_end_the_sweep_with_their_error() -> No
     assert same.error == line
 
 
-def test_different_errors_do_not() -> None:
+def test_a_sweep_continues_after_different_errors() -> None:
     same = SameCrashes()
     for number in range(2 * SAME_CRASHES):
         same.on_end(crash(number, "RuntimeError: one" if number else "RuntimeError: another"))
     assert not same.stop_all()
 
 
-def test_crashes_behind_a_cell_that_worked_do_not() -> None:
+def test_a_sweep_continues_if_a_cell_has_worked() -> None:
     for works in (CellResult(state="finished"), CellResult(state="diverged")):
         same = SameCrashes()
         same.on_end(crash(0, "RuntimeError: one"))
@@ -61,7 +60,7 @@ def test_crashes_behind_a_cell_that_worked_do_not() -> None:
 
 
 @pytest.mark.usefixtures("embedded")
-def test_rays_processes_know_their_own_cluster_and_ours_keeps_its_environment() -> None:
+def test_ray_workers_find_their_own_cluster_and_our_environment_is_unchanged() -> None:
     @ray.remote
     def told() -> str:
         from ray.util.state import list_nodes
@@ -77,10 +76,10 @@ def test_rays_processes_know_their_own_cluster_and_ours_keeps_its_environment() 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.usefixtures("embedded")
-def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> None:
-    """The core of a sweep of one cell is free when the sweep returns.
+def test_a_group_frees_its_cores_before_the_sweep_returns(tmp_path: Path) -> None:
+    """When a sweep of one cell returns, the cell's core is free.
 
-    A cell that waits for a core must not wait for the group of a trial that has ended.
+    Otherwise a cell that waits for a core could wait for the group of a trial that has already ended.
     """
     home = open_home(tmp_path)
     few = {"methods": ["baseline"], "lrs": [1e-3], "refine": {}, "resources": {"workers": 1}}
@@ -92,5 +91,5 @@ def test_a_group_frees_its_cores_before_its_trial_is_gone(tmp_path: Path) -> Non
         sweep(plan, by_worker_group(group_config(study, tokens, home)), home, ledger, [], max_concurrent=1)
         assert ledger.counts()["finished"] == 1
     groups = ray.util.placement_group_table()
-    assert groups, "no group was placed, so that none could be left"
+    assert groups, "no group was ever placed, so the test proves nothing"
     assert {group["state"] for group in groups.values()} == {"REMOVED"}

@@ -1,4 +1,5 @@
-"""Commands and Python objects in warm worker groups on a real Ray cluster: one serving loop with our own training."""
+"""Commands and Python objects in warm worker groups on a real Ray cluster; they share the serving loop with our own
+trainer."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(home: Home, embedded: None) -> Iterator[Callable[[Study], WarmGroup]]:
-    """Starts groups, which end after the test."""
+    """Returns a function that starts groups, which are closed after the test."""
     groups: list[WarmGroup] = []
 
     def started(spec: Study) -> WarmGroup:
@@ -103,7 +104,7 @@ def test_commands_one_after_another(start: Callable[[Study], WarmGroup], home: H
     assert (first.state, first.l_init, [row.step for row in rows]) == ("finished", 4.0, list(range(11)))
     diverged, _ = run(group, home, cell.model_copy(update={"lr": 2.0}))
     assert diverged.state == "diverged"
-    broken, _ = run(group, home, cell.model_copy(update={"seed": "broken"}))  # what a bad factor would do
+    broken, _ = run(group, home, cell.model_copy(update={"seed": "broken"}))  # like an invalid factor
     assert broken.state == "crashed"
     assert "invalid int value: 'broken'" in broken.reason.splitlines()[-1]
     assert not children_with("train.py")
@@ -126,7 +127,7 @@ def test_a_python_object_of_two_workers_stays_warm(start: Callable[[Study], Warm
     other, later = run(group, home, cell.model_copy(update={"lr": 0.2}))
     assert other.state == "finished"
     assert later[0].metrics["pid"] == rows[0].metrics["pid"]
-    assert later[0].metrics["cells"] > 3, "a cell is retried once"
+    assert later[0].metrics["cells"] > 3, "a cell must be retried once"
 
 
 def cell_of(spec: Study) -> ForeignCell:

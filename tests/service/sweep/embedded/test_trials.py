@@ -1,4 +1,4 @@
-"""A real sweep of Ray Tune forgets the trials that have ended; its driver does not grow with them."""
+"""A real Ray Tune sweep forgets trials that have ended, so that its driver does not grow with their number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIALS = 8
 
 
 class Numbers(Searcher):
-    """The trials 0, 1, 2, ..., of which every fourth fails, twice."""
+    """Suggests the trials 0, 1, 2, ...; every fourth one fails twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Numbers(Searcher):
 
 
 class Census(tune.Callback):
-    """Which trials the process holds when one ends, whoever holds them."""
+    """Counts the trial objects in this process whenever a trial ends."""
 
     def __init__(self) -> None:
         self.alive: list[int] = []
@@ -69,5 +69,7 @@ def test_a_driver_holds_no_trial_that_has_ended(tmp_path: Path, capfd: pytest.Ca
         ),
     ).fit()
     assert len(census.alive) == TRIALS * 3 // 4, "a trial is missing"
-    assert max(census.alive) <= 5, f"two run, two ended, one waits; Tune keeps more in a place unknown: {census.alive}"
-    assert "completed" not in capfd.readouterr().out, "Tune prints into the user's log"
+    assert max(census.alive) <= 5, (
+        f"expected at most two running, two ended and one waiting trial, but Tune keeps more: {census.alive}"
+    )
+    assert "completed" not in capfd.readouterr().out, "Tune prints to the user's log"
