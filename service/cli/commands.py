@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from service import exit_codes
+from service import __version__, exit_codes
 from service.cli.doctor_command import doctor
 from service.cli.init_command import init
 from service.cli.job_commands import jobs, logs, stop, submit
@@ -25,7 +25,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "sho
 
 
 @click.group(cls=BadInputExits, context_settings=CONTEXT)
-@click.version_option(package_name="oec-sensitivity")
+@click.version_option(__version__)
 def main() -> None:
     """How sensitive is the final loss to the learning rate, for each stabilization method?
 

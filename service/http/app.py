@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
 from search_spaces.study import Study
+from service import __version__
 from service.home.layout import Home
 from service.http.audit import Audit
 from service.http.backend import Backend
@@ -73,7 +73,7 @@ def create_app(
         context.report_pages.close()
 
     app = FastAPI(
-        title="oec", version=version("oec-sensitivity"), docs_url=None, redoc_url=None, openapi_url=None,
+        title="oec", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
         max_body_size=settings.max_body, lifespan=lifespan,
     )  # fmt: skip
     app.state.context = context

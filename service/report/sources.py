@@ -27,6 +27,7 @@ from dashboards.tables import join_words
 from search_spaces.errors import InvalidInput, expand
 from search_spaces.shipped import shipped
 from search_spaces.study import Study, is_name
+from service import __version__
 from service.home import copies
 from service.home.layout import Home
 from service.home.ledger import Entry
@@ -39,7 +40,7 @@ from trainers.rows import LazyRows
 from trainers.storage.bucket import is_bucket
 
 MLFLOW_PREFIX = "mlflow:"
-NAMED_VERSIONS = ("oec-sensitivity", "torch", "ray", "optuna", "mlflow")
+NAMED_LIBRARIES = ("torch", "ray", "optuna", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,8 +300,9 @@ def provenance(study: Study, runs: pd.DataFrame) -> dict[str, str]:
 
 
 def _environment() -> dict[str, str]:
+    libraries = (f"{name} {importlib.metadata.version(name)}" for name in NAMED_LIBRARIES)
     return {
-        "reported with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in NAMED_VERSIONS),
+        "reported with": ", ".join([f"oec-sensitivity {__version__}", *libraries]),
         "reported on": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
 

@@ -24,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 from ray.dashboard.modules.job.cli import submit
 
 from search_spaces.shipped import shipped
+from service import __version__
 from service.cli.commands import main
 from service.cluster.connection import ENVIRONMENT
 
@@ -85,7 +86,7 @@ def test_versions_match_the_package() -> None:
     assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {version("ray")}
     images = {service["image"] for service in SERVICES.values()} - {SERVICES["postgres"]["image"]}
     images |= {container["image"] for pod in PODS for container in pod["containers"]}
-    assert images == {f"oec-sensitivity:{PROJECT['version']}"}
+    assert images == {f"oec-sensitivity:{__version__}"}
 
 
 def test_base_images_are_exact_versions_that_the_package_runs_on() -> None:
@@ -107,7 +108,14 @@ def test_the_build_context_has_exactly_what_the_image_needs() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in kept)
     packages = {pattern.rstrip("*") for pattern in ("search_spaces*", "trainers*", "service*", "dashboards*")}
-    files = {"pyproject.toml", "requirements.lock", "docker/constraints.txt", "docker/entrypoint.sh", PROJECT["readme"]}
+    files = {
+        "pyproject.toml",
+        "oec_sensitivity.py",
+        "requirements.lock",
+        "docker/constraints.txt",
+        "docker/entrypoint.sh",
+        PROJECT["readme"],
+    }
     assert kept == packages | files | set(PROJECT["license-files"])
 
 
