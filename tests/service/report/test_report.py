@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from itertools import cycle
@@ -180,6 +181,20 @@ def test_several_files_of_the_published_repository(homes: tuple[Path, Path], tmp
     assert result.returncode == 0, result
     assert "80 of 80 LRS" in result.stdout
     assert "25 of 25 extra training times" in " ".join(result.stdout.split())
+
+
+def test_a_report_by_sources_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a Ray job whose working directory is a checkout, on nodes without ``oec``."""
+    installed = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "oec-sensitivity":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert load("published", open_home(tmp_path)).provenance["reported with"].startswith("oec-sensitivity 0.")
+    assert invoked("--version", home=tmp_path).stdout.startswith("oec, version 0.")
 
 
 def test_a_study_in_the_home_takes_precedence_over_the_published_runs(tmp_path: Path) -> None:
