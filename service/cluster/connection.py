@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "RAY_worker_register_timeout_seconds": "240",  # default: 60, for the same reason
     "RAY_prestart_worker_first_driver": "0",  # one worker per core, unused: Tune's trials have another environment
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",  # default: patch, which nothing that we send depends on
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow are the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # service.sweep.stop handles Ctrl-C
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a sweep resumes from the ledger, not from Tune's own state
@@ -68,11 +69,18 @@ def configure_ray() -> None:
 
 
 def connect(
-    address: str | None, log: Callable[[str], None] = logger.info, is_interrupted: Callable[[], bool] = lambda: False
+    address: str | None,
+    log: Callable[[str], None] = logger.info,
+    is_interrupted: Callable[[], bool] = lambda: False,
+    *,
+    installed: bool = True,
 ) -> None:
     """Join the cluster at ``address``, or start a local cluster with all cores of this machine.
 
-    ``start_local_cluster`` describes the other arguments.
+    ``start_local_cluster`` describes ``log`` and ``is_interrupted``.
+
+    Args:
+        installed: whether the nodes must have this package, see ``COMMAND``.
 
     Raises:
         InvalidInput: there is no cluster at the address, or no local cluster starts.
@@ -94,10 +102,14 @@ def connect(
             host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         environment = cluster_environment(f"{host}:{port}" if host else joined)
         with chdir(PACKAGE_ROOT):
-            runtime_env = {"env_vars": environment, **worker_setup()}
+            runtime_env = {"env_vars": environment, **(worker_setup() if installed else {})}
             ray.init(address=joined, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        reason = str(error).splitlines()[0]
+        reason, *details = str(error).splitlines()
+        if reason.startswith("Version mismatch"):
+            problem = " ".join(f"is a cluster of other versions. {reason} {' '.join(details)}".split())
+            remedy = "use the versions of the cluster, or run the study there as a job with `oec submit`"
+            raise InvalidInput("--address", joined, problem, remedy) from error
         remedy = "start the cluster, or omit the address to use a local cluster"
         raise InvalidInput("--address", joined, f"is not a Ray cluster ({reason})", remedy) from error
 

@@ -233,7 +233,7 @@ def local_facts(home: Home | None, here: Facts) -> Facts:
 
 def ask_as_driver(address: str, home: str | None, mlflow: str | None) -> Facts:
     """Join the cluster and ask its nodes."""
-    connect(address)
+    connect(address, installed=False)
     import ray
     from ray import cloudpickle
 

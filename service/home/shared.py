@@ -15,7 +15,7 @@ POLL_S = 0.05
 
 
 def check_shared(home: Home) -> None:
-    """Check that every node of the connected cluster can read and write this home.
+    """Check that every node of the connected cluster can run our code, and read and write this home.
 
     Raises:
         InvalidInput: a node cannot; the message lists each such node with its problem.
@@ -37,13 +37,20 @@ def check_shared(home: Home) -> None:
             for node in addresses
         }
         ray.wait(list(probes.values()), num_returns=len(probes), timeout=NODE_TIMEOUT_S)
-        failed = sorted(
-            f"{address} ({problem})"
-            for node, address in addresses.items()
-            if (problem := probe_result(probes[node]) or why_unseen(store, node, word))
-        )
+        unable, failed = [], []
+        for node, address in sorted(addresses.items(), key=lambda of_node: of_node[1]):
+            try:
+                if problem := probe_result(probes[node]) or why_unseen(store, node, word):
+                    failed.append(f"{address} ({problem})")
+            except ray.exceptions.RayError as error:  # its process did not start, or lacks the package
+                unable.append(f"{address} ({str(error).splitlines()[-1]})")
     finally:
         store.clear()
+    if unable:
+        joined = ray.get_runtime_context().gcs_address
+        problem = f"has nodes that cannot run this package: {', '.join(unable)}"
+        remedy = f"`oec doctor --cluster {joined}` says what they lack; `oec submit --working-dir` can bring it"
+        raise InvalidInput("--address", joined, problem, remedy)
     if failed:
         problem = f"is not seen by node{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
         remedy = "put it on storage that every node mounts at this path, such as NFS, or in a bucket that all can use"
@@ -82,7 +89,11 @@ def why_unseen(store: SignalStore, name: str, word: str) -> str:
 
 
 def probe_result(task: object) -> str:
-    """The result of a node's probe, or why there is none."""
+    """The result of a node's probe, or that it took too long.
+
+    Raises:
+        ray.exceptions.RayError: the probe did not run.
+    """
     import ray
 
     try:
@@ -90,5 +101,3 @@ def probe_result(task: object) -> str:
         return found
     except ray.exceptions.GetTimeoutError:
         return f"no response within {NODE_TIMEOUT_S:g} s"
-    except ray.exceptions.RayError as error:  # its process did not start, or lacks the package
-        return str(error).splitlines()[-1]

@@ -336,6 +336,29 @@ def test_a_home_that_a_node_does_not_see_is_refused_before_any_cell(cluster: Clu
     assert not list(home.glob(".probe-*"))
 
 
+@pytest.mark.long
+def test_a_node_without_the_package_is_named_before_any_cell(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "oec_sensitivity.py").write_text("raise ModuleNotFoundError('it is not installed here')\n")
+    own = ["--num-cpus", "1", "--node-ip-address", "127.0.0.3", *apart(cluster, "without")]
+    node = cluster.worker(*own, within=["env", f"PYTHONPATH={tmp_path}"])
+    try:
+        done = oec("submit", "smoke", "--follow", home=tmp_path / "home", **url(cluster))
+    finally:
+        kill(node)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "has nodes that cannot run this package: 127.0.0.3 (" in done.stdout
+    assert set(ledger_of(tmp_path / "home", "smoke").counts()) == {"planned"}
+
+
+def test_a_driver_of_another_version_of_ray_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ray\nray.__version__ = '1.0.0'\n")
+    more = {"PYTHONPATH": str(tmp_path), **cluster.environment}
+    done = oec("run", "smoke", "--address", cluster.address, home=tmp_path / "home", **more)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "is a cluster of other versions." in done.stderr
+    assert "Ray: 1.0.0" in done.stderr
+
+
 def test_the_environment_of_a_job_is_explicit(cluster: Cluster, tmp_path: Path) -> None:
     """The driver gets the submitter's MLflow address, whose password is never printed."""
     secret = "http://me:a-secret-word@127.0.0.1:9"
