@@ -45,7 +45,7 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     if study.trainer:
         identity = ", ".join(study.trainer.identity_files()) or "no file"
         seconds = plan.seconds(speeds, max_concurrent)
-        about = f"about {duration(seconds)}" if study.trainer.name in speeds else "for a time that none has shown yet"
+        about = f"about {duration(seconds)}" if study.trainer.name in speeds else "time unknown until one has run,"
         yield f"a cell's id includes the contents of: {identity}"
         yield f"{cells} ({known} already in the home), {about} with {max_concurrent} cells in parallel"
         return

@@ -112,24 +112,16 @@ StudyName = Annotated[str, Depends(existing_study)]
 RunToken = Annotated[Token, Depends(run_token)]
 SubmittedStudy = Annotated[Study, Depends(submitted_study)]
 SubmittedFields = Annotated[dict[str, Any], Depends(submitted_fields)]
-STUDY_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/Study"}},
-            "application/yaml": {"schema": {"type": "string", "description": "A study file."}},
-        },
-    }
-}
-DRAFT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"type": "object", "description": "Fields of a study."}},
-            "application/yaml": {"schema": {"type": "string", "description": "A study file."}},
-        },
-    }
-}
+
+
+def _body(schema: dict[str, str]) -> dict[str, Any]:
+    """A request body in either format. The schema of YAML is that of its content, not of its text."""
+    content = {f"application/{name}": {"schema": schema} for name in ("json", "yaml")}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+STUDY_BODY = _body({"$ref": "#/components/schemas/Study"})
+DRAFT_BODY = _body({"type": "object", "description": "Fields of a study."})
 EVENT_SCHEMA = {
     "type": "object",
     "properties": {
