@@ -44,10 +44,11 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     max_concurrent = concurrent_here(study)
     if study.trainer:
         identity = ", ".join(study.trainer.identity_files()) or "no file"
-        seconds = plan.seconds(speeds, max_concurrent)
-        about = f"about {duration(seconds)}" if study.trainer.name in speeds else "time unknown until one has run,"
+        parallel = f"{max_concurrent} cells in parallel"
+        known_time = f"about {duration(plan.seconds(speeds, max_concurrent))} with {parallel}"
+        about = known_time if study.trainer.name in speeds else f"{parallel}, for a time unknown until one has run"
         yield f"a cell's id includes the contents of: {identity}"
-        yield f"{cells} ({known} already in the home), {about} with {max_concurrent} cells in parallel"
+        yield f"{cells} ({known} already in the home), {about}"
         return
     yield (
         f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
