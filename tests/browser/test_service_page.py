@@ -109,14 +109,14 @@ def test_every_view_is_accessible(browser: Browser, home: Home, size: str, schem
 
 def test_curves_grow_and_text_from_a_study_is_never_markup(browser: Browser, home: Home) -> None:
     page = browser.new_page()
-    study = Study.load("smoke").model_copy(update={"description": EVIL})
+    study = Study.load("smoke").model_copy(update={"description": f"{EVIL}. Two."})
     with begin(home, study) as ledger, listening(service := served(home)) as url:
         complaints = entered(page, at(url), secret_of(service))
-        expect(page.locator("#list tbody")).to_contain_text(EVIL)
+        expect(page.locator("#list .note")).to_have_text(f"{EVIL}.")  # the first sentence
         page.click("#list >> text=smoke")
         expect(page.locator("#charts .point")).to_have_count(2)
         expect(page.locator("#running tbody tr")).to_have_count(1)
-        expect(page.locator("#study .description")).to_have_text(EVIL)
+        expect(page.locator("#study .description")).to_have_text(f"{EVIL}. Two.")
         for cell in CELLS[2:]:
             ledger.end(cell.id, FINISHED)
         expect(page.locator("#charts .point")).to_have_count(6)

@@ -21,7 +21,10 @@ function chooser(name) {
   return box;
 }
 
-const cellsOf = (study) => [study.state, countEnded(study.cells), countAll(study.cells), study.message || study.description];
+// A description may be a whole paragraph, which belongs on the page of its study.
+const firstSentence = (text) => /^.*?[.!?](?=\s|$)/s.exec(text)?.[0] ?? text;
+const noteOf = (study) => study.message || firstSentence(study.description ?? "");
+const cellsOf = (study) => [study.state, countEnded(study.cells), countAll(study.cells), noteOf(study)];
 
 // Rows stay in place, so that a refresh takes the focus from no checkbox or link.
 function showRows(studies) {
