@@ -105,6 +105,7 @@ def test_every_view_is_accessible(browser: Browser, home: Home, size: str, schem
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "errors scroll sideways"
         assert complaints == []
         page.close()
+    stop_head(home)  # the service has started a Ray of its own
 
 
 def test_curves_grow_and_text_from_a_study_is_never_markup(browser: Browser, home: Home) -> None:
