@@ -19,12 +19,12 @@ def import_own_packages() -> None:
 
     Ray calls this in each worker process of a study (see ``service.cluster.connection``).
     """
+    here = Path(__file__).resolve().parent
     for name in PACKAGES:
-        folder = Path(__file__).resolve().parent / name
-        file = folder / "__init__.py"
+        file = here / name / "__init__.py"
         if getattr(sys.modules.get(name), "__file__", None) == str(file):
             continue
-        spec = spec_from_file_location(name, file, submodule_search_locations=[str(folder)])
+        spec = spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = module = module_from_spec(spec)

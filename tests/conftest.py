@@ -36,6 +36,16 @@ def gpt2_cache(request: pytest.FixtureRequest) -> Path:
     return gpt2.fill(Path(request.config.cache.mkdir("gpt2")))
 
 
+ONE_CELL = """\
+name: one
+scales: [tiny]
+data: {source: text, path: TEXT, tokenizer: bytes}
+methods: [baseline]
+lrs: [1.0e-2]
+training: {steps: 20, batch_size: 4, sequence_length: 32, warmup_steps: 2, precision: float32, eval_sequences: 4}
+"""
+
+
 def write(folder: Path, name: str, **changes: object) -> Path:
     """Writes a study like ``smoke``: three curves with two learning rates, trained by two DDP workers. One cell
     diverges."""
@@ -56,11 +66,15 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("studies"), "first", refine={"trials": 1, "edge": 200})
 
 
-def packages_of_another_project(folder: Path) -> Path:
-    """Writes packages that have the names of ours and raise an error on import, and returns their folder."""
+def another_project(folder: Path) -> Path:
+    """Writes a project whose packages have the names of ours and raise an error on import, with the study ``one`` of a
+    single short cell. Returns its folder."""
     for name in ("service", "trainers", "search_spaces", "dashboards"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text("raise RuntimeError('the wrong package was imported')\n")
+    text = folder / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy.\n" * 200)
+    (folder / "one.yaml").write_text(ONE_CELL.replace("TEXT", str(text)))
     return folder
 
 
@@ -68,12 +82,11 @@ def packages_of_another_project(folder: Path) -> Path:
 def trained(first: Path) -> Path:
     """Returns a home in which the study ``first`` is complete.
 
-    It was started in the folder of another project, which is on the import path too; see
-    ``packages_of_another_project``.
+    It was started in the folder of ``another_project``, which is on the import path, too.
     """
     from tests.service.oec import oec
 
-    home, project = first.with_name("home"), packages_of_another_project(first.with_name("project"))
+    home, project = first.with_name("home"), another_project(first.with_name("project"))
     done = oec("run", first, home=home, cwd=project, PYTHONPATH=str(project))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Learning-rate sensitivity: first" in done.stdout

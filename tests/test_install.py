@@ -12,18 +12,10 @@ from pathlib import Path
 import pytest
 
 from search_spaces.shipped import SHIPPED
-from tests.conftest import packages_of_another_project
+from tests.conftest import another_project
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"search_spaces", "trainers", "service", "dashboards"}
-STUDY = """\
-name: one
-scales: [tiny]
-data: {source: text, path: TEXT, tokenizer: bytes}
-methods: [baseline]
-lrs: [1.0e-2]
-training: {steps: 20, batch_size: 4, sequence_length: 32, warmup_steps: 2, precision: float32, eval_sequences: 4}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +47,7 @@ def test_it_installs_the_four_packages_and_their_data_only(environment: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("on_path", [False, True], ids=["where a study starts", "in PYTHONPATH"])
 def test_packages_of_the_same_names_do_not_replace_ours(environment: Path, tmp_path: Path, on_path: bool) -> None:
-    here = packages_of_another_project(tmp_path / "repository")
-    text = tmp_path / "text.txt"
-    text.write_text("All work and no play makes Jack a dull boy.\n" * 200)
-    (here / "one.yaml").write_text(STUDY.replace("TEXT", str(text)))
+    here = another_project(tmp_path / "repository")
     command = [str(environment / "bin" / "oec"), "run", "one.yaml", "--home", str(tmp_path / "home")]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables |= {"PYTHONPATH": str(here)} if on_path else {}

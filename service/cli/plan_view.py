@@ -42,18 +42,15 @@ def plan_tables(plan: Plan, entries: Sequence[Entry], speeds: Mapping[str, float
     if size := kept_bytes(plan):
         yield f"keep_weights: at most {decimal(size)} of weights, if every cell is trained here"
     max_concurrent = concurrent_here(study)
+    parallel = f"{max_concurrent} cells in parallel"
+    time = f"about {duration(plan.seconds(speeds, max_concurrent))} with {parallel}"
     if study.trainer:
         identity = ", ".join(study.trainer.identity_files()) or "no file"
-        parallel = f"{max_concurrent} cells in parallel"
-        known_time = f"about {duration(plan.seconds(speeds, max_concurrent))} with {parallel}"
-        about = known_time if study.trainer.name in speeds else f"{parallel}, for a time unknown until one has run"
+        about = time if study.trainer.name in speeds else f"{parallel}, for a time unknown until one has run"
         yield f"a cell's id includes the contents of: {identity}"
         yield f"{cells} ({known} already in the home), {about}"
         return
-    yield (
-        f"{cells} ({known} already in the home), {plan.tokens:,} tokens; about "
-        f"{duration(plan.seconds(speeds, max_concurrent))} with {max_concurrent} cells in parallel, {basis}"
-    )
+    yield f"{cells} ({known} already in the home), {plan.tokens:,} tokens; {time}, {basis}"
 
 
 def curve_table(plan: Plan, axis: str) -> Table:

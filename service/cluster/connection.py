@@ -105,11 +105,12 @@ def connect(
             runtime_env = {"env_vars": environment, **(worker_setup() if installed else {})}
             ray.init(address=joined, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        reason, *details = str(error).splitlines()
-        if reason.startswith("Version mismatch"):
-            problem = " ".join(f"is a cluster of other versions. {reason} {' '.join(details)}".split())
+        message = str(error)
+        if message.startswith("Version mismatch"):
+            problem = f"is a cluster of other versions. {ray_start.one_line(message)}"
             remedy = "use the versions of the cluster, or run the study there as a job with `oec submit`"
             raise InvalidInput("--address", joined, problem, remedy) from error
+        reason = message.partition("\n")[0]
         remedy = "start the cluster, or omit the address to use a local cluster"
         raise InvalidInput("--address", joined, f"is not a Ray cluster ({reason})", remedy) from error
 

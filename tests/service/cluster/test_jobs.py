@@ -25,7 +25,7 @@ from benchmarks.study_run import newest_step
 from search_spaces.study import Study
 from service.home.layout import Home
 from service.home.studies import is_running
-from tests.conftest import packages_of_another_project
+from tests.conftest import another_project
 from tests.faults.cluster import Cluster
 from tests.service.oec import OEC, environment, oec, start
 from trainers.rows import read
@@ -34,14 +34,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 240.0
-ONE = """\
-name: one
-scales: [tiny]
-data: {source: text, path: TEXT, tokenizer: bytes}
-methods: [baseline]
-lrs: [1.0e-2]
-training: {steps: 20, batch_size: 4, sequence_length: 32, warmup_steps: 2, precision: float32, eval_sequences: 4}
-"""
 FINISHED = r"6/6 cells \| 0 running \| [\d,]+ tokens/s \| \d+:\d\d elapsed \| 0:00 left \| best tiny "
 
 
@@ -277,10 +269,7 @@ def test_rays_own_command_with_a_working_directory(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the folder of another project, whose packages have the names of ours, with the study ``one``."""
-    folder = packages_of_another_project(tmp_path_factory.mktemp("project"))
-    (folder / "one.yaml").write_text(ONE.replace("TEXT", str(Path(__file__).resolve())))
-    return folder
+    return another_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.mark.parametrize("options", [(), ("--working-dir", ".")], ids=["submitted from there", "shipped"])
